@@ -1,0 +1,252 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The ``[lxd]`` options of nova.conf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nova import conf as nova_conf
+from oslo_config import cfg
+
+lxd_group = cfg.OptGroup(
+    'lxd',
+    title='LXD driver options',
+    help="""
+Options of the LXD compute driver (``compute_driver = lxd.LXDDriver``), which
+runs servers as LXD system containers on the host of this nova-compute.
+""")
+
+connection_opts = [
+    cfg.StrOpt(
+        'endpoint',
+        help="""
+Where the LXD of this host listens: the path of its unix socket, or an
+``https://`` URL.
+
+Left empty, the sockets of the LXD snap, of a distribution's LXD package and
+of Incus are tried, in this order. With a URL, ``client_certificate``,
+``client_key`` and ``server_certificate`` must be set as well.
+
+Access to the unix socket is equivalent to root on the host.
+"""),
+    cfg.StrOpt(
+        'client_certificate',
+        help="""
+Path of the PEM certificate with which nova-compute identifies itself to an
+``https://`` endpoint. LXD must trust it (``lxc config trust add``).
+"""),
+    cfg.StrOpt(
+        'client_key',
+        help="""
+Path of the PEM private key that belongs to ``client_certificate``. Only
+nova-compute's user should be able to read it.
+"""),
+    cfg.StrOpt(
+        'server_certificate',
+        help="""
+Path of the PEM certificate that the LXD at an ``https://`` endpoint shows.
+
+The connection is refused unless the server shows exactly this certificate;
+certificate authorities are not consulted.
+"""),
+    cfg.StrOpt(
+        'project',
+        default='nova',
+        regex=r'^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$',
+        help="""
+LXD project in which this nova-compute keeps its instances and images.
+
+The driver never reads or changes anything in other projects, so containers
+of the operator's own are safe from it. Two nova-compute services must not
+share a project.
+"""),
+    cfg.BoolOpt(
+        'create_project',
+        default=True,
+        help="""
+Create ``project`` at start-up when it is missing. Switch this off where
+nova-compute's certificate may not create projects, and create it by hand:
+
+    lxc project create nova -c features.images=true \\
+        -c features.profiles=true -c features.storage.volumes=true
+"""),
+    cfg.StrOpt(
+        'storage_pool',
+        default='default',
+        help="""
+LXD storage pool for root disks, images and ephemeral disks. Its size is what
+the host reports to Placement as DISK_GB. Pools of type btrfs, zfs, lvm (thin)
+and ceph enforce the root disk size of a flavor and clone images at once; a
+``dir`` pool does neither.
+"""),
+]
+
+timeout_opts = [
+    cfg.IntOpt(
+        'startup_timeout',
+        default=30, min=0, max=3600,
+        help="""
+Seconds to wait at start-up for an LXD that does not answer yet, for example
+since the host has just booted, before nova-compute gives up.
+"""),
+    cfg.IntOpt(
+        'request_timeout',
+        default=30, min=1, max=3600,
+        help="""
+Seconds within which LXD must answer a plain request. An LXD that takes longer
+counts as unreachable.
+"""),
+    cfg.IntOpt(
+        'operation_timeout',
+        default=300, min=10, max=86400,
+        help="""
+Seconds within which LXD must finish an operation on an instance, such as
+creating, starting or deleting it. Raise it for slow disks or for large images
+on a ``dir`` pool. An operation that runs longer is cancelled where LXD can.
+"""),
+    cfg.IntOpt(
+        'image_timeout',
+        default=3600, min=60, max=86400,
+        help="""
+Seconds that the transfer of one image between Glance and LXD may take.
+"""),
+    cfg.IntOpt(
+        'soft_reboot_timeout',
+        default=60, min=1, max=3600,
+        help="""
+Seconds that a guest gets to shut down in a soft reboot before the driver does
+a hard one. (For stopping a server see ``[DEFAULT] shutdown_timeout``.)
+"""),
+    cfg.IntOpt(
+        'guest_shutdown_delay',
+        default=5, min=1, max=60,
+        help="""
+Seconds for which a server must stay down after its guest shut itself down
+before Nova is told. A guest that reboots itself is down for a moment too and
+must not be taken for a stopped one.
+"""),
+]
+
+instance_opts = [
+    cfg.StrOpt(
+        'idmap_isolation',
+        default='auto',
+        choices=[
+            ('auto', 'per server where LXD mounts root disks idmapped, else '
+                     'per project where that saves shifting every new root '
+                     'disk, else per server'),
+            ('server', 'each server has a uid range of its own'),
+            ('project', 'servers of an OpenStack project share a uid range'),
+            ('off', "all servers share LXD's default uid range"),
+        ],
+        help="""
+How far apart the user ids of unprivileged servers are on the host.
+
+A server that breaks out of its container finds itself as an unprivileged host
+user. With a range per server that user owns nothing else; with a range per
+project it could reach files and processes of the same project's other servers
+on this host; with ``off`` those of all servers on this host.
+
+LXD versions that do not mount root disks idmapped change the owner of every
+file of a new root disk at its first start. Servers that share a range are
+cloned from one template whose files were shifted once, which makes creating
+them several times faster (see ``fast_spawn``).
+
+The host needs enough subordinate ids for root in ``/etc/subuid`` and
+``/etc/subgid``: 65536 for each range in use. Flavors can ask for an own range
+per server with the extra spec ``lxd:isolated=true``.
+"""),
+    cfg.BoolOpt(
+        'fast_spawn',
+        default=True,
+        help="""
+Keep a stopped, already shifted template of each image in use and clone new
+servers from it, where servers share a uid range and the storage pool can clone
+at once. Templates cost no disk space worth mentioning on such pools and
+disappear with the cached image.
+"""),
+    cfg.BoolOpt(
+        'boot_network_wait',
+        default=True,
+        help="""
+Start a new server only when Neutron has reported its ports as plugged, within
+``[DEFAULT] vif_plugging_timeout`` seconds. Switch this off only for a network
+back end that never reports.
+"""),
+    cfg.BoolOpt(
+        'cloud_init_keys',
+        default=False,
+        help="""
+Also pass user data, vendor data and network configuration through LXD's own
+``cloud-init.*`` instance options, for images whose cloud-init reads only
+those. This switches ``devlxd`` on, through which a guest can read its own
+configuration keys. Metadata service and config drive work either way.
+"""),
+    cfg.BoolOpt(
+        'devlxd',
+        default=False,
+        help="""
+Offer the guest the LXD guest API at ``/dev/lxd/sock``. Off, a guest learns
+nothing of the LXD that runs it.
+"""),
+    cfg.IntOpt(
+        'max_processes',
+        default=0, min=0,
+        help="""
+Most processes and threads that a server may have at a time, so that a fork
+bomb does not take the host's process table. 0 sets no limit. Flavors can set
+their own with the extra spec ``lxd:max_processes``.
+"""),
+]
+
+image_opts = [
+    cfg.IntOpt(
+        'image_max_unpacked_gb',
+        default=100, min=1, max=65536,
+        help="""
+Largest size in GiB that an image may have when unpacked. The transfer of an
+image that turns out to be larger, for example one made to fill the host's
+disk, is stopped at that point and the image is refused.
+"""),
+    cfg.IntOpt(
+        'image_parallel_imports',
+        default=2, min=1, max=64,
+        help="""
+How many different images may be transferred into LXD at the same time. One
+image is only ever transferred once, however many servers wait for it.
+"""),
+]
+
+ALL_OPTS = connection_opts + timeout_opts + instance_opts + image_opts
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register the ``[lxd]`` options.
+
+    :param conf: the configuration to extend, normally ``nova.conf.CONF``.
+    """
+    conf.register_group(lxd_group)
+    conf.register_opts(ALL_OPTS, group=lxd_group)
+
+
+def list_opts() -> Iterable[tuple[cfg.OptGroup, list[cfg.Opt]]]:
+    """Name the options for oslo-config-generator and the documentation.
+
+    :returns: pairs of group and options.
+    """
+    return [(lxd_group, ALL_OPTS)]
+
+
+CONF = nova_conf.CONF
+register_opts(CONF)
