@@ -132,6 +132,8 @@ class Session:
         self._client: pylxd.Client | None = None
         self._connecting = threading.Lock()
         self.project: str = conf.project
+        #: Seconds that an operation may take unless its caller says more.
+        self.operation_timeout: float = conf.operation_timeout
         self.server: dict[str, Any] = {}
         #: Requests sent so far, for diagnosis and measurement.
         self.request_count = 0
@@ -184,12 +186,13 @@ class Session:
         # Otherwise REQUESTS_CA_BUNDLE would replace the pinned certificate
         # and proxies of the environment would be asked for LXD.
         http.trust_env = False
-        # The constructor asks the server for its version; everything that can
-        # go wrong there is reported by our own first request instead.
-        client = pylxd.Client.__new__(pylxd.Client)
-        client.project = None
-        client.api = pylxd.client._APINode(url, session=http)
-        return client
+        try:
+            return pylxd.Client(
+                endpoint=url, session=http,
+                timeout=(CONNECT_TIMEOUT, self._conf.request_timeout))
+        except (pylxd_exceptions.ClientConnectionFailed,
+                *_TRANSPORT_ERRORS) as exc:
+            raise self._transport_error('connect', exc) from exc
 
     def has_extension(self, name: str) -> bool:
         """Tell whether the server has an API extension.
@@ -273,7 +276,7 @@ class Session:
             return answer.get('metadata')
         operation = Operation(self, _describe(method, path),
                               answer['metadata'])
-        return operation.wait(timeout or self._conf.operation_timeout,
+        return operation.wait(timeout or self.operation_timeout,
                               progress)
 
     def _request(self, method: str, path: tuple[str, ...], *,
@@ -285,7 +288,7 @@ class Session:
         if self._client is None:
             self.connect()
         assert self._client is not None
-        node = self._client.api['1.0']
+        node = self._client.api
         for segment in path:
             node = node[parse.quote(str(segment), safe='')]
         kwargs: dict[str, Any] = {

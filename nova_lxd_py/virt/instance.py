@@ -1,0 +1,392 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""One LXD instance as Nova sees it, and the ones that are Nova's.
+
+A :class:`Guest` is a thin handle: LXD holds the state, and what the driver has
+to remember of an instance stands in its ``user.nova.*`` keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import time
+from typing import Any, TypeVar
+
+from nova.compute import power_state
+from oslo_concurrency import lockutils
+from oslo_log import log as logging
+
+from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import session as lxd
+
+LOG = logging.getLogger(__name__)
+
+#: Marks an LXD instance as the driver's; holds the Nova instance's uuid.
+KEY_UUID = 'user.nova.uuid'
+#: What the LXD instance is for, see the ROLE constants.
+KEY_ROLE = 'user.nova.role'
+#: OpenStack project of the server.
+KEY_PROJECT = 'user.nova.project_id'
+KEY_USER = 'user.nova.user_id'
+KEY_NAME = 'user.nova.name'
+KEY_FLAVOR = 'user.nova.flavor'
+KEY_IMAGE = 'user.nova.image'
+#: 'true' on a server's own instance while its rescue instance runs instead.
+KEY_RESCUED = 'user.nova.rescued'
+#: 'true' while the server is frozen for Nova's suspend rather than pause.
+KEY_SUSPENDED = 'user.nova.suspended'
+
+ROLE_SERVER = 'server'
+ROLE_RESCUE = 'rescue'
+ROLE_TEMPLATE = 'template'
+
+_SUFFIXES = {ROLE_SERVER: '', ROLE_RESCUE: '-rescue'}
+
+#: LXD's instance status to Nova's power state. Whatever is not listed, such as
+#: LXD's Error, says nothing certain about the guest: Nova only warns about
+#: NOSTATE, while it would stop servers for a wrong SHUTDOWN.
+POWER_STATES = {
+    'Running': power_state.RUNNING,
+    'Ready': power_state.RUNNING,
+    'Stopped': power_state.SHUTDOWN,
+    'Frozen': power_state.PAUSED,
+}
+
+#: Seconds between attempts while another operation holds an instance.
+BUSY_POLL = 0.1
+#: Attempts at a change that keeps colliding with other changes.
+UPDATE_ATTEMPTS = 10
+
+_T = TypeVar('_T')
+
+
+def lxd_name(instance: Any, role: str = ROLE_SERVER) -> str:
+    """Name the LXD instance of a server.
+
+    :param instance: the :class:`nova.objects.Instance`.
+    :param role: ROLE_SERVER or ROLE_RESCUE.
+    :returns: the name that its LXD instance gets.
+    """
+    return instance.name + _SUFFIXES[role]
+
+
+class Guest:
+    """A handle on one LXD instance.
+
+    :param session: the way to LXD.
+    :param info: LXD's description of the instance.
+    """
+
+    def __init__(self, session: lxd.Session, info: Mapping[str, Any]) -> None:
+        self._session = session
+        self._info = info
+
+    def __repr__(self) -> str:
+        return f'<Guest {self.name} {self.role} {self.uuid}>'
+
+    @property
+    def name(self) -> str:
+        """LXD's name of the instance."""
+        return self._info['name']
+
+    @property
+    def uuid(self) -> str:
+        """Uuid of the Nova instance, or '' for what serves none."""
+        return self.config.get(KEY_UUID, '')
+
+    @property
+    def role(self) -> str:
+        """What the instance is for, see the ROLE constants."""
+        return self.config.get(KEY_ROLE, ROLE_SERVER)
+
+    @property
+    def config(self) -> Mapping[str, str]:
+        """LXD's configuration keys when last read."""
+        return self._info['config']
+
+    @property
+    def devices(self) -> Mapping[str, Mapping[str, str]]:
+        """LXD's devices when last read."""
+        return self._info['devices']
+
+    @property
+    def status(self) -> str:
+        """LXD's word for the state when last read, such as 'Running'."""
+        return self._info['status']
+
+    @property
+    def power_state(self) -> int:
+        """Nova's power state when last read."""
+        state = POWER_STATES.get(self.status, power_state.NOSTATE)
+        if (state == power_state.PAUSED and
+                self.config.get(KEY_SUSPENDED) == 'true'):
+            return power_state.SUSPENDED
+        return state
+
+    def reload(self) -> Guest:
+        """Read the instance again.
+
+        :returns: itself.
+        :raises errors.NotFound: it is gone.
+        """
+        self._info = self._session.get('instances', self.name)
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """Read the live figures: processes, memory, disk, network.
+
+        :returns: LXD's instance state.
+        :raises errors.NotFound: it is gone.
+        """
+        return self._session.get('instances', self.name, 'state')
+
+    # -- power --------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start it; a running one is left alone.
+
+        :raises errors.LXDError: it cannot be started.
+        """
+        self._change_state('start', 'already running')
+
+    def stop_cleanly(self, timeout: int) -> None:
+        """Let the guest shut itself down.
+
+        :param timeout: seconds that it gets.
+        :raises errors.OperationFailed: it still runs then.
+        """
+        self._change_state('stop', 'already stopped', timeout=timeout)
+
+    def stop(self) -> None:
+        """Stop it by force; a stopped one is left alone.
+
+        :raises errors.LXDError: it cannot be stopped.
+        """
+        self._change_state('stop', 'already stopped', force=True)
+
+    def restart_cleanly(self, timeout: int) -> None:
+        """Let the guest shut itself down and start it again.
+
+        :param timeout: seconds that the guest gets to shut down.
+        :raises errors.OperationFailed: it still runs then.
+        """
+        self._change_state('restart', '', timeout=timeout)
+
+    def freeze(self) -> None:
+        """Stop all its processes from running; a frozen one stays so."""
+        self._change_state('freeze', 'already frozen')
+
+    def unfreeze(self) -> None:
+        """Let its processes run on; a running one is left alone."""
+        self._change_state('unfreeze', 'already running')
+
+    def _change_state(self, action: str, already: str, force: bool = False,
+                      timeout: int = -1) -> None:
+        body = {'action': action, 'force': force, 'timeout': timeout}
+        # LXD answers within the guest's time plus its own.
+        patience = self._session.operation_timeout + max(timeout, 0)
+
+        def change() -> None:
+            try:
+                self._session.put('instances', self.name, 'state', body=body,
+                                  timeout=patience)
+            except (errors.InvalidRequest, errors.OperationFailed) as exc:
+                if not already or already not in exc.message:
+                    raise
+        # LXD reports an instance as stopped before it has cleaned up after
+        # it, and refuses to start it until then.
+        self._when_free(change)
+
+    def _when_free(self, change: Callable[[], _T]) -> _T:
+        """Do something as soon as no other operation holds the instance."""
+        deadline = time.monotonic() + self._session.operation_timeout
+        while True:
+            try:
+                return change()
+            except errors.Busy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(BUSY_POLL)
+
+    # -- changes ------------------------------------------------------------
+
+    def update(self, config: Mapping[str, str | None] | None = None,
+               devices: Mapping[str, Mapping[str, str] | None] | None = None,
+               ) -> None:
+        """Change configuration keys and devices, and keep all others.
+
+        :param config: new values; None removes a key.
+        :param devices: new devices; None removes one.
+        :raises errors.LXDError: LXD refuses the result; nothing is changed.
+        """
+        for attempt in range(UPDATE_ATTEMPTS):
+            info, etag = self._session.get_with_etag('instances', self.name)
+            self._info = info
+            wanted = {key: info[key] for key in (
+                'architecture', 'config', 'devices', 'ephemeral', 'profiles',
+                'description', 'stateful') if key in info}
+            wanted['config'] = _merged(info['config'], config)
+            wanted['devices'] = _merged(info['devices'], devices)
+            if (wanted['config'] == info['config'] and
+                    wanted['devices'] == info['devices']):
+                return
+            try:
+                self._when_free(lambda: self._session.put(
+                    'instances', self.name, body=wanted, etag=etag))
+            except errors.PreconditionFailed:
+                if attempt == UPDATE_ATTEMPTS - 1:
+                    raise
+                continue
+            self._info = {**info, **wanted}
+            return
+
+    def delete(self) -> None:
+        """Stop it by force and delete it with its root disk; one that is gone
+        already is a success.
+
+        :raises errors.LXDError: LXD cannot delete it.
+        """
+        deadline = time.monotonic() + self._session.operation_timeout
+        while True:
+            try:
+                self.stop()
+                self._when_free(lambda: self._session.delete(
+                    'instances', self.name))
+                return
+            except errors.NotFound:
+                return
+            except (errors.InvalidRequest, errors.OperationLost) as exc:
+                # Started meanwhile by its own reboot, or LXD has restarted.
+                if time.monotonic() > deadline:
+                    raise
+                LOG.debug('Deleting %s once more after: %s', self.name, exc)
+                time.sleep(BUSY_POLL)
+
+
+class Guests:
+    """The LXD instances that belong to this nova-compute.
+
+    :param session: the way to LXD, bound to the driver's project.
+    """
+
+    def __init__(self, session: lxd.Session) -> None:
+        self._session = session
+
+    def all(self) -> list[Guest]:
+        """List everything of ours, whatever its role, with one request.
+
+        :returns: guests; foreign instances in the project are left out.
+        """
+        infos = self._session.get('instances', params={'recursion': 1})
+        return [Guest(self._session, info) for info in infos
+                if KEY_ROLE in info['config'] or KEY_UUID in info['config']]
+
+    def servers(self) -> list[Guest]:
+        """List the instances that are servers, with one request."""
+        return [guest for guest in self.all() if guest.role == ROLE_SERVER]
+
+    def get(self, instance: Any, role: str = ROLE_SERVER) -> Guest:
+        """Find the LXD instance of a server.
+
+        :param instance: the :class:`nova.objects.Instance`.
+        :param role: ROLE_SERVER or ROLE_RESCUE.
+        :returns: the guest.
+        :raises errors.NotFound: LXD has none for this uuid.
+        """
+        name = lxd_name(instance, role)
+        try:
+            guest = Guest(self._session, self._session.get('instances', name))
+        except errors.NotFound:
+            guest = None
+        if guest is not None and guest.uuid == instance.uuid:
+            return guest
+        # Names come from a template that an operator may change.
+        for other in self.all():
+            if other.uuid == instance.uuid and other.role == role:
+                return other
+        raise errors.NotFound(
+            f'LXD has no {role} instance for server {instance.uuid}')
+
+    def active(self, instance: Any) -> Guest:
+        """Find the LXD instance that runs for a server at the moment: its
+        rescue instance while it is rescued, else its own.
+
+        :param instance: the :class:`nova.objects.Instance`.
+        :returns: the guest.
+        :raises errors.NotFound: LXD has none.
+        """
+        guest = self.get(instance)
+        if guest.config.get(KEY_RESCUED) == 'true':
+            with contextlib.suppress(errors.NotFound):
+                return self.get(instance, ROLE_RESCUE)
+        return guest
+
+    def find(self, instance: Any, role: str = ROLE_SERVER) -> Guest | None:
+        """As :meth:`get`, with None for a server that LXD does not have."""
+        try:
+            return self.get(instance, role)
+        except errors.NotFound:
+            return None
+
+    def create(self, name: str, source: Mapping[str, Any],
+               config: Mapping[str, str],
+               devices: Mapping[str, Mapping[str, str]],
+               timeout: float | None = None) -> Guest:
+        """Make an LXD instance; it is not started.
+
+        :param name: LXD's name for it.
+        :param source: where its root disk comes from, as LXD's API has it.
+        :param config: all its configuration keys.
+        :param devices: all its devices; profiles are never used.
+        :param timeout: seconds; ``[lxd] operation_timeout`` by default.
+        :returns: the new guest.
+        :raises errors.LXDError: LXD could not make it, and has kept nothing.
+        """
+        self._session.post('instances', timeout=timeout, body={
+            'name': name, 'type': 'container', 'source': dict(source),
+            'config': dict(config), 'profiles': [],
+            'devices': {key: dict(value) for key, value in devices.items()}})
+        return Guest(self._session, self._session.get('instances', name))
+
+    @staticmethod
+    def lock(uuid: str) -> contextlib.AbstractContextManager[Any]:
+        """Keep two operations on one server from interleaving.
+
+        Nova serialises only some operations itself; different servers never
+        wait for each other here.
+
+        :param uuid: the server's uuid.
+        :returns: a context manager that holds the server's lock.
+        """
+        return lockutils.lock(f'lxd-instance-{uuid}', lock_file_prefix=None)
+
+
+def _merged(present: Mapping[str, Any], changes: Mapping[str, Any] | None
+            ) -> dict[str, Any]:
+    result = dict(present)
+    for key, value in (changes or {}).items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = value if isinstance(value, str) else dict(value)
+    return result
+
+
+def by_uuid(guests: Iterable[Guest]) -> dict[str, Guest]:
+    """Index guests by the uuid of their server.
+
+    :param guests: guests of one role.
+    :returns: guests by uuid.
+    """
+    return {guest.uuid: guest for guest in guests}
