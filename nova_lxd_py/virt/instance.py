@@ -18,7 +18,7 @@ to remember of an instance stands in its ``user.nova.*`` keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import time
 from typing import Any, TypeVar
@@ -305,18 +305,25 @@ class Guests:
         :raises errors.NotFound: LXD has none for this uuid.
         """
         name = lxd_name(instance, role)
-        try:
-            guest = Guest(self._session, self._session.get('instances', name))
-        except errors.NotFound:
-            guest = None
-        if guest is not None and guest.uuid == instance.uuid:
-            return guest
+        with contextlib.suppress(errors.NotFound):
+            guest = self.by_name(name)
+            if guest.uuid == instance.uuid:
+                return guest
         # Names come from a template that an operator may change.
         for other in self.all():
             if other.uuid == instance.uuid and other.role == role:
                 return other
         raise errors.NotFound(
             f'LXD has no {role} instance for server {instance.uuid}')
+
+    def by_name(self, name: str) -> Guest:
+        """Read an instance by LXD's name for it, whosoever it is.
+
+        :param name: LXD's name.
+        :returns: the guest.
+        :raises errors.NotFound: LXD has none.
+        """
+        return Guest(self._session, self._session.get('instances', name))
 
     def active(self, instance: Any) -> Guest:
         """Find the LXD instance that runs for a server at the moment: its
@@ -328,8 +335,7 @@ class Guests:
         """
         guest = self.get(instance)
         if guest.config.get(KEY_RESCUED) == 'true':
-            with contextlib.suppress(errors.NotFound):
-                return self.get(instance, ROLE_RESCUE)
+            return self.find(instance, ROLE_RESCUE) or guest
         return guest
 
     def find(self, instance: Any, role: str = ROLE_SERVER) -> Guest | None:
@@ -357,7 +363,7 @@ class Guests:
             'name': name, 'type': 'container', 'source': dict(source),
             'config': dict(config), 'profiles': [],
             'devices': {key: dict(value) for key, value in devices.items()}})
-        return Guest(self._session, self._session.get('instances', name))
+        return self.by_name(name)
 
     @staticmethod
     def lock(uuid: str) -> contextlib.AbstractContextManager[Any]:
@@ -381,12 +387,3 @@ def _merged(present: Mapping[str, Any], changes: Mapping[str, Any] | None
         else:
             result[key] = value if isinstance(value, str) else dict(value)
     return result
-
-
-def by_uuid(guests: Iterable[Guest]) -> dict[str, Guest]:
-    """Index guests by the uuid of their server.
-
-    :param guests: guests of one role.
-    :returns: guests by uuid.
-    """
-    return {guest.uuid: guest for guest in guests}
