@@ -297,6 +297,8 @@ class Watcher:
 
     def _remember(self, guest: lxd_instance.Guest, changes: int) -> None:
         """Keep what LXD said, unless an event came after the question."""
+        if not guest.is_ours:
+            return
         with self._lock:
             if self._changes.get(guest.name, 0) == changes:
                 self._known[guest.name] = _Known(

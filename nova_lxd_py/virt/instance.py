@@ -111,6 +111,11 @@ class Guest:
         return self.config.get(KEY_ROLE, ROLE_SERVER)
 
     @property
+    def is_ours(self) -> bool:
+        """Whether the driver made it; all others are never touched."""
+        return KEY_ROLE in self.config or KEY_UUID in self.config
+
+    @property
     def config(self) -> Mapping[str, str]:
         """LXD's configuration keys when last read."""
         return self._info['config']
@@ -289,8 +294,8 @@ class Guests:
         :returns: guests; foreign instances in the project are left out.
         """
         infos = self._session.get('instances', params={'recursion': 1})
-        return [Guest(self._session, info) for info in infos
-                if KEY_ROLE in info['config'] or KEY_UUID in info['config']]
+        return [guest for guest in (Guest(self._session, info)
+                                    for info in infos) if guest.is_ours]
 
     def servers(self) -> list[Guest]:
         """List the instances that are servers, with one request."""
