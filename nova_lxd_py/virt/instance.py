@@ -301,6 +301,15 @@ class Guests:
         """List the instances that are servers, with one request."""
         return [guest for guest in self.all() if guest.role == ROLE_SERVER]
 
+    def of(self, instance: Any) -> list[Guest]:
+        """List all that LXD has of a server: its own instance and others that
+        serve it, such as its rescue instance.
+
+        :param instance: the :class:`nova.objects.Instance`.
+        :returns: guests; none if LXD does not know the server.
+        """
+        return [guest for guest in self.all() if guest.uuid == instance.uuid]
+
     def get(self, instance: Any, role: str = ROLE_SERVER) -> Guest:
         """Find the LXD instance of a server.
 

@@ -1,0 +1,203 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The compute driver that Nova loads: it delegates, and holds no logic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nova import exception
+from nova.image import glance
+from nova.virt import driver
+from nova.virt import hardware
+from oslo_config import cfg
+from oslo_log import log as logging
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt import console
+from nova_lxd_py.virt import events
+from nova_lxd_py.virt import host as lxd_host
+from nova_lxd_py.virt import images
+from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import lifecycle
+from nova_lxd_py.virt import preflight
+from nova_lxd_py.virt import session
+from nova_lxd_py.virt import templates
+from nova_lxd_py.virt import translation
+from nova_lxd_py.virt.vif import manager as vif_manager
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+
+@translation.translate_all
+class LXDDriver(driver.ComputeDriver):
+    """Runs servers as LXD system containers.
+
+    :param virtapi: Nova's way of waiting for Neutron's events.
+    """
+
+    capabilities = {
+        **driver.ComputeDriver.capabilities,
+        'has_imagecache': True,
+        'supports_evacuate': True,
+        'supports_trusted_certs': True,
+        'supports_image_type_raw': True,
+    }
+
+    def __init__(self, virtapi: Any) -> None:
+        super().__init__(virtapi)
+        options: cfg.ConfigOpts.GroupAttr = CONF.lxd
+        self._session = session.Session(options)
+        self._guests = lxd_instance.Guests(self._session)
+        self._watcher = events.Watcher(
+            self._session, self._guests, self.emit_event,
+            options.guest_shutdown_delay)
+        self._vifs = vif_manager.VIFManager()
+        self._images = images.ImageStore(self._session, options, glance.API())
+        self._templates = templates.TemplateStore(self._session, options,
+                                                  self._guests)
+        self._host = lxd_host.Host(self._session, options)
+        self._consoles = console.Consoles(self._session, self._guests)
+        self._lifecycle = lifecycle.Lifecycle(
+            virtapi, options, self._guests, self._watcher, self._vifs,
+            self._images, self._templates)
+
+    # -- service ------------------------------------------------------------
+
+    def init_host(self, host):
+        preflight.check(self._session, CONF)
+        self._watcher.start()
+        LOG.info('LXD %s at %s: servers go to project %s, pool %s',
+                 self._session.server['environment']['server_version'],
+                 self._session.endpoint, CONF.lxd.project,
+                 CONF.lxd.storage_pool)
+
+    def cleanup_host(self, host):
+        self._watcher.stop()
+
+    def get_available_nodes(self, refresh=False):
+        return [self._host.nodename]
+
+    def get_available_resource(self, nodename):
+        return self._host.available_resource(nodename)
+
+    def update_provider_tree(self, provider_tree, nodename, allocations=None):
+        self._host.update_provider_tree(
+            provider_tree, nodename,
+            self._get_allocation_ratios(
+                provider_tree.data(nodename).inventory),
+            self._get_reserved_host_disk_gb_from_config())
+
+    def get_host_uptime(self):
+        return self._host.uptime()
+
+    def get_host_ip_addr(self):
+        return CONF.my_ip
+
+    # -- servers ------------------------------------------------------------
+
+    def list_instances(self):
+        return [guest.name for guest in self._guests.servers()]
+
+    def list_instance_uuids(self):
+        return [guest.uuid for guest in self._guests.servers()]
+
+    def get_num_instances(self):
+        count = self._watcher.server_count()
+        return len(self._guests.servers()) if count is None else count
+
+    def instance_exists(self, instance):
+        return self._guests.find(instance) is not None
+
+    def get_info(self, instance, use_cache=True):
+        return hardware.InstanceInfo(
+            state=self._watcher.power_state(instance, use_cache))
+
+    def spawn(self, context, instance, image_meta, injected_files,
+              admin_password, allocations, network_info=None,
+              block_device_info=None, power_on=True, accel_info=None):
+        self._lifecycle.spawn(context, instance, image_meta, injected_files,
+                              admin_password, network_info,
+                              block_device_info, power_on)
+
+    def destroy(self, context, instance, network_info, block_device_info=None,
+                destroy_disks=True, destroy_secrets=True):
+        self._lifecycle.destroy(instance, network_info, destroy_disks)
+
+    def cleanup(self, context, instance, network_info, block_device_info=None,
+                destroy_disks=True, migrate_data=None, destroy_vifs=True,
+                destroy_secrets=True):
+        self._lifecycle.destroy(instance,
+                                network_info if destroy_vifs else None,
+                                destroy_disks)
+
+    def power_off(self, instance, timeout=0, retry_interval=0):
+        self._lifecycle.power_off(instance, timeout, retry_interval)
+
+    def power_on(self, context, instance, network_info,
+                 block_device_info=None, accel_info=None, share_info=None):
+        self._lifecycle.power_on(context, instance, network_info,
+                                 block_device_info)
+
+    def reboot(self, context, instance, network_info, reboot_type,
+               block_device_info=None, bad_volumes_callback=None,
+               accel_info=None, share_info=None):
+        self._lifecycle.reboot(context, instance, network_info, reboot_type)
+
+    def poll_rebooting_instances(self, timeout, instances):
+        """Nothing to poll: a reboot that hangs becomes a hard one itself."""
+
+    def resume_state_on_host_boot(self, context, instance, network_info,
+                                  share_info, block_device_info=None):
+        self._lifecycle.resume_state_on_host_boot(
+            context, instance, network_info, block_device_info)
+
+    def get_console_output(self, context, instance):
+        # Nova encodes text as latin-1, so this gives it the bytes as they are.
+        return self._consoles.output(instance).decode('latin-1')
+
+    # -- ports --------------------------------------------------------------
+
+    def plug_vifs(self, instance, network_info):
+        self._vifs.plug(instance, network_info)
+
+    def unplug_vifs(self, instance, network_info):
+        self._vifs.unplug(instance, network_info)
+
+    # -- volumes ------------------------------------------------------------
+
+    def get_volume_connector(self, instance):
+        return self._host.volume_connector()
+
+    # -- images -------------------------------------------------------------
+
+    def cache_image(self, context, image_id):
+        return self._images.cache_image(context, image_id)
+
+    def manage_image_cache(self, context, all_instances):
+        self._images.manage_cache(all_instances)
+
+    # -- migration ----------------------------------------------------------
+
+    def check_can_live_migrate_destination(self, context, instance,
+                                           src_compute_info, dst_compute_info,
+                                           block_migration=False,
+                                           disk_over_commit=False):
+        raise exception.MigrationPreCheckError(
+            reason='LXD cannot move the memory of a running container to '
+                   'another host')
+
+    def cleanup_live_migration_destination_check(self, context,
+                                                 dest_check_data):
+        """Nothing was prepared, so there is nothing to clean."""

@@ -1,0 +1,312 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The life of a server on this host: spawn, destroy, power and reboot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import contextlib
+import time
+from typing import Any
+
+from nova.compute import power_state
+from nova import context as nova_context
+from nova import exception
+from nova import objects
+from nova.virt import driver as virt_driver
+from nova.virt import virtapi as nova_virtapi
+from oslo_config import cfg
+from oslo_log import log as logging
+
+from nova_lxd_py.virt import configdrive
+from nova_lxd_py.virt import definition
+from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import events
+from nova_lxd_py.virt import images
+from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import templates
+from nova_lxd_py.virt.vif import manager as vif_manager
+
+LOG = logging.getLogger(__name__)
+
+#: Device name of the config drive; the driver's own, never a tenant's.
+CONFIG_DRIVE = 'config-drive'
+
+
+class Lifecycle:
+    """Brings servers up and down; calls for one server never interleave.
+
+    :param virtapi: Nova's way of waiting for Neutron's events.
+    :param options: the ``[lxd]`` option group.
+    :param guests: the driver's LXD instances.
+    :param watcher: what is known of their power states.
+    :param vifs: plugs their ports.
+    :param image_store: their images.
+    :param template_store: what new ones are cloned from.
+    """
+
+    def __init__(self, virtapi: nova_virtapi.VirtAPI,
+                 options: cfg.ConfigOpts.GroupAttr,
+                 guests: lxd_instance.Guests, watcher: events.Watcher,
+                 vifs: vif_manager.VIFManager,
+                 image_store: images.ImageStore,
+                 template_store: templates.TemplateStore) -> None:
+        self._virtapi = virtapi
+        self._options = options
+        self._guests = guests
+        self._watcher = watcher
+        self._vifs = vifs
+        self._images = image_store
+        self._templates = template_store
+
+    # -- up -----------------------------------------------------------------
+
+    def spawn(self, context: nova_context.RequestContext,
+              instance: objects.Instance, image_meta: objects.ImageMeta,
+              injected_files: list[tuple[str, bytes]],
+              admin_password: str | None, network_info: Any,
+              block_device_info: dict[str, Any] | None,
+              power_on: bool) -> None:
+        """Make a server and start it; a failure leaves nothing behind.
+
+        See :meth:`nova.virt.driver.ComputeDriver.spawn`.
+        """
+        began = time.monotonic()
+        with self._guests.lock(instance.uuid), contextlib.ExitStack() as undo:
+            _refuse_volumes(instance, block_device_info)
+            self._make_room(instance)
+            fingerprint = self._images.ensure(context, image_meta, instance)
+            # Neutron has allocated the ports meanwhile.
+            ports = list(network_info or ())
+            undo.callback(self._attempt, 'unplug its ports', instance,
+                          lambda: self._vifs.unplug(instance, ports))
+            with self._vifs.plugged(self._virtapi, instance, ports,
+                                    wait=self._options.boot_network_wait):
+                undo.callback(self._attempt, 'delete its LXD instance',
+                              instance, lambda: self._discard(instance))
+                guest = self._create(instance, image_meta, ports, fingerprint)
+                undo.callback(self._attempt, 'delete its config drive',
+                              instance, lambda: configdrive.remove(instance))
+                self._attach_config_drive(context, instance, guest, ports,
+                                          injected_files, admin_password)
+            if power_on:
+                guest.start()
+            undo.pop_all()
+        self._watcher.forget(instance)
+        LOG.info('Made LXD instance %s in %.1f seconds', guest.name,
+                 time.monotonic() - began, instance=instance)
+
+    def _make_room(self, instance: objects.Instance) -> None:
+        """Remove what a crash in the middle of an earlier spawn left."""
+        name = lxd_instance.lxd_name(instance)
+        try:
+            guest = self._guests.by_name(name)
+        except errors.NotFound:
+            return
+        if guest.uuid != instance.uuid:
+            LOG.error('LXD project %s has an instance %s already that is not '
+                      'this server; rename or delete it',
+                      self._options.project, name, instance=instance)
+            raise exception.InstanceExists(name=name)
+        LOG.warning('Removing what an interrupted build left of this server',
+                    instance=instance)
+        self._discard(instance)
+
+    def _create(self, instance: objects.Instance,
+                image_meta: objects.ImageMeta, ports: list[Any],
+                fingerprint: str) -> lxd_instance.Guest:
+        wanted = definition.define(instance, image_meta, ports, self._vifs,
+                                   self._options)
+        source, idmap = self._templates.source_for(instance, fingerprint)
+        try:
+            return self._guests.create(
+                lxd_instance.lxd_name(instance), source,
+                {**wanted.config, **idmap}, wanted.devices)
+        except errors.LXDError as exc:
+            raise self._images.explain_create_failure(
+                exc, instance, image_meta) from exc
+
+    def _attach_config_drive(self, context: nova_context.RequestContext,
+                             instance: objects.Instance,
+                             guest: lxd_instance.Guest, ports: list[Any],
+                             injected_files: list[tuple[str, bytes]],
+                             admin_password: str | None) -> None:
+        device = configdrive.build(context, instance, guest, ports,
+                                   injected_files=injected_files,
+                                   admin_password=admin_password)
+        if device is not None:
+            guest.update(devices={CONFIG_DRIVE: device})
+
+    # -- down ---------------------------------------------------------------
+
+    def destroy(self, instance: objects.Instance, network_info: Any,
+                destroy_disks: bool) -> None:
+        """Take a server off this host; what is not there is a success.
+
+        See :meth:`nova.virt.driver.ComputeDriver.destroy`.
+        """
+        with self._guests.lock(instance.uuid):
+            guest = self._guests.find(instance)
+            if guest is None:
+                LOG.warning('LXD has no instance of this server; removing '
+                            'what else there may be of it', instance=instance)
+            if destroy_disks:
+                self._discard(instance)
+            elif guest is not None:
+                guest.stop()
+                guest.update(devices={
+                    name: None for name, device in guest.devices.items()
+                    if device.get('path') != '/'})
+            self._vifs.unplug(instance, network_info or ())
+            configdrive.remove(instance)
+        self._watcher.forget(instance)
+
+    def _discard(self, instance: objects.Instance) -> None:
+        """Delete all LXD instances of a server."""
+        for guest in self._guests.of(instance):
+            try:
+                guest.delete()
+            except errors.LXDError as exc:
+                if guest.reload().power_state != power_state.SHUTDOWN:
+                    raise exception.InstancePowerOffFailure(
+                        reason=exc.message) from exc
+                raise
+
+    @staticmethod
+    def _attempt(what: str, instance: objects.Instance,
+                 action: Callable[[], None]) -> None:
+        """Undo one step; the error that led here must stay the one raised."""
+        try:
+            action()
+        except Exception:
+            LOG.exception('Could not %s after a failed build; deleting the '
+                          'server tries again', what, instance=instance)
+
+    # -- power --------------------------------------------------------------
+
+    def power_off(self, instance: objects.Instance, timeout: int,
+                  retry_interval: int) -> None:
+        """Stop a server, cleanly if time is given.
+
+        See :meth:`nova.virt.driver.ComputeDriver.power_off`.
+
+        :param timeout: seconds that the guest gets; 0 stops it by force.
+        :param retry_interval: seconds after which it is asked again.
+        """
+        with self._guests.lock(instance.uuid):
+            self._stop(instance, self._guests.active(instance), timeout,
+                       retry_interval)
+        self._watcher.forget(instance)
+
+    def _stop(self, instance: objects.Instance, guest: lxd_instance.Guest,
+              timeout: int, retry_interval: int) -> None:
+        if timeout > 0 and guest.power_state != power_state.SHUTDOWN:
+            # A frozen guest could not act on the request.
+            guest.unfreeze()
+            deadline = time.monotonic() + timeout
+            while (left := round(deadline - time.monotonic())) > 0:
+                try:
+                    guest.stop_cleanly(min(left, retry_interval or left))
+                    break
+                except errors.OperationFailed as exc:
+                    LOG.debug('Not shut down yet: %s', exc, instance=instance)
+            else:
+                LOG.warning('The guest did not shut down within %d seconds; '
+                            'stopping it by force', timeout,
+                            instance=instance)
+        guest.stop()
+        if lxd_instance.KEY_SUSPENDED in guest.config:
+            guest.update(config={lxd_instance.KEY_SUSPENDED: None})
+
+    def power_on(self, context: nova_context.RequestContext,
+                 instance: objects.Instance, network_info: Any,
+                 block_device_info: dict[str, Any] | None) -> None:
+        """Start a server, with all that it needs from the host.
+
+        See :meth:`nova.virt.driver.ComputeDriver.power_on`.
+        """
+        with self._guests.lock(instance.uuid):
+            guest = self._guests.active(instance)
+            if guest.power_state == power_state.SHUTDOWN:
+                self._bring_up(context, instance, guest, network_info)
+            else:
+                guest.unfreeze()
+        self._watcher.forget(instance)
+
+    def reboot(self, context: nova_context.RequestContext,
+               instance: objects.Instance, network_info: Any,
+               reboot_type: str) -> None:
+        """Reboot a server.
+
+        See :meth:`nova.virt.driver.ComputeDriver.reboot`.
+
+        :param reboot_type: ``SOFT`` lets the guest shut down and becomes a
+            hard reboot where that takes too long; ``HARD`` makes everything
+            anew that the server has from the host.
+        """
+        with self._guests.lock(instance.uuid):
+            guest = self._guests.active(instance)
+            if not (reboot_type == 'SOFT' and
+                    self._soft_reboot(instance, guest)):
+                guest.stop()
+                self._bring_up(context, instance, guest.reload(),
+                               network_info)
+        self._watcher.forget(instance)
+
+    def _soft_reboot(self, instance: objects.Instance,
+                     guest: lxd_instance.Guest) -> bool:
+        if guest.power_state != power_state.RUNNING:
+            return False
+        try:
+            guest.restart_cleanly(self._options.soft_reboot_timeout)
+        except (errors.OperationFailed, errors.InvalidRequest,
+                errors.DeadlineExceeded) as exc:
+            LOG.warning('Soft reboot failed, doing a hard one: %s', exc,
+                        instance=instance)
+            return False
+        return True
+
+    def resume_state_on_host_boot(self, context: nova_context.RequestContext,
+                                  instance: objects.Instance,
+                                  network_info: Any,
+                                  block_device_info: dict[str, Any] | None,
+                                  ) -> None:
+        """Start a server that ran before the host went down.
+
+        See :meth:`nova.virt.driver.ComputeDriver.resume_state_on_host_boot`.
+        """
+        self.power_on(context, instance, network_info, block_device_info)
+
+    def _bring_up(self, context: nova_context.RequestContext,
+                  instance: objects.Instance, guest: lxd_instance.Guest,
+                  network_info: Any) -> None:
+        """Put a stopped guest right in every respect and start it."""
+        ports = list(network_info or ())
+        self._vifs.plug(instance, ports, guest_stopped=True)
+        wanted = definition.define(instance, instance.image_meta, ports,
+                                   self._vifs, self._options)
+        config, devices = definition.corrections(guest, wanted)
+        config.update({lxd_instance.KEY_ROLE: guest.role,
+                       lxd_instance.KEY_SUSPENDED: None})
+        guest.update(config, devices)
+        self._attach_config_drive(context, instance, guest, ports, [], None)
+        guest.start()
+
+
+def _refuse_volumes(instance: objects.Instance,
+                    block_device_info: dict[str, Any] | None) -> None:
+    if virt_driver.block_device_info_get_mapping(block_device_info):
+        raise exception.BuildAbortException(
+            instance_uuid=instance.uuid,
+            reason='this host cannot attach volumes to servers yet; create '
+                   'the server from an image, without volumes')
