@@ -55,13 +55,12 @@ KNOWN_SPECS = frozenset({
 MANAGED_KEYS = frozenset({
     'boot.autostart', 'environment.product_name', 'limits.cpu',
     'limits.cpu.allowance', 'limits.memory', 'limits.memory.swap',
-    'limits.processes', 'security.devlxd', 'security.idmap.isolated',
-    'security.nesting', 'security.privileged'})
+    'limits.processes', 'security.devlxd', 'security.nesting',
+    'security.privileged'})
 
 #: MANAGED_KEYS that LXD applies only when it starts the instance.
 RESTART_KEYS = frozenset({
-    'security.devlxd', 'security.idmap.isolated', 'security.nesting',
-    'security.privileged'})
+    'security.devlxd', 'security.nesting', 'security.privileged'})
 
 #: ``cpu.shares`` that the kernel gives to everything by default; LXD's
 #: allowance of 100 %.
@@ -92,14 +91,12 @@ class Request:
 
     :ivar flavor: the :class:`nova.objects.Flavor`.
     :ivar options: the ``[lxd]`` option group.
-    :ivar isolation: what :func:`wants_isolation` decided on.
     :ivar sized_swap: whether LXD limits swap by size, the API extension
         ``instance_memory_swap_bytes``.
     """
 
     flavor: Any
     options: cfg.ConfigOpts.GroupAttr
-    isolation: Isolation
     sized_swap: bool = False
 
     @property
@@ -168,21 +165,19 @@ def _integer(flavor: Any, spec: str, minimum: int = 0,
 # -- configuration keys -----------------------------------------------------
 
 def instance_config(flavor: Any, options: cfg.ConfigOpts.GroupAttr,
-                    isolation: Isolation = Isolation.SERVER,
-                    sized_swap: bool = False) -> _Config:
+                    *, sized_swap: bool = False) -> _Config:
     """Put a flavor into LXD's words.
 
     :param flavor: the :class:`nova.objects.Flavor`.
     :param options: the ``[lxd]`` option group.
-    :param isolation: what :func:`wants_isolation` decided on for the server.
-        The uid range itself that PROJECT stands for is not set here.
     :param sized_swap: whether LXD has the API extension
         ``instance_memory_swap_bytes``.
-    :returns: LXD configuration keys, all of ``MANAGED_KEYS`` at most.
+    :returns: LXD configuration keys, all of ``MANAGED_KEYS`` at most. The uid
+        range is not among them, see :func:`wants_isolation`.
     :raises nova.exception.InvalidInput: naming the extra spec to correct.
     """
     check(flavor)
-    request = Request(flavor, options, Isolation(isolation), sized_swap)
+    request = Request(flavor, options, sized_swap)
     config: _Config = {}
     for filter_ in _FILTERS:
         config.update(filter_(request))
@@ -288,12 +283,10 @@ def _processes(request: Request) -> _Config:
 
 def _security(request: Request) -> _Config:
     """Write every security key, so that no default of LXD matters."""
-    isolation = request.isolation
     return {
         'security.nesting': _word(_boolean(request.flavor, SPEC_NESTED)),
-        'security.privileged': _word(isolation is Isolation.PRIVILEGED),
-        'security.idmap.isolated': _word(
-            isolation in (Isolation.SERVER, Isolation.PROJECT)),
+        'security.privileged': _word(_boolean(request.flavor,
+                                              SPEC_PRIVILEGED)),
     }
 
 
@@ -346,6 +339,17 @@ def wants_isolation(flavor: Any, mode: str, *, free_ranges: int,
             return Isolation.PROJECT
         return Isolation.SERVER
     return Isolation(mode)
+
+
+def isolation_config(isolation: Isolation) -> _Config:
+    """Put a decision on the uid range into LXD's words.
+
+    :param isolation: the decision.
+    :returns: ``security.idmap.isolated``; which range a PROJECT has is for
+        the caller to add (``security.idmap.base``).
+    """
+    return {'security.idmap.isolated': _word(
+        isolation in (Isolation.SERVER, Isolation.PROJECT))}
 
 
 # -- root disk --------------------------------------------------------------
