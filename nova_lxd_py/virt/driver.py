@@ -29,6 +29,7 @@ from nova_lxd_py.virt import events
 from nova_lxd_py.virt import host as lxd_host
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import interfaces
 from nova_lxd_py.virt import lifecycle
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt import session
@@ -51,6 +52,7 @@ class LXDDriver(driver.ComputeDriver):
         **driver.ComputeDriver.capabilities,
         'has_imagecache': True,
         'supports_evacuate': True,
+        'supports_attach_interface': True,
         'supports_trusted_certs': True,
         'supports_image_type_raw': True,
     }
@@ -69,6 +71,7 @@ class LXDDriver(driver.ComputeDriver):
                                                   self._guests)
         self._host = lxd_host.Host(self._session, options)
         self._consoles = console.Consoles(self._session, self._guests)
+        self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._lifecycle = lifecycle.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._vifs,
             self._images, self._templates)
@@ -155,6 +158,19 @@ class LXDDriver(driver.ComputeDriver):
                accel_info=None, share_info=None):
         self._lifecycle.reboot(context, instance, network_info, reboot_type)
 
+    def pause(self, instance):
+        self._lifecycle.pause(instance)
+
+    def unpause(self, instance):
+        self._lifecycle.unpause(instance)
+
+    def suspend(self, context, instance):
+        self._lifecycle.suspend(instance)
+
+    def resume(self, context, instance, network_info, block_device_info=None,
+               share_info=None):
+        self._lifecycle.resume(context, instance, network_info)
+
     def poll_rebooting_instances(self, timeout, instances):
         """Nothing to poll: a reboot that hangs becomes a hard one itself."""
 
@@ -174,6 +190,12 @@ class LXDDriver(driver.ComputeDriver):
 
     def unplug_vifs(self, instance, network_info):
         self._vifs.unplug(instance, network_info)
+
+    def attach_interface(self, context, instance, image_meta, vif):
+        self._interfaces.attach(instance, vif)
+
+    def detach_interface(self, context, instance, vif):
+        self._interfaces.detach(instance, vif)
 
     # -- volumes ------------------------------------------------------------
 

@@ -90,8 +90,7 @@ class Lifecycle:
             ports = list(network_info or ())
             undo.callback(self._attempt, 'unplug its ports', instance,
                           lambda: self._vifs.unplug(instance, ports))
-            with self._vifs.plugged(self._virtapi, instance, ports,
-                                    wait=self._options.boot_network_wait):
+            with self._vifs.plugged(self._virtapi, instance, ports):
                 undo.callback(self._attempt, 'delete its LXD instance',
                               instance, lambda: self._discard(instance))
                 guest = self._create(instance, image_meta, ports, fingerprint)
@@ -276,6 +275,54 @@ class Lifecycle:
             return False
         return True
 
+    def pause(self, instance: objects.Instance) -> None:
+        """Stop all processes of a server where they are.
+
+        See :meth:`nova.virt.driver.ComputeDriver.pause`.
+        """
+        with self._guests.lock(instance.uuid):
+            self._guests.active(instance).freeze()
+        self._watcher.forget(instance)
+
+    def unpause(self, instance: objects.Instance) -> None:
+        """Let the processes of a paused server run on.
+
+        See :meth:`nova.virt.driver.ComputeDriver.unpause`.
+        """
+        with self._guests.lock(instance.uuid):
+            self._guests.active(instance).unfreeze()
+        self._watcher.forget(instance)
+
+    def suspend(self, instance: objects.Instance) -> None:
+        """Keep a server from running until it is resumed.
+
+        LXD cannot save the memory of a container, so it stays in RAM: this
+        is a pause that Nova tells apart.
+        See :meth:`nova.virt.driver.ComputeDriver.suspend`.
+        """
+        with self._guests.lock(instance.uuid):
+            guest = self._guests.active(instance)
+            guest.update(config={lxd_instance.KEY_SUSPENDED: 'true'})
+            if guest.power_state != power_state.SHUTDOWN:
+                guest.freeze()
+        self._watcher.forget(instance)
+
+    def resume(self, context: nova_context.RequestContext,
+               instance: objects.Instance, network_info: Any) -> None:
+        """Let a suspended server run on, or start it where the host has been
+        rebooted meanwhile.
+
+        See :meth:`nova.virt.driver.ComputeDriver.resume`.
+        """
+        with self._guests.lock(instance.uuid):
+            guest = self._guests.active(instance)
+            if guest.power_state == power_state.SHUTDOWN:
+                self._bring_up(context, instance, guest, network_info)
+            else:
+                guest.unfreeze()
+                guest.update(config={lxd_instance.KEY_SUSPENDED: None})
+        self._watcher.forget(instance)
+
     def resume_state_on_host_boot(self, context: nova_context.RequestContext,
                                   instance: objects.Instance,
                                   network_info: Any,
@@ -285,7 +332,12 @@ class Lifecycle:
 
         See :meth:`nova.virt.driver.ComputeDriver.resume_state_on_host_boot`.
         """
-        self.power_on(context, instance, network_info, block_device_info)
+        with self._guests.lock(instance.uuid):
+            guest = self._guests.active(instance)
+            # Paused and suspended servers still hold their memory.
+            if guest.power_state == power_state.SHUTDOWN:
+                self._bring_up(context, instance, guest, network_info)
+        self._watcher.forget(instance)
 
     def _bring_up(self, context: nova_context.RequestContext,
                   instance: objects.Instance, guest: lxd_instance.Guest,
