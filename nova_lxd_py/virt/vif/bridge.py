@@ -1,0 +1,43 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Ports of a Linux bridge: VIF type ``bridge``.
+
+Neutron had a Linux bridge driver until its release 25, and Nova 34 refuses
+such ports before they reach a driver, so this is for Nova 31 to 33. os-vif
+makes the bridge; Neutron's agent would also add the device to it, but only
+when it comes by.
+"""
+
+from __future__ import annotations
+
+from nova import objects
+from nova.network import model
+from nova.network import os_vif_util
+import os_vif
+
+from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.vif import base
+from nova_lxd_py.virt.vif import veth
+
+
+class BridgePlugin(veth.VethPlugin):
+    """The outer end is a port of the network's bridge."""
+
+    def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
+        converted = os_vif_util.nova_to_osvif_vif(vif)
+        os_vif.plug(converted, os_vif_util.nova_to_osvif_instance(instance))
+        privileged.add_to_bridge(base.devname(vif), converted.bridge_name)
+
+    def disconnect(self, instance: objects.Instance, vif: model.VIF) -> None:
+        os_vif.unplug(os_vif_util.nova_to_osvif_vif(vif),
+                      os_vif_util.nova_to_osvif_instance(instance))

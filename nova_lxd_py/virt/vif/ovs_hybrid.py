@@ -1,0 +1,40 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Ports of Open vSwitch behind a Linux bridge of their own.
+
+VIF type ``ovs`` with ``ovs_hybrid_plug``: ML2/OVS with the firewall driver
+``iptables_hybrid``, whose rules need a Linux bridge (``qbr...``) to work on.
+os-vif makes that bridge and its link to Open vSwitch.
+"""
+
+from __future__ import annotations
+
+from nova import objects
+from nova.network import model
+
+from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.vif import base
+from nova_lxd_py.virt.vif import ovs
+
+
+class OVSHybridPlugin(ovs.OVSPlugin):
+    """The outer end is a port of the ``qbr`` bridge."""
+
+    def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
+        super().connect(instance, vif)
+        privileged.add_to_bridge(base.devname(vif),
+                                 ovs.to_os_vif(vif).bridge_name)
+
+    def hears(self, vif: model.VIF) -> bool:
+        # What Open vSwitch listens to is the bridge's veth, made by os-vif.
+        return True

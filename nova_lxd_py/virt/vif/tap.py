@@ -1,0 +1,34 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Ports whose network only wants a device of the right name: type ``tap``.
+
+Mechanism drivers such as Calico's wait for the device to appear and wire it
+up themselves.
+"""
+
+from __future__ import annotations
+
+from nova import objects
+from nova.network import model
+
+from nova_lxd_py.virt.vif import veth
+
+
+class TapPlugin(veth.VethPlugin):
+    """The outer end is left to the mechanism driver's agent."""
+
+    def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
+        """Do nothing: the agent sees the device."""
+
+    def disconnect(self, instance: objects.Instance, vif: model.VIF) -> None:
+        """Do nothing: the agent sees the device go."""
