@@ -96,7 +96,7 @@ class VIFManager:
         for vif in network_info:
             plugin = self._plugin(vif)
             try:
-                limits = qos.limits(instance.flavor.extra_specs or {})
+                limits = qos.limits(instance.flavor)
                 with _lock(vif):
                     plugin.plug(instance, vif, limits=limits,
                                 guest_stopped=guest_stopped)

@@ -64,7 +64,9 @@ class OVSPlugin(veth.VethPlugin):
              limits: qos.Limits, guest_stopped: bool) -> None:
         super().plug(instance, vif, limits=limits,
                      guest_stopped=guest_stopped)
-        if not guest_stopped or _datapath(vif) != NETDEV:
+        # While a guest has the port, nothing can be mended without harm.
+        if (_datapath(vif) != NETDEV or
+                veth.Wire(vif).state() is not veth.WireState.ON_HOST):
             return
         for attempts_left in reversed(range(HEARING_ATTEMPTS)):
             if self.hears(vif):

@@ -13,28 +13,25 @@
 """Bandwidth limits that a flavor sets on its servers' ports.
 
 ``quota:vif_inbound_average``, ``_peak`` and ``_burst`` and the same with
-``outbound``, with the meaning they have for Nova's libvirt driver: seen from
-the guest, average and peak in KiB/s, burst in KiB. How they are enforced is
-told in :mod:`nova_lxd_py.virt.vif.veth`.
+``outbound``, with the meaning that they have for Nova's libvirt driver. How
+they are enforced is told in :mod:`nova_lxd_py.virt.vif.veth`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
-from nova import exception
-from nova.i18n import _
+from nova_lxd_py.virt import flavor as flavor_rules
 
-KIB = 1024
-
-#: Largest value of an extra spec, in KiB or KiB/s: 4 TiB/s.
-_MAXIMUM = 2 ** 32 - 1
+# libvirt hands these numbers to tc with the units "kbps" and "kb".
+_RATE_UNIT = 1000
+_SIZE_UNIT = 1024
 
 #: What may be sent at once without a ``burst`` in the flavor: as much as a
 #: twentieth of a second brings, and no less than one large TCP segment.
 _DEFAULT_BURST_SECONDS = 0.05
-_MINIMUM_BURST = 64 * KIB
+_MINIMUM_BURST = 64 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,51 +63,25 @@ class Limits:
         return self.inbound is not None or self.outbound is not None
 
 
-def limits(extra_specs: Mapping[str, str]) -> Limits:
-    """Read the limits from a flavor.
+def limits(flavor: Any) -> Limits:
+    """Read the limits of a flavor.
 
-    :param extra_specs: the flavor's.
-    :raises nova.exception.InvalidInput: if a value is not a positive number,
-        if ``peak`` or ``burst`` stand without ``average``, or if ``peak`` is
-        below ``average``.
+    :param flavor: the :class:`nova.objects.Flavor`.
+    :raises nova.exception.InvalidInput: naming the extra spec to correct.
     """
-    return Limits(inbound=_rate(extra_specs, 'inbound'),
-                  outbound=_rate(extra_specs, 'outbound'))
+    quota = flavor_rules.vif_quota(flavor)
+    return Limits(inbound=_rate(quota, 'inbound'),
+                  outbound=_rate(quota, 'outbound'))
 
 
-def _rate(extra_specs: Mapping[str, str], direction: str) -> Rate | None:
-    prefix = f'quota:vif_{direction}_'
-    average, peak, burst = (_number(extra_specs, prefix + name)
-                            for name in ('average', 'peak', 'burst'))
-    if average is None:
-        for name, value in (('peak', peak), ('burst', burst)):
-            if value is not None:
-                raise exception.InvalidInput(reason=_(
-                    'The flavor has %(key)s, which needs %(average)s') % {
-                        'key': prefix + name, 'average': prefix + 'average'})
+def _rate(quota: dict[str, int], way: str) -> Rate | None:
+    average = quota.get(f'{way}_average', 0) * _RATE_UNIT
+    if not average:
         return None
-    average *= KIB
-    if peak is not None and peak * KIB < average:
-        raise exception.InvalidInput(reason=_(
-            'The flavor has a %(peak)s below its %(average)s') % {
-                'peak': prefix + 'peak', 'average': prefix + 'average'})
-    if burst is None:
-        size = max(int(average * _DEFAULT_BURST_SECONDS), _MINIMUM_BURST)
-    else:
-        size = burst * KIB
-    return Rate(average=average, burst=size,
-                peak=average if peak is None else peak * KIB)
-
-
-def _number(extra_specs: Mapping[str, str], key: str) -> int | None:
-    text = extra_specs.get(key)
-    if text is None:
-        return None
-    # int() would take "1_000" and " 5 ", too.
-    if not str(text).isascii() or not str(text).isdigit() or not (
-            0 < int(text) <= _MAXIMUM):
-        raise exception.InvalidInput(reason=_(
-            'The flavor has %(key)s=%(value)s, which is not a whole number '
-            'between 1 and %(maximum)d') % {
-                'key': key, 'value': text, 'maximum': _MAXIMUM})
-    return int(text)
+    burst = quota.get(f'{way}_burst', 0) * _SIZE_UNIT
+    return Rate(
+        average=average,
+        # A peak below the average would make the average unreachable.
+        peak=max(quota.get(f'{way}_peak', 0) * _RATE_UNIT, average),
+        burst=burst or max(int(average * _DEFAULT_BURST_SECONDS),
+                           _MINIMUM_BURST))
