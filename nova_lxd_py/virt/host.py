@@ -1,0 +1,371 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What this host offers: inventory, traits, resources, uptime.
+
+All figures come from LXD, so that they are those of the machine and the pool
+that LXD uses even when nova-compute runs in a container of its own. Each
+question costs a constant number of requests, however many servers there are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+from nova import conf as nova_conf
+from nova import exception
+from nova.objects import fields
+from nova.virt import driver as virt_driver
+from oslo_log import log as logging
+from oslo_utils import units
+from oslo_utils import versionutils
+
+from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import host_traits
+from nova_lxd_py.virt import idmap
+from nova_lxd_py.virt import session as lxd
+
+CONF = nova_conf.CONF
+LOG = logging.getLogger(__name__)
+
+VCPU = 'VCPU'
+MEMORY_MB = 'MEMORY_MB'
+DISK_GB = 'DISK_GB'
+
+#: Pools that can give a new volume the content of another one at no cost.
+CLONING_POOLS = frozenset({'btrfs', 'zfs', 'lvm', 'ceph'})
+
+
+class Host:
+    """The host of this nova-compute, as LXD describes it.
+
+    :param session: the way to LXD.
+    :param conf: the configuration, normally ``nova.conf.CONF``.
+    """
+
+    def __init__(self, session: lxd.Session, conf: Any = CONF) -> None:
+        self._session = session
+        self._conf = conf
+        self._pool: dict[str, Any] | None = None
+        self._project: dict[str, Any] | None = None
+        self._resources: dict[str, Any] | None = None
+        self._features: frozenset[str] | None = None
+
+    # -- what does not change while nova-compute runs -----------------------
+
+    def pool_driver(self) -> str:
+        """Name the storage driver of the pool, such as ``btrfs``.
+
+        :raises errors.LXDError: LXD does not say.
+        """
+        if self._pool is None:
+            self._pool = self._session.get(
+                'storage-pools', self._conf.lxd.storage_pool)
+        return self._pool['driver']
+
+    def can_clone(self) -> bool:
+        """Tell whether the pool clones a root disk without copying it."""
+        return self.pool_driver() in CLONING_POOLS
+
+    def sized_swap(self) -> bool:
+        """Tell whether LXD limits swap by size."""
+        return self._session.has_extension('instance_memory_swap_bytes')
+
+    def idmap_capacity(self) -> int | None:
+        """Count the uid ranges that servers can have of their own.
+
+        :returns: how many ranges of 65536 ids fit, those in use included;
+            None if it is for another machine's LXD to know.
+        """
+        if not self._session.is_local:
+            return None
+        return idmap.capacity(self._session.endpoint)
+
+    def report_idmap(self) -> None:
+        """Log how many servers can have a uid range of their own."""
+        if self._conf.lxd.idmap_isolation == 'off':
+            LOG.info('Servers share one uid range, as [lxd] idmap_isolation '
+                     'says')
+            return
+        ranges = self.idmap_capacity()
+        if ranges is None:
+            return
+        if ranges < 1:
+            LOG.warning(
+                'Root has fewer than %d subordinate ids in /etc/subuid or '
+                '/etc/subgid, so servers cannot have uid ranges of their own '
+                'and are less apart from each other. Extend both and restart '
+                'LXD, or set [lxd] idmap_isolation to off.',
+                2 * idmap.RANGE)
+            return
+        LOG.info('The subordinate ids of root suffice for %d servers with a '
+                 'uid range of their own; extend /etc/subuid and /etc/subgid '
+                 'for more', ranges)
+
+    def _read_resources(self) -> dict[str, Any]:
+        self._resources = self._session.get('resources')
+        return self._resources
+
+    def _processors(self) -> dict[str, Any]:
+        resources = self._resources or self._read_resources()
+        return resources['cpu']
+
+    # -- Nova's compute node ------------------------------------------------
+
+    def available_resource(self, nodename: str) -> dict[str, Any]:
+        """Describe the host for Nova's record of the compute node.
+
+        See :meth:`nova.virt.driver.ComputeDriver.get_available_resource`.
+        Two requests to LXD.
+
+        :param nodename: name of the compute node.
+        :returns: the resources. What servers use of CPUs is left to Nova's
+            resource tracker, which knows it.
+        :raises errors.LXDError: LXD does not answer.
+        """
+        resources = self._read_resources()
+        memory = resources['memory']
+        total, used = self._pool_space()
+        environment = self._session.server['environment']
+        return {
+            'hypervisor_hostname': nodename,
+            # Incus counts as the same: images name the kind of hypervisor.
+            'hypervisor_type': fields.HVType.LXD,
+            'hypervisor_version': version_number(
+                environment['server_version']),
+            'supported_instances': [
+                (arch, fields.HVType.LXD, fields.VMMode.EXE)
+                for arch in self.architectures()],
+            'vcpus': count_processors(resources['cpu']),
+            'vcpus_used': 0,
+            'memory_mb': memory['total'] // units.Mi,
+            'memory_mb_used': memory['used'] // units.Mi,
+            'local_gb': total // units.Gi,
+            'local_gb_used': -(-used // units.Gi),
+            'disk_available_least': (total - used) // units.Gi,
+            'cpu_info': json.dumps(self._cpu_info(resources['cpu'])),
+            'numa_topology': None,
+        }
+
+    def architectures(self) -> list[str]:
+        """List the architectures of which the host runs images.
+
+        :returns: Nova's names, the host's own one first.
+        """
+        found = []
+        for name in self._session.server['environment']['architectures']:
+            try:
+                arch = fields.Architecture.canonicalize(name)
+            except exception.InvalidArchitectureName:
+                # Nova has no word for it, so no image can ask for it.
+                continue
+            if arch not in found:
+                found.append(arch)
+        return found
+
+    def _pool_space(self) -> tuple[int, int]:
+        """Ask how large the pool is, and how much of it is in use (bytes)."""
+        space = self._session.get(
+            'storage-pools', self._conf.lxd.storage_pool, 'resources')['space']
+        return space['total'], space['used']
+
+    def _cpu_info(self, cpu: dict[str, Any]) -> dict[str, Any]:
+        sockets = cpu.get('sockets') or [{}]
+        cores = sockets[0].get('cores') or [{}]
+        return {
+            'arch': (self.architectures() or [''])[0],
+            'vendor': sockets[0].get('vendor', ''),
+            'model': sockets[0].get('name', ''),
+            'topology': {'sockets': len(sockets), 'cores': len(cores),
+                         'threads': len(cores[0].get('threads') or [None])},
+            'features': sorted(self._cpu_features()),
+        }
+
+    def _cpu_features(self) -> frozenset[str]:
+        """Read what the host's CPUs can do, once."""
+        if self._features is None:
+            # Containers run on the host's CPUs as they are.
+            self._features = (host_traits.local_cpu_features()
+                              if self._session.is_local else frozenset())
+        return self._features
+
+    # -- Placement ----------------------------------------------------------
+
+    def update_provider_tree(self, driver: virt_driver.ComputeDriver,
+                             provider_tree: Any, nodename: str,
+                             allocations: dict[str, Any] | None = None
+                             ) -> None:
+        """Put the host's inventory and traits into Placement's terms.
+
+        See :meth:`nova.virt.driver.ComputeDriver.update_provider_tree`. One
+        request to LXD, after the first time. Providers and traits that are
+        not the driver's stay as they are.
+
+        :param driver: the driver, which knows Nova's rules for allocation
+            ratios.
+        :param provider_tree: the tree to update.
+        :param nodename: name of the root provider, which is this host.
+        :param allocations: not needed: nothing moves between providers.
+        :raises errors.LXDError: LXD does not answer.
+        """
+        present = provider_tree.data(nodename)
+        ratios = driver._get_allocation_ratios(present.inventory)
+        totals = {
+            VCPU: count_processors(self._processors()),
+            MEMORY_MB: self._total_memory() // units.Mi,
+            DISK_GB: self._pool_space()[0] // units.Gi,
+        }
+        reserved = {
+            VCPU: self._conf.reserved_host_cpus,
+            MEMORY_MB: self._conf.reserved_host_memory_mb,
+            DISK_GB: driver._get_reserved_host_disk_gb_from_config(),
+        }
+        inventory = {name: data for name, data in present.inventory.items()
+                     if name not in totals}
+        for name, total in totals.items():
+            # Placement refuses a class of which there is nothing.
+            if total < 1:
+                continue
+            inventory[name] = {
+                'total': total, 'min_unit': 1, 'max_unit': total,
+                'step_size': 1, 'allocation_ratio': ratios[name],
+                'reserved': min(reserved[name], total)}
+        provider_tree.update_inventory(nodename, inventory)
+
+        traits = self.traits()
+        gone = (host_traits.owned(present.traits) - traits)
+        if gone:
+            provider_tree.remove_traits(nodename, *gone)
+        provider_tree.add_traits(nodename, *traits)
+
+    def _total_memory(self) -> int:
+        resources = self._resources or self._read_resources()
+        return resources['memory']['total']
+
+    def traits(self) -> frozenset[str]:
+        """List the traits of the host that are the driver's to report.
+
+        :raises errors.LXDError: LXD does not answer.
+        """
+        environment = self._session.server['environment']
+        found = {
+            host_traits.architecture(arch) for arch in self.architectures()}
+        found |= host_traits.from_cpu_features(
+            self.architectures(), self._cpu_features(),
+            (self._processors().get('sockets') or [{}])[0].get('vendor', ''))
+        if self._is_hyperthreading():
+            found.add(host_traits.HYPERTHREADING)
+        found |= host_traits.from_server(environment)
+        found.add(host_traits.pool(self.pool_driver()))
+        found |= host_traits.from_project(self._project_config())
+        if (self._conf.lxd.idmap_isolation != 'off' and
+                self.idmap_capacity() != 0):
+            found.add(host_traits.ISOLATED_IDMAP)
+        return frozenset(trait for trait in found if trait)
+
+    def _is_hyperthreading(self) -> bool:
+        return any(len(core.get('threads') or ()) > 1
+                   for socket in self._processors().get('sockets') or ()
+                   for core in socket.get('cores') or ())
+
+    def _project_config(self) -> dict[str, str]:
+        if self._project is None:
+            try:
+                self._project = self._session.get(
+                    'projects', self._session.project)['config']
+            except errors.PermissionDenied:
+                # A restricted certificate may not read it; LXD will say no
+                # where the project does.
+                self._project = {}
+        return self._project
+
+    # -- odds and ends ------------------------------------------------------
+
+    def uptime(self) -> str:
+        """Say how long the host has been up, as ``uptime`` prints it.
+
+        The number of logged-in users is part of the format that clients
+        parse, and none of their business: it is always 0.
+
+        :raises NotImplementedError: LXD is another machine's.
+        """
+        if not self._session.is_local:
+            raise NotImplementedError()
+        with open('/proc/uptime', encoding='ascii') as stream:
+            seconds = float(stream.read().split()[0])
+        with open('/proc/loadavg', encoding='ascii') as stream:
+            load = stream.read().split()[:3]
+        return (f' {time.strftime("%H:%M:%S")} up {_span(int(seconds))},  '
+                f'0 users,  load average: {", ".join(load)}')
+
+    def cpu_stats(self) -> dict[str, int]:
+        """Read how the CPUs have spent their time since the host booted.
+
+        See :meth:`nova.virt.driver.ComputeDriver.get_host_cpu_stats`.
+
+        :returns: nanoseconds of kernel, idle, user and iowait, and the
+            frequency in MHz, 0 if unknown.
+        :raises NotImplementedError: LXD is another machine's.
+        """
+        if not self._session.is_local:
+            raise NotImplementedError()
+        with open('/proc/stat', encoding='ascii') as stream:
+            ticks = [int(word) for word in stream.readline().split()[1:9]]
+        user, nice, system, idle, iowait, irq, softirq, steal = ticks
+        tick = 10 ** 9 // 100
+        return {'kernel': (system + irq + softirq + steal) * tick,
+                'idle': idle * tick, 'user': (user + nice) * tick,
+                'iowait': iowait * tick, 'frequency': self._frequency()}
+
+    def _frequency(self) -> int:
+        cores = [core for socket in self._processors().get('sockets') or ()
+                 for core in socket.get('cores') or ()]
+        return max((core.get('frequency', 0) for core in cores), default=0)
+
+
+def count_processors(cpu: dict[str, Any]) -> int:
+    """Count the CPUs that LXD may use.
+
+    :param cpu: the ``cpu`` part of LXD's resources.
+    :returns: threads that are online.
+    """
+    threads = [thread for socket in cpu.get('sockets') or ()
+               for core in socket.get('cores') or ()
+               for thread in core.get('threads') or ()]
+    online = [thread for thread in threads if thread.get('online', True)]
+    return len(online) or cpu['total']
+
+
+def version_number(text: str) -> int:
+    """Turn a version of LXD or Incus into the number that Nova wants.
+
+    :param text: such as ``5.0.2`` or ``5.21.3 LTS``.
+    :returns: such as 5000002; 0 for what has no numbers in front.
+    """
+    match = re.match(r'\d+(?:\.\d+){0,2}', text)
+    if match is None:
+        return 0
+    parts = (match.group().split('.') + ['0', '0'])[:3]
+    return versionutils.convert_version_to_int('.'.join(parts))
+
+
+def _span(seconds: int) -> str:
+    minutes = seconds // 60 % 60
+    hours = seconds // 3600 % 24
+    days = seconds // 86400
+    text = f'{hours:2d}:{minutes:02d}' if hours else f'{minutes} min'
+    if days:
+        text = f'{days} day{"s" if days > 1 else ""}, {text}'
+    return text
