@@ -19,6 +19,7 @@ question costs a constant number of requests, however many servers there are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import json
 import re
 import time
@@ -27,8 +28,9 @@ from typing import Any
 from nova import conf as nova_conf
 from nova import exception
 from nova.objects import fields
-from nova.virt import driver as virt_driver
-from oslo_log import log as logging
+from nova import utils
+from os_brick.initiator import connector
+from oslo_config import cfg
 from oslo_utils import units
 from oslo_utils import versionutils
 
@@ -38,7 +40,6 @@ from nova_lxd_py.virt import idmap
 from nova_lxd_py.virt import session as lxd
 
 CONF = nova_conf.CONF
-LOG = logging.getLogger(__name__)
 
 VCPU = 'VCPU'
 MEMORY_MB = 'MEMORY_MB'
@@ -52,18 +53,24 @@ class Host:
     """The host of this nova-compute, as LXD describes it.
 
     :param session: the way to LXD.
-    :param conf: the configuration, normally ``nova.conf.CONF``.
+    :param options: the ``[lxd]`` option group.
     """
 
-    def __init__(self, session: lxd.Session, conf: Any = CONF) -> None:
+    def __init__(self, session: lxd.Session,
+                 options: cfg.ConfigOpts.GroupAttr) -> None:
         self._session = session
-        self._conf = conf
+        self._options = options
         self._pool: dict[str, Any] | None = None
         self._project: dict[str, Any] | None = None
         self._resources: dict[str, Any] | None = None
         self._features: frozenset[str] | None = None
 
     # -- what does not change while nova-compute runs -----------------------
+
+    @property
+    def nodename(self) -> str:
+        """Name of the one compute node, which must never change."""
+        return CONF.host
 
     def pool_driver(self) -> str:
         """Name the storage driver of the pool, such as ``btrfs``.
@@ -72,7 +79,7 @@ class Host:
         """
         if self._pool is None:
             self._pool = self._session.get(
-                'storage-pools', self._conf.lxd.storage_pool)
+                'storage-pools', self._options.storage_pool)
         return self._pool['driver']
 
     def can_clone(self) -> bool:
@@ -92,27 +99,6 @@ class Host:
         if not self._session.is_local:
             return None
         return idmap.capacity(self._session.endpoint)
-
-    def report_idmap(self) -> None:
-        """Log how many servers can have a uid range of their own."""
-        if self._conf.lxd.idmap_isolation == 'off':
-            LOG.info('Servers share one uid range, as [lxd] idmap_isolation '
-                     'says')
-            return
-        ranges = self.idmap_capacity()
-        if ranges is None:
-            return
-        if ranges < 1:
-            LOG.warning(
-                'Root has fewer than %d subordinate ids in /etc/subuid or '
-                '/etc/subgid, so servers cannot have uid ranges of their own '
-                'and are less apart from each other. Extend both and restart '
-                'LXD, or set [lxd] idmap_isolation to off.',
-                2 * idmap.RANGE)
-            return
-        LOG.info('The subordinate ids of root suffice for %d servers with a '
-                 'uid range of their own; extend /etc/subuid and /etc/subgid '
-                 'for more', ranges)
 
     def _read_resources(self) -> dict[str, Any]:
         self._resources = self._session.get('resources')
@@ -136,7 +122,7 @@ class Host:
         :raises errors.LXDError: LXD does not answer.
         """
         resources = self._read_resources()
-        memory = resources['memory']
+        memory, memory_used = self._memory()
         total, used = self._pool_space()
         environment = self._session.server['environment']
         return {
@@ -150,8 +136,8 @@ class Host:
                 for arch in self.architectures()],
             'vcpus': count_processors(resources['cpu']),
             'vcpus_used': 0,
-            'memory_mb': memory['total'] // units.Mi,
-            'memory_mb_used': memory['used'] // units.Mi,
+            'memory_mb': memory // units.Mi,
+            'memory_mb_used': memory_used // units.Mi,
             'local_gb': total // units.Gi,
             'local_gb_used': -(-used // units.Gi),
             'disk_available_least': (total - used) // units.Gi,
@@ -175,10 +161,24 @@ class Host:
                 found.append(arch)
         return found
 
+    def _memory(self) -> tuple[int, int]:
+        """Tell how much memory there is, and how much is in use (bytes)."""
+        if not self._session.is_local:
+            memory = (self._resources or self._read_resources())['memory']
+            return memory['total'], memory['used']
+        # LXD counts what the kernel keeps for itself from the start.
+        figures = {}
+        with open('/proc/meminfo', encoding='ascii') as stream:
+            for line in stream:
+                words = line.split()
+                figures[words[0]] = int(words[1]) * units.Ki
+        total = figures['MemTotal:']
+        return total, total - figures['MemAvailable:']
+
     def _pool_space(self) -> tuple[int, int]:
         """Ask how large the pool is, and how much of it is in use (bytes)."""
         space = self._session.get(
-            'storage-pools', self._conf.lxd.storage_pool, 'resources')['space']
+            'storage-pools', self._options.storage_pool, 'resources')['space']
         return space['total'], space['used']
 
     def _cpu_info(self, cpu: dict[str, Any]) -> dict[str, Any]:
@@ -203,34 +203,31 @@ class Host:
 
     # -- Placement ----------------------------------------------------------
 
-    def update_provider_tree(self, driver: virt_driver.ComputeDriver,
-                             provider_tree: Any, nodename: str,
-                             allocations: dict[str, Any] | None = None
-                             ) -> None:
+    def update_provider_tree(self, provider_tree: Any, nodename: str,
+                             ratios: Mapping[str, float],
+                             reserved_disk_gb: int) -> None:
         """Put the host's inventory and traits into Placement's terms.
 
         See :meth:`nova.virt.driver.ComputeDriver.update_provider_tree`. One
         request to LXD, after the first time. Providers and traits that are
         not the driver's stay as they are.
 
-        :param driver: the driver, which knows Nova's rules for allocation
-            ratios.
         :param provider_tree: the tree to update.
         :param nodename: name of the root provider, which is this host.
-        :param allocations: not needed: nothing moves between providers.
+        :param ratios: allocation ratio of each resource class.
+        :param reserved_disk_gb: GiB of the pool that servers do not get.
         :raises errors.LXDError: LXD does not answer.
         """
         present = provider_tree.data(nodename)
-        ratios = driver._get_allocation_ratios(present.inventory)
         totals = {
             VCPU: count_processors(self._processors()),
-            MEMORY_MB: self._total_memory() // units.Mi,
+            MEMORY_MB: self._memory()[0] // units.Mi,
             DISK_GB: self._pool_space()[0] // units.Gi,
         }
         reserved = {
-            VCPU: self._conf.reserved_host_cpus,
-            MEMORY_MB: self._conf.reserved_host_memory_mb,
-            DISK_GB: driver._get_reserved_host_disk_gb_from_config(),
+            VCPU: CONF.reserved_host_cpus,
+            MEMORY_MB: CONF.reserved_host_memory_mb,
+            DISK_GB: reserved_disk_gb,
         }
         inventory = {name: data for name, data in present.inventory.items()
                      if name not in totals}
@@ -250,10 +247,6 @@ class Host:
             provider_tree.remove_traits(nodename, *gone)
         provider_tree.add_traits(nodename, *traits)
 
-    def _total_memory(self) -> int:
-        resources = self._resources or self._read_resources()
-        return resources['memory']['total']
-
     def traits(self) -> frozenset[str]:
         """List the traits of the host that are the driver's to report.
 
@@ -270,7 +263,7 @@ class Host:
         found |= host_traits.from_server(environment)
         found.add(host_traits.pool(self.pool_driver()))
         found |= host_traits.from_project(self._project_config())
-        if (self._conf.lxd.idmap_isolation != 'off' and
+        if (self._options.idmap_isolation != 'off' and
                 self.idmap_capacity() != 0):
             found.add(host_traits.ISOLATED_IDMAP)
         return frozenset(trait for trait in found if trait)
@@ -292,6 +285,16 @@ class Host:
         return self._project
 
     # -- odds and ends ------------------------------------------------------
+
+    @staticmethod
+    def volume_connector() -> dict[str, Any]:
+        """Say how Cinder's storage reaches this host, as os-brick sees it.
+
+        See :meth:`nova.virt.driver.ComputeDriver.get_volume_connector`.
+        """
+        return connector.get_connector_properties(
+            utils.get_root_helper(), CONF.my_block_storage_ip,
+            multipath=False, enforce_multipath=False, host=CONF.host)
 
     def uptime(self) -> str:
         """Say how long the host has been up, as ``uptime`` prints it.

@@ -56,8 +56,6 @@ _X86_NAMES = {
     'aes': ('HW_CPU_X86_AESNI',),
     'fma': ('HW_CPU_X86_FMA3',),
     'hle': ('HW_CPU_X86_TSX',),
-    'md_clear': ('HW_CPU_X86_INTEL_MD_CLEAR',),
-    'pcid': ('HW_CPU_X86_INTEL_PCID',),
     'pclmulqdq': ('HW_CPU_X86_CLMUL',),
     'pni': ('HW_CPU_X86_SSE3',),
     'rtm': ('HW_CPU_X86_TSX',),
@@ -74,6 +72,8 @@ _X86_VENDOR_NAMES = {
     ('AuthenticAMD', 'ssbd'): 'HW_CPU_X86_AMD_SSBD',
     ('AuthenticAMD', 'virt_ssbd'): 'HW_CPU_X86_AMD_VIRT_SSBD',
     ('GenuineIntel', 'ibrs'): 'HW_CPU_X86_INTEL_SPEC_CTRL',
+    ('GenuineIntel', 'md_clear'): 'HW_CPU_X86_INTEL_MD_CLEAR',
+    ('GenuineIntel', 'pcid'): 'HW_CPU_X86_INTEL_PCID',
     ('GenuineIntel', 'ssbd'): 'HW_CPU_X86_INTEL_SSBD',
 }
 
