@@ -56,7 +56,7 @@ echo done
 """
 
 _APPLETS = ('sh', 'ip', 'ping', 'nc', 'cat', 'echo', 'head', 'reboot',
-            'poweroff', 'sleep', 'dd', 'time')
+            'poweroff', 'tc')
 
 
 def missing() -> str | None:

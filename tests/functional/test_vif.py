@@ -21,8 +21,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import signal
 import subprocess
+import sys
+import textwrap
 import time
 from typing import Any
 import uuid
@@ -35,6 +38,7 @@ from vif_plug_ovs import privsep as os_vif_privsep
 
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.vif import manager
+from nova_lxd_py.virt.vif import ovs
 from nova_lxd_py.virt.vif import veth
 from tests.functional import container_host
 from tests.functional import ovs_daemon
@@ -43,6 +47,8 @@ CONF = nova_conf.CONF
 
 BRIDGE = f'brt{os.getpid()}'
 MTU = 1442
+
+PRIVILEGED = (privileged.context, os_vif_privsep.vif_plug)
 
 OVS = ovs_daemon.OVSDaemon(BRIDGE)
 LXD = container_host.ContainerHost()
@@ -58,8 +64,15 @@ def setUpModule() -> None:
         LXD.setUp()
         # os-vif reads this once in the life of a process.
         config = OVS.directory / 'nova.conf'
-        config.write_text('[os_vif_ovs]\n'
-                          f'ovsdb_connection = {OVS.connection}\n')
+        helper = pathlib.Path(sys.executable).parent / 'privsep-helper'
+        config.write_text(textwrap.dedent(f"""\
+            [os_vif_ovs]
+            ovsdb_connection = {OVS.connection}
+            [vif_plug_ovs_privileged]
+            helper_command = {helper} --config-file {config}
+            [nova_lxd_py_privileged]
+            helper_command = {helper} --config-file {config}
+            """))
         CONF([], project='nova', default_config_files=[str(config)])
     except BaseException:
         OVS.cleanUp()
@@ -140,7 +153,7 @@ class Guest:
     def order(self, command: str) -> None:
         """Run a command that may end the guest before it returns."""
         with contextlib.suppress(RuntimeError):
-            self.run(command)
+            self.run('sh', '-c', command)
 
     def reaches(self, other: Guest) -> bool:
         """Whether packets and a TCP connection get through to another."""
@@ -160,7 +173,7 @@ class VIFTestCase(base.BaseTestCase):
     def setUp(self) -> None:
         super().setUp()
         # In this process; the daemon has a test of its own.
-        for context in (privileged.context, os_vif_privsep.vif_plug):
+        for context in PRIVILEGED:
             context.set_client_mode(False)
             self.addCleanup(context.set_client_mode, True)
         self.vifs = manager.VIFManager()
@@ -192,6 +205,30 @@ class VIFTestCase(base.BaseTestCase):
         return (*(OVS.interface(outer, column) for column in
                   ('_uuid', 'ofport', 'external_ids')),
                 veth.attribute(outer, 'ifindex') or 'gone')
+
+
+class PrivilegedDaemonTestCase(VIFTestCase):
+    """The daemons that act as root, started as nova-compute starts them."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        for context in PRIVILEGED:
+            context.set_client_mode(True)
+            self.addCleanup(context.stop)
+
+    def test_plug_and_unplug(self) -> None:
+        guest, other = self.make_guests()
+        guest.plug()
+        self.assertIsNotNone(privileged.context.channel)
+        LXD.set_state(guest.name, 'stop', force=True)
+        guest.unplug()
+        guest.unplug()
+        self.assertIs(veth.WireState.ABSENT, guest.wire.state())
+
+    def test_refusals_arrive_as_they_are(self) -> None:
+        self.assertRaises(ValueError, privileged.delete_device, 'eth0')
+        self.assertRaises(FileNotFoundError, privileged.set_mtu,
+                          'tap01234567-89', MTU)
 
 
 class LifeTestCase(VIFTestCase):
@@ -362,6 +399,7 @@ class LossTestCase(VIFTestCase):
                                guest.vif['address'], MTU)
         time.sleep(0.5)
         self.assertIs(veth.WireState.ON_HOST, guest.wire.state())
+        self.assertFalse(ovs.OVSPlugin().hears(guest.vif))
         self.assert_restartable(guest, other)
 
     def assert_restartable(self, guest: Guest, other: Guest) -> None:
@@ -403,7 +441,10 @@ class LimitsTestCase(VIFTestCase):
     def test_guest_cannot_lift_them(self) -> None:
         guest, other = self.make_guests(
             **{'quota:vif_outbound_average': '1000'})
-        self.assertIn('noqueue', guest.run('ip', 'link', 'show', 'eth0'))
+        guest.order('tc qdisc del dev eth0 root')
+        guest.order('ip link set eth0 down && ip link set eth0 up')
+        self.assert_connected(guest, other)
+        self.assert_takes(3, guest, other, 3_000_000)
 
     def test_life_with_limits(self) -> None:
         guest, other = self.make_guests(
