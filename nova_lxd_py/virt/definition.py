@@ -25,6 +25,7 @@ from typing import Any
 from nova import objects
 from oslo_config import cfg
 
+from nova_lxd_py.virt import cloudinit
 from nova_lxd_py.virt import flavor as lxd_flavor
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.vif import manager as vif_manager
@@ -60,9 +61,9 @@ def define(instance: objects.Instance, image_meta: objects.ImageMeta,
     :raises nova.exception.InvalidInput: the flavor asks for what LXD cannot
         give.
     """
-    config = lxd_flavor.instance_config(instance.flavor, image_meta, options)
+    config = lxd_flavor.instance_config(instance.flavor, options)
     if options.cloud_init_keys:
-        config.update(lxd_flavor.cloud_init_config(instance))
+        config.update(cloudinit.config(instance, network_info))
     config.update(_identity(instance))
     devices: dict[str, Mapping[str, str]] = {
         'root': lxd_flavor.root_device(instance.flavor, options)}

@@ -24,6 +24,7 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py import conf
+from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import console
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import host as lxd_host
@@ -74,7 +75,8 @@ class LXDDriver(driver.ComputeDriver):
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._lifecycle = lifecycle.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._vifs,
-            self._images, self._templates)
+            self._images, self._templates,
+            configdrive.ConfigDrives(self._session, options.storage_pool))
 
     # -- service ------------------------------------------------------------
 

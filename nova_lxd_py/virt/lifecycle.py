@@ -39,9 +39,6 @@ from nova_lxd_py.virt.vif import manager as vif_manager
 
 LOG = logging.getLogger(__name__)
 
-#: Device name of the config drive; the driver's own, never a tenant's.
-CONFIG_DRIVE = 'config-drive'
-
 
 class Lifecycle:
     """Brings servers up and down; calls for one server never interleave.
@@ -53,6 +50,7 @@ class Lifecycle:
     :param vifs: plugs their ports.
     :param image_store: their images.
     :param template_store: what new ones are cloned from.
+    :param config_drives: their config drives.
     """
 
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
@@ -60,7 +58,8 @@ class Lifecycle:
                  guests: lxd_instance.Guests, watcher: events.Watcher,
                  vifs: vif_manager.VIFManager,
                  image_store: images.ImageStore,
-                 template_store: templates.TemplateStore) -> None:
+                 template_store: templates.TemplateStore,
+                 config_drives: configdrive.ConfigDrives) -> None:
         self._virtapi = virtapi
         self._options = options
         self._guests = guests
@@ -68,6 +67,7 @@ class Lifecycle:
         self._vifs = vifs
         self._images = image_store
         self._templates = template_store
+        self._config_drives = config_drives
 
     # -- up -----------------------------------------------------------------
 
@@ -91,13 +91,15 @@ class Lifecycle:
             undo.callback(self._attempt, 'unplug its ports', instance,
                           lambda: self._vifs.unplug(instance, ports))
             with self._vifs.plugged(self._virtapi, instance, ports):
+                undo.callback(
+                    self._attempt, 'delete its config drive', instance,
+                    lambda: self._config_drives.remove(instance))
+                drive = self._config_drives.build(
+                    context, instance, ports, injected_files, admin_password)
                 undo.callback(self._attempt, 'delete its LXD instance',
                               instance, lambda: self._discard(instance))
-                guest = self._create(instance, image_meta, ports, fingerprint)
-                undo.callback(self._attempt, 'delete its config drive',
-                              instance, lambda: configdrive.remove(instance))
-                self._attach_config_drive(context, instance, guest, ports,
-                                          injected_files, admin_password)
+                guest = self._create(instance, image_meta, ports, fingerprint,
+                                     drive)
             if power_on:
                 guest.start()
             undo.pop_all()
@@ -123,28 +125,19 @@ class Lifecycle:
 
     def _create(self, instance: objects.Instance,
                 image_meta: objects.ImageMeta, ports: list[Any],
-                fingerprint: str) -> lxd_instance.Guest:
+                fingerprint: str, drive: dict[str, str] | None
+                ) -> lxd_instance.Guest:
         wanted = definition.define(instance, image_meta, ports, self._vifs,
                                    self._options)
         source, idmap = self._templates.source_for(instance, fingerprint)
         try:
             return self._guests.create(
                 lxd_instance.lxd_name(instance), source,
-                {**wanted.config, **idmap}, wanted.devices)
+                {**wanted.config, **idmap},
+                {**wanted.devices, **_drive_device(drive)})
         except errors.LXDError as exc:
             raise self._images.explain_create_failure(
                 exc, instance, image_meta) from exc
-
-    def _attach_config_drive(self, context: nova_context.RequestContext,
-                             instance: objects.Instance,
-                             guest: lxd_instance.Guest, ports: list[Any],
-                             injected_files: list[tuple[str, bytes]],
-                             admin_password: str | None) -> None:
-        device = configdrive.build(context, instance, guest, ports,
-                                   injected_files=injected_files,
-                                   admin_password=admin_password)
-        if device is not None:
-            guest.update(devices={CONFIG_DRIVE: device})
 
     # -- down ---------------------------------------------------------------
 
@@ -167,7 +160,7 @@ class Lifecycle:
                     name: None for name, device in guest.devices.items()
                     if device.get('path') != '/'})
             self._vifs.unplug(instance, network_info or ())
-            configdrive.remove(instance)
+            self._config_drives.remove(instance)
         self._watcher.forget(instance)
 
     def _discard(self, instance: objects.Instance) -> None:
@@ -350,9 +343,14 @@ class Lifecycle:
         config, devices = definition.corrections(guest, wanted)
         config.update({lxd_instance.KEY_ROLE: guest.role,
                        lxd_instance.KEY_SUSPENDED: None})
+        devices.update(_drive_device(
+            self._config_drives.ensure(context, instance, ports)))
         guest.update(config, devices)
-        self._attach_config_drive(context, instance, guest, ports, [], None)
         guest.start()
+
+
+def _drive_device(drive: dict[str, str] | None) -> dict[str, dict[str, str]]:
+    return {configdrive.DEVICE: drive} if drive else {}
 
 
 def _refuse_volumes(instance: objects.Instance,
