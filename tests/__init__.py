@@ -20,3 +20,14 @@ told otherwise first. Native threads are what nova-compute uses from release
 import os
 
 os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
+
+try:
+    from nova import monkey_patch
+except ImportError:
+    # Some tests of the packaging make do without Nova.
+    pass
+else:
+    # Libraries import eventlet where they find it, which is too late for
+    # Nova's decision. Nova 31 decides when the module is imported.
+    if hasattr(monkey_patch, 'patch'):
+        monkey_patch.patch()
