@@ -104,11 +104,8 @@ class ConfigDrives:
         name = volume_name(instance)
         backup = _backup(name, instance.uuid,
                          metadata.metadata_for_config_drive())
-        try:
-            self._import(name, backup)
-        except errors.AlreadyExists:
-            self.remove(instance)
-            self._import(name, backup)
+        self.remove(instance)
+        self._import(name, backup)
         LOG.debug('Made config drive %s', name, instance=instance)
         return self._device(name)
 

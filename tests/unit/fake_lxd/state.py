@@ -60,13 +60,18 @@ class Pool:
 
 @dataclasses.dataclass
 class Volume:
-    """A custom storage volume."""
+    """A custom storage volume.
+
+    :ivar files: content and mode by path, of one made from a backup.
+    """
 
     name: str
     pool: str
     config: dict[str, str] = dataclasses.field(default_factory=dict)
     description: str = ''
     content_type: str = 'filesystem'
+    files: dict[str, tuple[bytes | None, int]] = dataclasses.field(
+        default_factory=dict)
 
 
 @dataclasses.dataclass
