@@ -99,11 +99,6 @@ class Request:
     options: cfg.ConfigOpts.GroupAttr
     sized_swap: bool = False
 
-    @property
-    def specs(self) -> Mapping[str, str]:
-        """The flavor's extra specs."""
-        return self.flavor.extra_specs or {}
-
 
 # -- reading extra specs ----------------------------------------------------
 
@@ -113,7 +108,7 @@ def check(flavor: Any) -> None:
     :param flavor: the :class:`nova.objects.Flavor`.
     :raises nova.exception.InvalidInput: naming the extra spec to correct.
     """
-    specs = flavor.extra_specs or {}
+    specs = flavor.extra_specs
     unknown = sorted(key for key in specs
                      if key.startswith('lxd:') and key not in KNOWN_SPECS)
     if unknown:
@@ -133,7 +128,7 @@ def check(flavor: Any) -> None:
 
 
 def _boolean(flavor: Any, spec: str) -> bool | None:
-    value = (flavor.extra_specs or {}).get(spec)
+    value = flavor.extra_specs.get(spec)
     if value is None:
         return None
     try:
@@ -146,7 +141,7 @@ def _boolean(flavor: Any, spec: str) -> bool | None:
 
 def _integer(flavor: Any, spec: str, minimum: int = 0,
              maximum: int = _INT64) -> int | None:
-    value = (flavor.extra_specs or {}).get(spec)
+    value = flavor.extra_specs.get(spec)
     if value is None:
         return None
     try:
