@@ -228,7 +228,27 @@ image is only ever transferred once, however many servers wait for it.
 """),
 ]
 
-ALL_OPTS = connection_opts + timeout_opts + instance_opts + image_opts
+snapshot_opts = [
+    cfg.StrOpt(
+        'snapshot_compression',
+        default='zstd',
+        choices=[
+            ('zstd', 'fastest; about the size of gzip'),
+            ('gzip', 'three times slower; readable by every LXD'),
+            ('xz', 'smallest and by far the slowest'),
+            ('none', 'no compression; slower than zstd on most disks, since '
+                     'more is written, sent and stored'),
+        ],
+        help="""
+How LXD compresses the image that it makes of a server's disk for a snapshot,
+a backup or a shelved server. LXD makes one image at a time, so this also
+bounds how many snapshots a host gets done. Where LXD lacks the program for the
+chosen compression, gzip is used.
+"""),
+]
+
+ALL_OPTS = (connection_opts + timeout_opts + instance_opts + image_opts +
+            snapshot_opts)
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:

@@ -46,12 +46,17 @@ KEY_IMAGE = 'user.nova.image'
 KEY_RESCUED = 'user.nova.rescued'
 #: 'true' while the server is frozen for Nova's suspend rather than pause.
 KEY_SUSPENDED = 'user.nova.suspended'
+#: 'true' while the server is frozen for a snapshot that asks for it.
+KEY_QUIESCED = 'user.nova.quiesced'
 
 ROLE_SERVER = 'server'
 ROLE_RESCUE = 'rescue'
+#: A copy of a server's root disk that an image is being made of.
+ROLE_SNAPSHOT = 'snapshot'
 ROLE_TEMPLATE = 'template'
 
-_SUFFIXES = {ROLE_SERVER: '', ROLE_RESCUE: '-rescue'}
+_SUFFIXES = {ROLE_SERVER: '', ROLE_RESCUE: '-rescue',
+             ROLE_SNAPSHOT: '-snapshot'}
 
 #: LXD's instance status to Nova's power state. Whatever is not listed, such as
 #: LXD's Error, says nothing certain about the guest: Nova only warns about
@@ -75,7 +80,7 @@ def lxd_name(instance: Any, role: str = ROLE_SERVER) -> str:
     """Name the LXD instance of a server.
 
     :param instance: the :class:`nova.objects.Instance`.
-    :param role: ROLE_SERVER or ROLE_RESCUE.
+    :param role: ROLE_SERVER, ROLE_RESCUE or ROLE_SNAPSHOT.
     :returns: the name that its LXD instance gets.
     """
     return instance.name + _SUFFIXES[role]
@@ -314,7 +319,7 @@ class Guests:
         """Find the LXD instance of a server.
 
         :param instance: the :class:`nova.objects.Instance`.
-        :param role: ROLE_SERVER or ROLE_RESCUE.
+        :param role: ROLE_SERVER, ROLE_RESCUE or ROLE_SNAPSHOT.
         :returns: the guest.
         :raises errors.NotFound: LXD has none for this uuid.
         """

@@ -55,6 +55,8 @@ CONNECT_TIMEOUT = 10
 #: Longest single wait for an operation, so that progress can be shown and a
 #: dead peer is noticed.
 WAIT_SLICE = 15
+#: The same for a caller that wants to show the progress.
+PROGRESS_SLICE = 5
 
 #: Body and connection errors of one attempt at a request.
 _TRANSPORT_ERRORS = (requests.exceptions.RequestException, OSError,
@@ -86,6 +88,7 @@ class Operation:
         :returns: the operation's own metadata (may be empty).
         :raises errors.LXDError: when it failed, was lost, or took too long.
         """
+        longest = WAIT_SLICE if progress is None else PROGRESS_SLICE
         deadline = time.monotonic() + timeout
         while True:
             left = deadline - time.monotonic()
@@ -94,7 +97,7 @@ class Operation:
                 raise errors.DeadlineExceeded(
                     f'LXD did not finish "{self._what}" within '
                     f'{timeout:.0f} seconds')
-            slice_ = max(1, min(WAIT_SLICE, int(left + 0.999)))
+            slice_ = max(1, min(longest, int(left + 0.999)))
             try:
                 self.metadata = self._session.get(
                     'operations', self.id, 'wait',
