@@ -29,7 +29,7 @@ LXD configuration, name it in ``_FILTERS``, and add the keys it may set to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import enum
 from typing import Any

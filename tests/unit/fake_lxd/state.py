@@ -52,6 +52,7 @@ class Pool:
     description: str = ''
     total: int = 100 << 30
     used: int = 6 << 20
+    status: str = 'Created'
 
     @property
     def has_quota(self) -> bool:

@@ -44,7 +44,7 @@ def _pool_shown(daemon, pool: state.Pool) -> dict[str, Any]:
                    for device in profile.devices.values())]
     return {'config': dict(pool.config), 'description': pool.description,
             'name': pool.name, 'driver': pool.driver, 'used_by': used,
-            'status': 'Created', 'locations': ['none']}
+            'status': pool.status, 'locations': ['none']}
 
 
 @routing.route('GET', '/1.0/storage-pools')
@@ -83,7 +83,10 @@ def get_pool(daemon, request, name):
 @routing.route('GET', '/1.0/storage-pools/{name}/resources')
 def pool_resources(daemon, request, name):
     with daemon.store.lock:
-        pool = daemon.store.pool(name)
+        try:
+            pool = daemon.store.pool(name)
+        except errors.APIError as exc:
+            raise errors.internal(exc.text) from None
         return routing.sync({
             'space': {'used': pool.used, 'total': pool.total},
             'inodes': {'used': 0, 'total': 0}})
