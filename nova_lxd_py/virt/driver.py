@@ -34,6 +34,7 @@ from nova_lxd_py.virt import interfaces
 from nova_lxd_py.virt import lifecycle
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt import session
+from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
 from nova_lxd_py.virt import translation
 from nova_lxd_py.virt.vif import manager as vif_manager
@@ -67,12 +68,15 @@ class LXDDriver(driver.ComputeDriver):
             self._session, self._guests, self.emit_event,
             options.guest_shutdown_delay)
         self._vifs = vif_manager.VIFManager()
-        self._images = images.ImageStore(self._session, options, glance.API())
+        image_api = glance.API()
+        self._images = images.ImageStore(self._session, options, image_api)
         self._templates = templates.TemplateStore(self._session, options,
                                                   self._guests)
         self._host = lxd_host.Host(self._session, options)
         self._consoles = console.Consoles(self._session, self._guests)
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
+        self._snapshots = snapshot.Snapshots(self._session, options,
+                                             self._guests, image_api)
         self._lifecycle = lifecycle.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._vifs,
             self._images, self._templates,
@@ -82,6 +86,7 @@ class LXDDriver(driver.ComputeDriver):
 
     def init_host(self, host):
         preflight.check(self._session, CONF)
+        self._snapshots.recover()
         self._watcher.start()
         LOG.info('LXD %s at %s: servers go to project %s, pool %s',
                  self._session.server['environment']['server_version'],
@@ -180,6 +185,15 @@ class LXDDriver(driver.ComputeDriver):
                                   share_info, block_device_info=None):
         self._lifecycle.resume_state_on_host_boot(
             context, instance, network_info, block_device_info)
+
+    def snapshot(self, context, instance, image_id, update_task_state):
+        self._snapshots.take(context, instance, image_id, update_task_state)
+
+    def quiesce(self, context, instance, image_meta):
+        self._snapshots.quiesce(instance, image_meta)
+
+    def unquiesce(self, context, instance, image_meta):
+        self._snapshots.unquiesce(instance)
 
     def get_console_output(self, context, instance):
         # Nova encodes text as latin-1, so this gives it the bytes as they are.
