@@ -1,0 +1,186 @@
+#!/usr/bin/env bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# A real OpenStack cloud with the LXD driver on this machine.
+
+set -euo pipefail
+
+SELF=$(readlink -f "${BASH_SOURCE[0]}")
+HERE=${SELF%.sh}
+REPO=$(readlink -f "$HERE/../..")
+PATH=$PATH:/usr/sbin:/sbin
+
+for part in settings output steps process packages python database messaging \
+    lxd ovs ovn openstack keystone glance placement neutron nova image-tiny \
+    image-system images network client status up down; do
+    # shellcheck source=/dev/null
+    . "$HERE/$part.sh"
+done
+
+usage() {
+    cat <<EOF
+Usage: sudo $0 COMMAND [option]...
+
+A whole OpenStack cloud on this machine whose servers are LXD containers:
+keystone, glance, placement, neutron with OVN, nova with this driver, and
+what they need, all below $PREFIX.
+
+  up                    install what is missing, start what does not run,
+                        boot a first server; safe to repeat
+      --pool btrfs|dir  storage of the servers (default btrfs on a file)
+      --pool-size SIZE  size of that file, which is sparse (default $POOL_SIZE)
+      --no-server       no first server
+      --no-nat          guests reach this host only
+  status                what runs, and whether it works
+  down                  stop everything, keep servers and data
+  restart NAME...       restart services, for example nova-compute
+  logs NAME [-f]        the end of a service's log
+  purge [--keep-cache]  remove everything except the distribution's packages;
+                        with --keep-cache keep the Python environment and
+                        the built guest images
+
+Environment: QUICKSTART_PREFIX (default /opt/nova-lxd),
+QUICKSTART_PORT_OFFSET (added to every port), QUICKSTART_PUBLIC_NET and
+QUICKSTART_PRIVATE_NET (first three numbers of a network),
+QUICKSTART_COMPUTE_DRIVER (another compute driver, for comparisons).
+EOF
+}
+
+# What an earlier `up` was told holds until another one says otherwise.
+load_settings() {
+    [[ -e $PREFIX/settings ]] || return 0
+    # shellcheck source=/dev/null
+    . "$PREFIX/settings"
+    if [[ -n ${QUICKSTART_COMPUTE_DRIVER:-} &&
+        $COMPUTE_DRIVER != "$QUICKSTART_COMPUTE_DRIVER" ]]; then
+        COMPUTE_DRIVER=$QUICKSTART_COMPUTE_DRIVER
+        SETTINGS_CHANGED=yes
+    fi
+}
+
+parse_up_options() {
+    while (($#)); do
+        case $1 in
+        --pool)
+            [[ ${2:-} == btrfs || ${2:-} == dir ]] ||
+                die '--pool takes btrfs or dir.'
+            POOL_DRIVER=$2
+            shift
+            ;;
+        --pool-size)
+            [[ ${2:-} =~ ^[0-9]+[GT]iB$ ]] ||
+                die '--pool-size takes a size such as 20GiB.'
+            POOL_SIZE=$2
+            shift
+            ;;
+        --no-server) WITH_SERVER=no ;;
+        --server) WITH_SERVER=yes ;;
+        --no-nat) WITH_NAT=no ;;
+        *) die "up knows no option $1; see $0 --help." ;;
+        esac
+        shift
+    done
+}
+
+command_restart() {
+    local name
+    (($#)) || die 'restart needs the name of a service; see status.'
+    for name; do
+        [[ " ${DAEMONS[*]} " == *" $name "* ]] ||
+            die "There is no service $name; see $0 status."
+    done
+    HOST=$(<"$DATA/host")
+    find_lxd || :
+    for name; do
+        daemon_stop "$name" 30
+        start_service "$name" >"$LOG/steps/restart-$name.log" 2>&1 || {
+            tail -n 20 "$LOG/steps/restart-$name.log" >&3
+            die "$name does not start."
+        }
+        say "$name runs again, pid $(daemon_pid "$name")."
+    done
+}
+
+# The step that starts a service.
+start_service() {
+    case $1 in
+    epmd) step_rabbitmq ;;
+    ovsdb-server | ovs-vswitchd) step_ovs ;;
+    ovn-*) step_ovn ;;
+    lxcfs) step_lxd ;;
+    neutron-ovn-agent) step_neutron_agent ;;
+    neutron-ovn-maintenance-worker | neutron-periodic-workers)
+        step_neutron_workers
+        ;;
+    *) "step_${1//-/_}" ;;
+    esac
+}
+
+command_logs() {
+    [[ -e $LOG/${1:-}.log ]] || die "There is no log ${1:-}. There are:" \
+        "$(cd "$LOG" && printf '%s ' -- *.log)"
+    tail -n 100 "${@:2}" "$LOG/$1.log"
+}
+
+main() {
+    local command=${1:---help}
+    SETTINGS_CHANGED=''
+    KEEP_CACHE=no
+    case $command in
+    -h | --help | help)
+        usage
+        return 0
+        ;;
+    up | down | status | restart | logs | purge) ;;
+    *)
+        usage >&2
+        return 2
+        ;;
+    esac
+    ((EUID == 0)) || die "Run it as root: sudo $0 $*"
+    shift
+    load_settings
+    case $command in
+    up)
+        parse_up_options "$@"
+        leave_login_session up "$@"
+        with_lock command_up
+        ;;
+    down) with_lock command_down ;;
+    status)
+        guest_distribution
+        [[ ! -s $DATA/host ]] || HOST=$(<"$DATA/host")
+        command_status
+        ;;
+    restart)
+        leave_login_session restart "$@"
+        with_lock command_restart "$@"
+        ;;
+    logs) command_logs "$@" ;;
+    purge)
+        [[ ${1:-} != --keep-cache ]] || KEEP_CACHE=yes
+        with_lock command_purge
+        ;;
+    esac
+}
+
+# One command that changes something at a time. Daemons must not inherit the
+# lock, so each closes it when it starts.
+with_lock() {
+    exec {LOCK}>"/run/lock/nova-lxd-quickstart.lock"
+    flock --nonblock "$LOCK" ||
+        die 'Another quickstart command is at work; wait for it.'
+    "$@"
+}
+
+main "$@"

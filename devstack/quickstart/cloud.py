@@ -1,0 +1,294 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Fills the quickstart cloud through its APIs.
+
+Called by quickstart.sh as ``cloud.py COMMAND``; everything it needs to know
+comes in QS_* environment variables. Every command may be run again: what is
+there already is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import openstack
+from openstack import connection
+from openstack import exceptions
+
+SERVICES = {
+    'glance': ('image', 'QS_URL_GLANCE', ''),
+    'placement': ('placement', 'QS_URL_PLACEMENT', ''),
+    'neutron': ('network', 'QS_URL_NEUTRON', ''),
+    'nova': ('compute', 'QS_URL_NOVA', '/v2.1'),
+}
+
+# name, vCPUs, MiB of memory, GiB of root disk
+FLAVORS = (
+    ('lxd.tiny', 1, 256, 2),
+    ('lxd.small', 1, 512, 5),
+    ('lxd.medium', 2, 2048, 10),
+    ('lxd.large', 4, 4096, 20),
+)
+
+SERVER_NAME = 'first'
+SERVER_TIMEOUT = 300
+
+
+def env(name: str) -> str:
+    return os.environ[name]
+
+
+def connect(user: str, project: str) -> connection.Connection:
+    return openstack.connect(
+        auth_url=env('QS_URL_KEYSTONE') + '/v3', username=user,
+        password=env('QS_SECRET'), project_name=project,
+        user_domain_name='Default', project_domain_name='Default',
+        region_name=env('QS_REGION'), load_yaml_config=False,
+        load_envvars=False)
+
+
+def admin() -> connection.Connection:
+    return connect('admin', 'admin')
+
+
+def demo() -> connection.Connection:
+    return connect('demo', 'demo')
+
+
+def note(text: str) -> None:
+    print(text, flush=True)
+
+
+def identity() -> None:
+    """Users, projects, roles, services and endpoints."""
+    cloud = admin()
+    domain = 'default'
+    roles = {role.name: role for role in cloud.identity.roles()}
+    for name in ('service', 'member', 'reader'):
+        if name not in roles:
+            roles[name] = cloud.identity.create_role(name=name)
+    projects = {p.name: p for p in cloud.identity.projects()}
+    for name in ('service', 'demo'):
+        if name not in projects:
+            projects[name] = cloud.identity.create_project(
+                name=name, domain_id=domain)
+    users = {u.name: u for u in cloud.identity.users()}
+    accounts = [(name, 'service', ('admin', 'service')) for name in SERVICES]
+    accounts.append(('demo', 'demo', ('member',)))
+    accounts.append(('admin', 'demo', ('admin',)))
+    for name, project, grants in accounts:
+        if name not in users:
+            users[name] = cloud.identity.create_user(
+                name=name, domain_id=domain, password=env('QS_SECRET'))
+        for role in grants:
+            cloud.identity.assign_project_role_to_user(
+                projects[project], users[name], roles[role])
+    services = {s.name: s for s in cloud.identity.services()}
+    endpoints = {(e.service_id, e.interface): e
+                 for e in cloud.identity.endpoints()}
+    for name, (kind, variable, path) in SERVICES.items():
+        if name not in services:
+            services[name] = cloud.identity.create_service(
+                name=name, type=kind)
+        url = env(variable) + path
+        for interface in ('public', 'internal', 'admin'):
+            endpoint = endpoints.get((services[name].id, interface))
+            if endpoint is None:
+                cloud.identity.create_endpoint(
+                    service_id=services[name].id, interface=interface,
+                    url=url, region_id=env('QS_REGION'))
+            elif endpoint.url != url:
+                cloud.identity.update_endpoint(endpoint, url=url)
+
+
+def images() -> None:
+    """Uploads what the image steps built: NAME=FILE=KEY=DISTRO words."""
+    cloud = admin()
+    present: dict[str, list[Any]] = {}
+    for image in cloud.image.images():
+        present.setdefault(image.name, []).append(image)
+    for word in env('QS_IMAGES').split():
+        name, path, key, distro, min_disk = word.split('=')
+        current = [image for image in present.get(name, ())
+                   if image.properties.get('quickstart_key') == key and
+                   image.status == 'active']
+        stale = [image for image in present.get(name, ())
+                 if image not in current and
+                 'quickstart_key' in image.properties]
+        if not current:
+            note(f'Uploading image {name}')
+            image = cloud.image.create_image(
+                name, disk_format='raw', container_format='bare',
+                visibility='public', min_disk=int(min_disk), min_ram=64,
+                allow_duplicates=True, quickstart_key=key, os_distro=distro,
+                hw_architecture=os.uname().machine, tags=['quickstart'])
+            with open(path, 'rb') as content:
+                cloud.image.put(
+                    f'/images/{image.id}/file', data=content,
+                    headers={'Content-Type': 'application/octet-stream',
+                             'Accept': ''}).raise_for_status()
+        for image in stale:
+            cloud.image.delete_image(image)
+
+
+def flavors() -> None:
+    cloud = admin()
+    present = {flavor.name for flavor in cloud.compute.flavors(details=False)}
+    for name, vcpus, ram, disk in FLAVORS:
+        if name not in present:
+            cloud.compute.create_flavor(
+                name=name, vcpus=vcpus, ram=ram, disk=disk, id=name)
+
+
+def keypair() -> None:
+    cloud = demo()
+    with open(env('QS_PUBLIC_KEY'), encoding='ascii') as source:
+        public = source.read().strip()
+    found = cloud.compute.find_keypair('quickstart')
+    if found and found.public_key.strip() != public:
+        cloud.compute.delete_keypair(found)
+        found = None
+    if not found:
+        cloud.compute.create_keypair(name='quickstart', public_key=public)
+
+
+def network() -> None:
+    """Public and private network, a router, and the demo project's rules."""
+    cloud = admin()
+    public = cloud.network.find_network('public')
+    if public is None:
+        public = cloud.network.create_network(
+            name='public', is_router_external=True,
+            provider_network_type='flat', provider_physical_network='public')
+    prefix = env('QS_PUBLIC_NET')
+    if not cloud.network.find_subnet('public-subnet'):
+        cloud.network.create_subnet(
+            name='public-subnet', network_id=public.id, ip_version=4,
+            cidr=f'{prefix}.0/24', gateway_ip=f'{prefix}.1',
+            is_dhcp_enabled=False, allocation_pools=[
+                {'start': f'{prefix}.10', 'end': f'{prefix}.250'}])
+    cloud = demo()
+    private = cloud.network.find_network('private', ignore_missing=True)
+    if private is None:
+        private = cloud.network.create_network(name='private')
+    subnet = cloud.network.find_subnet('private-subnet')
+    if subnet is None:
+        prefix = env('QS_PRIVATE_NET')
+        subnet = cloud.network.create_subnet(
+            name='private-subnet', network_id=private.id, ip_version=4,
+            cidr=f'{prefix}.0/24',
+            dns_nameservers=env('QS_NAMESERVERS').split())
+    router = cloud.network.find_router('router')
+    if router is None:
+        router = cloud.network.create_router(
+            name='router', external_gateway_info={'network_id': public.id})
+    attached = any(ip['subnet_id'] == subnet.id
+                   for port in cloud.network.ports(device_id=router.id)
+                   for ip in port.fixed_ips)
+    if not attached:
+        cloud.network.add_interface_to_router(router, subnet_id=subnet.id)
+    group = cloud.network.find_security_group(
+        'default', project_id=cloud.current_project_id)
+    for rule in ({'protocol': 'icmp'},
+                 {'protocol': 'tcp', 'port_range_min': 22,
+                  'port_range_max': 22}):
+        try:
+            cloud.network.create_security_group_rule(
+                security_group_id=group.id, direction='ingress',
+                ether_type='IPv4', **rule)
+        except exceptions.ConflictException:
+            pass
+
+
+def server_address(cloud: connection.Connection, server: Any) -> str:
+    """Gives the server a floating IP unless it has one."""
+    port = next(iter(cloud.network.ports(device_id=server.id)))
+    for address in cloud.network.ips(port_id=port.id):
+        return str(address.floating_ip_address)
+    public = cloud.network.find_network('public')
+    created = cloud.network.create_ip(
+        floating_network_id=public.id, port_id=port.id)
+    return str(created.floating_ip_address)
+
+
+def server() -> None:
+    """The first server; prints its floating IP."""
+    cloud = demo()
+    found = cloud.compute.find_server(SERVER_NAME, ignore_missing=True)
+    if found is None:
+        image = cloud.image.find_image(
+            env('QS_SERVER_IMAGE'), ignore_missing=False)
+        private = cloud.network.find_network('private', ignore_missing=False)
+        found = cloud.compute.create_server(
+            name=SERVER_NAME, image_id=image.id,
+            flavor_id=env('QS_SERVER_FLAVOR'), key_name='quickstart',
+            networks=[{'uuid': private.id}])
+    deadline = time.monotonic() + SERVER_TIMEOUT
+    while True:
+        found = cloud.compute.get_server(found.id)
+        if found.status in ('ACTIVE', 'ERROR') or found.task_state is None:
+            break
+        if time.monotonic() > deadline:
+            sys.exit(f'Server {SERVER_NAME} is still {found.status} after '
+                     f'{SERVER_TIMEOUT} seconds; see nova-compute.log.')
+        time.sleep(0.25)
+    if found.status == 'ERROR':
+        fault = (found.fault or {}).get('message', 'no reason given')
+        sys.exit(f'Server {SERVER_NAME} went to ERROR: {fault}\n'
+                 f'See nova-compute.log; delete the server and run up again.')
+    address = server_address(cloud, found)
+    with open(env('QS_ADDRESS_FILE'), 'w', encoding='ascii') as target:
+        target.write(address + '\n')
+    note(f'Server {SERVER_NAME} is {found.status} at {address}')
+
+
+def health() -> None:
+    """Fails with a sentence when an API or an agent does not do its work."""
+    cloud = admin()
+    problems = []
+    for service in cloud.compute.services():
+        if service.state != 'up' and service.host == env('QS_HOST'):
+            problems.append(f'{service.binary} is {service.state}')
+    names = [service.binary for service in cloud.compute.services()]
+    for name in ('nova-compute', 'nova-conductor', 'nova-scheduler'):
+        if name not in names:
+            problems.append(f'{name} never reported')
+    for agent in cloud.network.agents():
+        if not agent.is_alive and agent.host == env('QS_HOST'):
+            problems.append(f'{agent.agent_type} is not alive')
+    next(iter(cloud.image.images(limit=1)), None)
+    if problems:
+        sys.exit('; '.join(problems))
+
+
+COMMANDS = {
+    'identity': identity,
+    'images': images,
+    'flavors': flavors,
+    'keypair': keypair,
+    'network': network,
+    'server': server,
+    'health': health,
+}
+
+
+def main() -> None:
+    for name in sys.argv[1:]:
+        COMMANDS[name]()
+
+
+if __name__ == '__main__':
+    main()

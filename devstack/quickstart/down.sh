@@ -1,0 +1,149 @@
+# shellcheck shell=bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# `down` stops everything that `up` started; `purge` removes every trace.
+
+# Processes that daemons of ours started and left behind.
+kill_strays() {
+    local path pid
+    local -a strays=()
+    for path in /proc/[0-9]*; do
+        pid=${path#/proc/}
+        ((pid != $$ && pid != BASHPID)) || continue
+        if grep -qzsFx "NOVA_LXD_QUICKSTART=$PREFIX" "$path/environ"; then
+            strays+=("$pid")
+        fi
+    done
+    ((${#strays[@]})) || return 0
+    kill -TERM "${strays[@]}" 2>/dev/null || :
+    sleep 0.5
+    kill -KILL "${strays[@]}" 2>/dev/null || :
+}
+
+# Interfaces that are ports of our own Open vSwitch.
+ovs_interfaces() {
+    daemon_running ovsdb-server || return 0
+    vsctl --bare --columns=name find Interface type=\"\" 2>/dev/null |
+        grep -v '^$' || :
+}
+
+# The namespaces in which our agent serves metadata.
+metadata_namespaces() {
+    [[ -d $DATA/neutron/ovn-metadata-proxy || -S $OVS_RUN/db.sock ]] || return 0
+    ip netns list 2>/dev/null | awk '/^ovnmeta-/ { print $1 }' || :
+}
+
+stop_all() {
+    local name link
+    local -a links=() namespaces=() batch
+    read -ra links -d '' <<<"$(ovs_interfaces)" || :
+    read -ra namespaces -d '' <<<"$(metadata_namespaces)" || :
+    for name in nova-compute neutron-ovn-agent; do
+        daemon_stop "$name" 20 &
+    done
+    wait
+    stop_lxd
+    # All that is left may go at the same time: first the services, then
+    # what they stand on.
+    batch=()
+    for name in "${DAEMONS[@]}"; do
+        case $name in
+        lxd | lxcfs | mariadb | rabbitmq | epmd | ov*) continue ;;
+        esac
+        daemon_stop "$name" &
+    done
+    wait
+    for name in ovn-controller ovn-northd ovs-vswitchd rabbitmq mariadb; do
+        daemon_stop "$name" 30 &
+    done
+    wait
+    for name in ovn-db ovsdb-server epmd; do
+        daemon_stop "$name"
+    done
+    kill_strays
+    for name in "${namespaces[@]}"; do
+        ip netns delete "$name" 2>/dev/null || :
+    done
+    for link in "${links[@]}"; do
+        ip link delete "$link" 2>/dev/null || :
+    done
+    undo_nat
+    rm -f "$OVS_RUN"/*.ctl "$OVS_RUN"/*.mgmt "$OVS_RUN"/*.snoop
+}
+
+command_down() {
+    local begin
+    begin=$(now_us)
+    if [[ ! -d $DATA ]]; then
+        say "There is no quickstart cloud at $PREFIX."
+        return 0
+    fi
+    say 'Stopping servers and services…'
+    stop_all >"$LOG/down.log" 2>&1
+    say "All is stopped ($(elapsed "$begin") s). Servers and data are kept:" \
+        "$SELF up brings them back."
+}
+
+undo_subordinate_ids() {
+    local name line
+    for name in subuid subgid; do
+        [[ -s $DATA/undo/$name ]] || continue
+        line=$(<"$DATA/undo/$name")
+        sed -i "\|^$line\$|d" "/etc/$name"
+    done
+}
+
+# Loop devices whose file lies below the prefix.
+detach_loops() {
+    local device
+    losetup --list --noheadings --output NAME,BACK-FILE 2>/dev/null |
+        awk -v top="$PREFIX/" 'index($2, top) == 1 { print $1 }' |
+        while read -r device; do
+            losetup --detach "$device" || :
+        done
+}
+
+command_purge() {
+    local begin path
+    begin=$(now_us)
+    if [[ ! -d $PREFIX ]]; then
+        say "There is no quickstart cloud at $PREFIX."
+        return 0
+    fi
+    [[ -e $PREFIX/settings || -d $DATA ]] ||
+        die "$PREFIX does not look like a quickstart cloud; left alone."
+    say 'Stopping servers and services…'
+    mkdir -p "$LOG"
+    stop_all >"$LOG/down.log" 2>&1
+    say 'Removing every trace…'
+    undo_client
+    undo_subordinate_ids
+    allow_service_start
+    unmount_below "$PREFIX"
+    detach_loops
+    # btrfs subvolumes that rm cannot remove, where the pool is a folder.
+    if [[ -d $LXD_HOME/storage-btrfs ]]; then
+        find "$LXD_HOME/storage-btrfs" -depth -inum 256 -type d \
+            -exec btrfs subvolume delete {} + >/dev/null 2>&1 || :
+    fi
+    if [[ $KEEP_CACHE == yes ]]; then
+        for path in "$PREFIX"/* "$PREFIX"/.[!.]*; do
+            [[ $path == "$VENV" || $path == "$CACHE" ]] || rm -rf "$path"
+        done
+        say "Kept: $VENV and $CACHE."
+    else
+        rm -rf "$PREFIX"
+    fi
+    say "Done ($(elapsed "$begin") s). Packages of the distribution stay" \
+        "installed."
+}

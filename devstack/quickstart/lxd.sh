@@ -1,0 +1,144 @@
+# shellcheck shell=bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# LXD (or Incus, where the distribution has no LXD package) of our own.
+
+# Sets CONTAINER_DAEMON, CONTAINER_CLIENT, LXD_ENV and LXD_SOCKET.
+find_lxd() {
+    local path
+    LXD_SOCKET=$LXD_HOME/unix.socket
+    LXD_ENV=(LXD_DIR="$LXD_HOME" INCUS_DIR="$LXD_HOME" HOME="$DATA/lxd-client")
+    if path=$(command -v lxd) && [[ $(readlink -f "$path") != */snap* ]]; then
+        CONTAINER_DAEMON=$path
+        CONTAINER_CLIENT=$(command -v lxc)
+        return 0
+    fi
+    for path in /usr/libexec/incus/incusd /usr/sbin/incusd /usr/bin/incusd; do
+        if [[ -x $path ]]; then
+            CONTAINER_DAEMON=$path
+            CONTAINER_CLIENT=$(command -v incus)
+            return 0
+        fi
+    done
+    return 1
+}
+
+lxc() {
+    "${CLEAN_ENV[@]}" "${LXD_ENV[@]}" "$CONTAINER_CLIENT" "$@" </dev/null
+}
+
+# Isolated containers need 65536 subordinate ids each.
+ensure_subordinate_ids() {
+    local file name start count last=999999
+    for file in /etc/subuid /etc/subgid; do
+        [[ -e $file ]] || touch "$file"
+        if awk -F: '$1 == "root" || $1 == "0" { n += $3 }
+                    END { exit !(n >= 6553600) }' "$file"; then
+            continue
+        fi
+        while IFS=: read -r name start count; do
+            [[ -n $name && $count =~ ^[0-9]+$ ]] || continue
+            ((start + count > last)) && last=$((start + count - 1))
+        done <"$file"
+        echo "root:$((last + 1)):1000000000" | tee -a "$file" \
+            >"$DATA/undo/${file##*/}"
+    done
+}
+
+# A container as host may have no loop devices of its own yet.
+ensure_loop_devices() {
+    local i
+    modprobe loop 2>/dev/null || :
+    [[ -e /dev/loop-control ]] || mknod /dev/loop-control c 10 237 || :
+    for ((i = 0; i < 8; i++)); do
+        [[ -e /dev/loop$i ]] || mknod "/dev/loop$i" b 7 "$i" || :
+    done
+}
+
+# LXD's hooks show /proc files of the container's size where lxcfs runs.
+start_lxcfs() {
+    local dir=/var/lib/lxcfs
+    command -v lxcfs >/dev/null && [[ -e /dev/fuse ]] || return 0
+    if mountpoint -q "$dir"; then
+        return 0
+    fi
+    mkdir -p "$dir"
+    # lxcfs keeps one pid file per host; ours goes below the prefix.
+    daemon_start lxcfs lxcfs --pidfile="$RUN/lxcfs.own.pid" "$dir"
+    if ! wait_until lxcfs 10 lxcfs mountpoint -q "$dir"; then
+        echo 'Going on without lxcfs: guests see the CPUs of the host.'
+        daemon_stop lxcfs
+    fi
+}
+
+create_pool() {
+    local driver=$POOL_DRIVER
+    if lxc storage show "$POOL_NAME" >/dev/null 2>&1; then
+        return 0
+    fi
+    if [[ $driver == btrfs ]]; then
+        ensure_loop_devices
+        modprobe btrfs 2>/dev/null || :
+        if lxc storage create "$POOL_NAME" btrfs size="$POOL_SIZE"; then
+            return 0
+        fi
+        if [[ $(stat -f -c %T "$PREFIX") == btrfs ]] && lxc storage create \
+            "$POOL_NAME" btrfs source="$LXD_HOME/storage-btrfs"; then
+            return 0
+        fi
+        warn 'No btrfs pool on a loop file can be made here, so servers go' \
+            'to a plain folder: slower, and without disk quotas.'
+    fi
+    lxc storage create "$POOL_NAME" dir
+}
+
+step_lxd() {
+    find_lxd
+    mkdir -p "$LXD_HOME" "$DATA/lxd-client"
+    chmod 711 "$LXD_HOME"
+    ensure_subordinate_ids
+    start_lxcfs
+    daemon_start lxd "${LXD_ENV[@]}" "$CONTAINER_DAEMON" --group root
+    wait_until LXD 60 lxd env "${LXD_ENV[@]}" "$CONTAINER_DAEMON" waitready \
+        --timeout=30
+    create_pool
+    lxc config set images.auto_update_interval=0
+}
+
+# Ends guests, quickly, and the daemon.
+stop_lxd() {
+    local project
+    if daemon_running lxd && find_lxd; then
+        for project in $(lxc project list --format csv | cut -d, -f1); do
+            timeout 60 "${CLEAN_ENV[@]}" "${LXD_ENV[@]}" "$CONTAINER_CLIENT" \
+                stop --all --force --project "${project%% *}" || :
+        done
+        timeout 30 "${CLEAN_ENV[@]}" "${LXD_ENV[@]}" "$CONTAINER_DAEMON" \
+            shutdown --timeout 20 || :
+    fi
+    daemon_stop lxd 20
+    unmount_below "$LXD_HOME"
+    if daemon_running lxcfs; then
+        daemon_stop lxcfs
+        umount -l /var/lib/lxcfs 2>/dev/null || :
+    fi
+}
+
+# Detaches every mount below a folder, innermost first.
+unmount_below() {
+    local target
+    awk -v top="$1/" 'index($5 "/", top) == 1 { print $5 }' \
+        /proc/self/mountinfo | sort -r | while read -r target; do
+        umount "$target" 2>/dev/null || umount -l "$target" || :
+    done
+}

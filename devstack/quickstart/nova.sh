@@ -1,0 +1,180 @@
+# shellcheck shell=bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# Nova: API, metadata API, conductor, scheduler, and nova-compute with the
+# driver.
+
+configure_nova() {
+    mkdir -p "$ETC/nova" "$DATA/nova/instances"
+    # The WSGI applications look for both files in one folder.
+    ln -sfn "$VENV/etc/nova/api-paste.ini" "$ETC/nova/api-paste.ini"
+    cat >"$ETC/nova/nova.conf" <<EOF
+[DEFAULT]
+use_stderr = false
+state_path = $DATA/nova
+host = $HOST
+my_ip = $LOCAL
+transport_url = $(rabbit_url)
+osapi_compute_workers = 1
+metadata_workers = 1
+enabled_apis = osapi_compute
+osapi_compute_listen = $LOCAL
+osapi_compute_listen_port = ${PORT[nova-api]}
+metadata_listen = $LOCAL
+metadata_listen_port = ${PORT[nova-metadata]}
+allow_resize_to_same_host = true
+
+[api_database]
+connection = $(database_url nova_api)
+
+[database]
+connection = $(database_url nova)
+
+[api]
+auth_strategy = keystone
+
+[wsgi]
+api_paste_config = $VENV/etc/nova/api-paste.ini
+
+[conductor]
+workers = 1
+
+[scheduler]
+workers = 1
+discover_hosts_in_cells_interval = 60
+
+[oslo_concurrency]
+lock_path = $DATA/nova/lock
+
+[service_user]
+send_service_user_token = true
+$(auth_options nova)
+
+[placement]
+$(auth_options placement)
+
+[glance]
+$(auth_options nova)
+
+[neutron]
+service_metadata_proxy = true
+metadata_proxy_shared_secret = $(secret)
+$(auth_options nova)
+
+[cinder]
+os_region_name = $REGION
+$(auth_options nova)
+
+[vnc]
+enabled = false
+
+[spice]
+enabled = false
+
+$(token_sections nova)
+
+$(messaging_sections)
+EOF
+    cat >"$ETC/nova/nova-compute.conf" <<EOF
+[DEFAULT]
+compute_driver = $COMPUTE_DRIVER
+resume_guests_state_on_host_boot = true
+force_config_drive = false
+instances_path = $DATA/nova/instances
+reserved_host_memory_mb = 512
+
+[os_vif_ovs]
+ovsdb_connection = $OVSDB
+$(privsep_sections "$ETC/nova/nova-compute.conf" nova_sys_admin \
+        privsep_osbrick vif_plug_ovs_privileged vif_plug_linux_bridge_privileged)
+EOF
+    # Given by file name, not by value: [lxd] is unknown to other drivers.
+    if [[ $COMPUTE_DRIVER == lxd.* ]]; then
+        cat >>"$ETC/nova/nova-compute.conf" <<EOF
+
+[lxd]
+endpoint = $LXD_HOME/unix.socket
+project = nova
+storage_pool = $POOL_NAME
+$(privsep_sections "$ETC/nova/nova-compute.conf" nova_lxd_privileged)
+EOF
+    fi
+}
+
+nova_manage() {
+    "${CLEAN_ENV[@]}" "$VENV/bin/nova-manage" \
+        --config-file "$ETC/nova/nova.conf" "$@"
+}
+
+step_nova_db() {
+    configure_nova
+    db_synced nova && return 0
+    nova_manage api_db sync
+    nova_manage cell_v2 map_cell0 \
+        --database_connection "$(database_url nova_cell0)"
+    nova_manage db sync
+    if ! nova_manage cell_v2 list_cells | grep -q ' cell1 '; then
+        nova_manage cell_v2 create_cell --name cell1
+    fi
+    mark_db_synced nova
+}
+
+step_nova_api() {
+    wsgi_start nova-api nova.wsgi.osapi_compute:application \
+        "${PORT[nova-api]}" OS_NOVA_CONFIG_DIR="$ETC/nova"
+}
+
+step_nova_metadata() {
+    wsgi_start nova-metadata nova.wsgi.metadata:application \
+        "${PORT[nova-metadata]}" OS_NOVA_CONFIG_DIR="$ETC/nova"
+}
+
+# nova_daemon NAME [argument]...
+nova_daemon() {
+    local name=$1
+    shift
+    daemon_start "$name" "${OVS_ENV[@]}" "$VENV/bin/$name" \
+        --config-file "$ETC/nova/nova.conf" "$@" --log-file "$LOG/$name.log"
+}
+
+step_nova_conductor() {
+    nova_daemon nova-conductor
+    wait_until nova-conductor 60 nova-conductor service_row nova-conductor
+}
+
+step_nova_scheduler() {
+    nova_daemon nova-scheduler
+}
+
+# True when a service wrote to the database that it is alive, after it was
+# started last.
+service_row() {
+    local pid started
+    pid=$(daemon_pid "$1") || return 1
+    started=$(stat -c %Y "/proc/$pid")
+    [[ $(sql nova -e "SELECT COUNT(*) FROM services WHERE deleted = 0 AND
+        services.binary = '$1' AND (report_count = 0 OR
+        UNIX_TIMESTAMP(CONVERT_TZ(last_seen_up, '+00:00', @@time_zone))
+        >= $started)") != 0 ]]
+}
+
+step_nova_compute() {
+    nova_daemon nova-compute --config-file "$ETC/nova/nova-compute.conf"
+    wait_until nova-compute 120 nova-compute compute_node_known
+    nova_manage cell_v2 discover_hosts
+}
+
+compute_node_known() {
+    [[ $(sql nova -e "SELECT COUNT(*) FROM compute_nodes
+        WHERE deleted = 0 AND host = '$HOST'") != 0 ]]
+}

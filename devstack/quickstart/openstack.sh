@@ -1,0 +1,107 @@
+# shellcheck shell=bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# What the configuration files of the OpenStack services have in common.
+
+# One password for everything inside: nothing of it leaves this host.
+secret() {
+    cat "$DATA/secret"
+}
+
+make_secret() {
+    [[ -s $DATA/secret ]] || (
+        umask 077
+        od -An -N16 -tx1 /dev/urandom | tr -d ' \n' >"$DATA/secret"
+    )
+}
+
+service_url() {
+    printf 'http://%s:%s' "$LOCAL" "${PORT[$1]}"
+}
+
+# auth_options USER [section]: how a service talks to keystone as USER.
+auth_options() {
+    cat <<EOF
+auth_type = password
+auth_url = $(service_url keystone)/v3
+username = $1
+password = $(secret)
+project_name = service
+user_domain_name = Default
+project_domain_name = Default
+region_name = $REGION
+EOF
+}
+
+# The sections that every service needs that checks tokens.
+token_sections() {
+    cat <<EOF
+[keystone_authtoken]
+www_authenticate_uri = $(service_url keystone)
+$(auth_options "$1")
+service_token_roles_required = true
+
+[oslo_policy]
+enforce_new_defaults = true
+EOF
+}
+
+messaging_sections() {
+    cat <<EOF
+[oslo_messaging_rabbit]
+rabbit_quorum_queue = false
+heartbeat_in_pthread = false
+
+[oslo_messaging_notifications]
+driver = noop
+EOF
+}
+
+# privsep_helper FILE GROUP...: root needs no sudo to be root.
+privsep_sections() {
+    local file=$1 group
+    shift
+    for group; do
+        printf '\n[%s]\nhelper_command = %s --config-file %s\n' "$group" \
+            "$VENV/bin/privsep-helper" "$file"
+    done
+}
+
+# wsgi_start NAME MODULE PORT [VARIABLE=value]...: a WSGI application under
+# uWSGI, one process.
+wsgi_start() {
+    local name=$1 module=$2 port=$3
+    shift 3
+    cat >"$ETC/uwsgi/$name.ini" <<EOF
+[uwsgi]
+http-socket = $LOCAL:$port
+module = $module
+need-app = true
+processes = 1
+threads = ${QUICKSTART_THREADS:-6}
+enable-threads = true
+lazy-apps = true
+die-on-term = true
+thunder-lock = true
+buffer-size = 65535
+http-raw-body = true
+wsgi-manage-chunked-input = true
+# glanceclient sends chunks of 1 MiB.
+chunked-input-limit = 67108864
+chunked-input-timeout = 60
+add-header = Connection: close
+disable-logging = true
+EOF
+    daemon_start "$name" "$@" "$VENV/bin/uwsgi" --ini "$ETC/uwsgi/$name.ini"
+    wait_until "$name" 90 "$name" http_answers "http://$LOCAL:$port/"
+}

@@ -1,0 +1,96 @@
+# shellcheck shell=bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# The distribution's packages.
+
+# What the first steps need; small, so that Python and the guest image can
+# start while the servers are still being unpacked.
+readonly -a FIRST_PACKAGES=(python3 python3-venv ca-certificates curl
+    debootstrap mmdebstrap busybox-static squashfs-tools xz-utils zstd)
+
+readonly -a SERVER_PACKAGES=(mariadb-server rabbitmq-server
+    openvswitch-switch ovn-central ovn-host haproxy lxcfs uidmap
+    btrfs-progs ethtool iproute2 iptables nftables kmod openssh-client
+    dnsmasq-base attr rsync acl procps util-linux)
+
+package_installed() {
+    [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == \
+        installed ]]
+}
+
+missing_packages() {
+    local name
+    for name; do
+        package_installed "$name" || printf '%s ' "$name"
+    done
+}
+
+# Debian 12 and 13 package LXD, Ubuntu 24.04 packages Incus.
+lxd_packages() {
+    if package_installed lxd || apt-cache show lxd 2>/dev/null |
+        grep -q '^Version: [1-9]*:*5'; then
+        echo lxd lxd-client
+    else
+        echo incus
+    fi
+}
+
+# Keeps dpkg from starting the services of what it installs: this cloud runs
+# its own. A policy of the operator's own is put back afterwards.
+forbid_service_start() {
+    local policy=/usr/sbin/policy-rc.d
+    if [[ -e $policy && ! -e $policy.nova-lxd ]]; then
+        mv "$policy" "$policy.nova-lxd"
+    fi
+    printf '#!/bin/sh\n# nova-lxd quickstart, for the time of an install\nexit 101\n' \
+        >"$policy"
+    chmod 755 "$policy"
+}
+
+allow_service_start() {
+    local policy=/usr/sbin/policy-rc.d
+    if grep -qs 'nova-lxd quickstart' "$policy"; then
+        rm -f "$policy"
+    fi
+    if [[ -e $policy.nova-lxd ]]; then
+        mv "$policy.nova-lxd" "$policy"
+    fi
+}
+
+install_packages() {
+    local -a missing
+    read -ra missing <<<"$(missing_packages "$@")"
+    ((${#missing[@]})) || return 0
+    echo "Installing: ${missing[*]}"
+    trap allow_service_start EXIT
+    forbid_service_start
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet \
+        --no-install-recommends -o Dpkg::Use-Pty=0 \
+        -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold \
+        -o Dpkg::Options::=--force-unsafe-io "${missing[@]}"
+}
+
+step_packages_first() {
+    local -a missing
+    read -ra missing <<<"$(missing_packages "${FIRST_PACKAGES[@]}" \
+        "${SERVER_PACKAGES[@]}")"
+    if ((${#missing[@]})); then
+        apt-get update --quiet -o DPkg::Lock::Timeout=300
+    fi
+    install_packages "${FIRST_PACKAGES[@]}"
+}
+
+step_packages() {
+    # shellcheck disable=SC2046 # one or two words
+    install_packages "${SERVER_PACKAGES[@]}" $(lxd_packages)
+}

@@ -1,0 +1,132 @@
+# shellcheck shell=bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# Daemons: started in the background, found again and stopped by pid.
+#
+# $RUN/NAME.pid holds the pid and the start time of the process, so that a
+# reused pid, also after a reboot, is never taken for ours.
+
+# Variables that daemons must not inherit: they all talk to the loopback
+# address or unix sockets, and a CA bundle in the environment overrides the
+# certificate that the driver pins.
+readonly -a CLEAN_ENV=(
+    env -u http_proxy -u https_proxy -u HTTP_PROXY -u HTTPS_PROXY
+    -u all_proxy -u ALL_PROXY -u REQUESTS_CA_BUNDLE -u CURL_CA_BUNDLE
+    -u PYTHONDONTWRITEBYTECODE -u PYTHONHOME -u PYTHONPATH
+    NO_PROXY="localhost,$LOCAL" no_proxy="localhost,$LOCAL"
+    PYTHONWARNINGS=ignore NOVA_LXD_QUICKSTART="$PREFIX"
+)
+
+# Start time of a process in clock ticks since boot, with the boot's id.
+process_birth() {
+    local stat
+    # Not $(<file): with errexit bash ends when there is no such file.
+    { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+    # The second field is the command name, which may contain spaces.
+    stat=${stat##*) }
+    # shellcheck disable=SC2086 # fields are wanted
+    set -- $stat
+    # State Z: the process is dead and waits for its parent only.
+    [[ $1 != Z ]] || return 1
+    printf '%s@%s' "${20}" "$(</proc/sys/kernel/random/boot_id)"
+}
+
+# Prints the pid of a running daemon of ours, fails when there is none.
+daemon_pid() {
+    local pid birth
+    [[ -s $RUN/$1.pid ]] || return 1
+    read -r pid birth <"$RUN/$1.pid" || return 1
+    [[ $(process_birth "$pid") == "$birth" ]] || return 1
+    printf '%s' "$pid"
+}
+
+daemon_running() {
+    daemon_pid "$1" >/dev/null
+}
+
+# Writes down a daemon that made itself one.
+daemon_adopt() {
+    local name=$1 pid=$2
+    printf '%s %s\n' "$pid" "$(process_birth "$pid")" >"$RUN/$name.pid"
+}
+
+# daemon_start NAME [VARIABLE=value]... COMMAND [argument]...
+daemon_start() {
+    local name=$1 pid
+    shift
+    if daemon_running "$name"; then
+        return 0
+    fi
+    (
+        cd /
+        ulimit -n "$(ulimit -Hn)" || :
+        [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
+        exec setsid "${CLEAN_ENV[@]}" "$@" </dev/null >>"$LOG/$name.log" \
+            2>&1 3>&-
+    ) &
+    pid=$!
+    daemon_adopt "$name" "$pid"
+}
+
+# daemon_stop NAME [seconds until SIGKILL]
+daemon_stop() {
+    local name=$1 patience=${2:-10} pid i
+    if ! pid=$(daemon_pid "$name"); then
+        rm -f "$RUN/$name.pid"
+        return 0
+    fi
+    kill -TERM "$pid" 2>/dev/null || :
+    for ((i = 0; i < patience * 10; i++)); do
+        daemon_running "$name" || break
+        sleep 0.1
+    done
+    if daemon_running "$name"; then
+        kill -KILL "$pid" 2>/dev/null || :
+        sleep 0.2
+    fi
+    rm -f "$RUN/$name.pid"
+}
+
+# wait_until "what" SECONDS DAEMON COMMAND...: polls COMMAND and gives up early
+# when the daemon dies.
+wait_until() {
+    local what=$1 seconds=$2 daemon=$3 end
+    shift 3
+    end=$((SECONDS + seconds))
+    until "$@" >/dev/null 2>&1; do
+        if ! daemon_running "$daemon"; then
+            echo "$daemon ended. The last lines of $LOG/$daemon.log:"
+            tail -n 20 "$LOG/$daemon.log"
+            return 1
+        fi
+        if ((SECONDS >= end)); then
+            echo "$what: not ready after $seconds seconds. The last lines" \
+                "of $LOG/$daemon.log:"
+            tail -n 20 "$LOG/$daemon.log"
+            return 1
+        fi
+        sleep 0.15
+    done
+}
+
+# True when something answers HTTP at the URL, whatever the status below 500.
+http_answers() {
+    local code
+    code=$("${CLEAN_ENV[@]}" curl -s -o /dev/null --max-time 5 \
+        -w '%{http_code}' "$1") && ((code > 0 && code < 500))
+}
+
+# True when a TCP connection to the port of the loopback address succeeds.
+port_open() {
+    (exec 4<>"/dev/tcp/$LOCAL/$1") 2>/dev/null
+}

@@ -1,0 +1,78 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # the other files use these variables
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# Where everything of the quickstart cloud lives and what it is called.
+#
+# Whatever may be set from outside is read from QUICKSTART_* here and nowhere
+# else; the other files only use the names on the left.
+
+PREFIX=${QUICKSTART_PREFIX:-/opt/nova-lxd}
+VENV=$PREFIX/venv
+ETC=$PREFIX/etc
+LOG=$PREFIX/log
+RUN=$PREFIX/run
+DATA=$PREFIX/data
+CACHE=$PREFIX/cache
+BIN=$PREFIX/bin
+LXD_HOME=$PREFIX/lxd
+OVS_RUN=$RUN/ovs
+
+# Unix socket addresses hold 107 characters. The longest one below the prefix
+# is that of an OVS control socket: run/ovs/ovn-controller.4194304.ctl.
+MAX_PREFIX_LENGTH=60
+
+# The distribution's interpreter, not one that happens to be first on PATH.
+PYTHON=${QUICKSTART_PYTHON:-/usr/bin/python3}
+
+COMPUTE_DRIVER=${QUICKSTART_COMPUTE_DRIVER:-lxd.LXDDriver}
+REGION=RegionOne
+CLOUD=nova-lxd
+
+# All services listen here and nowhere else.
+LOCAL=127.0.0.1
+PORT_OFFSET=${QUICKSTART_PORT_OFFSET:-0}
+declare -A PORT=(
+    [keystone]=$((5000 + PORT_OFFSET))
+    [placement]=$((8778 + PORT_OFFSET))
+    [glance]=$((9292 + PORT_OFFSET))
+    [neutron]=$((9696 + PORT_OFFSET))
+    [nova-api]=$((8774 + PORT_OFFSET))
+    [nova-metadata]=$((8775 + PORT_OFFSET))
+    [rabbitmq]=$((5672 + PORT_OFFSET))
+    [rabbitmq-dist]=$((25672 + PORT_OFFSET))
+    [epmd]=$((4379 + PORT_OFFSET))
+)
+
+# Bridges that Neutron expects to find on a host.
+BRIDGE_INTEGRATION=br-int
+BRIDGE_PUBLIC=br-ex
+
+# 172.24.4.0/24 is what DevStack calls the public network as well.
+PUBLIC_NET=${QUICKSTART_PUBLIC_NET:-172.24.4}
+PRIVATE_NET=${QUICKSTART_PRIVATE_NET:-10.24.4}
+
+# LXD storage pool: btrfs on a sparse loop file, or a plain folder.
+POOL_NAME=nova
+POOL_SIZE=${QUICKSTART_POOL_SIZE:-20GiB}
+POOL_DRIVER=btrfs
+
+MYSQL_SOCKET=$RUN/mysql.sock
+
+# Set by the options of `up` and remembered in $PREFIX/settings.
+WITH_SERVER=yes
+WITH_NAT=yes
+
+# Who typed the command: gets the clouds.yaml entry and the key.
+INVOKER=${SUDO_USER:-root}
+INVOKER_HOME=$(getent passwd "$INVOKER" | cut -d: -f6)

@@ -1,0 +1,89 @@
+# shellcheck shell=bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# `status`: what runs and whether it does its work.
+
+# Every daemon, in the order in which they are stopped.
+readonly -a DAEMONS=(nova-compute nova-scheduler nova-api nova-metadata
+    nova-conductor neutron-periodic-workers neutron-ovn-maintenance-worker
+    neutron-ovn-agent neutron glance placement keystone ovn-controller
+    ovn-northd ovn-db ovs-vswitchd ovsdb-server lxd lxcfs rabbitmq epmd
+    mariadb)
+
+readonly -a HTTP_SERVICES=(keystone glance placement neutron nova-api
+    nova-metadata)
+
+# Prints one line for each daemon that should run and does not.
+dead_daemons() {
+    local name
+    for name in "${DAEMONS[@]}"; do
+        # The host's own lxcfs serves as well.
+        [[ $name != lxcfs ]] || continue
+        daemon_running "$name" || printf '%s is not running\n' "$name"
+    done
+}
+
+# One line for each HTTP service that does not answer.
+silent_services() {
+    local name
+    for name in "${HTTP_SERVICES[@]}"; do
+        http_answers "$(service_url "$name")/" ||
+            printf '%s does not answer at %s\n' "$name" "$(service_url "$name")"
+    done
+}
+
+# Prints what is wrong; fails when there is anything.
+health_problems() {
+    local problems
+    problems=$(dead_daemons)
+    if [[ -z $problems ]]; then
+        ip -4 address show dev "$BRIDGE_PUBLIC" 2>/dev/null |
+            grep -q " $PUBLIC_NET\.1/" ||
+            problems="$BRIDGE_PUBLIC has lost its address"$'\n'
+        problems+=$(silent_services)
+        # Asks the services about each other, with a token.
+        [[ -n $problems ]] || problems=$(cloud_setup health 2>&1 | tail -n 5)
+    fi
+    [[ -n $problems ]] || return 0
+    printf '%s\n' "$problems"
+    return 1
+}
+
+command_status() {
+    local name pid problems memory
+    if [[ ! -e $PREFIX/settings ]]; then
+        say "There is no quickstart cloud at $PREFIX."
+        return 3
+    fi
+    title "Quickstart cloud at $PREFIX"
+    for name in "${DAEMONS[@]}"; do
+        if pid=$(daemon_pid "$name"); then
+            memory=$(awk '/^VmRSS/ { printf "%d", $2 / 1024 }' \
+                "/proc/$pid/status")
+            say "$(printf '  %-32s pid %-8s %5s MiB' "$name" "$pid" "$memory")"
+        elif [[ $name == lxcfs ]]; then
+            say "$(printf '  %-32s %s' "$name" "not ours or not there")"
+        else
+            say "$(printf '  %-32s %s' "$name" "${RED}not running$PLAIN")"
+        fi
+    done
+    if problems=$(health_problems); then
+        say "${GREEN}All services answer.$PLAIN"
+        show_how_to_go_on
+    else
+        say "${RED}Not healthy:$PLAIN"
+        say "${problems//$'\n'/; }"
+        say "$SELF up repairs it."
+        return 1
+    fi
+}

@@ -1,0 +1,180 @@
+# shellcheck shell=bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# `up`: installs what is missing, starts what does not run.
+
+# Refuses early what would fail in an unclear way later.
+check_host() {
+    # shellcheck disable=SC1091
+    local id version
+    id=$(. /etc/os-release && echo "$ID")
+    version=$(. /etc/os-release && echo "${VERSION_ID:-}")
+    case $id-$version in
+    debian-12 | debian-13 | ubuntu-24.04) ;;
+    debian-* | ubuntu-*)
+        warn "$id $version was not tried; Debian 12, 13 and Ubuntu 24.04 were."
+        ;;
+    *) die "$id is not supported: Debian 12, 13 or Ubuntu 24.04 is needed." ;;
+    esac
+    ((${#PREFIX} <= MAX_PREFIX_LENGTH)) ||
+        die "QUICKSTART_PREFIX may have $MAX_PREFIX_LENGTH characters at most."
+    [[ $PREFIX == /* && $PREFIX != *[[:space:]]* ]] ||
+        die 'QUICKSTART_PREFIX must be an absolute path without spaces.'
+    # nova-compute and the guests need about 3 GiB together.
+    local available
+    available=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
+    ((available >= 3000)) || daemon_running mariadb ||
+        warn "Only $available MiB of memory are free; 4 GiB are needed."
+}
+
+# Nobody else may use our ports and networks.
+check_ports() {
+    local name port taken=''
+    for name in "${!PORT[@]}"; do
+        port=${PORT[$name]}
+        # The distribution port is RabbitMQ's second one.
+        daemon_running "${name%-dist}" && continue
+        port_open "$port" && taken+=" $port ($name)"
+    done
+    [[ -z $taken ]] || die "These ports are in use by other programs:$taken." \
+        "Stop them, or set QUICKSTART_PORT_OFFSET (for example 20000) to" \
+        "move all ports of the quickstart cloud."
+}
+
+check_networks() {
+    local route
+    daemon_running ovs-vswitchd && return 0
+    for route in "$PUBLIC_NET" "$PRIVATE_NET"; do
+        if ip -4 route show 2>/dev/null | grep -q "^${route//./\\.}\.0/24 "; then
+            die "This host has a route to $route.0/24 already. Set" \
+                "QUICKSTART_PUBLIC_NET or QUICKSTART_PRIVATE_NET to the" \
+                "first three numbers of another network."
+        fi
+    done
+}
+
+# A scope of its own under systemd, so that the cloud outlives the login.
+leave_login_session() {
+    [[ -d /run/systemd/system && -z ${NOVA_LXD_SCOPE:-} ]] || return 0
+    command -v systemd-run >/dev/null || return 0
+    export NOVA_LXD_SCOPE=1
+    exec systemd-run --scope --quiet --collect --slice=system.slice \
+        --unit="nova-lxd-quickstart-$$" -p Delegate=yes -p TasksMax=infinity \
+        "$SELF" "$@"
+}
+
+prepare_prefix() {
+    mkdir -p "$PREFIX" "$ETC/uwsgi" "$LOG/steps" "$RUN" "$DATA/undo" "$CACHE"
+    chmod 755 "$PREFIX"
+    # Passwords are in there.
+    chmod 700 "$ETC" "$DATA"
+    chmod 711 "$DATA"
+    make_secret
+    [[ -s $DATA/host ]] || hostname >"$DATA/host"
+    HOST=$(<"$DATA/host")
+}
+
+save_settings() {
+    printf '%s=%q\n' POOL_DRIVER "$POOL_DRIVER" POOL_SIZE "$POOL_SIZE" \
+        WITH_SERVER "$WITH_SERVER" WITH_NAT "$WITH_NAT" \
+        COMPUTE_DRIVER "$COMPUTE_DRIVER" >"$PREFIX/settings"
+}
+
+declare_steps() {
+    step packages-first 'Packages for the installation'
+    step packages 'Packages of the servers' packages-first
+    step venv 'OpenStack from PyPI' packages-first
+    step driver 'The LXD driver' venv
+    step tiny-image 'Guest image: tiny' packages-first
+    step guest-image "Guest image: $GUEST_IMAGE" packages-first
+    step mariadb 'MariaDB' packages
+    step neutron-db 'Neutron: database' mariadb venv
+    step rabbitmq 'RabbitMQ' packages
+    step keystone-db 'Keystone: database' mariadb venv
+    step nova-db 'Nova: databases' mariadb venv
+    step ovs 'Open vSwitch' packages
+    step ovn 'OVN' ovs
+    step keystone 'Keystone' keystone-db
+    step identity 'Users and endpoints' keystone
+    step neutron 'Neutron' neutron-db ovn rabbitmq
+    step lxd 'LXD and its storage pool' packages
+    step placement-db 'Placement: database' mariadb venv
+    step glance-db 'Glance: database' mariadb venv
+    step nova-conductor 'Nova: conductor' nova-db rabbitmq
+    step placement 'Placement' placement-db
+    step nova-compute 'Nova: compute host' nova-conductor placement identity \
+        lxd driver ovs
+    step nova-api 'Nova: API' nova-db rabbitmq identity
+    step network 'Networks and router' neutron identity
+    step glance 'Glance' glance-db
+    step nova-scheduler 'Nova: scheduler' nova-conductor placement
+    step upload 'Images into Glance' glance identity tiny-image guest-image
+    step flavors 'Flavors and key pair' nova-api identity
+    step neutron-agent 'Metadata for guests' ovn neutron-db
+    step nova-metadata 'Nova: metadata API' nova-db rabbitmq
+    step client 'The openstack command' identity
+    [[ $WITH_NAT == no ]] || step nat 'The way out for guests' ovs
+    if [[ $WITH_SERVER == yes ]]; then
+        step server 'The first server' nova-compute nova-api nova-scheduler \
+            network upload flavors neutron-agent nova-metadata
+        step neutron-workers 'Neutron: background workers' server
+    else
+        step neutron-workers 'Neutron: background workers' neutron
+    fi
+}
+
+show_how_to_go_on() {
+    local openstack=openstack address
+    command -v openstack >/dev/null || openstack=$BIN/openstack
+    say ''
+    if [[ -s $DATA/first-address ]]; then
+        address=$(<"$DATA/first-address")
+        say "The first server is at $address. Log in:"
+        say "  ssh -i $PREFIX/keys/id_ed25519 $GUEST_IMAGE@$address"
+    fi
+    say 'Another server:'
+    say "  $openstack --os-cloud $CLOUD server create --image $GUEST_IMAGE" \
+        "--flavor lxd.small \\"
+    say '      --network private --key-name quickstart --wait second'
+    say "As administrator: --os-cloud $CLOUD-admin. All about the cloud: " \
+        "$SELF --help"
+}
+
+command_up() {
+    local begin problems
+    begin=$(now_us)
+    check_host
+    guest_distribution
+    if [[ -e $PREFIX/settings && -s $DATA/host ]]; then
+        HOST=$(<"$DATA/host")
+        if daemon_running nova-compute && [[ -z $SETTINGS_CHANGED ]] &&
+            health_problems >/dev/null &&
+            [[ $WITH_SERVER == no || -s $DATA/first-address ]]; then
+            say "The quickstart cloud is up already: nothing to do" \
+                "(looked for $(elapsed "$begin") s)."
+            show_how_to_go_on
+            return 0
+        fi
+    fi
+    title "Quickstart cloud at $PREFIX: going up"
+    check_ports
+    check_networks
+    prepare_prefix
+    save_settings
+    declare_steps
+    run_steps
+    [[ -z $FAILED_STEPS ]] || exit 1
+    say ''
+    title "The cloud is up after $(elapsed "$begin") s."
+    show_how_to_go_on
+}
