@@ -61,6 +61,13 @@ The connection is refused unless the server shows exactly this certificate;
 certificate authorities are not consulted.
 """),
     cfg.StrOpt(
+        'directory',
+        help="""
+Directory in which LXD keeps its data, as LXD itself sees it. Left empty, it is
+the directory of LXD's unix socket. Set it where the socket is elsewhere, or
+with an ``https://`` endpoint. Only rescuing a server needs to know it.
+"""),
+    cfg.StrOpt(
         'project',
         default='nova',
         regex=r'^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$',

@@ -33,7 +33,12 @@ from nova_lxd_py.virt.vif import manager as vif_manager
 #: Keys that LXD itself keeps, or that were decided when the instance was made.
 _KEPT_KEYS = ('volatile.', 'image.', 'security.idmap.')
 #: Keys of the driver's that describe a passing state of the server.
-_STATE_KEYS = (lxd_instance.KEY_RESCUED, lxd_instance.KEY_SUSPENDED)
+_STATE_KEYS = (lxd_instance.KEY_RESCUED, lxd_instance.KEY_SUSPENDED,
+               lxd_instance.KEY_QUIESCED,
+               lxd_instance.KEY_RESIZE, lxd_instance.KEY_SERIAL_PORT)
+
+#: Through this device a rescue instance has the server's root disk.
+RESCUE_DEVICE = 'rescue'
 
 #: LXD takes longer values, but nothing that a tenant names should.
 _LONGEST_NAME = 255
@@ -49,7 +54,8 @@ class Definition:
 
 def define(instance: objects.Instance, image_meta: objects.ImageMeta,
            network_info: Any, vifs: vif_manager.VIFManager,
-           options: cfg.ConfigOpts.GroupAttr) -> Definition:
+           options: cfg.ConfigOpts.GroupAttr,
+           swap_mb: int | None = None) -> Definition:
     """Describe the LXD instance of a server.
 
     :param instance: the server, with the flavor that it shall have.
@@ -57,11 +63,13 @@ def define(instance: objects.Instance, image_meta: objects.ImageMeta,
     :param network_info: its ports, in the order the guest shall see them.
     :param vifs: knows the LXD devices of ports.
     :param options: the ``[lxd]`` option group.
+    :param swap_mb: MiB of swap, if not what the flavor says.
     :returns: the definition, without what depends on the host's uid ranges.
     :raises nova.exception.InvalidInput: the flavor asks for what LXD cannot
         give.
     """
-    config = lxd_flavor.instance_config(instance.flavor, options)
+    config = lxd_flavor.instance_config(instance.flavor, options,
+                                        swap_mb=swap_mb)
     if options.cloud_init_keys:
         config.update(cloudinit.config(instance, network_info))
     config.update(_identity(instance))
@@ -90,6 +98,8 @@ def corrections(guest: lxd_instance.Guest, wanted: Definition,
                 key not in _STATE_KEYS):
             config[key] = None
     devices: dict[str, Mapping[str, str] | None] = dict(wanted.devices)
+    if guest.role == lxd_instance.ROLE_RESCUE:
+        kept_devices += (RESCUE_DEVICE,)
     for name in guest.devices:
         if name not in devices and name not in kept_devices:
             devices[name] = None

@@ -310,12 +310,13 @@ class Watcher:
 
         :param instance: the :class:`nova.objects.Instance`.
         """
-        name = lxd_instance.lxd_name(instance)
         with self._lock:
-            self._changes[name] = self._changes.get(name, 0) + 1
-            known = self._known.get(name)
-            if known is not None:
-                known.fresh = False
+            for role in (lxd_instance.ROLE_SERVER, lxd_instance.ROLE_RESCUE):
+                name = lxd_instance.lxd_name(instance, role)
+                self._changes[name] = self._changes.get(name, 0) + 1
+                known = self._known.get(name)
+                if known is not None:
+                    known.fresh = False
 
     def server_count(self) -> int | None:
         """Count the servers from memory.

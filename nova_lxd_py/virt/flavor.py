@@ -93,11 +93,13 @@ class Request:
     :ivar options: the ``[lxd]`` option group.
     :ivar sized_swap: whether LXD limits swap by size, the API extension
         ``instance_memory_swap_bytes``.
+    :ivar swap_mb: MiB of swap, if not what the flavor says.
     """
 
     flavor: Any
     options: cfg.ConfigOpts.GroupAttr
     sized_swap: bool = False
+    swap_mb: int | None = None
 
 
 # -- reading extra specs ----------------------------------------------------
@@ -160,19 +162,22 @@ def _integer(flavor: Any, spec: str, minimum: int = 0,
 # -- configuration keys -----------------------------------------------------
 
 def instance_config(flavor: Any, options: cfg.ConfigOpts.GroupAttr,
-                    *, sized_swap: bool = False) -> _Config:
+                    *, sized_swap: bool = False,
+                    swap_mb: int | None = None) -> _Config:
     """Put a flavor into LXD's words.
 
     :param flavor: the :class:`nova.objects.Flavor`.
     :param options: the ``[lxd]`` option group.
     :param sized_swap: whether LXD has the API extension
         ``instance_memory_swap_bytes``.
+    :param swap_mb: MiB of swap that a tenant has chosen within what the
+        flavor allows.
     :returns: LXD configuration keys, all of ``MANAGED_KEYS`` at most. The uid
         range is not among them, see :func:`wants_isolation`.
     :raises nova.exception.InvalidInput: naming the extra spec to correct.
     """
     check(flavor)
-    request = Request(flavor, options, sized_swap)
+    request = Request(flavor, options, sized_swap, swap_mb)
     config: _Config = {}
     for filter_ in _FILTERS:
         config.update(filter_(request))
@@ -255,16 +260,17 @@ def _memory(request: Request) -> _Config:
     swapping.
     """
     flavor = request.flavor
-    if not flavor.swap:
+    wanted = flavor.swap if request.swap_mb is None else request.swap_mb
+    if not wanted:
         swap = 'false'
     elif request.sized_swap:
-        swap = f'{flavor.swap}MiB'
+        swap = f'{wanted}MiB'
     else:
         swap = 'true'
         LOG.info('Flavor %s has %d MiB of swap, which this LXD cannot hold '
                  'against a server: it may be swapped out, but its RAM and '
                  'swap together stay within its RAM.',
-                 flavor.name, flavor.swap)
+                 flavor.name, wanted)
     return {'limits.memory': f'{flavor.memory_mb}MiB',
             'limits.memory.swap': swap}
 

@@ -70,6 +70,8 @@ POWER_STATES = {
 
 #: Seconds between attempts while another operation holds an instance.
 BUSY_POLL = 0.1
+#: Seconds between looks at whether a new instance has its uid range.
+RANGE_POLL = 0.005
 #: Attempts at a change that keeps colliding with other changes.
 UPDATE_ATTEMPTS = 10
 

@@ -173,10 +173,7 @@ class Snapshots:
         # Unique, so that no image is the same as one that LXD has already,
         # such as one that it has imported from an earlier snapshot.
         properties = {'description': f'Image {image_id}'}
-        properties.update({
-            key.removeprefix('image.'): value
-            for key, value in copy.config.items()
-            if key.startswith('image.') and key != 'image.description'})
+        properties.update(_image_properties(copy))
         report = _Report(instance, image_id)
         cleanup.callback(_quietly, lambda: self._delete_image(alias))
         for compression in (self._options.snapshot_compression,
@@ -426,6 +423,16 @@ def _metadata(instance: objects.Instance, name: str) -> dict[str, Any]:
         properties['os_type'] = instance.os_type
     return {'status': 'active', 'name': name, 'disk_format': 'raw',
             'container_format': 'bare', 'properties': properties}
+
+
+def _image_properties(copy: lxd_instance.Guest) -> dict[str, str]:
+    """Take over what the server's own image says of itself, such as its
+    operating system, but nothing that the driver has noted on it."""
+    found = {key.removeprefix('image.'): value
+             for key, value in copy.config.items()
+             if key.startswith('image.')}
+    return {key: value for key, value in found.items()
+            if key != 'description' and not key.startswith('nova.')}
 
 
 def _must_quiesce(image_meta: objects.ImageMeta) -> bool:
