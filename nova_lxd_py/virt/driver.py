@@ -225,6 +225,7 @@ class LXDDriver(driver.ComputeDriver):
 
     def manage_image_cache(self, context, all_instances):
         self._images.manage_cache(all_instances)
+        self._templates.prune()
 
     # -- migration ----------------------------------------------------------
 

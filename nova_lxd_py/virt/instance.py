@@ -48,15 +48,23 @@ KEY_RESCUED = 'user.nova.rescued'
 KEY_SUSPENDED = 'user.nova.suspended'
 #: 'true' while the server is frozen for a snapshot that asks for it.
 KEY_QUIESCED = 'user.nova.quiesced'
+#: On a server that is resized on this host, until that is confirmed or
+#: reverted: which of Nova's migrations it is.
+KEY_RESIZE = 'user.nova.resize'
+#: TCP port of a server's serial console, so that a restarted nova-compute
+#: gives it the same one and nobody else gets it.
+KEY_SERIAL_PORT = 'user.nova.serial_port'
 
 ROLE_SERVER = 'server'
 ROLE_RESCUE = 'rescue'
 #: A copy of a server's root disk that an image is being made of.
 ROLE_SNAPSHOT = 'snapshot'
+#: A copy of a server's root disk that tells whether it fits a smaller quota.
+ROLE_PROBE = 'probe'
 ROLE_TEMPLATE = 'template'
 
 _SUFFIXES = {ROLE_SERVER: '', ROLE_RESCUE: '-rescue',
-             ROLE_SNAPSHOT: '-snapshot'}
+             ROLE_SNAPSHOT: '-snapshot', ROLE_PROBE: '-probe'}
 
 #: LXD's instance status to Nova's power state. Whatever is not listed, such as
 #: LXD's Error, says nothing certain about the guest: Nova only warns about
@@ -162,6 +170,18 @@ class Guest:
         :raises errors.NotFound: it is gone.
         """
         return self._session.get('instances', self.name, 'state')
+
+    def hold_root(self) -> None:
+        """Let LXD mount the root disk of a stopped instance for the next
+        seconds.
+
+        LXD does so for whoever looks at the files in it. On pools whose root
+        disks are always mounted nothing changes.
+
+        :raises errors.LXDError: LXD cannot mount it.
+        """
+        self._session.get('instances', self.name, 'files',
+                          params={'path': '/'})
 
     # -- power --------------------------------------------------------------
 
@@ -380,11 +400,39 @@ class Guests:
         :returns: the new guest.
         :raises errors.LXDError: LXD could not make it, and has kept nothing.
         """
-        self._session.post('instances', timeout=timeout, body={
+        body = {
             'name': name, 'type': 'container', 'source': dict(source),
             'config': dict(config), 'profiles': [],
-            'devices': {key: dict(value) for key, value in devices.items()}})
+            'devices': {key: dict(value) for key, value in devices.items()}}
+        patience = timeout or self._session.operation_timeout
+        if config.get('security.idmap.isolated') != 'true':
+            self._session.post('instances', timeout=patience, body=body)
+        else:
+            # LXD 5.0 takes an instance that it is just making for one with a
+            # range from id 0 on, and gives ranges away twice or below the
+            # host's subordinate ids.
+            with lockutils.lock('lxd-uid-ranges', lock_file_prefix=None):
+                operation = self._session.submit('post', 'instances',
+                                                 body=body)
+                self._await_range(name, operation, patience)
+            operation.wait(patience)
         return self.by_name(name)
+
+    def _await_range(self, name: str, operation: lxd.Operation,
+                     patience: float) -> None:
+        """Wait until LXD has written down the uid range of a new instance,
+        which is one of the first things it does, or has given up."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            try:
+                info = self._session.get('instances', name)
+                if info['config'].get('volatile.idmap.base'):
+                    return
+            except errors.NotFound:
+                pass
+            if not operation.is_running():
+                return
+            time.sleep(RANGE_POLL)
 
     @staticmethod
     def lock(uuid: str) -> contextlib.AbstractContextManager[Any]:

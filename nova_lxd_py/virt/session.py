@@ -115,6 +115,19 @@ class Operation:
             if progress is not None:
                 progress(self.metadata)
 
+    def is_running(self) -> bool:
+        """Ask whether LXD is still at it.
+
+        :returns: False once it has succeeded, failed or been forgotten.
+        :raises errors.LXDError: LXD does not say.
+        """
+        try:
+            self.metadata = self._session.get('operations', self.id)
+        except errors.NotFound:
+            return False
+        # Below 200 are its states on the way to an end.
+        return self.metadata['status_code'] < 200
+
     def cancel(self) -> None:
         """Ask LXD to give up; success is not guaranteed."""
         try:

@@ -1,0 +1,423 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Fast spawn: what new servers are made from, and whose uid range they get.
+
+An LXD that does not mount root disks idmapped changes the owner of every file
+of a new root disk at its first start, which is most of the time that a launch
+takes. A clone of an instance whose files have been shifted once is spared it,
+if it has the same uid range. So the driver keeps a *template* per image, pool
+and uid range: a stopped instance that has never run, but whose files LXD has
+shifted.
+
+LXD shifts the files of an instance before it looks at its devices. So a
+template comes about by starting an instance that has a device which cannot
+work: nothing of the image is ever run, and nothing is written to it.
+
+Servers that share a range need it written down before the first of them is
+there. LXD allocates it for an empty instance, the *range holder* of the
+OpenStack project, and every template and server of the project names the same
+range explicitly. LXD leaves ranges alone that any instance has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import contextlib
+import hashlib
+import time
+from typing import Any
+
+from nova import conf as nova_conf
+from nova import objects
+from oslo_concurrency import lockutils
+from oslo_config import cfg
+from oslo_log import log as logging
+
+from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import flavor as lxd_flavor
+from nova_lxd_py.virt import idmap
+from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import session as lxd
+
+CONF = nova_conf.CONF
+LOG = logging.getLogger(__name__)
+
+#: Fingerprint of the image of which an LXD instance is the template.
+KEY_TEMPLATE = 'user.nova.template'
+#: Since when (seconds since 1970) no server has needed a template.
+KEY_UNUSED = 'user.nova.unused_since'
+
+_ISOLATED = 'security.idmap.isolated'
+_BASE = 'security.idmap.base'
+_SIZE = 'security.idmap.size'
+#: The uid map to which LXD has shifted a root disk, the one that it shall
+#: have, and the one of the last start.
+_SHIFTED = 'volatile.last_state.idmap'
+_WANTED = 'volatile.idmap.next'
+_CURRENT = 'volatile.idmap.current'
+#: What LXD writes there while a root disk has not been shifted.
+_UNSHIFTED = ('', '[]')
+
+#: Keys of a template that LXD would copy to its clones.
+_NOT_INHERITED = {KEY_TEMPLATE: '', KEY_UNUSED: ''}
+
+#: A device that keeps a template from starting: names of network interfaces
+#: have at most 15 characters, so that no host can have this one.
+_OBSTACLE = 'never-starts'
+_OBSTACLE_DEVICE = {'type': 'nic', 'nictype': 'physical', 'name': 'eth0',
+                    'parent': 'nova-has-no-such-nic'}
+
+#: Storage drivers whose copies share blocks with what they are copied from.
+_CLONING_DRIVERS = ('btrfs', 'zfs', 'ceph')
+
+#: Seconds for which no second attempt is made at a template that failed.
+RETRY_AFTER = 600
+#: Seconds for which what no server needs stays at least, so that a server
+#: which is just being made from it is.
+GRACE = 600
+
+
+class _Useless(Exception):
+    """There is no point in a template, because LXD shifts nothing."""
+
+
+class _Impossible(Exception):
+    """No template can be made of this image."""
+
+
+class TemplateStore:
+    """Decides what servers are made from, and keeps what it takes.
+
+    :param session: the way to LXD.
+    :param options: the ``[lxd]`` option group.
+    :param guests: the driver's LXD instances.
+    """
+
+    def __init__(self, session: lxd.Session,
+                 options: cfg.ConfigOpts.GroupAttr,
+                 guests: lxd_instance.Guests) -> None:
+        self._session = session
+        self._options = options
+        self._guests = guests
+        self._can_clone: bool | None = None
+        #: Whether LXD mounts root disks idmapped; None until seen.
+        self._shift_is_free: bool | None = None
+        #: Templates that could not be made, and when that was.
+        self._failed: dict[str, float] = {}
+
+    # -- what the driver asks -----------------------------------------------
+
+    def source_for(self, instance: objects.Instance, fingerprint: str
+                   ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Tell what to make a server's LXD instance from.
+
+        The first server of an image and range waits until their template is
+        made; others that come meanwhile wait for the same one.
+
+        :param instance: the server.
+        :param fingerprint: LXD's name of its image.
+        :returns: the ``source`` for LXD's ``POST /1.0/instances`` and the
+            configuration keys that must go with it.
+        :raises nova.exception.NovaException: the flavor asks for a uid range
+            that this host does not have.
+        :raises errors.LXDError: LXD has no uid range to give.
+        """
+        from_image = {'type': 'image', 'fingerprint': fingerprint}
+        isolation = self._isolation(instance)
+        if not (self._clones_pay() and isolation in (
+                lxd_flavor.Isolation.PROJECT, lxd_flavor.Isolation.OFF)):
+            return from_image, self._range_config(isolation, instance)
+        config = self._range_config(isolation, instance)
+        owner = (instance.project_id or ''
+                 if isolation is lxd_flavor.Isolation.PROJECT else '')
+        name = self._name('template', fingerprint, owner)
+        try:
+            self._ensure_template(name, fingerprint, owner, config, instance)
+        except _Useless:
+            # Then an own range costs nothing either.
+            isolation = self._isolation(instance)
+            return from_image, self._range_config(isolation, instance)
+        except _Impossible as exc:
+            LOG.debug('There is no template to clone: %s', exc,
+                      instance=instance)
+            return from_image, config
+        return ({'type': 'copy', 'source': name, 'instance_only': True},
+                {**config, **_NOT_INHERITED})
+
+    def uid_range(self, instance: objects.Instance) -> dict[str, str]:
+        """Tell which uid range a server gets that comes from elsewhere than
+        an image, such as another host.
+
+        :param instance: the server.
+        :returns: the configuration keys.
+        :raises nova.exception.NovaException: as :meth:`source_for`.
+        """
+        return self._range_config(self._isolation(instance), instance)
+
+    def prune(self) -> list[str]:
+        """Delete what no server needs any more: templates of images that are
+        gone, half-made ones, and after a time (``[image_cache]
+        remove_unused_original_minimum_age_seconds``) those without servers.
+
+        :returns: LXD's names of what was deleted.
+        """
+        guests = self._guests.all()
+        images = {image['fingerprint'] for image in self._session.get(
+            'images', params={'recursion': 1})}
+        deleted = []
+        for guest in guests:
+            if guest.role != lxd_instance.ROLE_TEMPLATE:
+                continue
+            with contextlib.suppress(errors.NotFound), _lock(guest.name):
+                if self._is_spent(guest.reload(), guests, images):
+                    LOG.info('Deleting %s, which no server needs any more',
+                             guest.name)
+                    guest.delete()
+                    deleted.append(guest.name)
+        return deleted
+
+    # -- decisions ----------------------------------------------------------
+
+    def _isolation(self, instance: objects.Instance) -> lxd_flavor.Isolation:
+        ranges = 1
+        if self._session.is_local:
+            ranges = idmap.capacity(self._session.endpoint)
+        return lxd_flavor.wants_isolation(
+            instance.flavor, self._options.idmap_isolation,
+            free_ranges=ranges, shift_is_free=self._shift_is_free is True,
+            can_clone=self._options.fast_spawn and self._pool_clones())
+
+    def _clones_pay(self) -> bool:
+        """Whether a clone of a template is faster than a launch."""
+        return (self._options.fast_spawn and self._shift_is_free is not True
+                and self._pool_clones())
+
+    def _pool_clones(self) -> bool:
+        if self._can_clone is None:
+            pool = self._session.get('storage-pools',
+                                     self._options.storage_pool)
+            self._can_clone = pool['driver'] in _CLONING_DRIVERS or (
+                pool['driver'] == 'lvm' and
+                pool['config'].get('lvm.use_thinpool', 'true') == 'true')
+        return self._can_clone
+
+    def _name(self, kind: str, *identity: str) -> str:
+        """Name an LXD instance of the driver's own by what it is for."""
+        digest = hashlib.sha256('\0'.join(
+            (self._options.storage_pool, *identity)).encode()).hexdigest()
+        return f'nova-{kind}-{digest[:24]}'
+
+    # -- uid ranges ---------------------------------------------------------
+
+    def _range_config(self, isolation: lxd_flavor.Isolation,
+                      instance: objects.Instance) -> dict[str, str]:
+        config = lxd_flavor.isolation_config(isolation)
+        if isolation is lxd_flavor.Isolation.PROJECT:
+            config.update(self._project_range(instance.project_id or ''))
+        return config
+
+    def _project_range(self, project_id: str) -> dict[str, str]:
+        """Find the uid range of an OpenStack project, or have LXD give it
+        one."""
+        name = self._name('uids', project_id)
+        with _lock(name):
+            try:
+                holder = self._guests.by_name(name)
+            except errors.NotFound:
+                holder = self._hold_range(name, project_id)
+            if KEY_UNUSED in holder.config:
+                holder.update(config={KEY_UNUSED: None})
+            return {_BASE: holder.config[_BASE], _SIZE: str(idmap.RANGE)}
+
+    def _hold_range(self, name: str, project_id: str) -> lxd_instance.Guest:
+        config = {
+            lxd_instance.KEY_ROLE: lxd_instance.ROLE_TEMPLATE,
+            lxd_instance.KEY_PROJECT: project_id, 'boot.autostart': 'false',
+            _ISOLATED: 'true', _SIZE: str(idmap.RANGE)}
+        # Servers may be there already, if somebody has deleted the holder.
+        known = [guest.config[_BASE] for guest in self._guests.all()
+                 if guest.config.get(lxd_instance.KEY_PROJECT) == project_id
+                 and guest.config.get(_BASE)]
+        if known:
+            config[_BASE] = known[0]
+        holder = self._guests.create(name, {'type': 'none'}, config,
+                                     self._root_device())
+        if not known:
+            base = holder.config['volatile.idmap.base']
+            holder.update(config={_BASE: base})
+            LOG.info('OpenStack project %s has the host uids %s to %d',
+                     project_id, base, int(base) + idmap.RANGE - 1)
+        return holder
+
+    def _root_device(self) -> dict[str, Mapping[str, str]]:
+        return {'root': {'type': 'disk', 'path': '/',
+                         'pool': self._options.storage_pool}}
+
+    # -- templates ----------------------------------------------------------
+
+    def _ensure_template(self, name: str, fingerprint: str, owner: str,
+                         config: Mapping[str, str],
+                         instance: objects.Instance) -> None:
+        """Have a template.
+
+        :raises _Useless: LXD shifts nothing.
+        :raises _Impossible: there can be none, for now.
+        """
+        guest = self._find_ready(name, fingerprint, config)
+        if guest is not None and KEY_UNUSED not in guest.config:
+            return
+        with _lock(name):
+            guest = self._find_ready(name, fingerprint, config)
+            if guest is not None:
+                if KEY_UNUSED in guest.config:
+                    guest.update(config={KEY_UNUSED: None})
+                return
+            failed = self._failed.get(name)
+            if failed and time.monotonic() - failed < RETRY_AFTER:
+                raise _Impossible('an earlier attempt at one failed')
+            if self._shift_is_free:
+                raise _Useless()
+            try:
+                self._make_template(name, fingerprint, owner, config,
+                                    instance)
+            except (_Impossible, errors.LXDError) as exc:
+                self._failed[name] = time.monotonic()
+                LOG.warning('Servers of LXD image %s are made from the image '
+                            'itself for the next %d seconds, which takes '
+                            'longer than cloning: %s', fingerprint[:12],
+                            RETRY_AFTER, exc, instance=instance)
+                raise _Impossible(str(exc)) from exc
+
+    def _find_ready(self, name: str, fingerprint: str,
+                    config: Mapping[str, str]) -> lxd_instance.Guest | None:
+        try:
+            guest = self._guests.by_name(name)
+        except errors.NotFound:
+            return None
+        if (guest.config.get(KEY_TEMPLATE) != fingerprint or
+                not _is_complete(guest) or
+                guest.config.get(_BASE) != config.get(_BASE)):
+            return None
+        return guest
+
+    def _make_template(self, name: str, fingerprint: str, owner: str,
+                       config: Mapping[str, str],
+                       instance: objects.Instance) -> None:
+        began = time.monotonic()
+        with contextlib.suppress(errors.NotFound):
+            # Half done when nova-compute or the host went down.
+            self._guests.by_name(name).delete()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._discard, name)
+            guest = self._guests.create(
+                name, {'type': 'image', 'fingerprint': fingerprint}, {
+                    **config, 'boot.autostart': 'false',
+                    lxd_instance.KEY_ROLE: lxd_instance.ROLE_TEMPLATE,
+                    lxd_instance.KEY_PROJECT: owner,
+                    KEY_TEMPLATE: fingerprint},
+                {**self._root_device(), _OBSTACLE: _OBSTACLE_DEVICE})
+            self._refuse_create_only_files(guest)
+            self._shift(guest)
+            guest.update(devices={_OBSTACLE: None})
+            undo.pop_all()
+        self._shift_is_free = False
+        LOG.info('Made a template of LXD image %s in %.1f seconds; further '
+                 'servers are cloned from it', fingerprint[:12],
+                 time.monotonic() - began, instance=instance)
+
+    def _shift(self, guest: lxd_instance.Guest) -> None:
+        """Have LXD shift a root disk, by a start that comes to nothing."""
+        try:
+            guest.start()
+        except (errors.OperationFailed, errors.InvalidRequest) as exc:
+            LOG.debug('%s was not started, as intended: %s', guest.name, exc)
+        config = guest.reload().config
+        if guest.status != 'Stopped':
+            raise _Impossible('it runs, although it must not')
+        if config.get(_SHIFTED, '') not in _UNSHIFTED:
+            if config[_SHIFTED] == config.get(_WANTED):
+                return
+        elif config.get(_CURRENT) == config.get(_WANTED):
+            self._shift_is_free = True
+            LOG.info('LXD mounts root disks idmapped, so servers need no '
+                     'templates and can have uid ranges of their own')
+            raise _Useless()
+        raise _Impossible('LXD did not shift the files of its root disk')
+
+    def _refuse_create_only_files(self, guest: lxd_instance.Guest) -> None:
+        """LXD writes files of an image's that are meant for creation but not
+        for copies only where an instance comes from the image itself."""
+        metadata = self._session.get('instances', guest.name, 'metadata')
+        for path, template in (metadata.get('templates') or {}).items():
+            when = template.get('when') or ()
+            if 'create' in when and 'copy' not in when:
+                raise _Impossible(f'its {path} is written at creation only')
+
+    def _discard(self, name: str) -> None:
+        try:
+            self._guests.by_name(name).delete()
+        except errors.NotFound:
+            pass
+        except errors.LXDError as exc:
+            LOG.warning('Could not delete the half-made template %s, it is '
+                        'deleted later: %s', name, exc)
+
+    # -- age ----------------------------------------------------------------
+
+    def _is_spent(self, template: lxd_instance.Guest,
+                  guests: list[lxd_instance.Guest], images: set[str]) -> bool:
+        config = template.config
+        fingerprint = config.get(KEY_TEMPLATE)
+        if fingerprint and (fingerprint not in images or
+                            not _is_complete(template)):
+            return True
+        if any(_needs(guest, template) for guest in guests):
+            if KEY_UNUSED in config:
+                template.update(config={KEY_UNUSED: None})
+            return False
+        if not CONF.image_cache.remove_unused_base_images:
+            return False
+        now = int(time.time())
+        since = config.get(KEY_UNUSED, '')
+        if not since.isdigit() or int(since) > now:
+            template.update(config={KEY_UNUSED: str(now)})
+            since = str(now)
+        return now - int(since) >= max(
+            GRACE, CONF.image_cache.remove_unused_original_minimum_age_seconds)
+
+
+def _is_complete(template: lxd_instance.Guest) -> bool:
+    """Whether a template can be cloned, or was left half-made by a crash."""
+    config = template.config
+    return (_OBSTACLE not in template.devices and
+            config.get(_SHIFTED, '') not in _UNSHIFTED and
+            config[_SHIFTED] == config.get(_WANTED))
+
+
+def _needs(guest: lxd_instance.Guest, template: lxd_instance.Guest) -> bool:
+    """Whether another LXD instance is a reason to keep a template, or a range
+    holder."""
+    if guest.name == template.name:
+        return False
+    owner = template.config.get(lxd_instance.KEY_PROJECT, '')
+    if template.config.get(KEY_TEMPLATE) is None:
+        return (guest.config.get(_BASE) == template.config.get(_BASE) and
+                bool(guest.config.get(_BASE)))
+    return (guest.role != lxd_instance.ROLE_TEMPLATE and
+            (not owner or
+             guest.config.get(lxd_instance.KEY_PROJECT) == owner) and
+            guest.config.get('volatile.base_image') ==
+            template.config[KEY_TEMPLATE])
+
+
+def _lock(name: str) -> contextlib.AbstractContextManager[Any]:
+    return lockutils.lock(f'lxd-template-{name}', lock_file_prefix=None)
