@@ -239,7 +239,7 @@ def server() -> None:
     deadline = time.monotonic() + SERVER_TIMEOUT
     while True:
         found = cloud.compute.get_server(found.id)
-        if found.status in ('ACTIVE', 'ERROR') or found.task_state is None:
+        if found.status != 'BUILD':
             break
         if time.monotonic() > deadline:
             sys.exit(f'Server {SERVER_NAME} is still {found.status} after '

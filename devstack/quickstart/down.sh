@@ -63,10 +63,11 @@ stop_all() {
         daemon_stop "$name" &
     done
     wait
-    for name in ovn-controller ovn-northd ovs-vswitchd rabbitmq mariadb; do
+    for name in ovn-controller ovn-northd rabbitmq mariadb; do
         daemon_stop "$name" 30 &
     done
     wait
+    stop_vswitchd
     for name in ovn-db ovsdb-server epmd; do
         daemon_stop "$name"
     done

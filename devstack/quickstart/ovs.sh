@@ -35,17 +35,46 @@ ovsdb_file() {
     fi
 }
 
+# True when a process has the tap interface open.
+tap_is_open() {
+    grep -qsx "iff:[[:space:]]*$1" /proc/[0-9]*/fdinfo/*
+}
+
 # Name of the interface of somebody else's that we would need for ourselves.
 foreign_bridge() {
     local name
     daemon_running ovs-vswitchd && return 1
     for name in "$BRIDGE_INTEGRATION" "$BRIDGE_PUBLIC"; do
-        if [[ -e /sys/class/net/$name ]]; then
+        [[ -e /sys/class/net/$name ]] || continue
+        # Taps of ours outlive an ovs-vswitchd that was killed.
+        if [[ ! -e /sys/class/net/$name/tun_flags ]] || tap_is_open "$name"
+        then
             printf '%s' "$name"
             return 0
         fi
     done
     return 1
+}
+
+# Removes the tap interfaces that Open vSwitch left behind.
+remove_taps() {
+    local name
+    for name in "$BRIDGE_INTEGRATION" "$BRIDGE_PUBLIC" ovs-netdev; do
+        if [[ -e /sys/class/net/$name/tun_flags ]] && ! tap_is_open "$name"
+        then
+            ip link delete "$name"
+        fi
+    done
+}
+
+# Ends ovs-vswitchd and lets it take its interfaces with it.
+stop_vswitchd() {
+    if daemon_running ovs-vswitchd; then
+        timeout 10 ovs-appctl -t "$OVS_RUN/ovs-vswitchd.ctl" exit --cleanup ||
+            :
+    fi
+    daemon_stop ovs-vswitchd
+    remove_taps
 }
 
 step_ovs() {
@@ -56,6 +85,7 @@ step_ovs() {
             "Open vSwitch or a network of this host uses it; the quickstart" \
             "cloud needs the names $BRIDGE_INTEGRATION and $BRIDGE_PUBLIC."
     fi
+    daemon_running ovs-vswitchd || remove_taps
     ovsdb_file "$DATA/ovs/conf.db" /usr/share/openvswitch/vswitch.ovsschema
     daemon_start ovsdb-server "${OVS_ENV[@]}" ovsdb-server \
         "$DATA/ovs/conf.db" --remote="punix:$OVS_RUN/db.sock" \

@@ -55,7 +55,8 @@ check_networks() {
     local route
     daemon_running ovs-vswitchd && return 0
     for route in "$PUBLIC_NET" "$PRIVATE_NET"; do
-        if ip -4 route show 2>/dev/null | grep -q "^${route//./\\.}\.0/24 "; then
+        if ip -4 route show 2>/dev/null | grep -v " $BRIDGE_PUBLIC " |
+            grep -q "^${route//./\\.}\.0/24 "; then
             die "This host has a route to $route.0/24 already. Set" \
                 "QUICKSTART_PUBLIC_NET or QUICKSTART_PRIVATE_NET to the" \
                 "first three numbers of another network."
