@@ -43,10 +43,6 @@ PTH_CONTENT = (
     "import sys; exec('try:\\n    import nova_lxd_py.loader\\n"
     "except Exception:\\n    pass')\n")
 
-get_requires_for_build_sdist = pbr_build.get_requires_for_build_sdist
-get_requires_for_build_wheel = pbr_build.get_requires_for_build_wheel
-get_requires_for_build_editable = pbr_build.get_requires_for_build_editable
-
 
 def _ensure_version() -> None:
     """Give pbr a version where it cannot find one.
@@ -116,6 +112,23 @@ def _like(name: str, entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
     info.external_attr = entry.external_attr
     info.compress_type = zipfile.ZIP_DEFLATED
     return info
+
+
+# -- the hooks of PEP 517 and PEP 660 ----------------------------------------
+
+def get_requires_for_build_sdist(config_settings=None):
+    _ensure_version()
+    return pbr_build.get_requires_for_build_sdist(config_settings)
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    _ensure_version()
+    return pbr_build.get_requires_for_build_wheel(config_settings)
+
+
+def get_requires_for_build_editable(config_settings=None):
+    _ensure_version()
+    return pbr_build.get_requires_for_build_editable(config_settings)
 
 
 def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
