@@ -73,6 +73,8 @@ _ETH_P_ALL = 0x0003
 _INGRESS = 0xffff0000
 _ROOT = 0x00010000
 
+_IPV6_SETTINGS = '/proc/sys/net/ipv6/conf'
+
 # From linux/sockios.h and linux/ethtool.h.
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_STXCSUM = 0x17
@@ -137,10 +139,10 @@ def _index(netlink: pyroute2.IPRoute, name: str) -> int:
 def _disable_ipv6(name: str) -> None:
     """Keep the host itself off a port.
 
-    With IPv6 on, the host would give the device a link-local address and talk
-    to the tenant's network with it.
+    Otherwise the host would give the device a link-local address, and be a
+    neighbour on the tenant's network.
     """
-    path = f'/proc/sys/net/ipv6/conf/{name}/disable_ipv6'
+    path = f'{_IPV6_SETTINGS}/{name}/disable_ipv6'
     # Absent where the kernel has no IPv6.
     if os.path.exists(path):
         with open(path, 'w', encoding='ascii') as sysctl:
@@ -148,8 +150,9 @@ def _disable_ipv6(name: str) -> None:
 
 
 @context.entrypoint_with_timeout(NETWORK_TIMEOUT)
-def create_veth(outer: str, inner: str, mac: str | None, mtu: int) -> None:
-    """Make a pair of connected devices, neither of which has an address.
+def create_veth(outer: str, inner: str, mac: str | None, mtu: int,
+                routed: bool) -> None:
+    """Make a pair of connected devices.
 
     The outer one is up. The inner one is down: LXD brings it up in the guest.
 
@@ -157,6 +160,7 @@ def create_veth(outer: str, inner: str, mac: str | None, mtu: int) -> None:
     :param inner: name of the end that is for the guest.
     :param mac: MAC address of the inner end; None for a random one.
     :param mtu: MTU of both ends, in bytes.
+    :param routed: whether the host itself may use IPv6 on the outer end.
     :raises OSError: if the kernel refuses, for instance because a device of
         one of the names exists (errno EEXIST).
     """
@@ -166,7 +170,8 @@ def create_veth(outer: str, inner: str, mac: str | None, mtu: int) -> None:
     with _netlink() as netlink:
         netlink.link('add', kind='veth', ifname=_device(outer), mtu=mtu,
                      peer=peer)
-        for name in (outer, inner):
+        # The guest's namespace has a setting of its own for the inner end.
+        for name in (inner,) if routed else (inner, outer):
             _disable_ipv6(name)
         netlink.link('set', index=_index(netlink, outer), state='up')
 
@@ -246,11 +251,10 @@ def join(one: str, other: str) -> None:
         does with ENOENT where it has no ingress qdisc, ``cls_u32`` or
         ``act_mirred``.
     """
+    pair = _device(one), _device(other)
     with _netlink() as netlink:
-        indices = {name: _index(netlink, _device(name))
-                   for name in (one, other)}
-        for name, target in ((one, other), (other, one)):
-            index = indices[name]
+        indices = [_index(netlink, name) for name in pair]
+        for index, target in (indices, reversed(indices)):
             netlink.link('set', index=index, state='up')
             if netlink.get_filters(index, parent=_INGRESS):
                 continue
@@ -259,8 +263,7 @@ def join(one: str, other: str) -> None:
             netlink.tc('add-filter', 'u32', index, parent=_INGRESS, prio=1,
                        protocol=_ETH_P_ALL, target=0x10000, keys=['0x0/0x0+0'],
                        action={'kind': 'mirred', 'direction': 'egress',
-                               'action': 'redirect',
-                               'ifindex': indices[target]})
+                               'action': 'redirect', 'ifindex': target})
 
 
 @context.entrypoint_with_timeout(NETWORK_TIMEOUT)

@@ -14,19 +14,14 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import pathlib
 import shutil
-import signal
 import subprocess
-import tarfile
-import tempfile
 import time
 from typing import Any
 
-import fixtures
+from tests.functional import busybox_image
+from tests.functional import lxd_daemon
 
 #: Seconds for anything that LXD is asked for.
 TIMEOUT = 60
@@ -36,13 +31,13 @@ ECHO = 7
 DISCARD = 9
 
 _INITTAB = f"""\
-::sysinit:/etc/rc
-::respawn:/bin/nc -ll -p {ECHO} -e /bin/cat
-::respawn:/bin/nc -ll -p {DISCARD} -e /etc/discard
+::sysinit:/bin/sh /etc/network
+::respawn:/bin/busybox nc -ll -p {ECHO} -e /bin/cat
+::respawn:/bin/busybox nc -ll -p {DISCARD} -e /bin/sh /etc/discard
 """
 
-_RC = """\
-#!/bin/sh
+# In the environment of the container.
+_NETWORK = """\
 ip link set lo up
 ip link set eth0 up
 ip addr add $ADDRESS dev eth0
@@ -50,116 +45,68 @@ ip addr add $ADDRESS dev eth0
 
 # Tells when it has everything, so that the sender can measure.
 _DISCARD = """\
-#!/bin/sh
-head -c $(head -n 1) > /dev/null
+read size
+head -c $size > /dev/null
 echo done
 """
-
-_APPLETS = ('sh', 'ip', 'ping', 'nc', 'cat', 'echo', 'head', 'reboot',
-            'poweroff', 'tc')
 
 
 def missing() -> str | None:
     """Say what this machine lacks for such containers, if anything."""
-    for program, package in (('lxd', 'lxd'), ('lxc', 'lxd-client'),
-                             ('busybox', 'busybox-static')):
-        if shutil.which(program) is None:
-            return f'{program} is not installed (package {package})'
-    if os.geteuid() != 0:
-        return 'LXD needs root'
-    return None
+    if shutil.which('lxc') is None:
+        return 'lxc is not installed (package lxd-client)'
+    return lxd_daemon.missing()
 
 
-def write_image(path: pathlib.Path) -> None:
-    """Write a unified LXD image of busybox, which takes 2 MB."""
-    busybox = shutil.which('busybox')
-    assert busybox is not None
-    with tarfile.open(path, 'w') as tar:
-        def add(name: str, content: bytes | None = None,
-                target: str | None = None) -> None:
-            info = tarfile.TarInfo(name)
-            info.mode = 0o755
-            if target is not None:
-                info.type, info.linkname = tarfile.SYMTYPE, target
-            elif content is None:
-                info.type = tarfile.DIRTYPE
-            else:
-                info.size = len(content)
-            tar.addfile(info, io.BytesIO(content or b''))
+class ContainerHost(lxd_daemon.LXDDaemon):
+    """An LXD of our own, with an image of containers that talk."""
 
-        metadata = {'architecture': os.uname().machine, 'creation_date': 1}
-        add('metadata.yaml', json.dumps(metadata).encode())
-        for name in ('', *'bin dev etc proc root run sbin sys tmp'.split()):
-            add(f'rootfs/{name}')
-        add('rootfs/bin/busybox', pathlib.Path(busybox).read_bytes())
-        for name in _APPLETS:
-            add(f'rootfs/bin/{name}', target='busybox')
-        add('rootfs/sbin/init', target='../bin/busybox')
-        add('rootfs/etc/inittab', _INITTAB.encode())
-        add('rootfs/etc/rc', _RC.encode())
-        add('rootfs/etc/discard', _DISCARD.encode())
-        add('rootfs/etc/passwd', b'root:x:0:0::/root:/bin/sh\n')
-        add('rootfs/etc/group', b'root:x:0:\n')
-
-
-class ContainerHost(fixtures.Fixture):
-    """An LXD of our own, with a tiny image to make containers from."""
+    def __init__(self) -> None:
+        super().__init__('dir')
 
     def _setUp(self) -> None:
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix='lxd-',
-                                                       dir='/tmp'))
-        self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
-        self._environment = dict(os.environ, LXD_DIR=str(self.directory),
-                                 LXC_CONF=str(self.directory / 'client'))
-        self._daemon: subprocess.Popen[bytes] | None = None
-        self.addCleanup(self._unmount)
-        self.addCleanup(self.stop)
-        self.start()
-        self._run('lxc', 'storage', 'create', 'default', 'dir')
-        image = self.directory / 'image.tar'
-        write_image(image)
-        self._run('lxc', 'image', 'import', str(image), '--alias', 'tiny')
+        super()._setUp()
+        self._image = self.lxd.add_image(busybox_image.unified({
+            'etc/inittab': _INITTAB.encode(),
+            'etc/network': _NETWORK.encode(),
+            'etc/discard': _DISCARD.encode()}), alias='network')
 
-    def start(self) -> None:
-        """Start the daemon."""
-        self._daemon = subprocess.Popen(
-            ['lxd', '--group', 'root', '--logfile',
-             str(self.directory / 'daemon.log')],
-            env=self._environment, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self._run('lxd', 'waitready', f'--timeout={TIMEOUT}')
-
-    def stop(self) -> None:
-        """Stop the daemon as a restart of its service does it.
-
-        Containers and their network go on.
-        """
-        if self._daemon is not None:
-            self._daemon.send_signal(signal.SIGTERM)
-            self._daemon.wait(TIMEOUT)
-            self._daemon = None
-
-    def create(self, name: str, config: dict[str, str],
+    def create(self, name: str, address: str,
                devices: dict[str, dict[str, str]]) -> None:
-        """Make a container."""
-        root = {'type': 'disk', 'path': '/', 'pool': 'default'}
-        self._query('POST', '/1.0/instances', {
-            'name': name, 'source': {'type': 'image', 'alias': 'tiny'},
-            'profiles': [], 'config': {**config, 'boot.autostart': 'false'},
-            'devices': {'root': root, **devices}})
+        """Make a container, which does not run yet.
+
+        :param address: of its eth0, with the length of its prefix.
+        :param devices: LXD devices, the ports among them.
+        """
+        self.lxd.api.must('POST', '/1.0/instances', {
+            'name': name, 'devices': devices, 'config': {
+                'environment.ADDRESS': address, 'boot.autostart': 'false'},
+            'source': {'type': 'image', 'fingerprint': self._image}})
 
     def delete(self, name: str) -> None:
         """Delete a container, running or not."""
-        self._run('lxc', 'delete', '--force', name)
+        if self.state(name)['status'] != 'Stopped':
+            self.lxd.api.call('PUT', f'/1.0/instances/{name}/state',
+                              {'action': 'stop', 'force': True})
+        self.lxd.api.must('DELETE', f'/1.0/instances/{name}')
 
-    def set_state(self, name: str, action: str, force: bool = False) -> None:
-        """Start, stop, restart... a container."""
-        self._query('PUT', f'/1.0/instances/{name}/state',
-                    {'action': action, 'force': force, 'timeout': 10})
+    def set_state(self, name: str, action: str) -> None:
+        """Start, stop or restart a container."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            answer = self.lxd.api.call(
+                'PUT', f'/1.0/instances/{name}/state',
+                {'action': action, 'force': action != 'start'})
+            # LXD reports a guest as stopped before it has finished with it.
+            if 'busy' not in answer.error or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        if answer.error:
+            raise RuntimeError(f'{action} of {name}: {answer.error}')
 
     def state(self, name: str) -> dict[str, Any]:
         """Return LXD's view of a container's state."""
-        return self._query('GET', f'/1.0/instances/{name}/state')
+        return self.lxd.api.must('GET', f'/1.0/instances/{name}/state')
 
     def wait_for_status(self, name: str, status: str) -> None:
         """Wait until LXD says Running or Stopped."""
@@ -169,30 +116,14 @@ class ContainerHost(fixtures.Fixture):
                 raise TimeoutError(f'{name} is not {status}')
             time.sleep(0.1)
 
-    def execute(self, name: str, *command: str) -> str:
-        """Run a command in a container and return what it printed."""
-        return self._run('lxc', 'exec', name, '--', *command)
-
-    def _query(self, method: str, path: str,
-               body: dict[str, Any] | None = None) -> Any:
-        command = ['lxc', 'query', '--wait', '-X', method, path]
-        if body is not None:
-            command += ['-d', json.dumps(body)]
-        printed = self._run(*command)
-        return json.loads(printed) if printed else None
-
-    def _run(self, *command: str) -> str:
+    def execute(self, name: str, command: str) -> str:
+        """Run a shell command in a container and return what it printed."""
         done = subprocess.run(
-            command, env=self._environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            timeout=TIMEOUT)
+            ['lxc', 'exec', name, '--', 'sh', '-c', command],
+            env={**os.environ, **self.lxd.environment},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=TIMEOUT, check=False)
         if done.returncode:
-            raise RuntimeError(f'{" ".join(command)} failed: '
+            raise RuntimeError(f'{command} in {name} failed: '
                                f'{done.stdout}{done.stderr}')
         return done.stdout
-
-    def _unmount(self) -> None:
-        # LXD leaves these to its service manager.
-        for name in ('devlxd', 'shmounts'):
-            subprocess.run(['umount', '-l', str(self.directory / name)],
-                           stderr=subprocess.DEVNULL)

@@ -22,8 +22,8 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-from nova import objects
 from nova.network import model
+from nova import objects
 
 from nova_lxd_py.virt.vif import qos
 
@@ -85,7 +85,8 @@ def devname(vif: model.VIF) -> str:
 
     :returns: ``tap`` and the first 11 characters of the port's id, as a rule.
     """
-    return vif.get('devname') or f'tap{vif["id"]}'[:model.NIC_NAME_LEN]
+    # What Nova falls back to, too, when it converts a port for os-vif.
+    return vif.get('devname') or f'nic{vif["id"]}'[:model.NIC_NAME_LEN]
 
 
 def mtu(vif: model.VIF) -> int:

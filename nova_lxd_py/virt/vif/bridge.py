@@ -20,9 +20,9 @@ when it comes by.
 
 from __future__ import annotations
 
-from nova import objects
 from nova.network import model
 from nova.network import os_vif_util
+from nova import objects
 import os_vif
 
 from nova_lxd_py.virt import privileged

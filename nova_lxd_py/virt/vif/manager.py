@@ -26,8 +26,8 @@ from typing import Any
 from nova import conf as nova_conf
 from nova import exception
 from nova.i18n import _
-from nova import objects
 from nova.network import model
+from nova import objects
 import os_vif
 from oslo_concurrency import lockutils
 from oslo_log import log as logging
@@ -70,7 +70,12 @@ class VIFManager:
             NAMESPACE, invoke_on_load=True,
             on_load_failure_callback=self._report_load_failure)
         for name, plugin in loaded.items():
-            self._plugins[name] = plugin.obj
+            if isinstance(plugin.obj, base.VIFPlugin):
+                self._plugins[name] = plugin.obj
+            else:
+                LOG.error('The VIF plugin %(name)s (%(target)s) is not a '
+                          'VIFPlugin. Ports of this type will be refused.',
+                          {'name': name, 'target': plugin.entry_point.value})
 
     @property
     def supported_types(self) -> list[str]:

@@ -21,9 +21,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from nova import objects
 from nova.network import model
 from nova.network import os_vif_util
+from nova import objects
 import os_vif
 from oslo_log import log as logging
 
@@ -33,6 +33,8 @@ from nova_lxd_py.virt.vif import qos
 from nova_lxd_py.virt.vif import veth
 
 LOG = logging.getLogger(__name__)
+
+_PACKET_SOCKETS = '/proc/net/packet'
 
 NETDEV = model.VIF_DETAILS_OVS_DATAPATH_NETDEV
 
@@ -122,6 +124,6 @@ def _datapath(vif: model.VIF) -> str:
 
 def _packet_socket_devices() -> set[str]:
     """List the indices of devices that some process reads raw packets from."""
-    with open('/proc/net/packet', encoding='ascii') as table:
+    with open(_PACKET_SOCKETS, encoding='ascii') as table:
         column = table.readline().split().index('Iface')
         return {line.split()[column] for line in table}

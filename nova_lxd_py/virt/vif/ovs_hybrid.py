@@ -19,8 +19,8 @@ os-vif makes that bridge and its link to Open vSwitch.
 
 from __future__ import annotations
 
-from nova import objects
 from nova.network import model
+from nova import objects
 
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.vif import base

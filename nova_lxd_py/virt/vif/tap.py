@@ -18,14 +18,16 @@ up themselves.
 
 from __future__ import annotations
 
-from nova import objects
 from nova.network import model
+from nova import objects
 
 from nova_lxd_py.virt.vif import veth
 
 
 class TapPlugin(veth.VethPlugin):
     """The outer end is left to the mechanism driver's agent."""
+
+    routed = True
 
     def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
         """Do nothing: the agent sees the device."""

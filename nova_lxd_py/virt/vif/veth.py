@@ -33,11 +33,12 @@ from __future__ import annotations
 
 import abc
 import enum
+import errno
 import os
 import time
 
-from nova import objects
 from nova.network import model
+from nova import objects
 from oslo_log import log as logging
 
 from nova_lxd_py.virt import privileged
@@ -49,6 +50,9 @@ LOG = logging.getLogger(__name__)
 #: Seconds that LXD may take to bring a NIC back after it has reported the
 #: guest as stopped.
 RETURN_TIMEOUT = 5
+
+# How the kernel says that it was built without what is asked for.
+_NO_TRAFFIC_CONTROL = (errno.ENOENT, errno.EOPNOTSUPP)
 
 _SYSFS = '/sys/class/net'
 
@@ -154,20 +158,22 @@ class Wire:
             time.sleep(0.1)
         return self.state()
 
-    def make(self, limits: qos.Limits) -> None:
+    def make(self, limits: qos.Limits, routed: bool) -> None:
         """Make the devices, of which none may exist.
 
+        :param limits: decides whether there are one or two pairs.
+        :param routed: whether the host itself may use IPv6 on the outer end.
         :raises OSError: if the kernel refuses.
         """
         if limits:
-            # The mate of the inner end must never bear the guest's address.
+            # No device of the host must bear the guest's address but its own.
             privileged.create_veth(self.outer, self.outer_mate, None,
-                                   self._mtu)
+                                   self._mtu, routed)
             privileged.create_veth(self.inner_mate, self.inner, self._address,
-                                   self._mtu)
+                                   self._mtu, False)
         else:
             privileged.create_veth(self.outer, self.inner, self._address,
-                                   self._mtu)
+                                   self._mtu, routed)
 
     def set_limits(self, limits: qos.Limits) -> None:
         """Set the bandwidth limits of a port that has devices for them.
@@ -200,6 +206,9 @@ class VethPlugin(base.VIFPlugin):
 
     Subclasses say how the outer end meets the rest of the network.
     """
+
+    #: Whether the host routes to the outer end instead of switching.
+    routed = False
 
     @abc.abstractmethod
     def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
@@ -259,9 +268,21 @@ class VethPlugin(base.VIFPlugin):
         """
         self.unplug(instance, vif)
         wire = Wire(vif)
-        wire.make(limits)
-        if limits:
+        wire.make(limits, self.routed)
+        if not limits:
+            return
+        try:
             wire.set_limits(limits)
+        except OSError as error:
+            if error.errno not in _NO_TRAFFIC_CONTROL:
+                raise
+            LOG.warning('Port %(port)s goes without the bandwidth limits of '
+                        'its flavor: they need the queueing disciplines HTB '
+                        'and ingress, cls_u32 and act_mirred, and the kernel '
+                        'of this host lacks some of these (%(error)s).',
+                        {'port': vif['id'], 'error': error}, instance=instance)
+            wire.remove()
+            wire.make(qos.Limits(), self.routed)
 
     @staticmethod
     def _is_useless(wire: Wire, state: WireState, limits: qos.Limits,

@@ -1,0 +1,326 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+from __future__ import annotations
+
+from unittest import mock
+
+import os_vif
+from oslotest import base
+
+from nova_lxd_py.virt.vif import ovs
+from nova_lxd_py.virt.vif import qos
+from nova_lxd_py.virt.vif import tap
+from nova_lxd_py.virt.vif import veth
+from tests.unit.vif import fake_host
+
+LIMITS = qos.Limits(outbound=qos.Rate(1000, 2000, 65536))
+
+
+class PluginTestCase(base.BaseTestCase):
+
+    plugin_class: type[veth.VethPlugin] = ovs.OVSPlugin
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host = self.useFixture(fake_host.FakeHost())
+        self.plugin = self.plugin_class()
+        self.instance = fake_host.make_instance()
+        self.vif = fake_host.make_vif()
+        self.wire = veth.Wire(self.vif)
+
+    def plug(self, limits: qos.Limits = qos.Limits(),
+             guest_stopped: bool = False) -> None:
+        self.plugin.plug(self.instance, self.vif, limits=limits,
+                         guest_stopped=guest_stopped)
+
+    def unplug(self) -> None:
+        self.plugin.unplug(self.instance, self.vif)
+
+    def changes(self) -> list[str]:
+        """Take what was asked of the kernel and os-vif since last time."""
+        calls, self.host.calls[:] = list(self.host.calls), []
+        return calls
+
+
+class PlugTestCase(PluginTestCase):
+
+    def test_new_port(self) -> None:
+        self.plug()
+        self.assertEqual({self.wire.outer, self.wire.inner},
+                         self.host.names())
+        outer = self.host.device(self.wire.outer)
+        self.assertEqual(outer.index, self.host.ports[self.wire.outer])
+        self.assertEqual(fake_host.MTU, outer.mtu)
+        self.assertEqual(fake_host.MTU, outer.peer.mtu)
+        self.assertEqual(self.vif['address'], outer.peer.address)
+        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+
+    def test_names_fit_the_kernel(self) -> None:
+        for name in self.wire.names:
+            self.assertLess(len(name), 16)
+        self.assertEqual(len(self.wire.names), len(set(self.wire.names)))
+
+    def test_plug_again_changes_nothing(self) -> None:
+        for guest_stopped in (False, True):
+            self.plug()
+            self.changes()
+            self.plug(guest_stopped=guest_stopped)
+            self.assertEqual(['os_vif.plug'], self.changes())
+
+    def test_running_guest_is_left_alone(self) -> None:
+        self.plug()
+        self.host.hand_over(self.wire.inner)
+        self.changes()
+        self.plug()
+        self.assertEqual(['os_vif.plug'], self.changes())
+        self.assertIs(veth.WireState.IN_GUEST, self.wire.state())
+
+    def test_guest_that_should_not_run(self) -> None:
+        self.plug()
+        lost = self.host.hand_over(self.wire.inner)
+        self.plug(guest_stopped=True)
+        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertNotIn(lost.index, self.host.devices)
+
+    def test_guest_that_is_just_stopping(self) -> None:
+        self.plug()
+        inner = self.host.hand_over(self.wire.inner)
+        self.changes()
+        naps = iter([None, lambda: self.host.give_back(inner)])
+        with mock.patch.object(veth.time, 'sleep',
+                               side_effect=lambda _: (next(naps) or str)()):
+            self.plug(guest_stopped=True)
+        self.assertEqual(['os_vif.plug'], self.changes())
+        self.assertIs(inner, self.host.device(self.wire.inner))
+
+    def test_pair_is_gone(self) -> None:
+        for guest_stopped in (False, True):
+            self.plug()
+            self.host.remove(self.host.device(self.wire.outer))
+            self.plug(guest_stopped=guest_stopped)
+            self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+            # The switch listens to the new device, not to the old one.
+            self.assertEqual(self.host.device(self.wire.outer).index,
+                             self.host.ports[self.wire.outer])
+
+    def test_device_of_a_virtual_machine(self) -> None:
+        self.host.add(self.wire.outer, tap=True)
+        self.plug()
+        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+
+    def test_strangers_with_our_names(self) -> None:
+        self.host.add(self.wire.outer)
+        self.host.add(self.wire.inner)
+        self.assertIs(veth.WireState.BROKEN, self.wire.state())
+        self.plug()
+        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+
+    def test_mtu_of_network_changes(self) -> None:
+        self.plug()
+        self.vif['network']['meta']['mtu'] = 1300
+        self.plug()
+        self.assertEqual({1300}, {device.mtu for device
+                                  in self.host.devices.values()})
+
+    def test_network_without_mtu(self) -> None:
+        del self.vif['network']['meta']['mtu']
+        self.assertEqual('1500', self.plugin.device(self.vif, 'eth0')['mtu'])
+
+    def test_lxd_device(self) -> None:
+        self.vif['address'] = self.vif['address'].upper()
+        self.assertEqual(
+            {'type': 'nic', 'nictype': 'physical', 'name': 'eth3',
+             'parent': self.wire.inner, 'hwaddr': 'fa:16:3e:00:00:01',
+             'mtu': str(fake_host.MTU)},
+            self.plugin.device(self.vif, 'eth3'))
+
+
+class UnplugTestCase(PluginTestCase):
+
+    def test_all_goes(self) -> None:
+        for limits in (qos.Limits(), LIMITS):
+            self.plug(limits)
+            self.unplug()
+            self.assertEqual(set(), self.host.names())
+            self.assertEqual({}, self.host.ports)
+
+    def test_again_and_without_plug(self) -> None:
+        self.unplug()
+        self.plug()
+        self.unplug()
+        self.unplug()
+
+    def test_switch_does_not_answer(self) -> None:
+        self.plug()
+        self.host.os_vif_error = RuntimeError('no answer')
+        self.assertRaises(os_vif.exception.UnplugException, self.unplug)
+        # The devices go nevertheless.
+        self.assertEqual(set(), self.host.names())
+
+    def test_half_of_a_limited_port(self) -> None:
+        self.plug(LIMITS)
+        self.host.remove(self.host.device(self.wire.outer))
+        self.unplug()
+        self.assertEqual(set(), self.host.names())
+
+
+class LimitsTestCase(PluginTestCase):
+
+    def rate(self, name: str) -> int | None:
+        return self.host.device(name).qdiscs.get('htb', {}).get('rate')
+
+    def test_limited_port(self) -> None:
+        self.plug(LIMITS)
+        self.assertEqual(set(self.wire.names), self.host.names())
+        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertEqual(1000, self.rate(self.wire.outer_mate))
+        self.assertIsNone(self.rate(self.wire.inner_mate))
+        self.assertEqual(
+            {self.vif['address'], None},
+            {device.address for device in self.host.devices.values()})
+
+    def test_rate_changes_under_a_running_guest(self) -> None:
+        self.plug(LIMITS)
+        self.host.hand_over(self.wire.inner)
+        self.assertIs(veth.WireState.IN_GUEST, self.wire.state())
+        self.plug(qos.Limits(inbound=qos.Rate(3000, 3000, 65536)))
+        self.assertIsNone(self.rate(self.wire.outer_mate))
+        self.assertEqual(3000, self.rate(self.wire.inner_mate))
+        self.plug(qos.Limits())
+        self.assertIsNone(self.rate(self.wire.inner_mate))
+        self.assertIs(veth.WireState.IN_GUEST, self.wire.state())
+
+    def test_limits_come_and_go_with_the_guest_stopped(self) -> None:
+        self.plug()
+        self.plug(LIMITS, guest_stopped=True)
+        self.assertTrue(self.wire.is_limited)
+        self.plug(guest_stopped=True)
+        self.assertFalse(self.wire.is_limited)
+        self.assertEqual({self.wire.outer, self.wire.inner},
+                         self.host.names())
+
+    def test_limits_come_under_a_running_guest(self) -> None:
+        self.plug()
+        self.host.hand_over(self.wire.inner)
+        self.changes()
+        self.plug(LIMITS)
+        self.assertEqual(['os_vif.plug'], self.changes())
+
+    def test_inner_pair_is_gone(self) -> None:
+        self.plug(LIMITS)
+        self.host.remove(self.host.device(self.wire.inner))
+        self.assertIs(veth.WireState.BROKEN, self.wire.state())
+        self.plug(LIMITS)
+        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+
+    def test_crash_in_the_middle(self) -> None:
+        """The devices are there, and nothing joins or limits them yet."""
+        self.plug(LIMITS)
+        for device in self.host.devices.values():
+            device.qdiscs.clear()
+            device.filters.clear()
+        self.plug(LIMITS)
+        self.assertEqual(1000, self.rate(self.wire.outer_mate))
+        self.assertEqual(
+            2, sum(len(device.filters)
+                   for device in self.host.devices.values()))
+
+    def test_kernel_cannot(self) -> None:
+        for kind in ('htb', 'ingress', 'u32'):
+            self.host.lacks = {kind}
+            self.plug(LIMITS)
+            self.assertEqual({self.wire.outer, self.wire.inner},
+                             self.host.names())
+            self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+            self.unplug()
+
+
+class UserspaceSwitchTestCase(PluginTestCase):
+    """A switch that reads devices through packet sockets."""
+
+    def test_checksums(self) -> None:
+        for limits in (qos.Limits(), LIMITS):
+            self.plug(limits, guest_stopped=True)
+            self.assertFalse(
+                self.host.device(self.wire.inner).checksum_offload)
+
+    def test_kernel_without_limits_keeps_checksums_right(self) -> None:
+        self.host.lacks = {'htb'}
+        self.plug(LIMITS)
+        self.assertFalse(self.host.device(self.wire.inner).checksum_offload)
+
+    def test_kernel_datapath(self) -> None:
+        self.vif['details']['datapath_type'] = 'system'
+        self.plug()
+        self.assertTrue(self.host.device(self.wire.inner).checksum_offload)
+
+    def test_switch_misses_that_the_port_was_made_anew(self) -> None:
+        self.plug()
+        self.host.remove(self.host.device(self.wire.outer))
+        self.host.is_busy = 2
+        self.plug()
+        self.assertEqual(self.host.device(self.wire.outer).index,
+                         self.host.ports[self.wire.outer])
+
+    def test_switch_never_listens(self) -> None:
+        self.plug()
+        self.host.remove(self.host.device(self.wire.outer))
+        self.host.is_busy = 10
+        # A warning is all: the switch may come later.
+        self.plug()
+        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+
+    def test_deaf_port_of_a_running_guest(self) -> None:
+        self.plug()
+        self.host.hand_over(self.wire.inner)
+        self.host.ports[self.wire.outer] = -1
+        self.changes()
+        self.plug()
+        self.assertEqual(['os_vif.plug'], self.changes())
+
+
+class OSVIFTestCase(base.BaseTestCase):
+
+    def test_port_is_wanted_and_no_tap(self) -> None:
+        profile = ovs.to_os_vif(fake_host.make_vif()).port_profile
+        self.assertTrue(profile.create_port)
+        self.assertFalse('create_tap' in profile.fields and profile.create_tap)
+        self.assertEqual('netdev', profile.datapath_type)
+
+    def test_release_of_os_vif_without_create_tap(self) -> None:
+        profile = ovs.to_os_vif(fake_host.make_vif()).port_profile
+        kept = {name: field for name, field in profile.fields.items()
+                if name != 'create_tap'}
+        with mock.patch.object(type(profile), 'fields', kept):
+            profile = ovs.to_os_vif(fake_host.make_vif()).port_profile
+        self.assertTrue(profile.create_port)
+
+    def test_name_is_that_of_the_device(self) -> None:
+        vif = fake_host.make_vif()
+        self.assertEqual(veth.Wire(vif).outer, ovs.to_os_vif(vif).vif_name)
+        vif['devname'] = None
+        self.assertEqual(veth.Wire(vif).outer, ovs.to_os_vif(vif).vif_name)
+
+
+class TapTestCase(PluginTestCase):
+
+    plugin_class = tap.TapPlugin
+
+    def test_life(self) -> None:
+        self.vif['type'] = 'tap'
+        self.plug()
+        self.plug(guest_stopped=True)
+        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.unplug()
+        self.assertEqual(set(), self.host.names())
+        self.assertNotIn('os_vif.plug', self.changes())
