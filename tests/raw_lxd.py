@@ -48,7 +48,9 @@ class Answer:
         """LXD's complaint, of the request or of its operation."""
         if self.operation is not None:
             return self.operation['err']
-        return self.body.get('error', '') if isinstance(self.body, dict) else ''
+        if isinstance(self.body, dict):
+            return self.body.get('error', '')
+        return ''
 
 
 class _Connection(http_client.HTTPConnection):
@@ -66,7 +68,8 @@ class Client:
     """Sends requests to a socket, each on a connection of its own.
 
     :param path: the unix socket.
-    :param project: what ``project=`` is added to each request, if any.
+    :param project: added to each request that does not name one itself
+        (None for a request that must not).
     """
 
     def __init__(self, path: str, project: str | None = None,
@@ -77,8 +80,9 @@ class Client:
 
     def _url(self, path: str, params: Mapping[str, Any] | None) -> str:
         query = dict(params or {})
-        if self.project and 'project' not in query:
-            query['project'] = self.project
+        query.setdefault('project', self.project)
+        if query['project'] is None:
+            del query['project']
         glue = '&' if '?' in path else '?'
         return path + (glue + parse.urlencode(query) if query else '')
 
@@ -134,9 +138,11 @@ class Client:
                 f'{method} {path}: {answer.status} {answer.error}')
         if answer.operation is not None:
             return answer.operation['metadata']
-        return answer.metadata if isinstance(answer.body, dict) else answer.body
+        if isinstance(answer.body, dict):
+            return answer.metadata
+        return answer.body
 
-    def events(self, **params: str) -> websocket.WebSocket:
+    def events(self, **params: Any) -> websocket.WebSocket:
         """Open the events websocket."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(self.path)

@@ -35,8 +35,8 @@ from typing import Any
 
 import fixtures
 
-from tests import raw_lxd
 from tests.functional import busybox_image
+from tests import raw_lxd
 
 #: Seconds that the daemon may take to answer or to end.
 DAEMON_TIMEOUT = 60

@@ -45,8 +45,8 @@ _OPTIONS = {
         'type source path major minor uid gid mode required'.split()),
 }
 
-_NICTYPES = frozenset('physical p2p bridged macvlan sriov ipvlan routed'
-                       .split())
+NIC_TYPES = frozenset(
+    'physical p2p bridged macvlan sriov ipvlan routed'.split())
 
 
 def root_of(devices: Devices) -> dict[str, str] | None:
@@ -62,17 +62,16 @@ def check(devices: Devices) -> None:
         raise errors.bad_request(
             'Failed detecting root disk device: No root device could be '
             'found')
-    names: set[str] = set()
     for key, device in sorted(devices.items()):
         try:
-            _check_one(key, device, names)
+            _check_one(key, device, devices)
         except errors.APIError as exc:
             raise errors.bad_request(
                 f'Device validation failed for "{key}": {exc.text}'
             ) from None
 
 
-def _check_one(key: str, device: dict[str, str], names: set[str]) -> None:
+def _check_one(key: str, device: dict[str, str], devices: Devices) -> None:
     kind = device.get('type')
     if not kind:
         raise errors.bad_request(
@@ -90,11 +89,12 @@ def _check_one(key: str, device: dict[str, str], names: set[str]) -> None:
             raise errors.bad_request(
                 'Invalid value for device option "parent": Required value')
         name = device.get('name')
-        if name and name in names:
+        if name and any(other.get('name') == name
+                        for other in nics(devices).values()
+                        if other is not device):
             raise errors.bad_request(
                 f'Invalid value for device option "name": Duplicate NIC name '
                 f'detected "{name}"')
-        names.add(name or '')
     elif kind == 'disk':
         if device.get('path') == '/' and not device.get('pool'):
             raise errors.bad_request(

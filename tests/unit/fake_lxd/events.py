@@ -107,6 +107,9 @@ def events(daemon, request):
         if kind not in TYPES:
             raise errors.internal(f'"{kind}" isn\'t a supported event type')
     everything = request.query.get('all-projects') in ('true', '1')
+    if everything and request.query.get('project'):
+        raise errors.internal(
+            'Cannot specify a project when requesting all projects')
     only = None if everything else request.project
 
     def serve(channel: wsproto.WebSocket) -> None:

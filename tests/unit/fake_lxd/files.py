@@ -50,6 +50,10 @@ def read(daemon, request, name):
                 '%Y-%m-%d %H:%M:%S +0000 UTC')}
         children = files.children(path) if node.kind == 'directory' else None
         content = node.content
+        if node.kind == 'symlink':
+            # LXD shows where a relative link leads to.
+            content = posixpath.normpath(posixpath.join(
+                posixpath.dirname(path), content.decode())).encode()
     _event(daemon, 'retrieved', instance, path)
     if children is not None:
         return routing.sync(children, headers=headers)

@@ -31,7 +31,7 @@ import fixtures
 from tests.unit.fake_lxd import daemon
 from tests.unit.fake_lxd import execution  # noqa: F401 - registers routes
 from tests.unit.fake_lxd import faults
-from tests.unit.fake_lxd import files  # noqa: F401 - registers routes
+from tests.unit.fake_lxd import files as _files  # noqa: F401 - as above
 from tests.unit.fake_lxd import image_content
 from tests.unit.fake_lxd import instance_views  # noqa: F401 - as above
 from tests.unit.fake_lxd import power

@@ -38,6 +38,11 @@ _MAGIC = (
     (0, b'hsqs', '.squashfs'), (0, b'QFI\xfb', '.qcow2'),
     (257, b'ustar', '.tar'))
 
+_ARCHITECTURES = frozenset("""
+    i686 x86_64 armv7l aarch64 ppc ppc64 ppc64le s390x mips mips64 riscv32
+    riscv64
+    """.split())
+
 #: Exceptions by which a damaged tarball shows.
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 
@@ -88,8 +93,14 @@ def unified(content: bytes) -> Content:
     if kind == '.squashfs':
         raise errors.bad_request('exec: "sqfs2tar": executable file not '
                                  'found in $PATH')
-    return Content([('', '', content)], _metadata(content),
-                   _rootfs(content, 'rootfs/'))
+    if kind == '.qcow2':
+        raise errors.bad_request('exec: "qemu-img": executable file not '
+                                 'found in $PATH')
+    metadata = _metadata(content)
+    rootfs = _rootfs(content, 'rootfs/')
+    if isinstance(rootfs, tree.Tree) and rootfs.is_empty:
+        raise errors.bad_request('Invalid instance type')
+    return Content([('', '', content)], metadata, rootfs)
 
 
 def split(content: bytes, boundary: str) -> Content:
@@ -141,14 +152,15 @@ def _metadata(content: bytes) -> dict[str, Any]:
         metadata = yaml.safe_load(raw)
     except yaml.YAMLError as exc:
         raise errors.bad_request(
-            f'Could not parse metadata.yaml: yaml: {exc}') from exc
+            'yaml: line 1: did not find expected node content') from exc
     if not isinstance(metadata, dict):
-        raise errors.bad_request('Could not parse metadata.yaml: EOF')
-    if not metadata.get('architecture'):
-        raise errors.bad_request('Unknown architecture')
-    if not metadata.get('creation_date'):
+        raise errors.bad_request('EOF')
+    architecture = metadata.get('architecture') or ''
+    if architecture not in _ARCHITECTURES:
         raise errors.bad_request(
-            "Missing creation date") from None
+            f"Architecture isn't supported: {architecture}")
+    if not metadata.get('creation_date'):
+        raise errors.bad_request('Missing creation date')
     return metadata
 
 

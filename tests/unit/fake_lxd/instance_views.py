@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.unit.fake_lxd import config_keys
 from tests.unit.fake_lxd import devices
+from tests.unit.fake_lxd import errors
 from tests.unit.fake_lxd import instances
 from tests.unit.fake_lxd import routing
 from tests.unit.fake_lxd import snapshots
@@ -102,6 +103,9 @@ def _state(daemon, instance: state.Instance) -> dict[str, Any]:
 def list_instances(daemon, request):
     recursion = int(request.query.get('recursion') or 0)
     everything = request.query.get('all-projects') in ('true', '1')
+    if everything and request.query.get('project'):
+        raise errors.bad_request(
+            'Cannot specify a project when requesting all projects')
     with daemon.store.lock:
         found = [instance for (project, _), instance
                  in sorted(daemon.store.instances.items())

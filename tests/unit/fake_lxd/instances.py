@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from typing import Any
 import uuid
@@ -68,22 +67,23 @@ def check_name(name: str) -> None:
         raise errors.bad_request(f'Invalid instance name: {text}')
 
 
-def _strings(what: str, value: Any) -> None:
+def _strings(what: str, value: Any, struct: str) -> None:
     for item in (value or {}).values():
         if isinstance(item, dict):
-            _strings(what, item)
+            _strings(what, item, struct)
         elif not isinstance(item, str):
             kind = ('bool' if isinstance(item, bool) else
                     'number' if isinstance(item, (int, float)) else 'object')
             raise errors.bad_request(
                 f'json: cannot unmarshal {kind} into Go struct field '
-                f'InstancePut.{what} of type string')
+                f'{struct}.{what} of type string')
 
 
 def _body(request: routing.Request) -> dict[str, Any]:
     body = request.json()
-    _strings('config', body.get('config'))
-    _strings('devices', body.get('devices'))
+    struct = 'InstancesPost' if request.method == 'POST' else 'InstancePut'
+    _strings('config', body.get('config'), struct)
+    _strings('devices', body.get('devices'), struct)
     return body
 
 
@@ -152,9 +152,7 @@ def create(daemon, request):
 
 
 def _pet_name() -> str:
-    return (random.choice(['able', 'brave', 'calm', 'deep', 'eager'])  # noqa: S311
-            + '-' + random.choice(['ant', 'bee', 'cat', 'dog', 'eel'])  # noqa: S311
-            + uuid.uuid4().hex[:4])
+    return f'smiling-shark-{uuid.uuid4().hex[:4]}'
 
 
 def _from_image(daemon, request, source: dict[str, Any]):
@@ -336,7 +334,8 @@ def patch(daemon, request, name):
                     {**instance.config, **(body.get('config') or {})},
                     {**instance.devices, **(body.get('devices') or {})},
                     instance.profiles if profiles is None else profiles,
-                    body.get('description') or instance.description)
+                    # Yes, 5.0.2 forgets it.
+                    body.get('description') or '')
         except errors.APIError as exc:
             code = exc.code if exc.code == 404 else 500
             raise errors.APIError(code, exc.text) from None
@@ -370,8 +369,7 @@ def _change(daemon, instance: state.Instance, config: dict[str, str],
     except (errors.APIError, KeyError) as exc:
         instance.config, instance.devices, instance.profiles = before
         if isinstance(exc, KeyError):
-            raise errors.bad_request(
-                'Failed loading profiles: Profile not found') from None
+            raise errors.not_found('Profile not found') from None
         raise
     instance.description = description
 
@@ -394,6 +392,8 @@ def _apply(daemon, instance: state.Instance, before: devices.Devices,
         gone = [key for key in before if after.get(key) != before[key]]
         devices.stop(instance, gone)
         devices.start(daemon, instance, added)
+        power.take_volumes(daemon, instance, added,
+                           config.get('volatile.idmap.current', '[]'))
         limit = config.get('limits.memory')
         if limit and not limit.endswith('%') and (
                 config_keys.size_in_bytes(limit)
@@ -427,6 +427,7 @@ def rename(daemon, request, name):
             daemon.store.instances[instance.project, new] = (
                 daemon.store.instances.pop((instance.project, name)))
             instance.name = new
+            instance.config.setdefault('volatile.apply_template', 'rename')
             instance.config['volatile.cloud-init.instance-id'] = str(
                 uuid.uuid4())
         daemon.events.lifecycle('instance-renamed', instance.project,

@@ -95,13 +95,13 @@ def _boot(daemon, operation: operations.Operation | None,
             f'Failed to handle idmapped storage: No such file or directory: '
             f'"/var/lib/lxd/storage-pools/{root.get("pool")}/containers/'
             f'{instance.project}_{instance.name}/rootfs"')
-    _check_idmaps_of_volumes(daemon, instance, wanted, following)
-    devices.start(daemon, instance, wanted)
+    take_volumes(daemon, instance, wanted, following)
+    # The files are shifted, and stay so, when a device fails then.
     shifts = config.get('volatile.last_state.idmap') != following
-    instance.config.update({
-        'volatile.idmap.current': following,
-        'volatile.last_state.idmap': following,
-        'volatile.last_state.power': 'RUNNING'})
+    instance.config.update({'volatile.idmap.current': following,
+                            'volatile.last_state.idmap': following})
+    devices.start(daemon, instance, wanted)
+    instance.config['volatile.last_state.power'] = 'RUNNING'
     instance.config.pop('volatile.apply_template', None)
     instance.status = state.RUNNING
     instance.pid = 4000 + len(daemon.requests)
@@ -112,8 +112,9 @@ def _boot(daemon, operation: operations.Operation | None,
         operation.update(container_progress='')
 
 
-def _check_idmaps_of_volumes(daemon, instance: state.Instance,
-                             wanted: devices.Devices, idmap: str) -> None:
+def take_volumes(daemon, instance: state.Instance,
+                 wanted: devices.Devices, idmap: str) -> None:
+    """Shift custom volumes for an instance, unless another one has them."""
     owner = daemon.store.project_with('storage.volumes', instance.project,
                                       'Project not found')
     for device in wanted.values():

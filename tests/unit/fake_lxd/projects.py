@@ -179,11 +179,12 @@ def _owner(daemon, request) -> str:
         f'Failed loading project "{request.project}": Project not found')
 
 
-def _profile(daemon, owner: str, name: str) -> state.Profile:
+def _profile(daemon, owner: str, name: str, prefix: str = ''
+             ) -> state.Profile:
     try:
         return daemon.store.profiles[owner, name]
     except KeyError:
-        raise errors.not_found('Fetch profile: Profile not found') from None
+        raise errors.not_found(f'{prefix}Profile not found') from None
 
 
 def _profile_shown(daemon, owner: str, profile: state.Profile
@@ -223,9 +224,9 @@ def create_profile(daemon, request):
         if not name:
             raise errors.bad_request('No name provided')
         if (owner, name) in daemon.store.profiles:
-            raise errors.conflict(
-                f'Error inserting "{name}" into database: This "profiles" '
-                f'entry already exists')
+            raise errors.internal(
+                f'Error inserting "{name}" into database: The profile '
+                f'already exists')
         daemon.store.profiles[owner, name] = state.Profile(
             name, dict(body.get('config') or {}),
             dict(body.get('devices') or {}), body.get('description') or '')
@@ -238,7 +239,7 @@ def create_profile(daemon, request):
 def get_profile(daemon, request, name):
     with daemon.store.lock:
         owner = _owner(daemon, request)
-        profile = _profile(daemon, owner, name)
+        profile = _profile(daemon, owner, name, 'Fetch profile: ')
         return routing.sync(
             _profile_shown(daemon, owner, profile),
             etag_of=(profile.config, profile.description, profile.devices))
@@ -248,7 +249,9 @@ def _update_profile(daemon, request, name):
     body = request.json()
     with daemon.store.lock:
         owner = _owner(daemon, request)
-        profile = _profile(daemon, owner, name)
+        glue = ' ' if request.method == 'PUT' else '='
+        profile = _profile(daemon, owner, name,
+                           f'Failed to retrieve profile{glue}"{name}": ')
         request.check_etag(profile.config, profile.description,
                            profile.devices)
         config = dict(body.get('config') or {})

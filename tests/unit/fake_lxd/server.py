@@ -111,8 +111,8 @@ def get_resources(daemon, request):
 
 @routing.route('GET', '/1.0/cluster')
 def cluster(daemon, request):
-    return routing.sync({'server_name': '', 'enabled': False,
-                         'member_config': []})
+    answer = {'server_name': '', 'enabled': False, 'member_config': []}
+    return routing.sync(answer, etag_of=(answer,))
 
 
 @routing.route('GET', '/1.0/networks')

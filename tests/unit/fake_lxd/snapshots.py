@@ -40,6 +40,13 @@ def _take(instance: state.Instance, name: str) -> state.Snapshot:
         ephemeral=instance.ephemeral)
 
 
+def _next_name(instance: state.Instance) -> str:
+    number = 0
+    while f'snap{number}' in instance.snapshots:
+        number += 1
+    return f'snap{number}'
+
+
 def copy_all(instance: state.Instance) -> dict[str, state.Snapshot]:
     return {name: state.Snapshot(
         name, dict(snapshot.config), dict(snapshot.devices),
@@ -94,7 +101,7 @@ def create(daemon, request, name):
     body = request.json()
     with daemon.store.lock:
         instance = daemon.store.instance(request.project, name)
-        snapshot = body.get('name') or f'snap{len(instance.snapshots)}'
+        snapshot = body.get('name') or _next_name(instance)
     if '/' in snapshot:
         raise errors.bad_request(
             'Invalid snapshot name: Cannot contain "/"')

@@ -65,7 +65,8 @@ def create_pool(daemon, request):
         raise errors.bad_request('No name provided')
     with daemon.store.lock:
         if name in daemon.store.pools:
-            raise errors.bad_request('Storage pool already exists')
+            raise errors.conflict('The storage pool already exists: The '
+                                  'record already exists')
         daemon.store.pools[name] = state.Pool(
             name, body.get('driver') or 'dir', dict(body.get('config') or {}),
             body.get('description') or '')
@@ -339,5 +340,7 @@ def delete_volume(daemon, request, pool, name):
 
 @routing.route('DELETE', '/1.0/storage-pools/{pool}/volumes/container/{name}')
 def delete_instance_volume(daemon, request, pool, name):
+    if (request.project, name) not in daemon.store.instances:
+        raise errors.not_found('Storage pool volume not found')
     raise errors.bad_request('Storage volumes of type "container" cannot be '
                              'deleted with the storage API')

@@ -123,7 +123,8 @@ class Handler(http_server.BaseHTTPRequestHandler):
     def _upgrade(self, upgrade: routing.Upgrade) -> None:
         self.close_connection = True
         key = self.headers.get('Sec-WebSocket-Key')
-        if 'websocket' not in self.headers.get('Upgrade', '').lower() or not key:
+        upgrades = self.headers.get('Upgrade', '').lower()
+        if upgrades != 'websocket' or not key:
             self._write(routing.Response(
                 400, b'Bad Request\n',
                 {'Content-Type': 'text/plain; charset=utf-8'}))

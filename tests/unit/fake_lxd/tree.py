@@ -44,6 +44,7 @@ class Tree:
 
     def __init__(self) -> None:
         self._nodes = {'/': Node('directory', mode=0o755)}
+        self._unpacked = False
 
     def copy(self) -> Tree:
         return copy.deepcopy(self)
@@ -52,9 +53,14 @@ class Tree:
     def size(self) -> int:
         return sum(len(node.content) for node in self._nodes.values())
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._unpacked and len(self._nodes) == 1
+
     def put(self, path: str, node: Node) -> None:
         """Place a node and the folders above it; for building a tree."""
         path = normal(path)
+        self._unpacked = True
         parent = posixpath.dirname(path)
         if parent not in self._nodes:
             self.put(parent, Node('directory', mode=0o755))
@@ -80,10 +86,13 @@ class Tree:
 
     def get(self, path: str) -> Node:
         """Find a node, not following a link that it may be itself."""
-        try:
-            return self._nodes[self.resolve(path, follow_last=False)]
-        except KeyError:
-            raise errors.not_found('Not Found') from None
+        where = self.resolve(path, follow_last=False)
+        if where in self._nodes:
+            return self._nodes[where]
+        parent = self._nodes.get(posixpath.dirname(where))
+        if parent is not None and parent.kind == 'file':
+            raise _sftp(f'lstat {path}: not a directory')
+        raise errors.not_found('Not Found')
 
     def exists(self, path: str) -> bool:
         return self.resolve(path) in self._nodes
@@ -123,7 +132,11 @@ class Tree:
             before = there.content if append else b''
             there.content = before + node.content
             there.modified = node.modified
-        elif there is None or node.kind == 'symlink':
+        elif node.kind == 'symlink' and there is not None:
+            if there.content != node.content:
+                raise _sftp(f'symlink {node.content.decode()} {path}: file '
+                            f'exists')
+        elif there is None:
             self._nodes[where] = node
 
     def remove(self, path: str) -> None:
