@@ -26,6 +26,7 @@ from oslo_log import log as logging
 from nova_lxd_py import conf
 from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import console
+from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import host as lxd_host
 from nova_lxd_py.virt import images
@@ -33,6 +34,7 @@ from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import interfaces
 from nova_lxd_py.virt import lifecycle
 from nova_lxd_py.virt import preflight
+from nova_lxd_py.virt import rescue
 from nova_lxd_py.virt import session
 from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
@@ -77,16 +79,23 @@ class LXDDriver(driver.ComputeDriver):
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._snapshots = snapshot.Snapshots(self._session, options,
                                              self._guests, image_api)
+        config_drives = configdrive.ConfigDrives(self._session,
+                                                 options.storage_pool)
+        self._rescues = rescue.Rescues(
+            self._session, options, self._guests, self._watcher, self._vifs,
+            self._images, config_drives)
         self._lifecycle = lifecycle.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._vifs,
-            self._images, self._templates,
-            configdrive.ConfigDrives(self._session, options.storage_pool))
+            self._images, self._templates, config_drives,
+            disks.Disks(self._session, options), self._rescues,
+            self._snapshots)
 
     # -- service ------------------------------------------------------------
 
     def init_host(self, host):
         preflight.check(self._session, CONF)
         self._snapshots.recover()
+        self._rescues.recover()
         self._watcher.start()
         LOG.info('LXD %s at %s: servers go to project %s, pool %s',
                  self._session.server['environment']['server_version'],
@@ -163,7 +172,8 @@ class LXDDriver(driver.ComputeDriver):
     def reboot(self, context, instance, network_info, reboot_type,
                block_device_info=None, bad_volumes_callback=None,
                accel_info=None, share_info=None):
-        self._lifecycle.reboot(context, instance, network_info, reboot_type)
+        self._lifecycle.reboot(context, instance, network_info, reboot_type,
+                               block_device_info)
 
     def pause(self, instance):
         self._lifecycle.pause(instance)
@@ -176,7 +186,8 @@ class LXDDriver(driver.ComputeDriver):
 
     def resume(self, context, instance, network_info, block_device_info=None,
                share_info=None):
-        self._lifecycle.resume(context, instance, network_info)
+        self._lifecycle.resume(context, instance, network_info,
+                               block_device_info)
 
     def poll_rebooting_instances(self, timeout, instances):
         """Nothing to poll: a reboot that hangs becomes a hard one itself."""
@@ -185,6 +196,13 @@ class LXDDriver(driver.ComputeDriver):
                                   share_info, block_device_info=None):
         self._lifecycle.resume_state_on_host_boot(
             context, instance, network_info, block_device_info)
+
+    def rescue(self, context, instance, network_info, image_meta,
+               rescue_password, block_device_info, share_info):
+        self._rescues.rescue(context, instance, network_info, image_meta)
+
+    def unrescue(self, context, instance):
+        self._rescues.unrescue(instance)
 
     def snapshot(self, context, instance, image_id, update_task_state):
         self._snapshots.take(context, instance, image_id, update_task_state)

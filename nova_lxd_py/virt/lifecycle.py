@@ -30,10 +30,13 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import definition
+from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import rescue
+from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
 from nova_lxd_py.virt.vif import manager as vif_manager
 
@@ -51,6 +54,9 @@ class Lifecycle:
     :param image_store: their images.
     :param template_store: what new ones are cloned from.
     :param config_drives: their config drives.
+    :param ephemeral_disks: their ephemeral disks.
+    :param rescues: what else may run in a server's place.
+    :param snapshots: images being made of them.
     """
 
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
@@ -59,7 +65,9 @@ class Lifecycle:
                  vifs: vif_manager.VIFManager,
                  image_store: images.ImageStore,
                  template_store: templates.TemplateStore,
-                 config_drives: configdrive.ConfigDrives) -> None:
+                 config_drives: configdrive.ConfigDrives,
+                 ephemeral_disks: disks.Disks, rescues: rescue.Rescues,
+                 snapshots: snapshot.Snapshots) -> None:
         self._virtapi = virtapi
         self._options = options
         self._guests = guests
@@ -68,6 +76,9 @@ class Lifecycle:
         self._images = image_store
         self._templates = template_store
         self._config_drives = config_drives
+        self._disks = ephemeral_disks
+        self._rescues = rescues
+        self._snapshots = snapshots
 
     # -- up -----------------------------------------------------------------
 
@@ -96,10 +107,16 @@ class Lifecycle:
                     lambda: self._config_drives.remove(instance))
                 drive = self._config_drives.build(
                     context, instance, ports, injected_files, admin_password)
+                undo.callback(
+                    self._attempt, 'delete its ephemeral disks', instance,
+                    lambda: self._disks.delete(instance))
+                extra = self._disks.create(instance, block_device_info)
+                extra.update(_drive_device(drive))
                 undo.callback(self._attempt, 'delete its LXD instance',
                               instance, lambda: self._discard(instance))
-                guest = self._create(instance, image_meta, ports, fingerprint,
-                                     drive)
+                guest = self._create(
+                    instance, image_meta, ports, fingerprint, extra,
+                    disks.swap_mb(instance.flavor, block_device_info))
             if power_on:
                 guest.start()
             undo.pop_all()
@@ -125,16 +142,16 @@ class Lifecycle:
 
     def _create(self, instance: objects.Instance,
                 image_meta: objects.ImageMeta, ports: list[Any],
-                fingerprint: str, drive: dict[str, str] | None
-                ) -> lxd_instance.Guest:
+                fingerprint: str, extra_devices: dict[str, dict[str, str]],
+                swap_mb: int) -> lxd_instance.Guest:
         wanted = definition.define(instance, image_meta, ports, self._vifs,
-                                   self._options)
+                                   self._options, swap_mb)
         source, idmap = self._templates.source_for(instance, fingerprint)
         try:
             return self._guests.create(
                 lxd_instance.lxd_name(instance), source,
                 {**wanted.config, **idmap},
-                {**wanted.devices, **_drive_device(drive)})
+                {**wanted.devices, **extra_devices})
         except errors.LXDError as exc:
             raise self._images.explain_create_failure(
                 exc, instance, image_meta) from exc
@@ -154,6 +171,8 @@ class Lifecycle:
                             'what else there may be of it', instance=instance)
             if destroy_disks:
                 self._discard(instance)
+                self._disks.delete(instance)
+                self._snapshots.reap(instance)
             elif guest is not None:
                 guest.stop()
                 guest.update(devices={
@@ -165,7 +184,9 @@ class Lifecycle:
 
     def _discard(self, instance: objects.Instance) -> None:
         """Delete all LXD instances of a server."""
-        for guest in self._guests.of(instance):
+        # What has another one's root disk as a device goes first.
+        for guest in sorted(self._guests.of(instance), key=lambda guest:
+                            guest.role == lxd_instance.ROLE_SERVER):
             try:
                 guest.delete()
             except errors.LXDError as exc:
@@ -230,14 +251,16 @@ class Lifecycle:
         with self._guests.lock(instance.uuid):
             guest = self._guests.active(instance)
             if guest.power_state == power_state.SHUTDOWN:
-                self._bring_up(context, instance, guest, network_info)
+                self._bring_up(context, instance, guest, network_info,
+                               block_device_info)
             else:
                 guest.unfreeze()
         self._watcher.forget(instance)
 
     def reboot(self, context: nova_context.RequestContext,
                instance: objects.Instance, network_info: Any,
-               reboot_type: str) -> None:
+               reboot_type: str, block_device_info: dict[str, Any] | None,
+               ) -> None:
         """Reboot a server.
 
         See :meth:`nova.virt.driver.ComputeDriver.reboot`.
@@ -247,12 +270,13 @@ class Lifecycle:
             anew that the server has from the host.
         """
         with self._guests.lock(instance.uuid):
+            self._rescues.settle(instance)
             guest = self._guests.active(instance)
             if not (reboot_type == 'SOFT' and
                     self._soft_reboot(instance, guest)):
                 guest.stop()
                 self._bring_up(context, instance, guest.reload(),
-                               network_info)
+                               network_info, block_device_info)
         self._watcher.forget(instance)
 
     def _soft_reboot(self, instance: objects.Instance,
@@ -301,7 +325,8 @@ class Lifecycle:
         self._watcher.forget(instance)
 
     def resume(self, context: nova_context.RequestContext,
-               instance: objects.Instance, network_info: Any) -> None:
+               instance: objects.Instance, network_info: Any,
+               block_device_info: dict[str, Any] | None) -> None:
         """Let a suspended server run on, or start it where the host has been
         rebooted meanwhile.
 
@@ -310,7 +335,8 @@ class Lifecycle:
         with self._guests.lock(instance.uuid):
             guest = self._guests.active(instance)
             if guest.power_state == power_state.SHUTDOWN:
-                self._bring_up(context, instance, guest, network_info)
+                self._bring_up(context, instance, guest, network_info,
+                               block_device_info)
             else:
                 guest.unfreeze()
                 guest.update(config={lxd_instance.KEY_SUSPENDED: None})
@@ -329,22 +355,30 @@ class Lifecycle:
             guest = self._guests.active(instance)
             # Paused and suspended servers still hold their memory.
             if guest.power_state == power_state.SHUTDOWN:
-                self._bring_up(context, instance, guest, network_info)
+                self._bring_up(context, instance, guest, network_info,
+                               block_device_info)
         self._watcher.forget(instance)
 
     def _bring_up(self, context: nova_context.RequestContext,
                   instance: objects.Instance, guest: lxd_instance.Guest,
-                  network_info: Any) -> None:
+                  network_info: Any,
+                  block_device_info: dict[str, Any] | None) -> None:
         """Put a stopped guest right in every respect and start it."""
         ports = list(network_info or ())
         self._vifs.plug(instance, ports, guest_stopped=True)
-        wanted = definition.define(instance, instance.image_meta, ports,
-                                   self._vifs, self._options)
+        wanted = definition.define(
+            instance, instance.image_meta, ports, self._vifs, self._options,
+            disks.swap_mb(instance.flavor, block_device_info))
         config, devices = definition.corrections(guest, wanted)
         config.update({lxd_instance.KEY_ROLE: guest.role,
-                       lxd_instance.KEY_SUSPENDED: None})
+                       lxd_instance.KEY_SUSPENDED: None,
+                       lxd_instance.KEY_QUIESCED: None})
         devices.update(_drive_device(
             self._config_drives.ensure(context, instance, ports)))
+        if guest.role == lxd_instance.ROLE_RESCUE:
+            self._rescues.hold_root(self._guests.get(instance))
+        else:
+            devices.update(self._disks.ensure(instance, block_device_info))
         guest.update(config, devices)
         guest.start()
 
