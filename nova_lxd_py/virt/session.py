@@ -39,6 +39,7 @@ import websocket
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import tls
+from nova_lxd_py.virt import unixhttp
 
 LOG = logging.getLogger(__name__)
 
@@ -191,8 +192,7 @@ class Session:
     def _new_client(self) -> pylxd.Client:
         endpoint = self.endpoint
         if self.is_local:
-            url = 'http+unix://' + parse.quote(endpoint, safe='')
-            http = pylxd.client.get_session_for_url(url)
+            url, http = unixhttp.session(endpoint)
         else:
             tls.check_files(self._conf)
             url = endpoint.rstrip('/')

@@ -91,9 +91,16 @@ class DriverHost(fixtures.Fixture):
         for name, value in settings.items():
             self._set(name, value, 'lxd')
         self.useFixture(nova_fixtures.PrivsepFixture())
+        # The config drive's metadata asks Nova's database for more.
+        self.useFixture(nova_fixtures.Database())
+        self.useFixture(nova_fixtures.Database(database='api'))
         self.glance = memory_glance.MemoryGlance()
         self.useFixture(fixtures.MonkeyPatch(
             'nova.image.glance.API', lambda: self.glance))
+        # Neutron's share of the config drive's metadata.
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.network.security_group_api.get_instance_security_groups',
+            lambda *args, **kwargs: []))
         self.events: list[Any] = []
         self.addCleanup(self._remove_project)
         self.driver = self.start_driver()
@@ -251,7 +258,17 @@ class DriverHost(fixtures.Fixture):
             if entry['status'] != 'Stopped':
                 api.request('PUT', f'/1.0/instances/{name}/state',
                             {'action': 'stop', 'force': True}, params=params)
-            api.must('DELETE', f'/1.0/instances/{name}', params=params)
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    api.must('DELETE', f'/1.0/instances/{name}',
+                             params=params)
+                    break
+                except AssertionError:
+                    # LXD may still be busy with what the test began.
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.2)
         for name in self.lxd_volumes():
             api.must('DELETE', f'/1.0/storage-pools/{self.lxd.pool}/volumes/'
                      f'custom/{name}', params=params)

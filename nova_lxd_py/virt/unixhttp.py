@@ -1,0 +1,91 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""HTTP over a unix socket, with connections that are used again.
+
+pylxd's own adapter keeps a pool of one connection for each URL, so nearly
+every request of a busy driver would open a new one.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+from urllib import parse
+
+import requests
+from requests import adapters
+import urllib3
+from urllib3 import connection
+
+#: Requests under way at the same time that find a connection kept for them.
+CONNECTIONS = 32
+
+
+class _Connection(connection.HTTPConnection):
+
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__('localhost', **kwargs)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+
+    def __init__(self, path: str) -> None:
+        super().__init__('localhost', maxsize=CONNECTIONS)
+        self._path = path
+
+    def _new_conn(self) -> _Connection:
+        return _Connection(self._path, timeout=self.timeout.connect_timeout)
+
+
+class UnixAdapter(adapters.HTTPAdapter):
+    """Lets requests talk to ``http+unix://<quoted path>/...``.
+
+    :param path: path of the socket.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._pool = _Pool(path)
+
+    def get_connection_with_tls_context(self, request: Any, verify: Any,
+                                        proxies: Any = None, cert: Any = None
+                                        ) -> _Pool:
+        return self._pool
+
+    # requests before 2.32 asks by this name.
+    def get_connection(self, url: Any, proxies: Any = None) -> _Pool:
+        return self._pool
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        return request.path_url
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def session(path: str) -> tuple[str, requests.Session]:
+    """Open a session with the server that listens on a unix socket.
+
+    :param path: path of the socket; nothing is connected yet.
+    :returns: the base URL to use, and the session.
+    """
+    url = 'http+unix://' + parse.quote(path, safe='')
+    http = requests.Session()
+    http.mount('http+unix://', UnixAdapter(path))
+    return url, http
