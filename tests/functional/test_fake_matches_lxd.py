@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tests.functional import busybox_image
@@ -149,6 +150,22 @@ class ServerContract(contract.ContractTest):
                 headers={'If-Match': 'x'}).status)
         self.same('POST', f'{base}/v', {'name': 'w'})
         self.same('DELETE', f'{base}/w')
+        backup = fake_lxd.fixture.tarball({
+            'backup/index.yaml': json.dumps({
+                'name': 'b', 'backend': '', 'pool': '', 'optimized': False,
+                'optimized_header': False, 'type': 'custom',
+                'config': {'volume': {
+                    'name': 'b', 'type': 'custom', 'description': 'd',
+                    'content_type': 'filesystem',
+                    'config': {'size': '10MiB'}}}}).encode(),
+            'backup/volume': None, 'backup/volume/file': b'content'}, 'w')
+        for content, name in ((backup, 'b'), (backup, 'b'), (backup, 'a/b'),
+                              (b'junk', 'c'), (b'', 'c')):
+            self.same('POST', base, content, headers={
+                'Content-Type': 'application/octet-stream',
+                'X-LXD-name': name})
+        self.same('GET', base, values=True)
+        self.same('GET', f'{base}/b', values=True)
         self.same('DELETE', '/1.0/storage-pools/default/volumes/container/x')
 
 
@@ -213,6 +230,18 @@ class ImageContract(contract.ContractTest):
         self.same('DELETE', '/1.0/images/abc')
         self.same('DELETE', f'/1.0/images/{fingerprint}')
         self.same('DELETE', f'/1.0/images/{fingerprint}')
+
+    def test_export_of_a_part(self):
+        fake, real = self.same('POST', '/1.0/images', self.content,
+                               headers=self.OCTETS)
+        path = '/1.0/images/{fingerprint}/export'.format(
+            **real.operation['metadata'])
+        fake, real = self.same('GET', path, shape=False,
+                               headers={'Range': 'bytes=100-'})
+        self.assertEqual(206, real.status)
+        self.assertEqual(real.body, fake.body)
+        self.assertEqual(real.headers['content-range'],
+                         fake.headers['content-range'])
 
     def test_import_streamed(self):
         pieces = [self.content[start:start + 60000]

@@ -407,12 +407,24 @@ class InstanceContract(contract.ContractTest):
                      {'source': {'type': 'snapshot', 'name': 'c1/nope'}},
                      {'source': {'type': 'snapshot', 'name': 'c1/s1'},
                       'compression_algorithm': 'bogus'},
+                     {'source': {'type': 'snapshot', 'name': 'c1/s1'},
+                      'compression_algorithm': 'squashfs'},
                      {'source': {'type': 'nope'}},
                      {'source': {'type': 'snapshot', 'name': 'c1/s1'},
                       'compression_algorithm': 'none',
-                      'properties': {'a': 'b'}}):
+                      'properties': {'a': 'b'}, 'aliases': [
+                          {'name': 'made', 'description': 'd'}]},
+                     {'source': {'type': 'snapshot', 'name': 'c1/s1'},
+                      'properties': {'a': 'c'},
+                      'aliases': [{'name': 'made'}]}):
             self.same('POST', '/1.0/images', body)
-        self.same('GET', '/1.0/images?recursion=1')
+            self.same('GET', '/1.0/images/aliases/made')
+            for api in (self.fake_api, self.real_api):
+                body.setdefault('images', len(api.must('GET', '/1.0/images')))
+                self.assertEqual(body['images'],
+                                 len(api.must('GET', '/1.0/images')))
+        self.same('GET', '/1.0/images?recursion=1',
+                  ignore=('properties', 'aliases'))
         self.same('POST', f'{base}/s1', {'name': 's2'})
         self.same('POST', f'{base}/s2', {'name': 's2'})
         self.same('PUT', f'{base}/s2', {

@@ -57,6 +57,7 @@ class Daemon:
         still busy stopping.
     :ivar reboot_gap: seconds for which a guest that reboots is down.
     :ivar speed: by what LXD's own waiting for a guest is divided.
+    :ivar compressions: what the host has programs for.
     :ivar host_interfaces: network devices of the host; None is any.
     :ivar host_paths: files and devices of the host; None is any.
     """
@@ -74,6 +75,7 @@ class Daemon:
         self.stop_hook_delay = 0.0
         self.reboot_gap = 0.0
         self.speed = 1.0
+        self.compressions = {'none', 'gzip', 'bzip2', 'xz', 'lzma', 'zstd'}
         self.host_interfaces: set[str] | None = None
         self.host_paths: set[str] | None = None
         self.exec_handler: ExecHandler | None = None

@@ -84,13 +84,6 @@ def execute(daemon, request, name):
                                  work)
 
 
-def _plain(content: bytes, name: str) -> routing.Response:
-    return routing.Response(200, content, {
-        'Content-Type': 'application/octet-stream',
-        'Content-Disposition': f'inline;filename={name}',
-        'Accept-Ranges': 'bytes'})
-
-
 @routing.route('GET', '/1.0/instances/{name}/logs')
 def list_logs(daemon, request, name):
     with daemon.store.lock:
@@ -123,7 +116,7 @@ def get_log(daemon, request, name, log):
     daemon.events.lifecycle(
         'instance-log-retrieved', instance.project,
         f'{instance.path}/backups/{log}', by_api=True)
-    return _plain(content, log)
+    return routing.content(request, content, log)
 
 
 @routing.route('DELETE', '/1.0/instances/{name}/logs/{log}')
@@ -153,7 +146,7 @@ def get_console(daemon, request, name):
         content = instance.console
     daemon.events.lifecycle('instance-console-retrieved', instance.project,
                             instance.path)
-    return _plain(content, '')
+    return routing.content(request, content, '')
 
 
 @routing.route('DELETE', '/1.0/instances/{name}/console')

@@ -57,11 +57,8 @@ def read(daemon, request, name):
     _event(daemon, 'retrieved', instance, path)
     if children is not None:
         return routing.sync(children, headers=headers)
-    headers.update({
-        'Content-Type': 'application/octet-stream',
-        'Content-Disposition': f'inline;filename={posixpath.basename(path)}',
-        'Accept-Ranges': 'bytes'})
-    return routing.Response(200, content, headers)
+    return routing.content(request, content, posixpath.basename(path),
+                           headers)
 
 
 @routing.route('POST', '/1.0/instances/{name}/files')

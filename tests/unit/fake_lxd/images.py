@@ -30,7 +30,9 @@ from tests.unit.fake_lxd import routing
 from tests.unit.fake_lxd import state
 from tests.unit.fake_lxd import tree
 
-_COMPRESSIONS = ('none', 'gzip', 'bzip2', 'xz', 'lzma', 'zstd', 'pigz')
+_COMPRESSIONS = ('none', 'gzip', 'bzip2', 'xz', 'lzma', 'zstd', 'pigz',
+                 'squashfs')
+_PROGRAMS = {'squashfs': 'tar2sqfs'}
 
 
 def owner_of(daemon, project: str) -> str:
@@ -144,7 +146,12 @@ def _publish(daemon, request, owner: str, body: dict[str, Any]
     if source.get('type') not in ('instance', 'container', 'snapshot',
                                   'virtual-machine'):
         raise errors.internal('Invalid images JSON')
-    if compression.split()[0] not in _COMPRESSIONS:
+    program = compression.split()[0]
+    if program in _COMPRESSIONS and program not in daemon.compressions:
+        raise errors.bad_request(
+            f'exec: "{_PROGRAMS.get(program, program)}": executable file '
+            f'not found in $PATH')
+    if program not in _COMPRESSIONS:
         raise errors.bad_request(
             f'Invalid compression algorithm "{compression}"')
     with daemon.store.lock:
@@ -175,8 +182,24 @@ def _publish(daemon, request, owner: str, body: dict[str, Any]
         operation.update(fingerprint=image.fingerprint, size=str(image.size))
         _add(daemon, owner, image,
              f'The image already exists: {image.fingerprint}')
+        for alias in body.get('aliases') or []:
+            _name(daemon, owner, image, alias)
 
     return daemon.operations.run(request, 'Downloading image', None, work)
+
+
+def _name(daemon, owner: str, image: state.Image, alias: dict[str, str]
+          ) -> None:
+    name = alias['name']
+    with daemon.store.lock:
+        if (owner, name) in daemon.store.aliases:
+            raise errors.bad_request(f'Alias already exists: {name}')
+        daemon.store.aliases[owner, name] = {
+            'target': image.fingerprint,
+            'description': alias.get('description') or ''}
+    daemon.events.lifecycle(
+        'image-alias-created', owner, f'/1.0/images/aliases/{name}',
+        context={'target': image.fingerprint}, by_api=True)
 
 
 def _pack(files: tree.Tree, architecture: str, properties: dict[str, str],
@@ -189,8 +212,8 @@ def _pack(files: tree.Tree, architecture: str, properties: dict[str, str],
             'architecture': architecture, 'creation_date': 1700000000,
             'properties': properties}).encode()
         _pack_file(archive, 'metadata.yaml', tree.Node(content=metadata))
-        for path in files.walk():
-            _pack_file(archive, 'rootfs' + path, files.get(path))
+        for path, node in files.items():
+            _pack_file(archive, 'rootfs' + path, node)
     return stream.getvalue()
 
 
@@ -375,10 +398,7 @@ def export_image(daemon, request, fingerprint):
     if len(image.parts) == 1:
         content = image.parts[0][2]
         name = image.fingerprint + image_content.extension(content)
-        return routing.Response(200, content, {
-            'Content-Type': 'application/octet-stream',
-            'Content-Disposition': f'inline;filename={name}',
-            'Accept-Ranges': 'bytes'})
+        return routing.content(request, content, name)
     boundary = '4d5e6f' * 10
     names = [f'meta-{image.fingerprint}', image.fingerprint]
     body = b''.join(

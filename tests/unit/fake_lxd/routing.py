@@ -128,6 +128,24 @@ def created(location: str) -> Response:
         {'Location': location})
 
 
+def content(request: Request, body: bytes, name: str,
+            headers: Mapping[str, str] | None = None) -> Response:
+    """Send a file, or the part of it that is asked for."""
+    found = {'Content-Type': 'application/octet-stream',
+             'Content-Disposition': f'inline;filename={name}',
+             'Accept-Ranges': 'bytes', **(headers or {})}
+    part = re.fullmatch(r'bytes=(\d+)-(\d*)', request.headers.get('range', ''))
+    if part is None:
+        return Response(200, body, found)
+    start = int(part.group(1))
+    end = min(int(part.group(2) or len(body)), len(body) - 1)
+    if start >= len(body):
+        return Response(416, b'invalid range: failed to overlap\n', {
+            'Content-Range': f'bytes */{len(body)}'})
+    found['Content-Range'] = f'bytes {start}-{end}/{len(body)}'
+    return Response(206, body[start:end + 1], found)
+
+
 def failure(error: errors.APIError) -> Response:
     return json_response(
         error.code, envelope('error', error_code=error.code, error=error.text),

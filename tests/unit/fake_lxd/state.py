@@ -58,6 +58,10 @@ class Pool:
     def has_quota(self) -> bool:
         return self.driver != 'dir'
 
+    @property
+    def has_block_devices(self) -> bool:
+        return self.driver in ('lvm', 'ceph', 'zfs')
+
 
 @dataclasses.dataclass
 class Volume:

@@ -14,20 +14,17 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from typing import Any
-
-import yaml
 
 from tests.unit.fake_lxd import clock
 from tests.unit.fake_lxd import config_keys
 from tests.unit.fake_lxd import errors
 from tests.unit.fake_lxd import routing
 from tests.unit.fake_lxd import state
+from tests.unit.fake_lxd import storage_backups
 
 _VOLUME_KEYS = frozenset("""
-    size security.shifted security.unmapped snapshots.expiry
+    block.filesystem block.mount_options size security.shifted security.unmapped snapshots.expiry
     snapshots.pattern snapshots.schedule volatile.idmap.last
     volatile.idmap.next
     """.split())
@@ -132,9 +129,12 @@ def _shown(daemon, owner: str, volume: state.Volume) -> dict[str, Any]:
             'project': owner, 'created_at': clock.ZERO}
 
 
-def _check(owner: str, name: str, config: dict[str, str]) -> None:
+def _check(owner: str, name: str, pool: state.Pool, config: dict[str, str]
+           ) -> None:
     for key, value in sorted(config.items()):
-        if key not in _VOLUME_KEYS and not key.startswith('user.'):
+        known = key in _VOLUME_KEYS and (
+            pool.has_block_devices or not key.startswith('block.'))
+        if not known and not key.startswith('user.'):
             raise errors.internal(
                 f'Invalid option for volume "{owner}_{name}" option "{key}"')
         if key == 'size' and value:
@@ -185,7 +185,9 @@ def create_volume_of_type(daemon, request, pool):
 @routing.route('POST', '/1.0/storage-pools/{pool}/volumes/custom')
 def create_volume(daemon, request, pool):
     if request.headers.get('content-type') == 'application/octet-stream':
-        return _import_volume(daemon, request, pool)
+        with daemon.store.lock:
+            owner = _owner(daemon, request)
+        return storage_backups.restore(daemon, request, owner, pool)
     body = request.json()
     name = body.get('name') or ''
     with daemon.store.lock:
@@ -195,72 +197,16 @@ def create_volume(daemon, request, pool):
             raise errors.bad_request(
                 'Storage volume names may not contain slashes')
         owner = _owner(daemon, request)
-        daemon.store.pool(pool)
+        found = daemon.store.pool(pool)
         if (owner, pool, name) in daemon.store.volumes:
             raise errors.conflict('Volume by that name already exists')
         config = dict(body.get('config') or {})
-        _check(owner, name, config)
+        _check(owner, name, found, config)
         daemon.store.volumes[owner, pool, name] = state.Volume(
             name, pool, config, body.get('description') or '',
             body.get('content_type') or 'filesystem')
     _event(daemon, 'created', owner, pool, name, type='custom')
     return routing.empty()
-
-
-def _import_volume(daemon, request, pool):
-    """Make a volume from a backup."""
-    with daemon.store.lock:
-        owner = _owner(daemon, request)
-        daemon.store.pool(pool)
-    index, files = _read_backup(request.body)
-    name = request.headers.get('x-lxd-name') or index['name']
-
-    def work(operation) -> None:
-        prefix = f'Create custom volume from backup: Error inserting volume ' \
-                 f'"{name}" for project "{owner}" in pool "{pool}" of type ' \
-                 f'"custom" into database '
-        config = dict(index['config']['volume'].get('config') or {})
-        with daemon.store.lock:
-            if '/' in name:
-                raise errors.bad_request(
-                    f'{prefix}"Volume name may not be a snapshot"')
-            if (owner, pool, name) in daemon.store.volumes:
-                raise errors.bad_request(
-                    f'{prefix}"UNIQUE constraint failed: storage_volumes.'
-                    f'storage_pool_id, storage_volumes.node_id, '
-                    f'storage_volumes.project_id, storage_volumes.name, '
-                    f'storage_volumes.type"')
-            _check(owner, name, config)
-            daemon.store.volumes[owner, pool, name] = state.Volume(
-                name, pool, config,
-                index['config']['volume'].get('description') or '',
-                files=files)
-        _event(daemon, 'created', owner, pool, name, type='custom')
-
-    return daemon.operations.run(
-        request, 'Restoring custom volume backup', None, work)
-
-
-def _read_backup(content: bytes) -> tuple[
-        dict[str, Any], dict[str, tuple[bytes | None, int]]]:
-    try:
-        archive = tarfile.open(fileobj=io.BytesIO(content))
-    except tarfile.TarError:
-        raise errors.internal('Unsupported compression') from None
-    with archive:
-        index = None
-        files: dict[str, tuple[bytes | None, int]] = {}
-        for member in archive:
-            stream = archive.extractfile(member)
-            data = None if stream is None else stream.read()
-            if member.name == 'backup/index.yaml':
-                index = yaml.safe_load(data or b'')
-            elif member.name.startswith('backup/volume/'):
-                path = member.name.removeprefix('backup/volume/')
-                files[path] = data, member.mode
-    if index is None:
-        raise errors.internal('Backup is missing at "backup/index.yaml"')
-    return index, files
 
 
 @routing.route('GET', '/1.0/storage-pools/{pool}/volumes/custom/{name}')
@@ -289,7 +235,7 @@ def _update(daemon, request, pool, name):
         config = dict(body.get('config') or {})
         if request.method == 'PATCH':
             config = {**volume.config, **config}
-        _check(owner, name, config)
+        _check(owner, name, daemon.store.pool(pool), config)
         volume.config = {key: value for key, value in config.items() if value}
         if request.method == 'PUT' or 'description' in body:
             volume.description = body.get('description') or ''

@@ -106,9 +106,9 @@ class Tree:
         node = self._nodes.get(self.resolve(path))
         return node.content if node is not None else None
 
-    def walk(self) -> list[str]:
-        """All paths, folders before what they hold."""
-        return sorted(self._nodes)
+    def items(self) -> list[tuple[str, Node]]:
+        """All paths with what is there, folders before what they hold."""
+        return sorted(self._nodes.items(), key=lambda item: item[0])
 
     def children(self, path: str) -> list[str]:
         path = self.resolve(path, follow_last=False)
