@@ -56,6 +56,8 @@ class Daemon:
     :ivar stop_hook_delay: seconds for which a container that says Stopped is
         still busy stopping.
     :ivar reboot_gap: seconds for which a guest that reboots is down.
+    :ivar record_delay: seconds for which a new instance is listed, but has no
+        uid range yet.
     :ivar speed: by what LXD's own waiting for a guest is divided.
     :ivar compressions: what the host has programs for.
     :ivar host_interfaces: network devices of the host; None is any.
@@ -75,6 +77,7 @@ class Daemon:
         self.stop_hook_delay = 0.0
         self.reboot_gap = 0.0
         self.speed = 1.0
+        self.record_delay = 0.0
         self.compressions = {'none', 'gzip', 'bzip2', 'xz', 'lzma', 'zstd'}
         self.host_interfaces: set[str] | None = None
         self.host_paths: set[str] | None = None

@@ -55,7 +55,11 @@ def choose(daemon, instance: state.Instance, config: dict[str, str]) -> None:
 
 
 def _allocate(daemon, instance: state.Instance, size: int) -> int:
-    """Find the first gap after the range of those that are not isolated."""
+    """Find a gap between the ranges of the other instances, LXD's way.
+
+    An instance that is only just being made has none yet, which LXD takes
+    for one from id 0 on, and then gives away ids that are not its own.
+    """
     taken = []
     for other in daemon.store.instances.values():
         config, _devices = daemon.store.expanded(other)
@@ -66,9 +70,12 @@ def _allocate(daemon, instance: state.Instance, size: int) -> int:
         taken.append((int(config.get('volatile.idmap.base') or 0),
                       int(config.get('security.idmap.size')
                           or DEFAULT_SIZE)))
+    taken.sort()
     offset = daemon.uid_range[0] + DEFAULT_SIZE
-    for base, length in sorted(taken):
-        if base - offset >= size:
+    if not taken or taken[0][0] >= offset + size:
+        return offset
+    for (base, length), following in zip(taken, [*taken[1:], None]):
+        offset = base + length
+        if following is not None and offset + size <= following[0]:
             break
-        offset = max(offset, base + length)
     return offset

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 import uuid
 
@@ -129,9 +130,7 @@ def create(daemon, request):
 
     def work(operation: operations.Operation) -> None:
         late = prepare(instance)
-        with daemon.store.lock:
-            _record(daemon, instance,
-                    'copy' if kind == 'copy' else 'create')
+        _record(daemon, instance, 'copy' if kind == 'copy' else 'create')
         _config, wanted = daemon.store.expanded(instance)
         pool = (devices.root_of(wanted) or {}).get('pool', '')
         daemon.events.lifecycle(
@@ -251,49 +250,64 @@ def _from_copy(daemon, request, body: dict[str, Any],
 
 def _record(daemon, instance: state.Instance, template: str) -> None:
     """Enter a new instance into the database, or refuse it."""
-    def refuse(text: str) -> errors.APIError:
-        return errors.bad_request('Failed creating instance record: ' + text)
-
     store = daemon.store
+    key = (instance.project, instance.name)
     try:
-        config_keys.check(instance.config)
+        with store.lock:
+            _check_record(daemon, instance)
+            instance.guest = state.Guest(**vars(daemon.default_guest))
+            instance.console = None
+            instance.logs['lxc.log'] = b''
+            store.instances[key] = instance
+        # Others see it already, without a uid range.
+        time.sleep(daemon.record_delay)
+        with store.lock:
+            try:
+                _initialise(daemon, instance, template)
+            except errors.APIError as exc:
+                del store.instances[key]
+                raise errors.bad_request(
+                    f'Failed initialising instance: {exc.text}') from None
     except errors.APIError as exc:
-        raise refuse(exc.text) from None
+        raise errors.bad_request(
+            f'Failed creating instance record: {exc.text}') from None
+
+
+def _check_record(daemon, instance: state.Instance) -> None:
+    config_keys.check(instance.config)
     if instance.architecture not in _ARCHITECTURES:
-        raise refuse("Requested architecture isn't supported by this host")
+        raise errors.bad_request(
+            "Requested architecture isn't supported by this host")
     for device in instance.devices.values():
         if device.get('type') not in devices.TYPES:
-            raise refuse(f'Invalid device type {device.get("type", "")}')
-    if (instance.project, instance.name) in store.instances:
-        raise refuse('Add instance info to the database: This "instances" '
-                     'entry already exists')
-    _config, wanted = store.expanded(instance)
+            raise errors.bad_request(
+                f'Invalid device type {device.get("type", "")}')
+    if (instance.project, instance.name) in daemon.store.instances:
+        raise errors.bad_request('Add instance info to the database: This '
+                                 '"instances" entry already exists')
+
+
+def _initialise(daemon, instance: state.Instance, template: str) -> None:
+    _config, wanted = daemon.store.expanded(instance)
+    if not wanted:
+        raise errors.bad_request(
+            'Failed getting root disk: No root device could be found')
     try:
-        if not wanted:
-            raise errors.bad_request(
-                'Failed getting root disk: No root device could be found')
-        try:
-            devices.check(wanted)
-        except errors.APIError as exc:
-            raise errors.bad_request(f'Invalid devices: {exc.text}') from None
-        root = devices.root_of(wanted) or {}
-        if root.get('pool') not in store.pools:
-            raise errors.bad_request(
-                'Failed loading storage pool: Storage pool not found')
-        devices.check_added(daemon, instance, wanted)
-        instance.config.setdefault('volatile.last_state.idmap', '[]')
-        instance.config.update({
-            'volatile.apply_template': template,
-            'volatile.cloud-init.instance-id': str(uuid.uuid4()),
-            'volatile.uuid': str(uuid.uuid4())})
-        config, _devices = store.expanded(instance)
-        idmap.choose(daemon, instance, config)
+        devices.check(wanted)
     except errors.APIError as exc:
-        raise refuse(f'Failed initialising instance: {exc.text}') from None
-    instance.guest = state.Guest(**vars(daemon.default_guest))
-    instance.console = None
-    instance.logs['lxc.log'] = b''
-    store.instances[instance.project, instance.name] = instance
+        raise errors.bad_request(f'Invalid devices: {exc.text}') from None
+    root = devices.root_of(wanted) or {}
+    if root.get('pool') not in daemon.store.pools:
+        raise errors.bad_request(
+            'Failed loading storage pool: Storage pool not found')
+    devices.check_added(daemon, instance, wanted)
+    instance.config.setdefault('volatile.last_state.idmap', '[]')
+    instance.config.update({
+        'volatile.apply_template': template,
+        'volatile.cloud-init.instance-id': str(uuid.uuid4()),
+        'volatile.uuid': str(uuid.uuid4())})
+    config, _devices = daemon.store.expanded(instance)
+    idmap.choose(daemon, instance, config)
 
 
 @routing.route('PUT', '/1.0/instances/{name}')

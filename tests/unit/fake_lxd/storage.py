@@ -24,7 +24,8 @@ from tests.unit.fake_lxd import state
 from tests.unit.fake_lxd import storage_backups
 
 _VOLUME_KEYS = frozenset("""
-    block.filesystem block.mount_options size security.shifted security.unmapped snapshots.expiry
+    block.filesystem block.mount_options
+    size security.shifted security.unmapped snapshots.expiry
     snapshots.pattern snapshots.schedule volatile.idmap.last
     volatile.idmap.next
     """.split())
