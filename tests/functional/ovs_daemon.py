@@ -12,10 +12,13 @@
 
 """A private Open vSwitch for functional tests.
 
-Runs its own ``ovsdb-server`` and ``ovs-vswitchd`` in a temporary directory,
-beside whatever Open vSwitch the host has. Bridges use the userspace datapath,
-so no kernel module is needed, and the strictest case is the one tested: there
-a port whose device was re-made is not picked up again by itself.
+Runs its own ``ovsdb-server`` and ``ovs-vswitchd`` in a temporary directory.
+Bridges use the userspace datapath, so no kernel module is needed, and the
+strictest case is the one tested: there a port whose device was re-made is not
+picked up again by itself.
+
+A network namespace can hold one Open vSwitch with that datapath, so use this
+with :class:`tests.functional.private_network.PrivateNetwork`.
 """
 
 from __future__ import annotations
@@ -54,11 +57,10 @@ def missing() -> str | None:
 class OVSDaemon(fixtures.Fixture):
     """``ovsdb-server`` and ``ovs-vswitchd`` of our own, with one bridge.
 
-    :param bridge: name of the integration bridge to make; distinct per test
-        process, since a bridge is also a network device of the host.
+    :param bridge: name of the integration bridge to make.
     """
 
-    def __init__(self, bridge: str = 'br-nlxd') -> None:
+    def __init__(self, bridge: str = 'br-int') -> None:
         super().__init__()
         self.bridge = bridge
         self._daemons: dict[str, int] = {}

@@ -33,6 +33,7 @@ import uuid
 from nova import conf as nova_conf
 from nova.network import model
 from nova import objects
+import os_vif
 from oslotest import base
 from vif_plug_ovs import privsep as os_vif_privsep
 
@@ -42,10 +43,11 @@ from nova_lxd_py.virt.vif import ovs
 from nova_lxd_py.virt.vif import veth
 from tests.functional import container_host
 from tests.functional import ovs_daemon
+from tests.functional import private_network
 
 CONF = nova_conf.CONF
 
-BRIDGE = f'brt{os.getpid()}'
+BRIDGE = 'br-int'
 MTU = 1442
 
 PRIVILEGED = (privileged.context, os_vif_privsep.vif_plug)
@@ -53,37 +55,39 @@ PRIVILEGED = (privileged.context, os_vif_privsep.vif_plug)
 OVS = ovs_daemon.OVSDaemon(BRIDGE)
 LXD = container_host.ContainerHost()
 
+_STACK = contextlib.ExitStack()
+
 
 def setUpModule() -> None:
     lacking = ovs_daemon.missing() or container_host.missing()
     if lacking is not None:
         raise base.BaseTestCase.skipException(lacking)
     objects.register_all()
-    OVS.setUp()
-    try:
-        LXD.setUp()
-        # os-vif reads this once in the life of a process.
-        config = OVS.directory / 'nova.conf'
-        helper = pathlib.Path(sys.executable).parent / 'privsep-helper'
-        config.write_text(textwrap.dedent(f"""\
-            [os_vif_ovs]
-            ovsdb_connection = {OVS.connection}
-            [vif_plug_ovs_privileged]
-            helper_command = {helper} --config-file {config}
-            [nova_lxd_py_privileged]
-            helper_command = {helper} --config-file {config}
-            """))
-        CONF([], project='nova', default_config_files=[str(config)])
-    except BaseException:
-        OVS.cleanUp()
-        raise
+    with contextlib.ExitStack() as stack:
+        for fixture in (private_network.PrivateNetwork(), OVS, LXD):
+            stack.enter_context(fixture)
+        _configure()
+        _STACK.push(stack.pop_all())
 
 
 def tearDownModule() -> None:
-    try:
-        LXD.cleanUp()
-    finally:
-        OVS.cleanUp()
+    _STACK.close()
+
+
+def _configure() -> None:
+    # os-vif reads its options once in the life of a process.
+    config = OVS.directory / 'nova.conf'
+    helper = pathlib.Path(sys.executable).parent / 'privsep-helper'
+    config.write_text(textwrap.dedent(f"""\
+        [os_vif_ovs]
+        ovsdb_connection = {OVS.connection}
+        [vif_plug_ovs_privileged]
+        helper_command = {helper} --config-file {config}
+        [nova_lxd_py_privileged]
+        helper_command = {helper} --config-file {config}
+        """))
+    CONF([], project='nova', default_config_files=[str(config)])
+    os_vif.initialize(reset=True)
 
 
 def host_devices() -> set[str]:
@@ -340,12 +344,12 @@ class LossTestCase(VIFTestCase):
     """A port whose devices were lost works again from the next start."""
 
     def monitor(self, guest: Guest) -> int:
-        """The process id of liblxc's monitor of a guest."""
+        """Find the process of liblxc that watches over a guest."""
         with open(f'/proc/{guest.init}/status', encoding='ascii') as status:
             for line in status:
                 if line.startswith('PPid:'):
                     return int(line.split()[1])
-        raise AssertionError('init has no parent')
+        self.fail('init has no parent')
 
     def test_monitor_killed(self) -> None:
         guest, other = self.make_guests()
