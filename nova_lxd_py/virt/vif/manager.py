@@ -117,7 +117,7 @@ class VIFManager:
                         'kind': type(error).__name__}) from error
 
     def unplug(self, instance: objects.Instance,
-               network_info: Iterable[model.VIF]) -> None:
+               network_info: Iterable[model.VIF] | None) -> None:
         """Remove the host's side of each port, be it there or not.
 
         A guest must not run, or have its NIC removed before. Nothing is

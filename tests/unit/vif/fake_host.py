@@ -53,7 +53,7 @@ class Device:
     index: int
     mtu: int = 1500
     address: str | None = None
-    peer: Device | None = None
+    peer: Any = None
     up: bool = False
     bridge: str | None = None
     tap: bool = False
@@ -109,7 +109,14 @@ class FakeHost(fixtures.Fixture):
 
     # -- what tests do and see ----------------------------------------------
 
-    def device(self, name: str) -> Device | None:
+    def device(self, name: str) -> Device:
+        """Return a device that the host sees, and must see."""
+        found = self.find(name)
+        if found is None:
+            raise LookupError(name)
+        return found
+
+    def find(self, name: str) -> Device | None:
         """Find a device that the host sees."""
         for device in self.devices.values():
             if device.name == name and not device.away:
@@ -123,7 +130,7 @@ class FakeHost(fixtures.Fixture):
 
     def add(self, name: str, **attributes: Any) -> Device:
         """Give the host a device."""
-        if self.device(name):
+        if self.find(name):
             raise netlink_exceptions.NetlinkError(errno.EEXIST)
         device = Device(name, next(self._indices), **attributes)
         self.devices[device.index] = device
@@ -140,7 +147,6 @@ class FakeHost(fixtures.Fixture):
     def hand_over(self, name: str) -> Device:
         """Move a device into a guest, as LXD does at its start."""
         device = self.device(name)
-        assert device is not None
         device.away = True
         self._show()
         return device
@@ -178,7 +184,7 @@ class FakeHost(fixtures.Fixture):
         if self.os_vif_error is not None:
             raise os_vif.exception.PlugException(vif=vif,
                                                  err=self.os_vif_error)
-        device = self.device(vif.vif_name)
+        device = self.find(vif.vif_name)
         if vif.vif_name not in self.ports and device is not None:
             self.ports[vif.vif_name] = device.index
         self._show()
@@ -194,14 +200,14 @@ class FakeHost(fixtures.Fixture):
             self.ports[vif.vif_name] = -1
         else:
             self.ports.pop(vif.vif_name, None)
-        device = self.device(vif.vif_name)
+        device = self.find(vif.vif_name)
         if device is not None:
             self.remove(device)
         self._show()
 
     def _ioctl(self, descriptor: Any, request: int, argument: bytes) -> None:
         name = argument[:16].rstrip(b'\0').decode()
-        device = self.device(name)
+        device = self.find(name)
         if device is None:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         self.calls.append(f'ethtool {name}')
@@ -221,7 +227,7 @@ class _Netlink:
         pass
 
     def link_lookup(self, ifname: str) -> list[int]:
-        device = self._host.device(ifname)
+        device = self._host.find(ifname)
         return [] if device is None else [device.index]
 
     def link(self, command: str, **arguments: Any) -> None:
@@ -232,7 +238,7 @@ class _Netlink:
                   peer: dict[str, Any]) -> None:
         assert kind == 'veth'
         for name in (ifname, peer['ifname']):
-            if self._host.device(name):
+            if self._host.find(name):
                 raise netlink_exceptions.NetlinkError(errno.EEXIST)
         self._host.calls.append(f'create {ifname}')
         outer = self._host.add(ifname, mtu=mtu)

@@ -47,7 +47,7 @@ class LimitsTestCase(base.BaseTestCase):
 
     def test_peak_below_average(self) -> None:
         limits = self.limits(outbound_average='10', outbound_peak='5')
-        self.assertEqual(10_000, limits.outbound.peak)
+        self.assertEqual(qos.Rate(10_000, 10_000, 65536), limits.outbound)
 
     def test_wrong(self) -> None:
         self.assertRaises(exception.InvalidInput, self.limits,
