@@ -144,8 +144,12 @@ class Client:
 
     def events(self, **params: Any) -> websocket.WebSocket:
         """Open the events websocket."""
+        return self.websocket('/1.0/events', **params)
+
+    def websocket(self, path: str, **params: Any) -> websocket.WebSocket:
+        """Open a websocket."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(self.path)
         return websocket.create_connection(
-            'ws://lxd' + self._url('/1.0/events', params), socket=sock,
+            'ws://lxd' + self._url(path, params), socket=sock,
             timeout=self.timeout, suppress_origin=True)

@@ -18,6 +18,8 @@ import os
 import time
 from typing import Any
 
+import websocket
+
 from tests.functional import contract
 from tests import raw_lxd
 
@@ -387,6 +389,60 @@ class InstanceContract(contract.ContractTest):
         self.same('GET', f'{base}/console', shape=False)
         self.same('DELETE', f'{base}/console')
         self.same('GET', f'{base}/console')
+
+    def test_exec_on_websockets(self):
+        self._create()
+        base = '/1.0/instances/c1'
+        self.same('POST', f'{base}/console', {'type': 'console'})
+        self._power('start')
+        self.same('POST', f'{base}/console', {'type': 'bogus'})
+        found = []
+        for api in (self.fake_api, self.real_api):
+            answer = api.request('POST', f'{base}/exec', {
+                'command': ['cat'], 'wait-for-websocket': True,
+                'interactive': False, 'environment': {'A': 'b'}})
+            path = answer.body['operation']
+            fds = answer.metadata['metadata'].pop('fds')
+            self.assertRaises(websocket.WebSocketBadStatusException,
+                              api.websocket, f'{path}/websocket', secret='x')
+            channels = {
+                name: api.websocket(f'{path}/websocket', secret=fds[name])
+                for name in ('0', '1', '2', 'control')}
+            channels['0'].send_binary(b'hello')
+            channels['0'].send('')
+            got = [channels['1'].recv_data(), channels['1'].recv_data()]
+            ended = api.must('GET', f'{path}/wait')
+            ended['metadata'].pop('fds')
+            for channel in channels.values():
+                channel.shutdown()
+            found.append((answer.metadata['metadata'], sorted(fds), got,
+                          ended['metadata'], ended['class']))
+        self.assertEqual(found[1], found[0])
+        self.same('POST', f'{base}/exec', {
+            'command': ['true'], 'wait-for-websocket': True})
+
+    def test_console(self):
+        self._create()
+        self._power('start')
+        for api in (self.fake_api, self.real_api):
+            answer = api.request('POST', '/1.0/instances/c1/console', {
+                'type': 'console', 'width': 80, 'height': 25})
+            self.assertEqual('Showing console', answer.metadata['description'])
+            path = answer.body['operation']
+            channels = {
+                name: api.websocket(f'{path}/websocket', secret=secret)
+                for name, secret in answer.metadata['metadata'][
+                    'fds'].items()}
+            self.assertEqual({'0', 'control'}, set(channels))
+            time.sleep(0.3)
+            channels['0'].send_binary(b'abc')
+            self.assertEqual(b'abc', channels['0'].recv())
+            api.must('PUT', '/1.0/instances/c1/state', {
+                'action': 'stop', 'force': True})
+            while channels['0'].recv():
+                pass
+            for channel in channels.values():
+                channel.shutdown()
 
     def test_snapshots(self):
         self._create()

@@ -23,12 +23,14 @@ from tests.unit.fake_lxd import errors
 from tests.unit.fake_lxd import events
 from tests.unit.fake_lxd import extensions
 from tests.unit.fake_lxd import faults
+from tests.unit.fake_lxd import interactive
 from tests.unit.fake_lxd import operations
 from tests.unit.fake_lxd import routing
 from tests.unit.fake_lxd import state
 
-ExecHandler = Callable[[state.Instance, list[str], dict[str, str], bytes],
-                       tuple[int, bytes, bytes]]
+ExecHandler = Callable[
+    [state.Instance, list[str], dict[str, str], interactive.Stdin],
+    tuple[int, bytes, bytes]]
 
 
 @dataclasses.dataclass
@@ -62,6 +64,11 @@ class Daemon:
     :ivar compressions: what the host has programs for.
     :ivar host_interfaces: network devices of the host; None is any.
     :ivar host_paths: files and devices of the host; None is any.
+    :ivar exec_handler: the commands that guests have: gets instance, command,
+        environment and standard input, gives exit code, output and errors,
+        and raises FileNotFoundError for others.
+    :ivar console_handler: what the console of a guest answers to what is
+        typed; it echoes without.
     """
 
     def __init__(self) -> None:
@@ -82,6 +89,8 @@ class Daemon:
         self.host_interfaces: set[str] | None = None
         self.host_paths: set[str] | None = None
         self.exec_handler: ExecHandler | None = None
+        self.console_handler: Callable[
+            [state.Instance, bytes], bytes] | None = None
         self.exec_log: list[tuple[str, list[str]]] = []
         self.default_guest = state.Guest()
         self.requests: list[Logged] = []

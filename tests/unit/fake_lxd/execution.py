@@ -15,15 +15,18 @@
 from __future__ import annotations
 
 from tests.unit.fake_lxd import errors
+from tests.unit.fake_lxd import interactive
 from tests.unit.fake_lxd import operations
 from tests.unit.fake_lxd import routing
 from tests.unit.fake_lxd import state
 
 
 def _default_handler(instance: state.Instance, command: list[str],
-                     environment: dict[str, str], stdin: bytes
+                     environment: dict[str, str], stdin: interactive.Stdin
                      ) -> tuple[int, bytes, bytes]:
-    """A guest with three commands; tests bring others themselves."""
+    """A guest with four commands; tests bring others themselves."""
+    if command[0] == 'cat':
+        return 0, stdin.read(), b''
     if command[0] == 'true':
         return 0, b'', b''
     if command[0] == 'false':
@@ -33,8 +36,8 @@ def _default_handler(instance: state.Instance, command: list[str],
     raise FileNotFoundError(command[0])
 
 
-def _run(daemon, instance: state.Instance, body: dict, stdin: bytes
-         ) -> tuple[int, bytes, bytes]:
+def _run(daemon, instance: state.Instance, body: dict,
+         stdin: interactive.Stdin) -> tuple[int, bytes, bytes]:
     command = list(body.get('command') or [])
     daemon.exec_log.append((instance.name, command))
     handler = daemon.exec_handler or _default_handler
@@ -54,6 +57,10 @@ def execute(daemon, request, name):
     resources = {'containers': [f'/1.0/containers/{name}'],
                  'instances': [instance.path]}
     records = bool(body.get('record-output'))
+    if body.get('wait-for-websocket'):
+        return interactive.execute(
+            daemon, request, instance, body,
+            lambda stdin: _run(daemon, instance, body, stdin))
 
     def work(operation: operations.Operation):
         if not body.get('command'):
@@ -61,7 +68,8 @@ def execute(daemon, request, name):
                 'Failed to retrieve PID of executing child process')
         result: dict = {}
         try:
-            code, out, err = _run(daemon, instance, body, b'')
+            code, out, err = _run(daemon, instance, body,
+                                  interactive.Stdin())
             missing = False
         except FileNotFoundError:
             code, out, err, missing = 127, b'', b'', True

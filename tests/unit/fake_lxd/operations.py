@@ -56,6 +56,7 @@ class Operation:
         self.ended: float | None = None
         self.done = threading.Event()
         self.cancelled = threading.Event()
+        self.streams: Any = None
 
     def as_dict(self) -> dict[str, Any]:
         return {'id': self.id, 'class': self.cls,
@@ -99,18 +100,21 @@ class Operations:
     def run(self, request: routing.Request, description: str,
             resources: dict[str, list[str]] | None, work: Work, *,
             may_cancel: bool = False, cls: str = 'task',
-            metadata: dict[str, Any] | None = None) -> routing.Response:
+            metadata: dict[str, Any] | None = None,
+            streams: Any = None) -> routing.Response:
         """Start an operation.
 
         :param request: what asked for it.
         :param description: LXD's title of this kind of operation.
         :param resources: what it is about.
         :param work: does it, and raises APIError when it cannot.
+        :param streams: its websockets, if it has any.
         :returns: the 202 answer.
         """
         operation = Operation(self, request, description, resources,
                               may_cancel, cls)
         operation.metadata = metadata
+        operation.streams = streams
         with self._lock:
             self._known[operation.id] = operation
             generation = self.generation
@@ -191,6 +195,8 @@ class Operations:
             self.generation += 1
         for operation in lost.values():
             operation.done.set()
+            if operation.streams is not None:
+                operation.streams.ended.set()
 
 
 @routing.route('GET', '/1.0/operations')

@@ -106,7 +106,7 @@ def _boot(daemon, operation: operations.Operation | None,
     instance.status = state.RUNNING
     instance.pid = 4000 + len(daemon.requests)
     instance.last_used_at = clock.now()
-    instance.console = (instance.console or b'') + b'booted\r\n'
+    instance.print_line('booted')
     instance.stopped_event.clear()
     if operation is not None and shifts:
         operation.update(container_progress='')
@@ -205,6 +205,7 @@ def _down(daemon, instance: state.Instance, action: str) -> None:
     instance.pid = 0
     instance.busy = action
     instance.stopped_event.set()
+    instance.terminal.show(None)
 
 
 def _finish_stop(daemon, instance: state.Instance, action: str,

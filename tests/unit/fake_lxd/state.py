@@ -20,6 +20,7 @@ from typing import Any
 
 from tests.unit.fake_lxd import clock
 from tests.unit.fake_lxd import errors
+from tests.unit.fake_lxd import terminals
 from tests.unit.fake_lxd import tree
 
 STOPPED, RUNNING, FROZEN = 'Stopped', 'Running', 'Frozen'
@@ -163,9 +164,17 @@ class Instance:
     snapshots: dict[str, Snapshot] = dataclasses.field(default_factory=dict)
     logs: dict[str, bytes] = dataclasses.field(default_factory=dict)
     console: bytes | None = b''
+    terminal: terminals.Console = dataclasses.field(
+        default_factory=terminals.Console)
     usage: dict[str, Any] = dataclasses.field(default_factory=dict)
     stopped_event: threading.Event = dataclasses.field(
         default_factory=threading.Event)
+
+    def print_line(self, text: str) -> None:
+        """Print something on the guest's console."""
+        data = text.encode() + b'\r\n'
+        self.console = (self.console or b'') + data
+        self.terminal.show(data)
 
     @property
     def path(self) -> str:
