@@ -91,13 +91,13 @@ class DriverHost(fixtures.Fixture):
         for name, value in settings.items():
             self._set(name, value, 'lxd')
         self.useFixture(nova_fixtures.PrivsepFixture())
-        # The config drive's metadata asks Nova's database for more.
-        self.useFixture(nova_fixtures.Database())
-        self.useFixture(nova_fixtures.Database(database='api'))
         self.glance = memory_glance.MemoryGlance()
         self.useFixture(fixtures.MonkeyPatch(
             'nova.image.glance.API', lambda: self.glance))
-        # Neutron's share of the config drive's metadata.
+        # What Neutron and the conductor add to a config drive.
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.objects.Instance.get_bdms',
+            lambda instance: objects.BlockDeviceMappingList(objects=[])))
         self.useFixture(fixtures.MonkeyPatch(
             'nova.network.security_group_api.get_instance_security_groups',
             lambda *args, **kwargs: []))
@@ -159,10 +159,13 @@ class DriverHost(fixtures.Fixture):
             'key_data': None, 'user_data': None, 'host': CONF.host,
             'node': CONF.host, 'root_device_name': '/dev/root',
             'availability_zone': 'nova', 'launch_index': 0,
+            'reservation_id': 'r-1', 'kernel_id': '', 'ramdisk_id': '',
             'os_type': 'linux', 'trusted_certs': None, 'vcpu_model': None,
             'launched_at': None, 'created_at': None, 'deleted': False,
             'numa_topology': None, 'ec2_ids': objects.EC2Ids(
-                instance_id='i-1', ami_id='ami-1'),
+                instance_id='i-1', ami_id='ami-1', kernel_id=None,
+                ramdisk_id=None),
+            'reservation_id': 'r-1',
             'keypairs': objects.KeyPairList(objects=[]),
             'pci_devices': objects.PciDeviceList(objects=[]),
             'security_groups': objects.SecurityGroupList(objects=[]),
