@@ -17,6 +17,7 @@ It offers what the driver uses of :class:`nova.image.glance.API`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from typing import Any, BinaryIO
 import uuid
@@ -131,4 +132,14 @@ class MemoryGlance:
             return chunks
         for chunk in chunks:
             data.write(chunk)
+        self._check(image_id, content)
         return None
+
+    def _check(self, image_id: str, content: bytes) -> None:
+        """Do what glanceclient does at the end of a download."""
+        expected = self._images[image_id]['properties']['os_hash_value']
+        actual = hashlib.sha512(content).hexdigest()
+        if actual != expected:
+            raise OSError(errno.EPIPE,
+                          f'Corrupt image download. Hash was {actual} '
+                          f'expected {expected}')

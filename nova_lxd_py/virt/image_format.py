@@ -32,6 +32,9 @@ HEAD = 36 << 10
 #: Bytes of an archive to see before giving up telling what it holds.
 UNDECIDED = 64 << 20
 
+#: Bytes that metadata.yaml may have; most have a hundredth of it.
+MAX_METADATA = 128 << 10
+
 #: What to do about an image of the wrong kind.
 ADVICE = ('a container needs a root filesystem: upload a rootfs tarball or a '
           'squashfs as disk_format raw')
@@ -288,10 +291,10 @@ class Inspector:
 
     # -- archives -----------------------------------------------------------
 
-    def _member(self, member: image_tar.Member) -> int:
+    def _member(self, member: image_tar.Member) -> int | None:
         """Take note of a member of the archive.
 
-        :returns: how many bytes of its content to look at.
+        :returns: how many bytes of its content to look at, if any.
         """
         if member.top:
             self._tops.setdefault(member.top)
@@ -301,12 +304,17 @@ class Inspector:
             elif member.top in _ROOT_NAMES:
                 self.kind = Kind.ROOTFS
         if not member.regular:
-            return 0
+            return None
         if self.kind is Kind.UNIFIED:
-            return member.size if member.path == 'metadata.yaml' else 0
+            if member.path != 'metadata.yaml':
+                return None
+            if member.size > MAX_METADATA:
+                raise Unacceptable('its metadata.yaml is larger than any real '
+                                   'one')
+            return member.size
         if member.path.startswith(_PROGRAM_FOLDERS):
             return _ELF_HEADER
-        return 0
+        return None
 
     def _content(self, member: image_tar.Member, content: bytes) -> None:
         if member.path == 'metadata.yaml':

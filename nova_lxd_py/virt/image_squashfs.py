@@ -171,18 +171,19 @@ class Sizer:
                 struct.unpack_from('<QQQIIII', inodes, position))
             position += 40
         count, tail = divmod(size, self._block_size)
-        if tail and fragment == _NO_FRAGMENT:
-            count += 1
-            tail = 0
-        end = position + 4 * count
+        in_block = tail and fragment == _NO_FRAGMENT
+        end = position + 4 * (count + bool(in_block))
         if end > len(inodes):
             raise ValueError('a file is longer than the table')
         blocks = array.array('I', inodes[position:end])
         if sys.byteorder == 'big':
             blocks.byteswap()
         # A block stored as nothing is a hole.
-        filled = sum(1 for block in blocks if block & (_BLOCK_RAW - 1))
-        return filled * self._block_size + tail, end
+        filled = [bool(block & (_BLOCK_RAW - 1)) for block in blocks]
+        content = sum(filled[:count]) * self._block_size
+        if tail and (not in_block or filled[count]):
+            content += tail
+        return content, end
 
 
 def _long_directory(inodes: bytes, position: int) -> int:

@@ -56,8 +56,9 @@ class Member:
         return self.path.partition('/')[0]
 
 
-#: Called with each member; returns how many bytes of its content to keep.
-OnMember = Callable[[Member], int]
+#: Called with each member; returns how many bytes of its content to give to
+#: OnContent, or None for no call.
+OnMember = Callable[[Member], 'int | None']
 #: Called with a member and the beginning of its content.
 OnContent = Callable[[Member, bytes], None]
 
@@ -100,7 +101,7 @@ class Walker:
                 position += taken
                 if not self._wanted:
                     self._captured()
-            elif self._skip:
+            elif self._skip and not self._sparse:
                 taken = min(self._skip, end - position)
                 self._skip -= taken
                 position += taken
@@ -180,7 +181,7 @@ class Walker:
             self._sparse = block[482] != 0
         member = Member(_clean(path), kind in _REGULAR, size)
         wanted = self._on_member(member)
-        if wanted and not self._sparse:
+        if wanted is not None and not self._sparse:
             self._capture(size, min(wanted, MAX_CAPTURE),
                           lambda content: self._on_content(member, content))
         else:
