@@ -1,0 +1,199 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the host reports and checks, with a real LXD."""
+
+from __future__ import annotations
+
+import json
+import os
+import unittest
+
+from nova.compute import provider_tree
+from nova import exception
+from nova import objects
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt import preflight
+from nova_lxd_py.virt import session
+from tests.functional import driver_host
+from tests.functional import lxd_daemon
+
+NO_LXD = lxd_daemon.missing()
+CONF = conf.CONF
+
+NODE_UUID = '5f6e1b3a-0000-4000-8000-000000000001'
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class HostTest(unittest.TestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host = driver_host.DriverHost()
+        self.host.setUp()
+        self.addCleanup(self.host.cleanUp)
+        self.driver = self.host.driver
+        [self.node] = self.driver.get_available_nodes()
+
+    # -- resources ----------------------------------------------------------
+
+    def test_resources(self) -> None:
+        found = self.driver.get_available_resource(self.node)
+        self.assertEqual(os.cpu_count(), found['vcpus'])
+        self.assertIn(found['local_gb'], (7, 8))
+        self.assertGreater(found['local_gb'], found['disk_available_least'])
+        self.assertGreater(found['hypervisor_version'], 5000000)
+        self.assertEqual('lxd', found['supported_instances'][0][1])
+        info = json.loads(found['cpu_info'])
+        self.assertEqual(os.cpu_count(), info['topology']['sockets'] *
+                         info['topology']['cores'] *
+                         info['topology']['threads'])
+        node = objects.ComputeNode()
+        node.update_from_virt_driver(found)
+
+    def test_dir_pool(self) -> None:
+        host = driver_host.DriverHost(lxd_daemon.shared('dir'))
+        self.addCleanup(host.cleanUp)
+        host.setUp()
+        # That of the filesystem it is on.
+        size = os.statvfs(host.lxd.directory)
+        self.assertEqual(
+            size.f_blocks * size.f_frsize >> 30,
+            host.driver.get_available_resource(self.node)['local_gb'])
+        self.assertIn('CUSTOM_LXD_POOL_DIR', self.traits(host))
+
+    def test_uptime(self) -> None:
+        self.assertIn('load average', self.driver.get_host_uptime())
+
+    # -- Placement ----------------------------------------------------------
+
+    def tree(self) -> provider_tree.ProviderTree:
+        tree = provider_tree.ProviderTree()
+        tree.new_root(self.node, NODE_UUID)
+        return tree
+
+    def traits(self, host: driver_host.DriverHost) -> set[str]:
+        tree = self.tree()
+        host.driver.update_provider_tree(tree, self.node)
+        return tree.data(self.node).traits
+
+    def test_inventory(self) -> None:
+        tree = self.tree()
+        self.driver.update_provider_tree(tree, self.node)
+        found = tree.data(self.node)
+        self.assertEqual({'VCPU', 'MEMORY_MB', 'DISK_GB'},
+                         set(found.inventory))
+        for record in found.inventory.values():
+            self.assertGreater(record['total'], 0)
+            self.assertEqual(record['total'], record['max_unit'])
+        self.assertIn('CUSTOM_LXD_POOL_BTRFS', found.traits)
+        self.assertTrue([trait for trait in found.traits
+                         if trait.startswith('CUSTOM_LXD_SERVER_')])
+        # Twice gives the same.
+        self.driver.update_provider_tree(tree, self.node)
+        self.assertEqual(found.inventory, tree.data(self.node).inventory)
+        self.assertEqual(found.traits, tree.data(self.node).traits)
+
+    def test_cost_does_not_grow_with_servers(self) -> None:
+        def cost() -> int:
+            before = self.driver._session.request_count
+            self.driver.get_available_resource(self.node)
+            self.driver.update_provider_tree(self.tree(), self.node)
+            return self.driver._session.request_count - before
+        cost()
+        empty = cost()
+        image = self.host.image()
+        for _ in range(3):
+            self.host.spawn(self.host.instance(image), image)
+        self.assertEqual(empty, cost())
+        self.assertLessEqual(empty, 3)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class StartUpTest(unittest.TestCase):
+    """Wrong settings stop the service with one sentence."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host = driver_host.DriverHost()
+        self.host.setUp()
+        self.addCleanup(self.host.cleanUp)
+
+    def set(self, **settings: object) -> None:
+        for name, value in settings.items():
+            group = None if name in CONF else 'lxd'
+            before = CONF[group][name] if group else CONF[name]
+            CONF.set_override(name, value, group)
+            self.addCleanup(CONF.set_override, name, before, group)
+
+    def assert_stops(self, *words: str) -> None:
+        with self.assertRaises(exception.InvalidConfiguration) as caught:
+            preflight.check(session.Session(CONF.lxd), CONF)
+        for word in words:
+            self.assertIn(word, str(caught.exception))
+
+    def test_project(self) -> None:
+        config = self.host.lxd.api.must(
+            'GET', f'/1.0/projects/{self.host.project}')['config']
+        self.assertEqual(CONF.host, config['user.nova.host'])
+        self.assertEqual('true', config['features.images'])
+
+    def test_project_of_another_host(self) -> None:
+        self.set(host='host-2')
+        self.assert_stops('testhost', 'host-2')
+
+    def test_project_made_by_hand(self) -> None:
+        api, path = self.host.lxd.api, f'/1.0/projects/{self.host.project}'
+        project = api.must('GET', path)
+        del project['config']['user.nova.host']
+        api.must('PUT', path, {'description': 'by hand',
+                               'config': project['config']})
+        preflight.check(session.Session(CONF.lxd), CONF)
+        project = api.must('GET', path)
+        self.assertEqual(CONF.host, project['config']['user.nova.host'])
+        self.assertEqual('by hand', project['description'])
+
+    def test_project_that_shares_images(self) -> None:
+        api = self.host.lxd.api
+        name = self.host.project + '-s'
+        api.must('POST', '/1.0/projects', {'name': name, 'config': {
+            'features.images': 'false', 'features.profiles': 'true'}})
+        self.addCleanup(api.must, 'DELETE', f'/1.0/projects/{name}')
+        self.set(project=name)
+        self.assert_stops(name, 'features.images=true')
+
+    def test_missing_project(self) -> None:
+        self.set(project=self.host.project + '-x', create_project=False)
+        self.assert_stops(self.host.project + '-x', 'create_project')
+
+    def test_missing_pool(self) -> None:
+        self.set(storage_pool='nope')
+        self.assert_stops('nope', self.host.lxd.pool)
+
+    def test_missing_socket(self) -> None:
+        self.set(endpoint='/nonexistent', startup_timeout=0)
+        self.assert_stops('/nonexistent')
+
+    def test_missing_certificate(self) -> None:
+        self.set(endpoint='https://127.0.0.1:9')
+        self.assert_stops('client_certificate')
+
+    def test_name_template(self) -> None:
+        self.set(instance_name_template='%(uuid)s')
+        self.assert_stops('instance_name_template')
+
+    def test_lxd_has_every_required_extension(self) -> None:
+        opened = session.Session(CONF.lxd)
+        opened.connect()
+        self.set(cloud_init_keys=True)
+        preflight.check_extensions(opened, CONF.lxd)
