@@ -121,6 +121,9 @@ class LXDDriver(driver.ComputeDriver):
     def get_host_uptime(self):
         return self._host.uptime()
 
+    def get_host_cpu_stats(self):
+        return self._host.cpu_stats()
+
     def get_host_ip_addr(self):
         return CONF.my_ip
 

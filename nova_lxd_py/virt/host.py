@@ -45,9 +45,6 @@ VCPU = 'VCPU'
 MEMORY_MB = 'MEMORY_MB'
 DISK_GB = 'DISK_GB'
 
-#: Pools that can give a new volume the content of another one at no cost.
-CLONING_POOLS = frozenset({'btrfs', 'zfs', 'lvm', 'ceph'})
-
 
 class Host:
     """The host of this nova-compute, as LXD describes it.
@@ -81,14 +78,6 @@ class Host:
             self._pool = self._session.get(
                 'storage-pools', self._options.storage_pool)
         return self._pool['driver']
-
-    def can_clone(self) -> bool:
-        """Tell whether the pool clones a root disk without copying it."""
-        return self.pool_driver() in CLONING_POOLS
-
-    def sized_swap(self) -> bool:
-        """Tell whether LXD limits swap by size."""
-        return self._session.has_extension('instance_memory_swap_bytes')
 
     def idmap_capacity(self) -> int | None:
         """Count the uid ranges that servers can have of their own.

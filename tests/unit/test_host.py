@@ -149,9 +149,8 @@ class ResourceTestCase(HostTestCase):
 
     def test_pool(self) -> None:
         self.assertEqual('btrfs', self.host.pool_driver())
-        self.assertTrue(self.host.can_clone())
         self.lxd.daemon.store.pools['default'].driver = 'dir'
-        self.assertFalse(self.make_host().can_clone())
+        self.assertEqual('dir', self.make_host().pool_driver())
 
 
 class RemoteTestCase(base.BaseTestCase):
