@@ -14,8 +14,8 @@
 
 Nova loads ``compute_driver = lxd.LXDDriver`` as ``nova.virt.lxd`` and has no
 way to name a driver outside its own package. Importing this module registers
-a finder for exactly that name, which answers with ``nova_lxd_py.nova_virt_lxd``
-whatever directory Nova itself was installed in.
+a finder for exactly that name, which answers with
+``nova_lxd_py.nova_virt_lxd`` wherever Nova itself was installed.
 
 A ``.pth`` file of the package imports this module in every interpreter of the
 environment. Therefore nothing but ``sys`` is imported here, and Nova least of
