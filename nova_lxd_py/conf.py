@@ -172,7 +172,8 @@ them several times faster (see ``fast_spawn``).
 
 The host needs enough subordinate ids for root in ``/etc/subuid`` and
 ``/etc/subgid``: 65536 for each range in use. Flavors can ask for an own range
-per server with the extra spec ``lxd:isolated=true``.
+per server with the extra spec ``lxd:isolated=true``, and for LXD's default
+range, which servers share, with ``lxd:isolated=false``.
 """),
     cfg.BoolOpt(
         'fast_spawn',

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import json
+import os
 import re
 import time
 from typing import Any
@@ -316,7 +317,7 @@ class Host:
         with open('/proc/stat', encoding='ascii') as stream:
             ticks = [int(word) for word in stream.readline().split()[1:9]]
         user, nice, system, idle, iowait, irq, softirq, steal = ticks
-        tick = 10 ** 9 // 100
+        tick = 10 ** 9 // os.sysconf('SC_CLK_TCK')
         return {'kernel': (system + irq + softirq + steal) * tick,
                 'idle': idle * tick, 'user': (user + nice) * tick,
                 'iowait': iowait * tick, 'frequency': self._frequency()}
