@@ -129,6 +129,16 @@ class Operation:
         # Below 200 are its states on the way to an end.
         return self.metadata['status_code'] < 200
 
+    def wait_quietly(self, timeout: float) -> None:
+        """Wait until LXD has finished, whatever comes of it.
+
+        :param timeout: seconds to wait at most; nothing is cancelled.
+        """
+        with contextlib.suppress(errors.LXDError):
+            self._session.get('operations', self.id, 'wait',
+                              params={'timeout': int(timeout)},
+                              timeout=timeout + 10)
+
     def cancel(self) -> None:
         """Ask LXD to give up; success is not guaranteed."""
         try:
@@ -209,6 +219,9 @@ class Session:
         except (pylxd_exceptions.ClientConnectionFailed,
                 *_TRANSPORT_ERRORS) as exc:
             raise self._transport_error('connect', exc) from exc
+        except (pylxd_exceptions.LXDAPIException, LookupError, TypeError,
+                ValueError) as exc:
+            raise self._no_lxd('connect') from exc
 
     def has_extension(self, name: str) -> bool:
         """Tell whether the server has an API extension.
@@ -230,8 +243,8 @@ class Session:
         :returns: the ``metadata`` of LXD's answer.
         :raises errors.LXDError: as fits.
         """
-        return self._request('get', path, params=params,
-                             timeout=timeout).json()['metadata']
+        return self._decoded('get', path, self._request(
+            'get', path, params=params, timeout=timeout))['metadata']
 
     def get_with_etag(self, *path: str) -> tuple[Any, str]:
         """Read one object for changing it.
@@ -241,7 +254,8 @@ class Session:
         :raises errors.LXDError: as fits.
         """
         response = self._request('get', path)
-        return response.json()['metadata'], response.headers.get('ETag', '')
+        answer = self._decoded('get', path, response)
+        return answer['metadata'], response.headers.get('ETag', '')
 
     def post(self, *path: str, **kwargs: Any) -> Any:
         """Create something, and wait until it is there. See :meth:`_modify`."""
@@ -268,7 +282,8 @@ class Session:
         :returns: the operation under way.
         :raises errors.LXDError: when LXD refuses to begin.
         """
-        answer = self._request(method, path, **kwargs).json()
+        answer = self._decoded(method, path,
+                               self._request(method, path, **kwargs))
         return Operation(self, _describe(method, path), answer['metadata'])
 
     def _modify(self, method: str, path: tuple[str, ...], *,
@@ -286,14 +301,28 @@ class Session:
         :returns: the answer's metadata, or that of the finished operation.
         :raises errors.LXDError: as fits.
         """
-        answer = self._request(method, path, body=body, params=params,
-                               etag=etag).json()
+        answer = self._decoded(method, path, self._request(
+            method, path, body=body, params=params, etag=etag))
         if answer.get('type') != 'async':
             return answer.get('metadata')
         operation = Operation(self, _describe(method, path),
                               answer['metadata'])
         return operation.wait(timeout or self.operation_timeout,
                               progress)
+
+    def _settle(self) -> None:
+        """Wait for what LXD may be doing after an answer was lost.
+
+        It may have taken the request all the same. Whoever cleans up after
+        the failure must not look before LXD is done.
+        """
+        with contextlib.suppress(errors.LXDError):
+            running = self.get('operations', params={'recursion': 1},
+                               timeout=CONNECT_TIMEOUT)
+            for operation in running.get('running', ()):
+                if operation['class'] == 'task':
+                    Operation(self, operation['description'], operation
+                              ).wait_quietly(self._conf.request_timeout)
 
     def _request(self, method: str, path: tuple[str, ...], *,
                  body: Any = None, data: Any = None,
@@ -329,7 +358,20 @@ class Session:
         except pylxd_exceptions.LXDAPIException as exc:
             raise _error_from_response(what, exc.response) from None
         except _TRANSPORT_ERRORS as exc:
+            if method != 'get':
+                self._settle()
             raise self._transport_error(what, exc) from exc
+
+    def _decoded(self, method: str, path: tuple[str, ...],
+                 response: requests.Response) -> dict[str, Any]:
+        """Read an answer, which LXD puts into an envelope of its own."""
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or 'metadata' not in answer:
+            raise self._no_lxd(_describe(method, path))
+        return answer
 
     # -- streams ------------------------------------------------------------
 
@@ -352,8 +394,9 @@ class Session:
         began = time.monotonic()
         source = _Chunks(chunks, began + timeout)
         try:
-            answer = self._request('post', path, data=iter(source),
-                                   headers=headers, timeout=timeout).json()
+            answer = self._decoded('post', path, self._request(
+                'post', path, data=iter(source), headers=headers,
+                timeout=timeout))
         except errors.LXDError:
             # A source that breaks off breaks the connection: say the cause.
             if source.error is not None:
@@ -470,6 +513,11 @@ class Session:
 
     # -- errors -------------------------------------------------------------
 
+    def _no_lxd(self, what: str) -> errors.LXDError:
+        return errors.Unreachable(
+            f'What answers at {self.endpoint} does not do so as LXD does '
+            f'({what}): check [lxd] endpoint')
+
     def _transport_error(self, what: str, exc: BaseException
                          ) -> errors.LXDError:
         text = str(exc)
@@ -569,16 +617,18 @@ def _error_from_text(what: str, text: str, code: int, failed: bool = False
     :param what: the request, for the message.
     :param text: LXD's words.
     :param code: LXD's status code.
-    :param failed: whether a started operation failed, in which case LXD's
-        400 says nothing of the request.
+    :param failed: whether it is of an operation that had begun, where 400 is
+        any failure and 401 is cancelled.
     """
     message = f'LXD: {text} ({what})'
     lowered = text.lower()
     for phrase, kind in _ERRORS_BY_TEXT:
         if phrase in lowered:
             return kind(message, code)
-    if code in _ERRORS_BY_CODE and not (failed and code == 404):
+    if failed:
+        return errors.OperationFailed(message, code)
+    if code in _ERRORS_BY_CODE:
         return _ERRORS_BY_CODE[code](message, code)
-    if not failed and 400 <= code < 500:
+    if 400 <= code < 500:
         return errors.InvalidRequest(message, code)
     return errors.OperationFailed(message, code)
