@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import tempfile
 import unittest
 
 from nova.compute import provider_tree
@@ -23,6 +26,7 @@ from nova import exception
 from nova import objects
 
 from nova_lxd_py import conf
+from nova_lxd_py.virt import host
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt import session
 from tests.functional import driver_host
@@ -184,6 +188,25 @@ class StartUpTest(unittest.TestCase):
         self.set(endpoint='/nonexistent', startup_timeout=0)
         self.assert_stops('/nonexistent')
 
+    def test_no_permission(self) -> None:
+        answer, question = os.pipe()
+        child = os.fork()
+        if child == 0:
+            # As somebody who is not in the group of the socket.
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                preflight.connect(session.Session(CONF.lxd), 0)
+            except exception.NovaException as exc:
+                os.write(question, str(exc).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(question)
+        with open(answer) as stream:
+            self.assertIn('group that owns the socket', stream.read())
+
     def test_missing_certificate(self) -> None:
         self.set(endpoint='https://127.0.0.1:9')
         self.assert_stops('client_certificate')
@@ -197,3 +220,82 @@ class StartUpTest(unittest.TestCase):
         opened.connect()
         self.set(cloud_init_keys=True)
         preflight.check_extensions(opened, CONF.lxd)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class RemoteTest(unittest.TestCase):
+    """LXD over TLS, as it would be on another machine."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        lxd = lxd_daemon.RealLXD('dir')
+        self.api = lxd.__enter__().api
+        self.addCleanup(lxd.close)
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            address = '127.0.0.1:%d' % free.getsockname()[1]
+        self.api.must('PUT', '/1.0', {
+            'config': {'core.https_address': address}})
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = folder.name
+        self.make_certificate('client')
+        self.make_certificate('other')
+        with open(f'{self.path}/server.crt', 'w') as stream:
+            stream.write(self.api.must('GET', '/1.0')['environment'][
+                'certificate'])
+        for name, value in (
+                ('endpoint', f'https://{address}'), ('project', 'nova'),
+                ('storage_pool', lxd.pool), ('startup_timeout', 0),
+                ('client_certificate', f'{self.path}/client.crt'),
+                ('client_key', f'{self.path}/client.key'),
+                ('server_certificate', f'{self.path}/server.crt')):
+            self.set(name, value)
+        for name, value in (('host', 'testhost'),
+                            ('instances_path', self.path)):
+            CONF.set_override(name, value)
+            self.addCleanup(CONF.clear_override, name)
+
+    def set(self, name: str, value: object) -> None:
+        CONF.set_override(name, value, 'lxd')
+        self.addCleanup(CONF.clear_override, name, 'lxd')
+
+    def make_certificate(self, name: str) -> None:
+        subprocess.run(
+            ['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt',
+             'ec_paramgen_curve:secp384r1', '-nodes', '-days', '2', '-subj',
+             f'/CN={name}', '-keyout', f'{self.path}/{name}.key', '-out',
+             f'{self.path}/{name}.crt'], check=True, capture_output=True)
+
+    def trust(self) -> None:
+        with open(f'{self.path}/client.crt') as stream:
+            lines = stream.read().splitlines()
+        self.api.must('POST', '/1.0/certificates', {
+            'type': 'client', 'name': 'nova',
+            'certificate': ''.join(lines[1:-1])})
+
+    def refusal(self) -> str:
+        with self.assertRaises(exception.InvalidConfiguration) as caught:
+            preflight.check(session.Session(CONF.lxd), CONF)
+        return str(caught.exception)
+
+    def test_trusted(self) -> None:
+        self.trust()
+        opened = session.Session(CONF.lxd)
+        preflight.check(opened, CONF)
+        found = host.Host(opened, CONF.lxd)
+        self.assertGreater(found.available_resource('x')['memory_mb'], 0)
+        # That of another machine.
+        self.assertRaises(NotImplementedError, found.uptime)
+
+    def test_not_trusted(self) -> None:
+        self.assertIn('does not trust', self.refusal())
+
+    def test_another_server(self) -> None:
+        self.trust()
+        self.set('server_certificate', f'{self.path}/other.crt')
+        self.assertIn('does not show the certificate', self.refusal())
+
+    def test_nobody_there(self) -> None:
+        self.set('endpoint', 'https://127.0.0.1:9')
+        self.assertIn('127.0.0.1:9', self.refusal())
