@@ -53,15 +53,21 @@ class Answer:
         return ''
 
 
+def connect(path: str, timeout: float = 60) -> socket.socket:
+    """Connect to a unix socket."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout)
+    sock.connect(path)
+    return sock
+
+
 class _Connection(http_client.HTTPConnection):
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__('lxd', timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        self.sock = connect(self._path, self.timeout)
 
 
 class Client:
@@ -148,8 +154,7 @@ class Client:
 
     def websocket(self, path: str, **params: Any) -> websocket.WebSocket:
         """Open a websocket."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(self.path)
         return websocket.create_connection(
-            'ws://lxd' + self._url(path, params), socket=sock,
+            'ws://lxd' + self._url(path, params),
+            socket=connect(self.path, self.timeout),
             timeout=self.timeout, suppress_origin=True)

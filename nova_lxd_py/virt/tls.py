@@ -31,7 +31,7 @@ def check_files(conf: cfg.ConfigOpts.GroupAttr) -> None:
 
     :param conf: the ``[lxd]`` option group.
     :raises errors.PermissionDenied: naming the option that is unset, or whose
-        file nova-compute cannot read.
+        file nova-compute cannot read or use.
     """
     for option in ('client_certificate', 'client_key', 'server_certificate'):
         path = conf[option]
@@ -42,6 +42,34 @@ def check_files(conf: cfg.ConfigOpts.GroupAttr) -> None:
         if not os.access(path, os.R_OK):
             raise errors.PermissionDenied(
                 f'[lxd] {option} is {path}, which nova-compute cannot read')
+    try:
+        _context(conf)
+    except (OSError, ValueError) as exc:
+        raise errors.PermissionDenied(
+            f'[lxd] client_certificate {conf.client_certificate} and '
+            f'client_key {conf.client_key} are not a certificate and its key '
+            f'in PEM format') from exc
+    try:
+        _pinned(conf)
+    except (OSError, ValueError) as exc:
+        raise errors.PermissionDenied(
+            f'[lxd] server_certificate {conf.server_certificate} is not a '
+            f'certificate in PEM format') from exc
+
+
+def _context(conf: cfg.ConfigOpts.GroupAttr) -> ssl.SSLContext:
+    # LXD's certificates are self-signed and name no host, so there is no
+    # authority to ask: comparing with the pinned certificate is the check.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.load_cert_chain(conf.client_certificate, conf.client_key)
+    return context
+
+
+def _pinned(conf: cfg.ConfigOpts.GroupAttr) -> bytes:
+    with open(conf.server_certificate) as source:
+        return ssl.PEM_cert_to_DER_cert(source.read().strip())
 
 
 def connect(endpoint: str, conf: cfg.ConfigOpts.GroupAttr, timeout: float
@@ -52,16 +80,14 @@ def connect(endpoint: str, conf: cfg.ConfigOpts.GroupAttr, timeout: float
     :param conf: the ``[lxd]`` option group.
     :param timeout: seconds for connecting and the handshake.
     :returns: the connected socket.
-    :raises errors.PermissionDenied: another certificate is shown.
+    :raises errors.PermissionDenied: another certificate is shown, or our own
+        files are unusable.
     :raises OSError: the server does not answer.
     """
+    check_files(conf)
     url = parse.urlparse(endpoint)
-    # LXD's certificates are self-signed and name no host, so there is no
-    # authority to ask: comparing with the pinned certificate is the check.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.load_cert_chain(conf.client_certificate, conf.client_key)
+    context = _context(conf)
+    expected = _pinned(conf)
     plain = socket.create_connection(
         (url.hostname or '', url.port or DEFAULT_PORT), timeout=timeout)
     try:
@@ -69,8 +95,6 @@ def connect(endpoint: str, conf: cfg.ConfigOpts.GroupAttr, timeout: float
     except OSError:
         plain.close()
         raise
-    with open(conf.server_certificate) as pinned:
-        expected = ssl.PEM_cert_to_DER_cert(pinned.read())
     if secured.getpeercert(binary_form=True) != expected:
         secured.close()
         raise errors.PermissionDenied(

@@ -95,8 +95,10 @@ class Hub:
             listeners, self._listeners = self._listeners, []
         for channel, _kinds, _only in listeners:
             if goodbye:
+                # The client hangs up then.
                 channel.close()
-            channel.abort()
+            else:
+                channel.abort()
 
 
 @routing.route('GET', '/1.0/events')

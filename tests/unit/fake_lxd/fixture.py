@@ -28,6 +28,7 @@ from typing import Any
 
 import fixtures
 
+from tests.unit.fake_lxd import certificates
 from tests.unit.fake_lxd import daemon
 from tests.unit.fake_lxd import execution  # noqa: F401 - registers routes
 from tests.unit.fake_lxd import faults
@@ -91,6 +92,7 @@ class FakeLXD(fixtures.Fixture):
     :param project: a project to create besides ``default``; None for none.
 
     :ivar endpoint: path of its socket, for ``[lxd] endpoint``.
+    :ivar folder: a temporary folder, gone at the end of the test.
     :ivar daemon: the daemon: settings, state and log of requests.
     """
 
@@ -103,9 +105,9 @@ class FakeLXD(fixtures.Fixture):
     def _setUp(self) -> None:
         # Paths of unix sockets may have 107 bytes only, so not in a
         # temporary folder below another one.
-        folder = tempfile.mkdtemp(prefix='flxd')
-        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
-        self.endpoint = os.path.join(folder, 'unix.socket')
+        self.folder = tempfile.mkdtemp(prefix='flxd')
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.endpoint = os.path.join(self.folder, 'unix.socket')
         self.daemon = daemon.Daemon()
         self.daemon.resources = server.resources()
         self.daemon.store.pools['default'] = state.Pool(
@@ -140,6 +142,18 @@ class FakeLXD(fixtures.Fixture):
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def listen_https(self, clients: dict[str, bool]) -> tuple[str, str]:
+        """Listen on TLS as well.
+
+        :param clients: which client certificates (paths) LXD trusts.
+        :returns: the URL, and the path of the server's certificate.
+        """
+        certificate = certificates.make(self.folder, 'server')
+        listener = transport.TLSServer(self.daemon, certificate, clients)
+        listener.begin()
+        self.addCleanup(listener.end)
+        return listener.endpoint, certificate[0]
 
     def close_websockets(self, goodbye: bool = False) -> None:
         """Break the events websockets off.

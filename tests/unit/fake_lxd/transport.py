@@ -18,6 +18,7 @@ from http import server as http_server
 import os
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from typing import Any
@@ -208,3 +209,41 @@ class UnixServer(_Server):
         super().end()
         if os.path.exists(self.server_address):
             os.unlink(self.server_address)
+
+
+class TLSServer(_Server):
+    """Listens on a port of the loopback device.
+
+    :param certificate: paths of the server's certificate and key.
+    :param clients: certificates by path, and whether LXD trusts them. Others
+        fail in the handshake, which they would not with LXD.
+    """
+
+    def __init__(self, daemon: Any, certificate: tuple[str, str],
+                 clients: dict[str, bool]) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*certificate)
+        # Python verifies a certificate or does not tell of it.
+        self._context.verify_mode = ssl.CERT_OPTIONAL
+        self._trusted = set()
+        for path, trusted in clients.items():
+            self._context.load_verify_locations(path)
+            if trusted:
+                with open(path) as source:
+                    self._trusted.add(
+                        ssl.PEM_cert_to_DER_cert(source.read()))
+        super().__init__(('127.0.0.1', 0), daemon)
+
+    @property
+    def endpoint(self) -> str:
+        return f'https://127.0.0.1:{self.server_address[1]}'
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        sock, address = self.socket.accept()
+        # The handshake happens in the connection's own thread.
+        return self._context.wrap_socket(
+            sock, server_side=True, do_handshake_on_connect=False), address
+
+    def is_trusted(self, sock: socket.socket) -> bool:
+        shown = sock.getpeercert(binary_form=True)  # type: ignore
+        return shown in self._trusted
