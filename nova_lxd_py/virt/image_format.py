@@ -344,6 +344,7 @@ class Inspector:
                 'upload the content of rootfs/ as a plain tarball, or add '
                 'metadata.yaml')
         try:
+            # Not the loader in C: deep nesting would crash the process.
             stated = yaml.safe_load(self._metadata)['architecture']
         except (yaml.YAMLError, LookupError, TypeError, ValueError,
                 RecursionError):

@@ -33,6 +33,7 @@ from urllib import parse
 import uuid
 
 from cryptography import exceptions as crypto_exceptions
+from nova import conf as nova_conf
 from nova import exception
 from oslo_log import log as logging
 import yaml
@@ -41,6 +42,7 @@ from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import image_format
 from nova_lxd_py.virt import session as lxd
 
+CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
 
 #: Chunks of Glance's (64 KiB) that may wait to be passed on.
@@ -219,15 +221,18 @@ class Transfer:
                 image_id=self._meta.id,
                 reason='its signature does not fit its content')
         if isinstance(exc, OSError):
-            if exc.errno == errno.EPIPE and 'Hash' in str(exc):
+            # glanceclient has no exception of its own for it.
+            if exc.errno == errno.EPIPE and 'Corrupt' in str(exc):
                 return exception.ImageUnacceptable(
                     image_id=self._meta.id,
                     reason=f'what Glance delivers does not fit the checksum '
                            f'that it has recorded ({exc.strerror}); upload '
                            f'it again')
+            servers = ', '.join(CONF.glance.api_servers or ())
             return exception.GlanceConnectionFailed(
-                server='Glance', reason=f'the download of image '
-                f'{self._meta.id} broke off: {exc}')
+                server=servers or '(from the service catalog)',
+                reason=f'the download of image {self._meta.id} broke off: '
+                       f'{exc}')
         return exc
 
     # -- LXD's side ---------------------------------------------------------

@@ -117,6 +117,13 @@ def tar(members: dict[str, bytes | None], prefix: str = '',
     return stream.getvalue()
 
 
+def tarfile_header(name: str, size: int) -> bytes:
+    """Make the header of a file, without the file."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member.tobuf()
+
+
 def unified(metadata: bytes = METADATA) -> bytes:
     return tar({'metadata.yaml': metadata, 'rootfs': None,
                 **{f'rootfs/{path}': content
@@ -317,7 +324,7 @@ class DamageTestCase(FormatTestCase):
     def test_broken_metadata(self) -> None:
         for metadata in (b'', b'{', b'- a\n', b'architecture:\n',
                          b'architecture: [1]\n', b'\xff\xfe', b'a: &x [*x]',
-                         b'[' * 2000, b'creation_date: 1\n'):
+                         b'[' * 400, b'creation_date: 1\n'):
             self.assertUnacceptable('names no architecture',
                                     unified(metadata))
         self.assertUnacceptable('larger', unified(b'#' * 200000))
