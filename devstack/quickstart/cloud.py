@@ -228,6 +228,13 @@ def server() -> None:
     """The first server; prints its floating IP."""
     cloud = demo()
     found = cloud.compute.find_server(SERVER_NAME, ignore_missing=True)
+    if found:
+        found = cloud.compute.get_server(found.id)
+        if found.status == 'ERROR' and not found.launched_at:
+            note(f'Server {SERVER_NAME} never ran; making it again')
+            cloud.compute.delete_server(found)
+            cloud.compute.wait_for_delete(found, interval=0.5, wait=60)
+            found = None
     if found is None:
         image = cloud.image.find_image(
             env('QS_SERVER_IMAGE'), ignore_missing=False)

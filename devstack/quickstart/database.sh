@@ -51,7 +51,7 @@ EOF
             --auth-root-authentication-method=normal --skip-test-db
         touch "$dir/.complete"
     fi
-    daemon_start mariadb mariadbd --defaults-file="$ETC/mariadb.cnf"
+    WATCH=$ETC/mariadb.cnf daemon_start mariadb mariadbd --defaults-file="$ETC/mariadb.cnf"
     wait_until MariaDB 60 mariadb sql -e 'SELECT 1'
     for name in "${DATABASES[@]}"; do
         echo "CREATE DATABASE IF NOT EXISTS $name CHARACTER SET utf8mb3" \

@@ -60,6 +60,7 @@ step_glance_db() {
 }
 
 step_glance() {
-    wsgi_start glance glance.wsgi.api:application "${PORT[glance]}" \
+    WATCH=$ETC/glance/glance-api.conf \
+        wsgi_start glance glance.wsgi.api:application "${PORT[glance]}" \
         OS_GLANCE_CONFIG_DIR="$ETC/glance"
 }

@@ -25,7 +25,7 @@ guest_distribution() {
 # Changes when an image has to be built again.
 image_key() {
     (
-        cd "$HERE"
+        cd "$HERE" || exit
         find "guest-$1" "image-$1.sh" -type f -exec sha256sum {} + | sort |
             sha256sum | cut -c1-12
     )

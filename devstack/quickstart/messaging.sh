@@ -61,7 +61,7 @@ EOF
     daemon_start epmd epmd -address "$LOCAL" -port "${PORT[epmd]}"
     wait_until epmd 10 epmd port_open "${PORT[epmd]}"
     # The script of the distribution's wrapper would change to another user.
-    daemon_start rabbitmq "${RABBIT_ENV[@]}" \
+    WATCH=$ETC/rabbitmq/rabbitmq.conf daemon_start rabbitmq "${RABBIT_ENV[@]}" \
         /usr/lib/rabbitmq/bin/rabbitmq-server
     wait_until RabbitMQ 90 rabbitmq port_open "${PORT[rabbitmq]}"
 }

@@ -113,13 +113,15 @@ step_neutron_db() {
 }
 
 step_neutron() {
-    wsgi_start neutron neutron.wsgi.api:application "${PORT[neutron]}" \
+    WATCH="$ETC/neutron/neutron.conf $ETC/neutron/ml2_conf.ini" \
+        wsgi_start neutron neutron.wsgi.api:application "${PORT[neutron]}" \
         OS_NEUTRON_CONFIG_DIR="$ETC/neutron" \
         OS_NEUTRON_CONFIG_FILES='neutron.conf;ml2_conf.ini'
 }
 
 neutron_daemon() {
-    daemon_start "$1" "$VENV/bin/$1" \
+    WATCH="$ETC/neutron/neutron.conf $ETC/neutron/ml2_conf.ini" \
+        daemon_start "$1" "$VENV/bin/$1" \
         --config-file "$ETC/neutron/neutron.conf" \
         --config-file "$ETC/neutron/ml2_conf.ini" --log-file "$LOG/$1.log"
 }
@@ -132,7 +134,8 @@ step_neutron_workers() {
 }
 
 step_neutron_agent() {
-    daemon_start neutron-ovn-agent "${OVS_ENV[@]}" \
+    WATCH="$ETC/neutron/neutron.conf $ETC/neutron/agent.ini" \
+        daemon_start neutron-ovn-agent "${OVS_ENV[@]}" \
         "$VENV/bin/neutron-ovn-agent" \
         --config-file "$ETC/neutron/neutron.conf" \
         --config-file "$ETC/neutron/agent.ini" \

@@ -14,25 +14,59 @@
 # Nova: API, metadata API, conductor, scheduler, and nova-compute with the
 # driver.
 
-configure_nova() {
-    mkdir -p "$ETC/nova" "$DATA/nova/instances"
-    # The WSGI applications look for both files in one folder.
-    ln -sfn "$VENV/etc/nova/api-paste.ini" "$ETC/nova/api-paste.ini"
-    cat >"$ETC/nova/nova.conf" <<EOF
+# What the control plane and the compute host have in common.
+nova_common() {
+    cat <<EOF
 [DEFAULT]
 use_stderr = false
 state_path = $DATA/nova
 host = $HOST
 my_ip = $LOCAL
 transport_url = $(rabbit_url)
-osapi_compute_workers = 1
-metadata_workers = 1
-enabled_apis = osapi_compute
-osapi_compute_listen = $LOCAL
-osapi_compute_listen_port = ${PORT[nova-api]}
-metadata_listen = $LOCAL
-metadata_listen_port = ${PORT[nova-metadata]}
 allow_resize_to_same_host = true
+
+[oslo_concurrency]
+lock_path = $DATA/nova/lock
+
+[service_user]
+send_service_user_token = true
+$(auth_options nova)
+
+[placement]
+$(auth_options placement)
+
+[glance]
+$(auth_options nova)
+
+[cinder]
+os_region_name = $REGION
+$(auth_options nova)
+
+[neutron]
+service_metadata_proxy = true
+metadata_proxy_shared_secret = $(secret)
+$(auth_options nova)
+
+$(token_sections nova)
+
+$(messaging_sections)
+
+[vnc]
+enabled = false
+
+[spice]
+enabled = false
+EOF
+}
+
+configure_nova() {
+    local file=$ETC/nova/nova-compute.conf
+    mkdir -p "$ETC/nova" "$DATA/nova/instances"
+    # The WSGI applications look for both files in one folder.
+    ln -sfn "$VENV/etc/nova/api-paste.ini" "$ETC/nova/api-paste.ini"
+    {
+        nova_common
+        cat <<EOF
 
 [api_database]
 connection = $(database_url nova_api)
@@ -52,40 +86,13 @@ workers = 1
 [scheduler]
 workers = 1
 discover_hosts_in_cells_interval = 60
-
-[oslo_concurrency]
-lock_path = $DATA/nova/lock
-
-[service_user]
-send_service_user_token = true
-$(auth_options nova)
-
-[placement]
-$(auth_options placement)
-
-[glance]
-$(auth_options nova)
-
-[neutron]
-service_metadata_proxy = true
-metadata_proxy_shared_secret = $(secret)
-$(auth_options nova)
-
-[cinder]
-os_region_name = $REGION
-$(auth_options nova)
-
-[vnc]
-enabled = false
-
-[spice]
-enabled = false
-
-$(token_sections nova)
-
-$(messaging_sections)
 EOF
-    cat >"$ETC/nova/nova-compute.conf" <<EOF
+    } >"$ETC/nova/nova.conf"
+    # nova-compute has no business with the databases: a file of its own.
+    {
+        nova_common
+        cat <<EOF
+
 [DEFAULT]
 compute_driver = $COMPUTE_DRIVER
 resume_guests_state_on_host_boot = true
@@ -95,20 +102,16 @@ reserved_host_memory_mb = 512
 
 [os_vif_ovs]
 ovsdb_connection = $OVSDB
-$(privsep_sections "$ETC/nova/nova-compute.conf" nova_sys_admin \
-        privsep_osbrick vif_plug_ovs_privileged vif_plug_linux_bridge_privileged)
-EOF
-    # Given by file name, not by value: [lxd] is unknown to other drivers.
-    if [[ $COMPUTE_DRIVER == lxd.* ]]; then
-        cat >>"$ETC/nova/nova-compute.conf" <<EOF
 
 [lxd]
 endpoint = $LXD_HOME/unix.socket
 project = nova
 storage_pool = $POOL_NAME
-$(privsep_sections "$ETC/nova/nova-compute.conf" nova_lxd_privileged)
 EOF
-    fi
+        privsep_sections "$file" nova_sys_admin privsep_osbrick \
+            vif_plug_ovs_privileged vif_plug_linux_bridge_privileged \
+            nova_lxd_py_privileged
+    } >"$file"
 }
 
 nova_manage() {
@@ -130,30 +133,32 @@ step_nova_db() {
 }
 
 step_nova_api() {
-    wsgi_start nova-api nova.wsgi.osapi_compute:application \
+    WATCH=$ETC/nova/nova.conf \
+        wsgi_start nova-api nova.wsgi.osapi_compute:application \
         "${PORT[nova-api]}" OS_NOVA_CONFIG_DIR="$ETC/nova"
 }
 
 step_nova_metadata() {
-    wsgi_start nova-metadata nova.wsgi.metadata:application \
+    WATCH=$ETC/nova/nova.conf \
+        wsgi_start nova-metadata nova.wsgi.metadata:application \
         "${PORT[nova-metadata]}" OS_NOVA_CONFIG_DIR="$ETC/nova"
 }
 
-# nova_daemon NAME [argument]...
+# nova_daemon NAME FILE
 nova_daemon() {
-    local name=$1
-    shift
-    daemon_start "$name" "${OVS_ENV[@]}" "$VENV/bin/$name" \
-        --config-file "$ETC/nova/nova.conf" "$@" --log-file "$LOG/$name.log"
+    local name=$1 conf=$2
+    WATCH="$ETC/nova/$conf $VENV/.constraints" \
+        daemon_start "$name" "${OVS_ENV[@]}" "$VENV/bin/$name" \
+        --config-file "$ETC/nova/$conf" --log-file "$LOG/$name.log"
 }
 
 step_nova_conductor() {
-    nova_daemon nova-conductor
+    nova_daemon nova-conductor nova.conf
     wait_until nova-conductor 60 nova-conductor service_row nova-conductor
 }
 
 step_nova_scheduler() {
-    nova_daemon nova-scheduler
+    nova_daemon nova-scheduler nova.conf
 }
 
 # True when a service wrote to the database that it is alive, after it was
@@ -169,9 +174,12 @@ service_row() {
 }
 
 step_nova_compute() {
-    nova_daemon nova-compute --config-file "$ETC/nova/nova-compute.conf"
+    nova_daemon nova-compute nova-compute.conf
     wait_until nova-compute 120 nova-compute compute_node_known
-    nova_manage cell_v2 discover_hosts
+    if [[ $(sql nova_api -e "SELECT COUNT(*) FROM host_mappings
+        WHERE host = '$HOST'") == 0 ]]; then
+        nova_manage cell_v2 discover_hosts
+    fi
 }
 
 compute_node_known() {

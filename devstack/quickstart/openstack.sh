@@ -102,6 +102,7 @@ chunked-input-timeout = 60
 add-header = Connection: close
 disable-logging = true
 EOF
-    daemon_start "$name" "$@" "$VENV/bin/uwsgi" --ini "$ETC/uwsgi/$name.ini"
+    WATCH="${WATCH:-} $ETC/uwsgi/$name.ini $VENV/.constraints" \
+        daemon_start "$name" "$@" "$VENV/bin/uwsgi" --ini "$ETC/uwsgi/$name.ini"
     wait_until "$name" 90 "$name" http_answers "http://$LOCAL:$port/"
 }

@@ -39,6 +39,7 @@ step_placement_db() {
 }
 
 step_placement() {
-    wsgi_start placement placement.wsgi.api:application "${PORT[placement]}" \
+    WATCH=$ETC/placement/placement.conf \
+        wsgi_start placement placement.wsgi.api:application "${PORT[placement]}" \
         OS_PLACEMENT_CONFIG_DIR="$ETC/placement"
 }

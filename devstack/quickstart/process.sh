@@ -45,7 +45,7 @@ process_birth() {
 daemon_pid() {
     local pid birth
     [[ -s $RUN/$1.pid ]] || return 1
-    read -r pid birth <"$RUN/$1.pid" || return 1
+    read -r pid birth _ <"$RUN/$1.pid" || return 1
     [[ $(process_birth "$pid") == "$birth" ]] || return 1
     printf '%s' "$pid"
 }
@@ -54,18 +54,32 @@ daemon_running() {
     daemon_pid "$1" >/dev/null
 }
 
-# Writes down a daemon that made itself one.
-daemon_adopt() {
-    local name=$1 pid=$2
-    printf '%s %s\n' "$pid" "$(process_birth "$pid")" >"$RUN/$name.pid"
+# True when the files that the daemon read at its start are as they were.
+daemon_current() {
+    local watched
+    read -r _ _ watched <"$RUN/$1.pid"
+    [[ $watched == "$(watched_files)" ]]
+}
+
+# Checksum of the files whose change makes a new start necessary.
+watched_files() {
+    # shellcheck disable=SC2086 # a list of files
+    [[ -z ${WATCH:-} ]] || cat $WATCH | cksum | tr ' ' -
 }
 
 # daemon_start NAME [VARIABLE=value]... COMMAND [argument]...
+#
+# With WATCH set to a list of files a running daemon is started again when one
+# of them has changed.
 daemon_start() {
     local name=$1 pid
     shift
     if daemon_running "$name"; then
-        return 0
+        if daemon_current "$name"; then
+            return 0
+        fi
+        echo "The configuration of $name has changed."
+        daemon_stop "$name" 30
     fi
     (
         cd /
@@ -75,7 +89,8 @@ daemon_start() {
             2>&1 3>&-
     ) &
     pid=$!
-    daemon_adopt "$name" "$pid"
+    printf '%s %s %s\n' "$pid" "$(process_birth "$pid")" \
+        "$(watched_files)" >"$RUN/$name.pid"
 }
 
 # daemon_stop NAME [seconds until SIGKILL]

@@ -89,3 +89,9 @@ driver_stamp() {
     cat "$REPO"/{pyproject.toml,setup.cfg,setup.py,requirements.txt} \
         2>/dev/null | cksum
 }
+
+# True when the environment is what the checkout asks for.
+installed_as_wanted() {
+    cmp -s "$REPO/constraints.txt" "$VENV/.constraints" &&
+        [[ -s $VENV/.driver && $(<"$VENV/.driver") == "$(driver_stamp)" ]]
+}

@@ -43,7 +43,7 @@ explain_failure() {
 steps_ready() {
     local need
     for need in ${STEP_NEEDS[$1]}; do
-        [[ ${step_state[$need]:-done} == done ]] || return 1
+        [[ ${step_state[$need]:-finished} == finished ]] || return 1
     done
 }
 
@@ -113,7 +113,7 @@ run_steps() {
         name=${step_of[$pid]}
         unset "step_of[$pid]"
         if ((status == 0)); then
-            step_state[$name]=done
+            step_state[$name]=finished
             say "${GREEN}✓$PLAIN ${STEP_TEXT[$name]}" \
                 "$DIM($(elapsed "${step_begin[$name]}") s)$PLAIN"
         else

@@ -159,7 +159,7 @@ command_up() {
     if [[ -e $PREFIX/settings && -s $DATA/host ]]; then
         HOST=$(<"$DATA/host")
         if daemon_running nova-compute && [[ -z $SETTINGS_CHANGED ]] &&
-            health_problems >/dev/null &&
+            installed_as_wanted && health_problems >/dev/null &&
             [[ $WITH_SERVER == no || -s $DATA/first-address ]]; then
             say "The quickstart cloud is up already: nothing to do" \
                 "(looked for $(elapsed "$begin") s)."
