@@ -159,7 +159,9 @@ class Snapshots:
                     {'type': 'copy', 'source': guest.name,
                      'instance_only': True},
                     {lxd_instance.KEY_UUID: instance.uuid,
-                     lxd_instance.KEY_ROLE: lxd_instance.ROLE_SNAPSHOT},
+                     lxd_instance.KEY_ROLE: lxd_instance.ROLE_SNAPSHOT,
+                     # It never runs, so it needs no uid range of its own.
+                     'security.idmap.isolated': 'false'},
                     devices, timeout=self._options.image_timeout)
 
     def _publish(self, instance: objects.Instance, image_id: str,
