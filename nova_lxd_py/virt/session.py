@@ -129,6 +129,16 @@ class Operation:
         # Below 200 are its states on the way to an end.
         return self.metadata['status_code'] < 200
 
+    def wait_quietly(self, timeout: float) -> None:
+        """Wait until LXD has finished, whatever comes of it.
+
+        :param timeout: seconds to wait at most; nothing is cancelled.
+        """
+        with contextlib.suppress(errors.LXDError):
+            self._session.get('operations', self.id, 'wait',
+                              params={'timeout': int(timeout) + 1},
+                              timeout=timeout + 10)
+
     def cancel(self) -> None:
         """Ask LXD to give up; success is not guaranteed."""
         try:
@@ -248,7 +258,7 @@ class Session:
         return answer['metadata'], response.headers.get('ETag', '')
 
     def post(self, *path: str, **kwargs: Any) -> Any:
-        """Create something, and wait until it is there. See :meth:`_modify`."""
+        """Create something, and wait for it. See :meth:`_modify`."""
         return self._modify('post', path, **kwargs)
 
     def put(self, *path: str, **kwargs: Any) -> Any:
@@ -300,6 +310,23 @@ class Session:
         return operation.wait(timeout or self.operation_timeout,
                               progress)
 
+    def _settle(self) -> None:
+        """Wait for what LXD may be doing after an answer was lost.
+
+        It may have taken the request all the same. Whoever cleans up after
+        the failure must not look before LXD is done.
+        """
+        with contextlib.suppress(errors.LXDError):
+            running = self.get('operations', params={'recursion': 1},
+                               timeout=CONNECT_TIMEOUT)
+            # Most will be of others, and may take as long as they like.
+            deadline = time.monotonic() + self._conf.request_timeout
+            for operation in running.get('running', ()):
+                left = deadline - time.monotonic()
+                if operation['class'] == 'task' and left > 0:
+                    Operation(self, operation['description'], operation
+                              ).wait_quietly(left)
+
     def _request(self, method: str, path: tuple[str, ...], *,
                  body: Any = None, data: Any = None,
                  params: Mapping[str, Any] | None = None,
@@ -334,6 +361,8 @@ class Session:
         except pylxd_exceptions.LXDAPIException as exc:
             raise _error_from_response(what, exc.response) from None
         except _TRANSPORT_ERRORS as exc:
+            if method != 'get':
+                self._settle()
             raise self._transport_error(what, exc) from exc
 
     def _decoded(self, method: str, path: tuple[str, ...],

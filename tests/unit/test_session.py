@@ -475,6 +475,25 @@ class TransportTestCase(SessionTestCase):
         self.assertEqual(1, [str(entry) for entry in recorded].count(
             'PUT /1.0/instances/c1/state'))
 
+    def test_lost_answer_is_reported_when_lxd_is_done(self):
+        fault = self.lxd.hang_operation('PUT', '*/state')
+        self.lxd.drop_connection('PUT', '*/state', after=True)
+        threading.Timer(0.5, fault.release).start()
+        self.refused(errors.Unreachable, self.session.put, *STATE, body=START)
+        self.assertEqual('Running', self.status())
+
+    def test_operations_of_others_hold_up_a_lost_answer_only_for_so_long(
+            self):
+        self.cfg.config(group='lxd', request_timeout=1)
+        for name in ('c2', 'c3', 'c4'):
+            self.create(name)
+            self.lxd.hang_operation('PUT', f'/1.0/instances/{name}/state')
+            self.session.submit('put', 'instances', name, 'state', body=START)
+        self.lxd.drop_connection('PUT', '*/c1/state')
+        began = time.monotonic()
+        self.refused(errors.Unreachable, self.session.put, *STATE, body=START)
+        self.assertLess(time.monotonic() - began, 4)
+
     def test_restart_between_requests(self):
         self.session.get('instances')
         for _ in range(3):
