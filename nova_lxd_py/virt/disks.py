@@ -30,8 +30,10 @@ from urllib import parse
 from nova import exception
 from nova import objects
 from nova.virt import driver as virt_driver
+from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_log import log as logging
+from oslo_utils import units
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import flavor as lxd_flavor
@@ -45,6 +47,9 @@ ROLE = 'ephemeral'
 
 #: Names of the LXD devices begin so; the driver's own, never a tenant's.
 DEVICE_PREFIX = 'ephemeral'
+
+#: Bytes that must be free in a disk that is made smaller.
+_SHRINK_MARGIN = 64 * units.Mi
 
 #: Pools whose volumes have a filesystem to choose, and the choices.
 _FORMATTING_DRIVERS = frozenset({'ceph', 'lvm'})
@@ -107,6 +112,52 @@ class Disks:
             self._create(instance, number, disk)
         return self._devices(
             instance, sorted({*present, *range(len(wanted))}))
+
+    def follow(self, instance: objects.Instance, before_gb: int,
+               after_gb: int) -> None:
+        """Resize the only disk of a server, if it is all that the flavor
+        gave, as the flavor is changed.
+
+        Nova's own description of the disk stays as it is.
+
+        :param instance: the server, running or not.
+        :param before_gb: GiB of the flavor that it had.
+        :param after_gb: GiB of the flavor that it gets. A disk that holds too
+            much for less is left as it is.
+        :raises errors.LXDError: LXD cannot resize it.
+        """
+        if before_gb == after_gb or self.find(instance) != [0]:
+            return
+        name = volume_name(instance, 0)
+        volume, etag = self._session.get_with_etag(*self._volumes, name)
+        if _gibibytes(volume['config'].get('size')) != before_gb:
+            return
+        if after_gb < before_gb and not self._fits(name, after_gb):
+            LOG.warning('Its ephemeral disk holds too much to be made '
+                        'smaller, so it stays at %d GiB', before_gb,
+                        instance=instance)
+            return
+        self._set_size(name, volume, etag, f'{after_gb}GiB')
+        LOG.info('Resized its ephemeral disk from %(before)d to %(after)d '
+                 'GiB', {'before': before_gb, 'after': after_gb},
+                 instance=instance)
+
+    def _fits(self, name: str, size_gb: int) -> bool:
+        """Whether a volume holds little enough for a smaller quota.
+
+        Some pools keep a quota that is too small, and break the disk.
+        """
+        try:
+            # They count what has left the host's memory only.
+            processutils.execute('sync',
+                                 timeout=self._options.operation_timeout)
+        except (processutils.ProcessExecutionError, OSError) as exc:
+            LOG.debug('Nobody knows how much %s holds: %s', name, exc)
+            return False
+        usage = self._session.get(*self._volumes, name, 'state').get('usage')
+        used = (usage or {}).get('used')
+        return (used is not None and
+                used + _SHRINK_MARGIN <= size_gb * units.Gi)
 
     def find(self, instance: objects.Instance) -> list[int]:
         """Look which disks a server has, with one request.
@@ -178,11 +229,15 @@ class Disks:
         size = _size(disk)
         if _gibibytes(volume['config'].get('size')) >= _gibibytes(size):
             return
+        self._set_size(name, volume, etag, size)
+        LOG.info('Grew ephemeral disk %d to %s', number, size,
+                 instance=instance)
+
+    def _set_size(self, name: str, volume: Mapping[str, Any], etag: str,
+                  size: str) -> None:
         self._session.put(*self._volumes, name, etag=etag, body={
             'description': volume.get('description', ''),
             'config': {**volume['config'], 'size': size}})
-        LOG.info('Grew ephemeral disk %d to %s', number, size,
-                 instance=instance)
 
     def _devices(self, instance: objects.Instance, numbers: Any
                  ) -> dict[str, dict[str, str]]:

@@ -33,8 +33,10 @@ from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import interfaces
 from nova_lxd_py.virt import lifecycle
+from nova_lxd_py.virt import migration as lxd_migration
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt import rescue
+from nova_lxd_py.virt import rootdisk
 from nova_lxd_py.virt import session
 from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
@@ -84,11 +86,15 @@ class LXDDriver(driver.ComputeDriver):
         self._rescues = rescue.Rescues(
             self._session, options, self._guests, self._watcher, self._vifs,
             self._images, config_drives)
+        ephemeral_disks = disks.Disks(self._session, options)
+        root_disks = rootdisk.RootDisks(self._session, options, self._guests)
         self._lifecycle = lifecycle.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._vifs,
-            self._images, self._templates, config_drives,
-            disks.Disks(self._session, options), self._rescues,
-            self._snapshots)
+            self._images, self._templates, config_drives, ephemeral_disks,
+            root_disks, self._rescues, self._snapshots)
+        self._migrations = lxd_migration.Migrations(
+            self._session, options, self._guests, self._vifs,
+            self._templates, ephemeral_disks, root_disks, self._lifecycle)
 
     # -- service ------------------------------------------------------------
 
@@ -249,6 +255,29 @@ class LXDDriver(driver.ComputeDriver):
         self._templates.prune()
 
     # -- migration ----------------------------------------------------------
+
+    def migrate_disk_and_power_off(self, context, instance, dest, flavor,
+                                   network_info, block_device_info=None,
+                                   timeout=0, retry_interval=0):
+        return self._migrations.prepare(
+            context, instance, dest, flavor, network_info, block_device_info,
+            timeout, retry_interval)
+
+    def finish_migration(self, context, migration, instance, disk_info,
+                         network_info, image_meta, resize_instance,
+                         allocations, block_device_info=None, power_on=True,
+                         share_info=None):
+        self._migrations.finish(context, migration, instance, network_info,
+                                block_device_info, power_on)
+
+    def confirm_migration(self, context, migration, instance, network_info):
+        self._migrations.confirm(migration, instance)
+
+    def finish_revert_migration(self, context, instance, network_info,
+                                migration, block_device_info=None,
+                                power_on=True, share_info=None):
+        self._migrations.revert(context, instance, network_info, migration,
+                                block_device_info, power_on)
 
     def check_can_live_migrate_destination(self, context, instance,
                                            src_compute_info, dst_compute_info,

@@ -119,8 +119,8 @@ def check(flavor: Any) -> None:
             f'{", ".join(unknown)}; those that exist are '
             f'{", ".join(sorted(KNOWN_SPECS))}'))
     for spec in (SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED):
-        _boolean(flavor, spec)
-    if _boolean(flavor, SPEC_PRIVILEGED) and _boolean(flavor, SPEC_ISOLATED):
+        flag(flavor, spec)
+    if flag(flavor, SPEC_PRIVILEGED) and flag(flavor, SPEC_ISOLATED):
         raise exception.InvalidInput(reason=(
             f'flavor {flavor.name} has both {SPEC_PRIVILEGED}=true and '
             f'{SPEC_ISOLATED}=true, but a privileged server has no user ids '
@@ -129,7 +129,14 @@ def check(flavor: Any) -> None:
     vif_quota(flavor)
 
 
-def _boolean(flavor: Any, spec: str) -> bool | None:
+def flag(flavor: Any, spec: str) -> bool | None:
+    """Read an extra spec that is true or false.
+
+    :param flavor: the :class:`nova.objects.Flavor`.
+    :param spec: its name.
+    :returns: its value, None if it is not set.
+    :raises nova.exception.InvalidInput: it is neither true nor false.
+    """
     value = flavor.extra_specs.get(spec)
     if value is None:
         return None
@@ -285,9 +292,9 @@ def _processes(request: Request) -> _Config:
 def _security(request: Request) -> _Config:
     """Write every security key, so that no default of LXD matters."""
     return {
-        'security.nesting': _word(_boolean(request.flavor, SPEC_NESTED)),
-        'security.privileged': _word(_boolean(request.flavor,
-                                              SPEC_PRIVILEGED)),
+        'security.nesting': _word(flag(request.flavor, SPEC_NESTED)),
+        'security.privileged': _word(flag(request.flavor,
+                                           SPEC_PRIVILEGED)),
     }
 
 
@@ -323,9 +330,9 @@ def wants_isolation(flavor: Any, mode: str, *, free_ranges: int,
         which this host does not have; Nova tries another one.
     """
     check(flavor)
-    if _boolean(flavor, SPEC_PRIVILEGED):
+    if flag(flavor, SPEC_PRIVILEGED):
         return Isolation.PRIVILEGED
-    wanted = _boolean(flavor, SPEC_ISOLATED)
+    wanted = flag(flavor, SPEC_ISOLATED)
     if wanted:
         if free_ranges < 1:
             raise exception.ComputeResourcesUnavailable(reason=(

@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 from nova.compute import power_state
+from nova.compute import task_states
 from nova import context as nova_context
 from nova import exception
 from nova import objects
@@ -36,6 +37,7 @@ from nova_lxd_py.virt import events
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import rescue
+from nova_lxd_py.virt import rootdisk
 from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
 from nova_lxd_py.virt.vif import manager as vif_manager
@@ -55,6 +57,7 @@ class Lifecycle:
     :param template_store: what new ones are cloned from.
     :param config_drives: their config drives.
     :param ephemeral_disks: their ephemeral disks.
+    :param root_disks: their root disks.
     :param rescues: what else may run in a server's place.
     :param snapshots: images being made of them.
     """
@@ -66,7 +69,8 @@ class Lifecycle:
                  image_store: images.ImageStore,
                  template_store: templates.TemplateStore,
                  config_drives: configdrive.ConfigDrives,
-                 ephemeral_disks: disks.Disks, rescues: rescue.Rescues,
+                 ephemeral_disks: disks.Disks,
+                 root_disks: rootdisk.RootDisks, rescues: rescue.Rescues,
                  snapshots: snapshot.Snapshots) -> None:
         self._virtapi = virtapi
         self._options = options
@@ -77,6 +81,7 @@ class Lifecycle:
         self._templates = template_store
         self._config_drives = config_drives
         self._disks = ephemeral_disks
+        self._root_disks = root_disks
         self._rescues = rescues
         self._snapshots = snapshots
 
@@ -169,6 +174,10 @@ class Lifecycle:
             if guest is None:
                 LOG.warning('LXD has no instance of this server; removing '
                             'what else there may be of it', instance=instance)
+            elif _is_reverted_here(instance, guest):
+                LOG.info('Keeping its LXD instance, which gets the old flavor '
+                         'back next', instance=instance)
+                return
             if destroy_disks:
                 self._discard(instance)
                 self._disks.delete(instance)
@@ -379,8 +388,17 @@ class Lifecycle:
             self._rescues.hold_root(self._guests.get(instance))
         else:
             devices.update(self._disks.ensure(instance, block_device_info))
-        guest.update(config, devices)
-        guest.start()
+        self._root_disks.update(instance, guest, config, devices)
+        self._root_disks.start(instance, guest)
+
+
+def _is_reverted_here(instance: objects.Instance, guest: lxd_instance.Guest
+                      ) -> bool:
+    """Whether Nova asks for the deletion as the first step of reverting a
+    resize on this host, where there is only one LXD instance."""
+    return (instance.task_state == task_states.RESIZE_REVERTING and
+            not instance.deleted and
+            lxd_instance.KEY_RESIZE in guest.config)
 
 
 def _drive_device(drive: dict[str, str] | None) -> dict[str, dict[str, str]]:
