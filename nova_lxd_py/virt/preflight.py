@@ -162,7 +162,7 @@ def check_project(session: lxd.Session, conf: Any) -> None:
     name = conf.lxd.project
     if name == 'default':
         raise StartupError(
-            '[lxd] project is "default", where instances of the operator '
+            f'[lxd] project is "{name}", where instances of the operator '
             'live; give the driver a project of its own')
     try:
         project, etag = session.get_with_etag('projects', name)
