@@ -72,7 +72,7 @@ class SnapshotCases:
             'GET', f'/1.0/instances/{server.name}',
             params={'project': self.host.project})
         described = dict(self.host.lxd_instances()[server.name])
-        described['ETag'] = answer.headers.get('Etag')
+        described['ETag'] = answer.headers['etag']
         return described
 
     def assert_clean(self) -> None:
