@@ -45,6 +45,11 @@ from tests.functional import container_host
 from tests.functional import ovs_daemon
 from tests.functional import private_network
 
+try:
+    from vif_plug_linux_bridge import privsep as privileged_bridge
+except ImportError:
+    privileged_bridge = None
+
 CONF = nova_conf.CONF
 
 BRIDGE = 'br-int'
@@ -79,6 +84,8 @@ def _configure() -> None:
     config = OVS.directory / 'nova.conf'
     helper = pathlib.Path(sys.executable).parent / 'privsep-helper'
     config.write_text(textwrap.dedent(f"""\
+        [oslo_concurrency]
+        lock_path = {OVS.directory}
         [os_vif_ovs]
         ovsdb_connection = {OVS.connection}
         [vif_plug_ovs_privileged]
@@ -442,13 +449,13 @@ class LimitsTestCase(VIFTestCase):
         guest, other = self.make_guests(
             **{'quota:vif_outbound_average': '1000'})
         self.assert_takes(3, guest, other, 3_000_000)
-        self.assertLess(self.seconds_to_send(other, guest, 3_000_000), 1)
+        self.assertLess(self.seconds_to_send(other, guest, 3_000_000), 2)
 
     def test_inbound(self) -> None:
         guest, other = self.make_guests(
             **{'quota:vif_inbound_average': '1000'})
         self.assert_takes(3, other, guest, 3_000_000)
-        self.assertLess(self.seconds_to_send(guest, other, 3_000_000), 1)
+        self.assertLess(self.seconds_to_send(guest, other, 3_000_000), 2)
 
     def test_guest_cannot_lift_them(self) -> None:
         guest, other = self.make_guests(
@@ -483,7 +490,7 @@ class LimitsTestCase(VIFTestCase):
         self.assert_takes(2, guest, other, 8_000_000)
         guest.instance.flavor.extra_specs = {}
         guest.plug()
-        self.assertLess(self.seconds_to_send(guest, other, 8_000_000), 1)
+        self.assertLess(self.seconds_to_send(guest, other, 8_000_000), 1.5)
         # The devices that limits need go when no guest can notice.
         self.assertTrue(guest.wire.is_limited)
         guest.stop()
@@ -497,8 +504,8 @@ class LimitsTestCase(VIFTestCase):
             'quota:vif_outbound_average': '1000',
             'quota:vif_outbound_peak': '50000',
             'quota:vif_outbound_burst': '4096'})
-        self.assertLess(self.seconds_to_send(guest, other, 3_000_000), 1)
-        self.assertGreater(self.seconds_to_send(guest, other, 3_000_000), 1.5)
+        self.assertLess(self.seconds_to_send(guest, other, 3_000_000), 2)
+        self.assertGreater(self.seconds_to_send(guest, other, 8_000_000), 3)
 
 
 class OtherTypesTestCase(VIFTestCase):
@@ -539,6 +546,30 @@ class OtherTypesTestCase(VIFTestCase):
         guest.restart()
         guest.run('ping -c 1 -W 2 10.9.0.254')
         guest.plug()
+
+    def test_bridge(self) -> None:
+        """Ports of Linux bridges, which Nova knows up to release 33."""
+        if privileged_bridge is None:
+            self.skipTest('this os-vif has no plugin for Linux bridges')
+        privileged_bridge.vif_plug.set_client_mode(False)
+        self.addCleanup(privileged_bridge.vif_plug.set_client_mode, True)
+        guest, other = Guest(self, 1), Guest(self, 2)
+        for each in (guest, other):
+            each.vif.update(type=model.VIF_TYPE_BRIDGE,
+                            details={'port_filter': True})
+            each.vif['network'].update(bridge='brqtest', meta={
+                'mtu': MTU, 'should_create_bridge': True})
+            each.create()
+            each.start()
+        self.assert_connected(guest, other)
+        guest.restart()
+        guest.plug()
+        self.assert_connected(guest, other)
+        guest.stop()
+        guest.plug(guest_stopped=True)
+        guest.start()
+        self.assert_connected(guest, other)
+        self.assertEqual(2, len(os.listdir('/sys/class/net/brqtest/brif')))
 
     def test_two_ports_in_order(self) -> None:
         guest = Guest(self, 1)
