@@ -59,6 +59,7 @@ KEY_UNUSED = 'user.nova.unused_since'
 _ISOLATED = 'security.idmap.isolated'
 _BASE = 'security.idmap.base'
 _SIZE = 'security.idmap.size'
+_ALLOCATED = 'volatile.idmap.base'
 #: The uid map to which LXD has shifted a root disk, the one that it shall
 #: have, and the one of the last start.
 _SHIFTED = 'volatile.last_state.idmap'
@@ -234,9 +235,11 @@ class TemplateStore:
                 holder = self._guests.by_name(name)
             except errors.NotFound:
                 holder = self._hold_range(name, project_id)
-            if KEY_UNUSED in holder.config:
-                holder.update(config={KEY_UNUSED: None})
-            return {_BASE: holder.config[_BASE], _SIZE: str(idmap.RANGE)}
+            # LXD has allocated it, so far for this instance only.
+            base = holder.config.get(_BASE) or holder.config[_ALLOCATED]
+            if _BASE not in holder.config or KEY_UNUSED in holder.config:
+                holder.update(config={_BASE: base, KEY_UNUSED: None})
+            return {_BASE: base, _SIZE: str(idmap.RANGE)}
 
     def _hold_range(self, name: str, project_id: str) -> lxd_instance.Guest:
         config = {
@@ -251,11 +254,9 @@ class TemplateStore:
             config[_BASE] = known[0]
         holder = self._guests.create(name, {'type': 'none'}, config,
                                      self._root_device())
-        if not known:
-            base = holder.config['volatile.idmap.base']
-            holder.update(config={_BASE: base})
-            LOG.info('OpenStack project %s has the host uids %s to %d',
-                     project_id, base, int(base) + idmap.RANGE - 1)
+        first = int(holder.config[_ALLOCATED])
+        LOG.info('Servers of OpenStack project %s have the host uids %d to '
+                 '%d', project_id, first, first + idmap.RANGE - 1)
         return holder
 
     def _root_device(self) -> dict[str, Mapping[str, str]]:

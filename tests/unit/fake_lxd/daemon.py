@@ -60,6 +60,8 @@ class Daemon:
     :ivar reboot_gap: seconds for which a guest that reboots is down.
     :ivar record_delay: seconds for which a new instance is listed, but has no
         uid range yet.
+    :ivar idmapped_mounts: whether root disks are mounted idmapped instead of
+        shifted.
     :ivar speed: by what LXD's own waiting for a guest is divided.
     :ivar compressions: what the host has programs for.
     :ivar host_interfaces: network devices of the host; None is any.
@@ -84,6 +86,7 @@ class Daemon:
         self.stop_hook_delay = 0.0
         self.reboot_gap = 0.0
         self.speed = 1.0
+        self.idmapped_mounts = False
         self.record_delay = 0.0
         self.compressions = {'none', 'gzip', 'bzip2', 'xz', 'lzma', 'zstd'}
         self.host_interfaces: set[str] | None = None

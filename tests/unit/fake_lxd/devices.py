@@ -45,6 +45,9 @@ _OPTIONS = {
         'type source path major minor uid gid mode required'.split()),
 }
 
+#: Characters of a network interface's name at most.
+_LONGEST_INTERFACE = 15
+
 NIC_TYPES = frozenset(
     'physical p2p bridged macvlan sriov ipvlan routed'.split())
 
@@ -147,7 +150,8 @@ def start(daemon, instance: state.Instance, devices: Devices) -> None:
 def _start_nic(daemon, instance: state.Instance, key: str,
                device: dict[str, str]) -> None:
     parent = device.get('parent', '')
-    if parent and not _exists(daemon.host_interfaces, parent):
+    if parent and (len(parent) > _LONGEST_INTERFACE or
+                   not _exists(daemon.host_interfaces, parent)):
         raise errors.bad_request(
             f'Failed to start device "{key}": Parent device \'{parent}\' '
             f"doesn't exist")

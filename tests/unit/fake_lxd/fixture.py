@@ -301,7 +301,7 @@ class FakeLXD(fixtures.Fixture):
             read.fingerprint, read.parts,
             {**(read.metadata.get('properties') or {}), **(properties or {})},
             read.rootfs, architecture=read.metadata['architecture'],
-            created_at=read.created_at)
+            created_at=read.created_at, metadata=read.metadata)
         with self.daemon.store.lock:
             self.daemon.store.images[project, image.fingerprint] = image
             if alias:

@@ -121,7 +121,8 @@ def _import(daemon, request, owner: str,
             filename=request.headers.get('x-lxd-filename')
             or (names[-1] if names else ''),
             public=request.headers.get('x-lxd-public') in ('1', 'true'),
-            created_at=content.created_at, expires_at=content.expires_at)
+            created_at=content.created_at, expires_at=content.expires_at,
+            metadata=content.metadata)
         operation.update(fingerprint=image.fingerprint, size=str(image.size))
         _add(daemon, owner, image, 'Image with same fingerprint already '
                                    'exists')

@@ -86,8 +86,7 @@ def _state(daemon, instance: state.Instance) -> dict[str, Any]:
     root = devices.root_of(wanted) or {}
     pool = daemon.store.pools.get(root.get('pool', ''))
     if pool is not None and pool.has_quota:
-        disk['root'] = {'usage': usage.get(
-            'disk', instance.files.size if instance.files else 16384)}
+        disk['root'] = {'usage': instances.disk_usage(instance)}
     memory = usage.get('memory', 3 << 20) if running else 0
     return {
         'status': instance.status,
@@ -126,6 +125,15 @@ def get_instance(daemon, request, name):
         full = int(request.query.get('recursion') or 0) > 0
         return routing.sync(shown(daemon, instance, 2 if full else 1),
                             etag_of=instances.etag_of(instance))
+
+
+@routing.route('GET', '/1.0/instances/{name}/metadata')
+def get_metadata(daemon, request, name):
+    with daemon.store.lock:
+        instance = daemon.store.instance(request.project, name)
+        found = {'architecture': '', 'creation_date': 0, 'expiry_date': 0,
+                 'properties': None, 'templates': None, **instance.metadata}
+        return routing.sync(found, etag_of=(found,))
 
 
 @routing.route('GET', '/1.0/instances/{name}/state')

@@ -180,12 +180,14 @@ def _from_image(daemon, request, source: dict[str, Any]):
                 {f'image.{key}': value
                  for key, value in image.properties.items()})
             instance.config['volatile.base_image'] = image.fingerprint
+            instance.metadata = image.metadata
 
         def late(operation: operations.Operation) -> None:
             if isinstance(image.rootfs, str):
                 raise errors.bad_request(
                     f'Failed creating instance from image: {image.rootfs}')
-            _check_quota(daemon, instance, image.unpacked)
+            _check_quota(daemon, instance, image.unpacked,
+                         'Failed creating instance from image')
             with daemon.store.lock:
                 instance.files = image.rootfs.copy()
             operation.update(
@@ -199,19 +201,33 @@ def _from_image(daemon, request, source: dict[str, Any]):
     return prepare
 
 
-def _check_quota(daemon, instance: state.Instance, needed: int) -> None:
+def _check_quota(daemon, instance: state.Instance, needed: int, doing: str
+                 ) -> None:
     _config, wanted = daemon.store.expanded(instance)
     root = devices.root_of(wanted) or {}
-    size = root.get('size')
     pool = daemon.store.pools[root['pool']]
-    if (size and pool.has_quota
-            and needed > config_keys.size_in_bytes(size)):
+    if not pool.has_quota:
+        return
+    size = root.get('size')
+    limit = config_keys.size_in_bytes(size) if size else None
+    stuck = (instance.too_low_quota or needed) < needed
+    # What LXD fails to set stays set, and then nothing else can be set.
+    if limit is not None and limit < needed:
+        instance.too_low_quota = limit
+        stuck = True
+    if stuck:
         raise errors.bad_request(
-            f'Failed creating instance from image: Failed to run: btrfs '
+            f'{doing}: Failed to run: btrfs '
             f'qgroup limit -e none 0/276 /var/lib/lxd/storage-pools/'
             f'{pool.name}/containers/{instance.project}_{instance.name}: '
             f'exit status 1 (ERROR: unable to limit requested quota group: '
             f'Disk quota exceeded)')
+
+
+def disk_usage(instance: state.Instance) -> int:
+    """Bytes in the root filesystem, or what a test says there are."""
+    return instance.usage.get(
+        'disk', instance.files.size if instance.files else 16384)
 
 
 def _from_copy(daemon, request, body: dict[str, Any],
@@ -233,6 +249,7 @@ def _from_copy(daemon, request, body: dict[str, Any],
             instance.config = {
                 **{key: value for key, value in given.config.items()
                    if key not in _OWN
+                   and key not in (body.get('config') or {})
                    and not re.match(r'volatile\.[^.]+\.(host_name|hwaddr|'
                                     r'last_state\.)', key)},
                 **instance.config}
@@ -242,6 +259,7 @@ def _from_copy(daemon, request, body: dict[str, Any],
             instance.architecture = origin.architecture
             instance.ephemeral = instance.ephemeral or given.ephemeral
             instance.files = given.files.copy() if given.files else None
+            instance.metadata = origin.metadata
             if not snapshot and not source.get('instance_only'):
                 instance.snapshots = snapshots.copy_all(origin)
 
@@ -399,6 +417,9 @@ def _apply(daemon, instance: state.Instance, before: devices.Devices,
     if root and old_root and root.get('pool') != old_root.get('pool'):
         raise errors.bad_request(f'Cannot update root disk device pool name '
                                  f'to "{root.get("pool")}"')
+    if root != old_root:
+        _check_quota(daemon, instance, disk_usage(instance),
+                     'Failed to update device "root"')
     added = {key: device for key, device in after.items()
              if before.get(key) != device}
     devices.check_added(daemon, instance, added)

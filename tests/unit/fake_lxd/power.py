@@ -97,9 +97,11 @@ def _boot(daemon, operation: operations.Operation | None,
             f'{instance.project}_{instance.name}/rootfs"')
     take_volumes(daemon, instance, wanted, following)
     # The files are shifted, and stay so, when a device fails then.
-    shifts = config.get('volatile.last_state.idmap') != following
-    instance.config.update({'volatile.idmap.current': following,
-                            'volatile.last_state.idmap': following})
+    shifted = config.get('volatile.last_state.idmap', '[]')
+    shifts = shifted != following
+    if not (daemon.idmapped_mounts and shifted == '[]'):
+        instance.config['volatile.last_state.idmap'] = following
+    instance.config['volatile.idmap.current'] = following
     devices.start(daemon, instance, wanted)
     instance.config['volatile.last_state.power'] = 'RUNNING'
     instance.config.pop('volatile.apply_template', None)

@@ -87,6 +87,7 @@ class Image:
     :ivar parts: (field name, file name, content) of the export.
     :ivar rootfs: the root filesystem, or what LXD says when unpacking it.
     :ivar unpacked: bytes the root filesystem takes.
+    :ivar metadata: its metadata.yaml.
     """
 
     fingerprint: str
@@ -103,6 +104,7 @@ class Image:
     uploaded_at: str = dataclasses.field(default_factory=clock.now)
     profiles: list[str] = dataclasses.field(
         default_factory=lambda: ['default'])
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -142,8 +144,10 @@ class Instance:
     """A container.
 
     :ivar files: its root filesystem; None for source type "none".
+    :ivar metadata: metadata.yaml of its image.
     :ivar busy: the power action that holds it, if any.
-    :ivar shutdowns: clean shutdowns that wait for the guest.
+    :ivar too_low_quota: a quota below what is used, which btrfs did not let
+        LXD take back.
     """
 
     name: str
@@ -152,6 +156,7 @@ class Instance:
     devices: dict[str, dict[str, str]]
     profiles: list[str]
     files: tree.Tree | None = None
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     architecture: str = 'x86_64'
     description: str = ''
     ephemeral: bool = False
@@ -160,6 +165,7 @@ class Instance:
     status: str = STOPPED
     busy: str = ''
     pid: int = 0
+    too_low_quota: int | None = None
     guest: Guest = dataclasses.field(default_factory=Guest)
     snapshots: dict[str, Snapshot] = dataclasses.field(default_factory=dict)
     logs: dict[str, bytes] = dataclasses.field(default_factory=dict)
