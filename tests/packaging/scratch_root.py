@@ -113,12 +113,12 @@ def debian_mirror() -> str:
 def debian_with_nova() -> ScratchRoot:
     """Make the directory, or take the one of an earlier run.
 
-    It takes two minutes and 1.5 GB, so it is kept below ``.tox`` like the
+    It takes two minutes and 1.5 GB, so it is kept below ``.venv`` like the
     other test environments.
 
     :returns: a Debian with :data:`PACKAGES`.
     """
-    path = environment.SOURCE / '.tox' / f'{SUITE}-nova'
+    path = environment.SOURCE / '.venv' / f'{SUITE}-nova'
     root = ScratchRoot(path)
     if path.exists():
         root.adopt_network()

@@ -1,0 +1,338 @@
+#!/usr/bin/env bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# Makes the test environments and runs the tests.
+
+set -uo pipefail
+
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" || exit 1
+readonly REPO=$PWD
+readonly ENVS=$REPO/.venv
+readonly TOOLS=$ENVS/tools NOVA34=$ENVS/nova34 NOVA32=$ENVS/nova32
+readonly PYTHON=${PYTHON:-python3}
+readonly QUICKSTART=$REPO/devstack/quickstart.sh
+
+usage() {
+    cat <<END
+Usage: [sudo] ./run_tests.sh [stage]... [-- pytest option...]
+
+Without a stage all of them run, in this order. Root is needed for those
+marked with *.
+
+  pep8         style and spelling
+  mypy         types
+  docs         documentation and release notes
+  unit         unit tests, twice: Nova 34 with native threads, Nova 32 with
+               eventlet
+  threads, eventlet
+               one of the two
+  packaging *  Nova loads the driver after every way of installing it; without
+               root the part with Debian's packages is left out
+  functional * a real LXD and a real Open vSwitch
+  cloud      * a real cloud, end to end. One that devstack/quickstart.sh has
+               brought up is used and left alone, otherwise one is made and
+               taken away again
+
+Environment: PYTHON (default python3), NOVA_LXD_TEST_NO_UV=1 (install with pip
+alone), KEEP_CLOUD=1 (leave the cloud of the stage "cloud" running).
+END
+}
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'run_tests.sh: %s\n' "$*" >&2; exit 1; }
+is_root() { ((EUID == 0)); }
+
+# -- environments -------------------------------------------------------------
+
+# install PYTHON ARGUMENT...: with uv where it can be had, else with pip. uv
+# takes seconds where pip takes a minute, but does not read pip's settings.
+install() {
+    local python=$1 index bundle=${SSL_CERT_FILE:-${PIP_CERT:-}}
+    shift
+    if [[ -x $TOOLS/bin/uv && -z ${NOVA_LXD_TEST_NO_UV:-} ]]; then
+        index=$("$TOOLS/bin/python" -m pip config get global.index-url \
+            2>/dev/null) || index=''
+        index=${PIP_INDEX_URL:-$index}
+        env ${index:+UV_DEFAULT_INDEX="$index"} \
+            ${bundle:+SSL_CERT_FILE="$bundle"} UV_HTTP_TIMEOUT=180 \
+            UV_LINK_MODE=copy UV_CACHE_DIR="$ENVS/uv-cache" \
+            "$TOOLS/bin/uv" pip install --quiet --python "$python" "$@" &&
+            return 0
+        echo 'uv failed, trying pip.'
+    fi
+    "$python" -m pip install --quiet --disable-pip-version-check "$@"
+}
+
+make_tools() {
+    [[ ! -e $TOOLS/.complete ]] || return 0
+    rm -rf "$TOOLS"
+    mkdir -p "$ENVS"
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "Python 3.11 or later is needed; PYTHON=... names another one."
+    "$PYTHON" -m venv "$TOOLS" ||
+        fail 'python3 cannot make virtual environments (package python3-venv).'
+    if [[ -z ${NOVA_LXD_TEST_NO_UV:-} ]]; then
+        "$TOOLS/bin/python" -m pip install --quiet \
+            --disable-pip-version-check uv ||
+            echo 'uv cannot be had here; pip does it, in more time.'
+    fi
+    touch "$TOOLS/.complete"
+}
+
+# What an environment is made of: when it changes, so must the environment.
+stamp() {
+    cat pyproject.toml setup.cfg ./*requirements.txt doc/requirements.txt \
+        "$@" run_tests.sh | cksum
+}
+
+# make_env DIRECTORY CONSTRAINTS... -- ARGUMENT...
+make_env() {
+    local directory=$1 wanted
+    local -a files=() pins=()
+    shift
+    while [[ $1 != -- ]]; do
+        files+=("$1")
+        pins+=(--constraint "$1")
+        shift
+    done
+    shift
+    wanted=$(stamp "${files[@]}")
+    [[ $(cat "$directory/.complete" 2>/dev/null) != "$wanted" ]] || return 0
+    make_tools
+    say "Making the environment $directory"
+    rm -rf "$directory"
+    "$PYTHON" -m venv "$directory" &&
+        install "$directory/bin/python" "${pins[@]}" \
+            --requirement test-requirements.txt "$@" &&
+        printf '%s\n' "$wanted" >"$directory/.complete"
+}
+
+need_nova34() {
+    make_env "$NOVA34" constraints.txt constraints-test.txt -- \
+        --requirement lint-requirements.txt --requirement doc/requirements.txt \
+        --editable '.[nova]'
+}
+
+need_nova32() {
+    make_env "$NOVA32" constraints-nova32.txt -- --editable '.[nova]'
+}
+
+# The distribution's packages that tests with root need, without letting the
+# services among them start.
+need_packages() (
+    set -e
+    # shellcheck source=devstack/quickstart/packages.sh
+    . devstack/quickstart/packages.sh
+    # shellcheck disable=SC2046 # words are wanted
+    set -- "${FIRST_PACKAGES[@]}" "${SERVER_PACKAGES[@]}"
+    if [[ -n $(missing_packages "$@") ]] || ! package_installed lxd; then
+        say "Installing packages"
+        for attempt in 1 2 3; do
+            apt-get update --quiet -o DPkg::Lock::Timeout=300 && break
+            ((attempt < 3)) || exit 1
+            sleep $((attempt * 5))
+        done
+        # shellcheck disable=SC2046
+        install_packages "$@" $(lxd_packages)
+    fi
+)
+
+# -- stages -------------------------------------------------------------------
+
+# pytest NAME PYTHON DIRECTORY: the counts go into the summary.
+run_pytest() {
+    local name=$1 python=$2 directory=$3
+    PYTHONWARNINGS=${PYTHONWARNINGS:-ignore} \
+        PATH="$TOOLS/bin:$PATH" \
+        "$python" -m pytest --junit-xml="$RESULTS/$name.xml" -q \
+        -o junit_family=xunit1 --durations=5 --durations-min=5 \
+        "$directory" ${PYTEST_OPTIONS[@]+"${PYTEST_OPTIONS[@]}"}
+}
+
+stage_pep8() {
+    need_nova34 || return
+    local status=0
+    "$NOVA34/bin/flake8" || status=1
+    "$NOVA34/bin/codespell" || status=1
+    "$NOVA34/bin/sphinx-lint" README.rst CONTRIBUTING.rst doc/source \
+        releasenotes || status=1
+    return "$status"
+}
+
+stage_mypy() {
+    need_nova34 && "$NOVA34/bin/mypy" --cache-dir "$RESULTS/mypy"
+}
+
+stage_docs() {
+    need_nova34 || return
+    local status=0 part
+    for part in doc releasenotes; do
+        rm -rf "$part/build"
+        "$NOVA34/bin/python" -m sphinx -q -W --keep-going -b html \
+            -d "$part/build/doctrees" "$part/source" "$part/build/html" ||
+            status=1
+    done
+    return "$status"
+}
+
+stage_threads() {
+    need_nova34 && OS_NOVA_DISABLE_EVENTLET_PATCHING=1 \
+        run_pytest threads "$NOVA34/bin/python" tests/unit
+}
+
+stage_eventlet() {
+    need_nova32 && OS_NOVA_DISABLE_EVENTLET_PATCHING=0 \
+        run_pytest eventlet "$NOVA32/bin/python" tests/unit
+}
+
+stage_packaging() {
+    if is_root; then
+        need_packages || return
+    fi
+    need_nova34 && run_pytest packaging "$NOVA34/bin/python" tests/packaging
+}
+
+stage_functional() {
+    is_root || { echo 'Needs root.'; return 1; }
+    need_packages && need_nova34 &&
+        run_pytest functional "$NOVA34/bin/python" tests/functional
+}
+
+stage_cloud() {
+    is_root || { echo 'Needs root.'; return 1; }
+    need_packages && need_nova34 || return
+    if "$QUICKSTART" status >/dev/null 2>&1; then
+        echo 'Using the quickstart cloud of this machine.'
+    else
+        local was=$?
+        # It is somebody's: neither repaired nor taken away here.
+        ((was == 3)) || {
+            echo "There is a quickstart cloud here that does not work" \
+                "($QUICKSTART status tells why)."
+            return 1
+        }
+        CLOUD_IS_OURS=yes
+        "$QUICKSTART" up || return
+    fi
+    run_pytest cloud "$NOVA34/bin/python" tests/cloud
+}
+
+remove_cloud() {
+    [[ -n ${CLOUD_IS_OURS:-} && -z ${KEEP_CLOUD:-} ]] || return 0
+    CLOUD_IS_OURS=
+    say 'Removing the cloud'
+    "$QUICKSTART" purge
+}
+
+# -- running ------------------------------------------------------------------
+
+declare -a SUMMARY=()
+declare -i PASSED=0 FAILED=0 SKIPPED=0
+
+# counts NAME: passed, failed and skipped tests of a stage's report.
+counts() {
+    "$NOVA34/bin/python" - "$RESULTS/$1.xml" <<'END'
+import sys
+from xml.etree import ElementTree
+
+suites = list(ElementTree.parse(sys.argv[1]).getroot().iter('testsuite'))
+
+
+def total(name):
+    return sum(int(suite.get(name)) for suite in suites)
+
+
+bad = total('failures') + total('errors')
+print(total('tests') - bad - total('skipped'), bad, total('skipped'))
+END
+}
+
+run_stage() {
+    local name=$1 status=0 passed=0 failed=0 skipped=0 took=$SECONDS
+    say "$name"
+    "stage_$name" || status=$?
+    if [[ $name == cloud ]]; then
+        remove_cloud || status=1
+    fi
+    took=$((SECONDS - took))
+    if [[ -s $RESULTS/$name.xml ]]; then
+        read -r passed failed skipped <<<"$(counts "$name")"
+    elif ((status == 0)); then
+        passed=1
+    fi
+    # A stage may break before or after its tests.
+    ((status == 0 || failed > 0)) || failed=1
+    ((PASSED += passed, FAILED += failed, SKIPPED += skipped)) || :
+    SUMMARY+=("$(printf '%-12s %4d s  %5d passed %4d failed %4d skipped' \
+        "$name" "$took" "$passed" "$failed" "$skipped")")
+}
+
+clean_up() {
+    local status=$?
+    trap - EXIT INT TERM
+    remove_cloud
+    rm -rf "$RESULTS"
+    # What sudo made shall serve its user as well.
+    if [[ -n ${SUDO_UID:-} && -d $ENVS ]]; then
+        find "$ENVS" -mindepth 1 -maxdepth 1 ! -name '*-nova*' \
+            -exec chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" {} +
+    fi
+    exit "$status"
+}
+
+main() {
+    local -a stages=()
+    PYTEST_OPTIONS=()
+    while (($#)); do
+        case $1 in
+        -h | --help)
+            usage
+            exit
+            ;;
+        --)
+            shift
+            PYTEST_OPTIONS=("$@")
+            break
+            ;;
+        unit) stages+=(threads eventlet) ;;
+        pep8 | mypy | docs | threads | eventlet | packaging | functional | cloud)
+            stages+=("$1")
+            ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+        esac
+        shift
+    done
+    if ((${#stages[@]} == 0)); then
+        stages=(pep8 mypy docs threads eventlet packaging functional cloud)
+        is_root || fail 'All tests need root: sudo ./run_tests.sh' \
+            '(without root: ./run_tests.sh pep8 mypy docs unit)'
+    fi
+    RESULTS=$(mktemp -d)
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    local name
+    for name in "${stages[@]}"; do
+        run_stage "$name"
+    done
+    say Summary
+    printf '%s\n' "${SUMMARY[@]}"
+    printf '\nTook %d min %d s.\n' $((SECONDS / 60)) $((SECONDS % 60))
+    printf '%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"
+    ((FAILED == 0))
+}
+
+main "$@"
