@@ -45,6 +45,7 @@ from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import password as lxd_password
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt.vif import manager as vif_manager
 
@@ -74,6 +75,7 @@ class Rescues:
     :param vifs: plugs their ports.
     :param image_store: their images.
     :param config_drives: their config drives.
+    :param passwords: sets their administrators' passwords.
     """
 
     def __init__(self, session: lxd.Session,
@@ -81,7 +83,8 @@ class Rescues:
                  guests: lxd_instance.Guests, watcher: events.Watcher,
                  vifs: vif_manager.VIFManager,
                  image_store: images.ImageStore,
-                 config_drives: configdrive.ConfigDrives) -> None:
+                 config_drives: configdrive.ConfigDrives,
+                 passwords: lxd_password.Passwords) -> None:
         self._session = session
         self._options = options
         self._guests = guests
@@ -89,18 +92,21 @@ class Rescues:
         self._vifs = vifs
         self._images = image_store
         self._config_drives = config_drives
+        self._passwords = passwords
 
     # -- there and back -----------------------------------------------------
 
     def rescue(self, context: nova_context.RequestContext,
                instance: objects.Instance, network_info: Any,
-               image_meta: objects.ImageMeta) -> lxd_instance.Guest:
+               image_meta: objects.ImageMeta, password: str | None
+               ) -> lxd_instance.Guest:
         """Start a rescue instance in a server's place.
 
         A failure leaves the server's own instance stopped and in charge.
         See :meth:`nova.virt.driver.ComputeDriver.rescue`.
 
         :param image_meta: the image to make the rescue instance from.
+        :param password: what its administrator's password shall be.
         :returns: the rescue instance, running.
         :raises nova.exception.InstanceNotRescuable: the root disk cannot be
             shown to another instance on this host.
@@ -121,6 +127,7 @@ class Rescues:
             own.update(config={lxd_instance.KEY_RESCUED: 'true'})
             self._start(instance, own, guest)
             undo.pop_all()
+            self._passwords.give(instance, guest, password)
         self._watcher.forget(instance)
         LOG.info('Rescue instance %s runs in its place, made from image %s; '
                  'its root disk is at %s', guest.name, image_meta.id,
@@ -139,7 +146,7 @@ class Rescues:
             self._leave(instance, own)
             # Its devices are still those that it had; after a reboot of the
             # host the ports' may be missing.
-            self._vifs.plug(instance, instance.get_network_info(),
+            self._vifs.plug(instance, instance.get_network_info() or (),
                             guest_stopped=True)
             own.start()
         self._watcher.forget(instance)

@@ -59,6 +59,7 @@ class DriverHost(fixtures.Fixture):
 
     :param lxd: the LXD to use; by default one shared by the process.
     :param endpoint: path of a socket that leads to it, if not its own.
+    :param glance: where images come from; an empty one by default.
     :param options: values for ``[lxd]``.
 
     :ivar driver: the driver, past ``init_host``.
@@ -68,8 +69,11 @@ class DriverHost(fixtures.Fixture):
     """
 
     def __init__(self, lxd: lxd_daemon.RealLXD | None = None,
-                 endpoint: str | None = None, **options: Any) -> None:
+                 endpoint: str | None = None,
+                 glance: memory_glance.MemoryGlance | None = None,
+                 **options: Any) -> None:
         super().__init__()
+        self.glance = glance or memory_glance.MemoryGlance()
         self.lxd = lxd or lxd_daemon.shared()
         self._endpoint = endpoint or self.lxd.endpoint
         self._options = options
@@ -91,7 +95,6 @@ class DriverHost(fixtures.Fixture):
         for name, value in settings.items():
             self._set(name, value, 'lxd')
         self.useFixture(nova_fixtures.PrivsepFixture())
-        self.glance = memory_glance.MemoryGlance()
         self.useFixture(fixtures.MonkeyPatch(
             'nova.image.glance.API', lambda: self.glance))
         # What Neutron and the conductor add to a config drive.
