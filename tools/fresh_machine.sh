@@ -129,8 +129,7 @@ lxc storage create default dir >/dev/null
 lxc image import "$work/image.tar" --alias fresh >/dev/null
 rm -f "$work/image.tar"
 lxc init fresh "$name" --storage default --no-profiles \
-    -c security.privileged=true -c security.nesting=true \
-    -c raw.lxc='lxc.apparmor.profile=unconfined' >/dev/null
+    -c security.privileged=true -c security.nesting=true >/dev/null
 lxc config device add "$name" eth0 nic nictype=bridged parent="$bridge" \
     name=eth0 >/dev/null
 for device in fuse net/tun loop-control; do
@@ -138,12 +137,10 @@ for device in fuse net/tun loop-control; do
     lxc config device add "$name" "${device//\//-}" unix-char \
         source="/dev/$device" path="/dev/$device" >/dev/null
 done
-for number in $(seq 64 71); do
-    # A container sees none of the loop devices that the kernel makes later.
-    [[ -e /dev/loop$number ]] || mknod "/dev/loop$number" b 7 "$number" ||
-        true
-    lxc config device add "$name" "loop$number" unix-block \
-        source="/dev/loop$number" path="/dev/loop$number" >/dev/null
+# A container does not see the loop devices that the kernel makes later.
+for number in $(seq 0 63); do
+    lxc config device add "$name" "loop$number" unix-block major=7 \
+        minor="$number" path="/dev/loop$number" >/dev/null
 done
 lxc start "$name"
 
