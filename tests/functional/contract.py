@@ -144,7 +144,7 @@ class ContractTest(testtools.TestCase):
             return text
         text = text.replace(str(self.lxd.directory), '/var/lib/lxd')
         text = re.sub(r'/var/lib/lxd/logs/', '/var/log/lxd/', text)
-        text = re.sub(r'qgroup limit -e none \S+', 'qgroup limit', text)
+        text = re.sub(r'qgroup limit (-e )?\S+ \S+', 'qgroup limit', text)
         text = text.replace(self.project, 'PROJECT')
         text = _UUID.sub('UUID', text)
         return HASH.sub('HASH', text)

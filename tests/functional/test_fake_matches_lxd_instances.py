@@ -23,6 +23,8 @@ import websocket
 from tests.functional import contract
 from tests import raw_lxd
 
+ROOT_OF_100 = {'root': {**contract.ROOT['root'], 'size': '100MiB'}}
+
 
 class InstanceContract(contract.ContractTest):
     """Instances."""
@@ -302,6 +304,22 @@ class InstanceContract(contract.ContractTest):
                 'PATCH', path, {'config': {}},
                 headers={'If-Match': tag}).status)
         self._compare()
+
+    def test_root_quota(self):
+        self._create(devices=ROOT_OF_100)
+        path = '/1.0/instances/c1'
+        for size in ('1MiB', '200MiB', '50MiB', '', 'x'):
+            self.same('PATCH', path, {'devices': {'root': {
+                **contract.ROOT['root'], 'size': size}}})
+            self._compare()
+        self._power('start')
+        self._create('c2', devices=ROOT_OF_100)
+        self._power('start', 'c2')
+        for size in ('200MiB', '50MiB', '1MiB', '200MiB'):
+            self.same('PATCH', '/1.0/instances/c2', {'devices': {'root': {
+                **contract.ROOT['root'], 'size': size}}})
+            self._compare('c2')
+        self._power('restart', 'c2', force=True)
 
     def test_volume_devices(self):
         self._create()

@@ -99,6 +99,14 @@ def _boot(daemon, operation: operations.Operation | None,
     # The files are shifted, and stay so, when a device fails then.
     shifted = config.get('volatile.last_state.idmap', '[]')
     shifts = shifted != following
+    if instance.too_low_quota is not None:
+        name = f'{instance.project}_{instance.name}'
+        raise errors.bad_request(
+            f'Failed to handle idmapped storage: Failed to change ownership '
+            f'of: /var/lib/lxd/storage-pools/{root.get("pool")}/containers/'
+            f'{name}/rootfs' if shifts else
+            f'Failed clearing ownership: chown /var/lib/lxd/containers/{name}'
+            f': disk quota exceeded')
     if not (daemon.idmapped_mounts and shifted == '[]'):
         instance.config['volatile.last_state.idmap'] = following
     instance.config['volatile.idmap.current'] = following
