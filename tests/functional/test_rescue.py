@@ -28,6 +28,9 @@ from tests.functional import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 
+#: Busybox of distributions lacks chpasswd: one that notes its input.
+CHPASSWD = b'#!/bin/sh\ncat > /root/chpasswd-input\n'
+
 
 class _Named(types.SimpleNamespace):
     """Just enough of a server for DriverHost.run."""
@@ -47,7 +50,7 @@ class RescueCases:
         self.addCleanup(self.host.cleanUp)
         self.driver = self.host.driver
         self.rescue_image = self.host.image(busybox_image.unified(
-            {'/etc/rescue-image': b'yes'}))
+            {'etc/rescue-image': b'yes', 'bin/chpasswd': CHPASSWD}))
 
     def make_server(self):
         server = self.host.spawn()
@@ -92,6 +95,8 @@ class RescueCases:
                 "; stat -c %U /mnt/rescue/root").replace('\n', ' ').strip())
             self.in_rescue(server, 'sh', '-c',
                            f'echo {turn} > /mnt/rescue/root/{turn}')
+            self.assertEqual('root:secret', self.in_rescue(
+                server, 'cat', '/root/chpasswd-input').strip())
             self.assertEqual([server.name], self.driver.list_instances())
             self.assertEqual([server.uuid], self.driver.list_instance_uuids())
             self.unrescue(server)
