@@ -571,6 +571,22 @@ class OtherTypesTestCase(VIFTestCase):
         self.assert_connected(guest, other)
         self.assertEqual(2, len(os.listdir('/sys/class/net/brqtest/brif')))
 
+    def test_rows_of_kernel_datapath(self) -> None:
+        """os-vif writes more there; without the module only that happens."""
+        guest = Guest(self, 1)
+        guest.vif['network']['bridge'] = 'br-kernel'
+        guest.vif['details'].update(bridge_name='br-kernel',
+                                    datapath_type='system')
+        self.addCleanup(OVS.vsctl, 'del-br', 'br-kernel')
+        before = OVS.rows('QoS'), OVS.rows('Port')
+        guest.plug()
+        self.assertEqual(before[0] + 1, OVS.rows('QoS'))
+        guest.plug()
+        guest.unplug()
+        # The bridge has a port, too.
+        self.assertEqual((before[0], before[1] + 1),
+                         (OVS.rows('QoS'), OVS.rows('Port')))
+
     def test_two_ports_in_order(self) -> None:
         guest = Guest(self, 1)
         second = make_vif(3)

@@ -40,6 +40,7 @@ import time
 from nova.network import model
 from nova import objects
 from oslo_log import log as logging
+from oslo_utils import excutils
 
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.vif import base
@@ -228,16 +229,32 @@ class VethPlugin(base.VIFPlugin):
                          'it was %(state)s.',
                          {'port': vif['id'], 'state': state.value},
                          instance=instance)
-            self.make(instance, vif, limits)
-        else:
-            wire.update_mtu()
-            if wire.is_limited:
-                wire.set_limits(limits)
-            elif limits:
-                LOG.warning('The bandwidth limits of port %s take effect at '
-                            'the next hard reboot of the server.', vif['id'],
-                            instance=instance)
+            self._make_and_connect(instance, vif, limits)
+            return
+        wire.update_mtu()
+        if wire.is_limited:
+            wire.set_limits(limits)
+        elif limits:
+            LOG.warning('The bandwidth limits of port %s take effect at the '
+                        'next hard reboot of the server.', vif['id'],
+                        instance=instance)
         self.connect(instance, vif)
+
+    def _make_and_connect(self, instance: objects.Instance, vif: model.VIF,
+                          limits: qos.Limits) -> None:
+        """Make the port's devices and attach them, or leave none."""
+        try:
+            self.make(instance, vif, limits)
+            self.connect(instance, vif)
+        except Exception:
+            with excutils.save_and_reraise_exception():
+                try:
+                    self.unplug(instance, vif)
+                except Exception as error:
+                    LOG.warning('Nor could port %(port)s be taken back: '
+                                '%(error)s',
+                                {'port': vif['id'], 'error': error},
+                                instance=instance)
 
     def unplug(self, instance: objects.Instance, vif: model.VIF) -> None:
         try:

@@ -75,6 +75,8 @@ class FakeHost(fixtures.Fixture):
         without.
     :ivar is_busy: how many times Open vSwitch is to miss that a port was
         deleted and made again.
+    :ivar os_vif_error: what os-vif fails with, always.
+    :ivar os_vif_plug_error: what os-vif fails to plug with.
     :ivar calls: names of the changes asked of the kernel and os-vif.
     """
 
@@ -87,6 +89,7 @@ class FakeHost(fixtures.Fixture):
         self.is_busy = 0
         self.calls: list[str] = []
         self.os_vif_error: Exception | None = None
+        self.os_vif_plug_error: Exception | None = None
         self._indices = itertools.count(10)
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         self.sysfs = directory / 'net'
@@ -181,9 +184,9 @@ class FakeHost(fixtures.Fixture):
 
     def _os_vif_plug(self, vif: Any, instance_info: Any) -> None:
         self.calls.append('os_vif.plug')
-        if self.os_vif_error is not None:
-            raise os_vif.exception.PlugException(vif=vif,
-                                                 err=self.os_vif_error)
+        error = self.os_vif_plug_error or self.os_vif_error
+        if error is not None:
+            raise os_vif.exception.PlugException(vif=vif, err=error)
         device = self.find(vif.vif_name)
         if vif.vif_name not in self.ports and device is not None:
             self.ports[vif.vif_name] = device.index

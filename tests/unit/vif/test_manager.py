@@ -144,6 +144,23 @@ class PlugTestCase(ManagerTestCase):
             self.assertIn(vif['id'], str(raised))
             self.assertNotIn('10.1.2.3', str(raised))
 
+    def test_new_port_that_cannot_be_plugged_leaves_nothing(self) -> None:
+        self.host.os_vif_plug_error = RuntimeError('no bridge')
+        self.assertRaises(exception.VirtualInterfacePlugException,
+                          self.vifs.plug, self.instance,
+                          [fake_host.make_vif()])
+        self.assertEqual(set(), self.host.names())
+        self.assertIn('os_vif.plug', self.host.calls)
+
+    def test_old_port_that_cannot_be_plugged_stays(self) -> None:
+        vif = fake_host.make_vif()
+        self.vifs.plug(self.instance, [vif])
+        before = self.host.names()
+        self.host.os_vif_error = RuntimeError('no answer')
+        self.assertRaises(exception.VirtualInterfacePlugException,
+                          self.vifs.plug, self.instance, [vif])
+        self.assertEqual(before, self.host.names())
+
     def test_wrong_flavor(self) -> None:
         instance = fake_host.make_instance(
             **{'quota:vif_inbound_average': 'x'})
