@@ -21,6 +21,7 @@ readonly ENVS=$REPO/.venv
 readonly TOOLS=$ENVS/tools NOVA34=$ENVS/nova34 NOVA32=$ENVS/nova32
 readonly PYTHON=${PYTHON:-python3}
 readonly QUICKSTART=$REPO/devstack/quickstart.sh
+export UV_CACHE_DIR=$ENVS/uv-cache
 
 usage() {
     cat <<END
@@ -65,7 +66,6 @@ install() {
         index=${PIP_INDEX_URL:-$index}
         env ${index:+UV_DEFAULT_INDEX="$index"} \
             ${bundle:+SSL_CERT_FILE="$bundle"} UV_HTTP_TIMEOUT=180 \
-            UV_LINK_MODE=copy UV_CACHE_DIR="$ENVS/uv-cache" \
             "$TOOLS/bin/uv" pip install --quiet --python "$python" "$@" &&
             return 0
         echo 'uv failed, trying pip.'
@@ -92,7 +92,7 @@ make_tools() {
 # What an environment is made of: when it changes, so must the environment.
 stamp() {
     cat pyproject.toml setup.cfg ./*requirements.txt doc/requirements.txt \
-        "$@" run_tests.sh | cksum
+        "$@" | cksum
 }
 
 # make_env DIRECTORY CONSTRAINTS... -- ARGUMENT...
