@@ -15,8 +15,8 @@
 # to what makes a container useful so that it boots fast.
 
 readonly SYSTEM_FILES=$HERE/guest-system
-readonly -a SYSTEM_PACKAGES=(systemd-sysv systemd-resolved dbus openssh-server
-    cloud-init iproute2 iputils-ping sudo ca-certificates less nano)
+readonly -a SYSTEM_PACKAGES=(systemd-sysv systemd-resolved udev dbus
+    openssh-server cloud-init iproute2 iputils-ping sudo ca-certificates less nano)
 
 # Mirror and components from where apt of this host takes the distribution.
 system_mirror() {
@@ -28,8 +28,8 @@ system_mirror() {
 # Units that do nothing for a container, or wait for hardware.
 readonly -a MASKED_UNITS=(apt-daily.timer apt-daily-upgrade.timer
     dpkg-db-backup.timer e2scrub_all.timer fstrim.timer e2scrub_reap.service
-    systemd-udevd.service systemd-udev-trigger.service
     systemd-udev-settle.service systemd-modules-load.service
+    systemd-hwdb-update.service kmod-static-nodes.service
     systemd-pstore.service systemd-timesyncd.service
     systemd-firstboot.service systemd-homed.service getty@tty1.service
     sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount

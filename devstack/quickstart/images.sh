@@ -35,9 +35,17 @@ image_file() {
     printf '%s/images/%s-%s.%s' "$CACHE" "$1" "$(image_key "$2")" "$3"
 }
 
+tiny_image_file() {
+    image_file tiny tiny tar.gz
+}
+
+guest_image_file() {
+    image_file "$GUEST_IMAGE-$GUEST_SUITE" system squashfs
+}
+
 step_tiny_image() {
     local file
-    file=$(image_file tiny tiny tar.gz)
+    file=$(tiny_image_file)
     [[ -s $file ]] && return 0
     mkdir -p "$CACHE/images"
     build_tiny_image "$file.part"
@@ -46,7 +54,7 @@ step_tiny_image() {
 
 step_guest_image() {
     local file
-    file=$(image_file "$GUEST_IMAGE-$GUEST_SUITE" system squashfs)
+    file=$(guest_image_file)
     [[ -s $file ]] && return 0
     mkdir -p "$CACHE/images"
     build_system_image "$file.part"
@@ -55,8 +63,8 @@ step_guest_image() {
 
 step_upload() {
     local tiny system
-    tiny=$(image_file tiny tiny tar.gz)
-    system=$(image_file "$GUEST_IMAGE-$GUEST_SUITE" system squashfs)
+    tiny=$(tiny_image_file)
+    system=$(guest_image_file)
     # name=file=key=distribution=GiB of disk at least
     IMAGE_WORDS="tiny=$tiny=$(image_key tiny)=busybox=0"
     IMAGE_WORDS+=" $GUEST_IMAGE=$system=$(image_key system)=$GUEST_IMAGE=1"

@@ -147,7 +147,7 @@ step_nova_metadata() {
 # nova_daemon NAME FILE
 nova_daemon() {
     local name=$1 conf=$2
-    WATCH="$ETC/nova/$conf $VENV/.constraints" \
+    WATCH="$ETC/nova/$conf $VENV/.constraints $VENV/.driver" \
         daemon_start "$name" "${OVS_ENV[@]}" "$VENV/bin/$name" \
         --config-file "$ETC/nova/$conf" --log-file "$LOG/$name.log"
 }

@@ -74,10 +74,24 @@ install_packages() {
     echo "Installing: ${missing[*]}"
     trap allow_service_start EXIT
     forbid_service_start
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet \
+    DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get install --yes --quiet \
         --no-install-recommends -o Dpkg::Use-Pty=0 \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold \
         -o Dpkg::Options::=--force-unsafe-io "${missing[@]}"
+    disable_units "${missing[@]}"
+}
+
+# The services of what was just installed must not start at the next boot
+# either: they would take the ports of ours.
+disable_units() {
+    local -a units
+    command -v systemctl >/dev/null || return 0
+    read -ra units -d '' < <(dpkg-query -L "$@" 2>/dev/null | sed -n \
+        's#^\(/usr\)\?/lib/systemd/system/\([^/@]*\.\(service\|socket\)\)$#\2#p' |
+        grep -v '^\(ssh\|dbus\|systemd\)') || :
+    ((${#units[@]})) || return 0
+    echo "Not to be started at boot: ${units[*]}"
+    systemctl disable "${units[@]}" || :
 }
 
 step_packages_first() {

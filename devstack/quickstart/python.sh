@@ -14,7 +14,8 @@
 # The virtual environment with OpenStack and the driver.
 
 readonly -a PYTHON_PACKAGES=(keystone glance openstack-placement nova neutron
-    pylxd pyuwsgi PyMySQL python-openstackclient openstacksdk)
+    pylxd pyuwsgi PyMySQL python-openstackclient openstacksdk
+    setuptools pbr)
 
 # pip_install [argument]...: with uv, which is several times faster, or else
 # with pip itself.
@@ -78,7 +79,8 @@ step_driver() {
         export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory
         export GIT_CONFIG_VALUE_0='*'
         ((${#version[@]} == 0)) || export "${version[@]}"
-        pip_install -c "$REPO/constraints.txt" --editable "$REPO"
+        pip_install --no-build-isolation -c "$REPO/constraints.txt" \
+            --editable "$REPO"
     )
     driver_stamp >"$VENV/.driver"
 }
@@ -88,10 +90,4 @@ driver_stamp() {
     printf '%s ' "$REPO"
     cat "$REPO"/{pyproject.toml,setup.cfg,setup.py,requirements.txt} \
         2>/dev/null | cksum
-}
-
-# True when the environment is what the checkout asks for.
-installed_as_wanted() {
-    cmp -s "$REPO/constraints.txt" "$VENV/.constraints" &&
-        [[ -s $VENV/.driver && $(<"$VENV/.driver") == "$(driver_stamp)" ]]
 }

@@ -91,6 +91,13 @@ save_settings() {
         COMPUTE_DRIVER "$COMPUTE_DRIVER" >"$PREFIX/settings"
 }
 
+# True when environment, driver and images are what the checkout asks for.
+installed_as_wanted() {
+    cmp -s "$REPO/constraints.txt" "$VENV/.constraints" &&
+        [[ -s $VENV/.driver && $(<"$VENV/.driver") == "$(driver_stamp)" ]] &&
+        [[ -s $(tiny_image_file) && -s $(guest_image_file) ]]
+}
+
 declare_steps() {
     step packages-first 'Packages for the installation'
     step packages 'Packages of the servers' packages-first
