@@ -208,6 +208,19 @@ configuration keys. Metadata service and config drive work either way.
 Offer the guest the LXD guest API at ``/dev/lxd/sock``. Off, a guest learns
 nothing of the LXD that runs it.
 """),
+    cfg.BoolOpt(
+        'inject_password',
+        default=True,
+        help="""
+Give each new server the administrator's password that Nova made for it and
+that the API returned (``adminPass``): ``chpasswd`` in the guest sets it, right
+after the server has been started. A server whose image has no ``chpasswd`` is
+started all the same. Switch this off to save the moment that it takes, where
+servers are reached with key pairs only.
+
+The administrator is root, or whom the image names in ``os_admin_user``.
+Changing the password of a running server later is possible either way.
+"""),
     cfg.IntOpt(
         'max_processes',
         default=0, min=0,

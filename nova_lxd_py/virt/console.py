@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from nova import objects
 
+from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
 
@@ -38,7 +39,8 @@ class Consoles:
     def output(self, instance: objects.Instance) -> bytes:
         """Read what the guest last wrote to its console.
 
-        LXD keeps it while the instance exists, running or not.
+        LXD keeps what a running guest wrote since it started, and of a
+        stopped one also what it wrote before.
 
         :param instance: the server.
         :returns: at most LOG_BYTES, beginning with a whole line.
@@ -46,11 +48,16 @@ class Consoles:
         """
         guest = self._guests.active(instance)
         tail = bytearray()
-        with self._session.download('instances', guest.name, 'console'
-                                    ) as (_headers, chunks):
-            for chunk in chunks:
-                tail += chunk
-                del tail[:-2 * LOG_BYTES]
+        try:
+            with self._session.download('instances', guest.name, 'console'
+                                        ) as (_headers, chunks):
+                for chunk in chunks:
+                    tail += chunk
+                    del tail[:-2 * LOG_BYTES]
+        except errors.OperationFailed as exc:
+            # So LXD says that there is nothing yet.
+            if 'no such file or directory' not in exc.message:
+                raise
         if len(tail) <= LOG_BYTES:
             return bytes(tail)
         last = bytes(tail[-LOG_BYTES:])

@@ -34,6 +34,7 @@ from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import interfaces
 from nova_lxd_py.virt import lifecycle
 from nova_lxd_py.virt import migration as lxd_migration
+from nova_lxd_py.virt import password as lxd_password
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt import rescue
 from nova_lxd_py.virt import rootdisk
@@ -83,15 +84,17 @@ class LXDDriver(driver.ComputeDriver):
                                              self._guests, image_api)
         config_drives = configdrive.ConfigDrives(self._session,
                                                  options.storage_pool)
+        self._passwords = lxd_password.Passwords(self._session, options,
+                                                 self._guests)
         self._rescues = rescue.Rescues(
             self._session, options, self._guests, self._watcher, self._vifs,
-            self._images, config_drives)
+            self._images, config_drives, self._passwords)
         ephemeral_disks = disks.Disks(self._session, options)
         root_disks = rootdisk.RootDisks(self._session, options, self._guests)
         self._lifecycle = lifecycle.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._vifs,
             self._images, self._templates, config_drives, ephemeral_disks,
-            root_disks, self._rescues, self._snapshots)
+            root_disks, self._rescues, self._snapshots, self._passwords)
         self._migrations = lxd_migration.Migrations(
             self._session, options, self._guests, self._vifs,
             self._templates, ephemeral_disks, root_disks, self._lifecycle)
@@ -208,7 +211,8 @@ class LXDDriver(driver.ComputeDriver):
 
     def rescue(self, context, instance, network_info, image_meta,
                rescue_password, block_device_info, share_info):
-        self._rescues.rescue(context, instance, network_info, image_meta)
+        self._rescues.rescue(context, instance, network_info, image_meta,
+                             rescue_password)
 
     def unrescue(self, context, instance):
         self._rescues.unrescue(instance)
@@ -221,6 +225,9 @@ class LXDDriver(driver.ComputeDriver):
 
     def unquiesce(self, context, instance, image_meta):
         self._snapshots.unquiesce(instance)
+
+    def set_admin_password(self, instance, new_pass):
+        self._passwords.change(instance, new_pass)
 
     def get_console_output(self, context, instance):
         # Nova encodes text as latin-1, so this gives it the bytes as they are.

@@ -183,6 +183,14 @@ class Guest:
         self._session.get('instances', self.name, 'files',
                           params={'path': '/'})
 
+    def write_file(self, path: str, content: bytes, *, mode: int,
+                   kind: str = 'file') -> None:
+        """Write a file that belongs to the guest's root. See
+        :meth:`nova_lxd_py.virt.session.Session.write_file`.
+        """
+        self._session.write_file(self.name, path, content, mode=mode,
+                                 kind=kind)
+
     # -- power --------------------------------------------------------------
 
     def start(self) -> None:

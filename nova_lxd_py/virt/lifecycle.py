@@ -34,8 +34,10 @@ from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
+from nova_lxd_py.virt import files
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import password as lxd_password
 from nova_lxd_py.virt import rescue
 from nova_lxd_py.virt import rootdisk
 from nova_lxd_py.virt import snapshot
@@ -60,6 +62,7 @@ class Lifecycle:
     :param root_disks: their root disks.
     :param rescues: what else may run in a server's place.
     :param snapshots: images being made of them.
+    :param passwords: sets their administrators' passwords.
     """
 
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
@@ -71,7 +74,8 @@ class Lifecycle:
                  config_drives: configdrive.ConfigDrives,
                  ephemeral_disks: disks.Disks,
                  root_disks: rootdisk.RootDisks, rescues: rescue.Rescues,
-                 snapshots: snapshot.Snapshots) -> None:
+                 snapshots: snapshot.Snapshots,
+                 passwords: lxd_password.Passwords) -> None:
         self._virtapi = virtapi
         self._options = options
         self._guests = guests
@@ -84,6 +88,7 @@ class Lifecycle:
         self._root_disks = root_disks
         self._rescues = rescues
         self._snapshots = snapshots
+        self._passwords = passwords
 
     # -- up -----------------------------------------------------------------
 
@@ -100,6 +105,7 @@ class Lifecycle:
         began = time.monotonic()
         with self._guests.lock(instance.uuid), contextlib.ExitStack() as undo:
             _refuse_volumes(instance, block_device_info)
+            files.check(injected_files)
             self._make_room(instance)
             fingerprint = self._images.ensure(context, image_meta, instance)
             # Neutron has allocated the ports meanwhile.
@@ -122,8 +128,10 @@ class Lifecycle:
                 guest = self._create(
                     instance, image_meta, ports, fingerprint, extra,
                     disks.swap_mb(instance.flavor, block_device_info))
+            files.inject(instance, guest, injected_files)
             if power_on:
                 guest.start()
+                self._passwords.give(instance, guest, admin_password)
             undo.pop_all()
         self._watcher.forget(instance)
         LOG.info('Made LXD instance %s in %.1f seconds', guest.name,

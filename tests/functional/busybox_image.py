@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import io
 import os
 import tarfile
@@ -60,11 +61,12 @@ def busybox() -> str | None:
     return None
 
 
-def files(extra: dict[str, bytes] | None = None
+def files(extra: Mapping[str, bytes | str] | None = None
           ) -> dict[str, tuple[bytes, int] | str | None]:
     """What is in the root filesystem.
 
-    :param extra: more files by path.
+    :param extra: more files by path, scripts (``#!``) among them; text is
+        the target of a link.
     :returns: by path without leading slash: content and mode, the target of
         a link, or None for a folder.
     """
@@ -88,7 +90,11 @@ def files(extra: dict[str, bytes] | None = None
     found['etc/group'] = (b'root:x:0:\n', 0o644)
     found['etc/hostname'] = (b'busybox\n', 0o644)
     for name, content in (extra or {}).items():
-        found[name.lstrip('/')] = (content, 0o644)
+        if isinstance(content, bytes):
+            mode = 0o755 if content.startswith(b'#!') else 0o644
+            found[name.lstrip('/')] = (content, mode)
+        else:
+            found[name.lstrip('/')] = content
     return found
 
 
@@ -109,11 +115,11 @@ def _add(archive: tarfile.TarFile, name: str,
         archive.addfile(member, io.BytesIO(content))
 
 
-def unified(extra: dict[str, bytes] | None = None,
+def unified(extra: Mapping[str, bytes | str] | None = None,
             architecture: str | None = None) -> bytes:
     """Build a unified LXD image: one tarball with metadata and rootfs/.
 
-    :param extra: more files, by their path in the guest.
+    :param extra: more files and links, see :func:`files`.
     :param architecture: what it claims to be for; by default the host's.
     """
     stream = io.BytesIO()
@@ -132,11 +138,11 @@ def unified(extra: dict[str, bytes] | None = None,
     return stream.getvalue()
 
 
-def rootfs(extra: dict[str, bytes] | None = None, mode: str = 'w:gz'
+def rootfs(extra: Mapping[str, bytes | str] | None = None, mode: str = 'w:gz'
            ) -> bytes:
     """Build a tarball of the root filesystem alone.
 
-    :param extra: more files, by their path in the guest.
+    :param extra: more files and links, see :func:`files`.
     :param mode: as for tarfile.
     """
     stream = io.BytesIO()
