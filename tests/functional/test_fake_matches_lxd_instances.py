@@ -16,51 +16,14 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
-
-import websocket
 
 from tests.functional import contract
-from tests import raw_lxd
 
 ROOT_OF_100 = {'root': {**contract.ROOT['root'], 'size': '100MiB'}}
 
 
-class InstanceContract(contract.ContractTest):
+class InstanceContract(contract.InstanceContractTest):
     """Instances."""
-
-    def setUp(self):
-        super().setUp()
-        self.import_image()
-
-    def _create(self, name: str = 'c1', **kwargs: Any) -> None:
-        self.same('POST', '/1.0/instances', {
-            'name': name, 'source': contract.FROM_IMAGE, **kwargs})
-
-    def _power(self, action: str, name: str = 'c1', real_retries: bool = False,
-               **kwargs: Any) -> tuple[raw_lxd.Answer, raw_lxd.Answer]:
-        return self.same('PUT', f'/1.0/instances/{name}/state',
-                         {'action': action, **kwargs},
-                         real_retries=real_retries)
-
-    def _compare(self, name: str = 'c1', **kwargs: Any) -> None:
-        """Compare all that LXD tells of an instance."""
-        fake, real = self.same('GET', f'/1.0/instances/{name}', **kwargs)
-        for answer in (fake, real):
-            for part in ('config', 'expanded_config'):
-                config = answer.metadata[part]
-                for key in ('volatile.uuid',
-                            'volatile.cloud-init.instance-id'):
-                    if key in config:
-                        config[key] = 'UUID'
-                # The host's subordinate ids decide.
-                for key in config:
-                    if key.startswith('volatile.idmap') or key == (
-                            'volatile.last_state.idmap'):
-                        config[key] = str(config[key] in ('[]', '0'))
-            for key in ('created_at', 'last_used_at'):
-                answer.metadata[key] = answer.metadata[key].startswith('1970')
-        self.agree(real.metadata, fake.metadata, name)
 
     def test_missing(self):
         path = '/1.0/instances/nope'
@@ -77,7 +40,7 @@ class InstanceContract(contract.ContractTest):
 
     def test_create_refused(self):
         for name in ('a_1', '1a', 'a' * 64, 'a b', 'a/b', '-a', 'a-'):
-            self._create(name)
+            self.create(name)
         for source in ({'type': 'image', 'alias': 'nope'},
                        {'type': 'image', 'fingerprint': 'nope'},
                        {'type': 'image'}, {'type': 'bogus'}, {},
@@ -92,9 +55,9 @@ class InstanceContract(contract.ContractTest):
                        {'raw.lxc': 'x'}, {'volatile.foo': '1'},
                        {'security.idmap.isolated': 'true',
                         'security.idmap.size': '1000000000'}):
-            self._create(config=config)
-        self._create(profiles=['nope'])
-        self._create(profiles=[])
+            self.create(config=config)
+        self.create(profiles=['nope'])
+        self.create(profiles=[])
         root = contract.ROOT['root']
         for found in ({'x': {'type': 'bogus'}},
                       {'n': {'type': 'nic', 'nictype': 'physical',
@@ -110,32 +73,32 @@ class InstanceContract(contract.ContractTest):
                       {'root': {'type': 'disk', 'path': '/'}},
                       {'root': {**root, 'size': 'x'}},
                       {'root': {**root, 'size': '1MiB'}}):
-            self._create(devices={'root': root, **found})
-        self._create(profiles=[], devices={
+            self.create(devices={'root': root, **found})
+        self.create(profiles=[], devices={
             'd': {'type': 'disk', 'source': '/', 'path': '/x'}})
         self.same('GET', '/1.0/instances')
 
     def test_life(self):
-        self._create(config={'user.nova.uuid': 'u', 'limits.memory': '64MiB',
-                             'security.idmap.isolated': 'true'},
-                     description='d', devices=contract.ROOT)
-        self._create()
-        self._compare()
+        self.create(config={'user.nova.uuid': 'u', 'limits.memory': '64MiB',
+                            'security.idmap.isolated': 'true'},
+                    description='d', devices=contract.ROOT)
+        self.create()
+        self.compare()
         self.same('GET', '/1.0/instances', values=True)
         self.same('GET', '/1.0/instances/c1/state', values=True,
                   ignore=('usage', 'root'))
         self.same('GET', '/1.0/instances/c1/logs', values=True)
         self.same('GET', '/1.0/instances/c1/console')
         for action in ('stop', 'freeze', 'unfreeze', 'restart', 'bogus', ''):
-            self._power(action)
-        self._power('stop', force=True)
-        self._power('restart', force=True)
-        fake, real = self._power('start')
+            self.power(action)
+        self.power('stop', force=True)
+        self.power('restart', force=True)
+        fake, real = self.power('start')
         self.assertEqual(real.operation['metadata'],
                          fake.operation['metadata'])
-        self._compare()
-        self._power('start')
-        self._power('unfreeze')
+        self.compare()
+        self.power('start')
+        self.power('unfreeze')
         self.same('DELETE', '/1.0/instances/c1')
         self.same('POST', '/1.0/instances/c1', {'name': 'c2'})
         for recursion in (1, 2):
@@ -143,26 +106,26 @@ class InstanceContract(contract.ContractTest):
                       ignore=('lo', 'disk'))
         self.same('GET', '/1.0/instances/c1?recursion=1',
                   ignore=('lo', 'disk'))
-        self._power('freeze')
-        self._power('freeze')
-        self._power('start')
+        self.power('freeze')
+        self.power('freeze')
+        self.power('start')
         self.same('DELETE', '/1.0/instances/c1')
         self.same('POST', '/1.0/instances/c1/exec', {'command': ['true']})
-        self._power('restart', force=True)
-        self._power('stop', timeout=0)
-        self._compare()
-        fake, real = self._power('start', real_retries=True)
+        self.power('restart', force=True)
+        self.power('stop', timeout=0)
+        self.compare()
+        fake, real = self.power('start', real_retries=True)
         self.assertEqual(real.operation['metadata'],
                          fake.operation['metadata'])
-        self._power('stop', timeout=20)
+        self.power('stop', timeout=20)
         self.stop_hook('c1')
-        self._compare()
-        self._create('c2')
+        self.compare()
+        self.create('c2')
         self.same('POST', '/1.0/instances/c1', {'name': 'c2'})
         self.same('POST', '/1.0/instances/c1', {'name': 'a_2'})
         self.same('POST', '/1.0/instances/c1', {'name': 'c1'})
         self.same('POST', '/1.0/instances/c1', {'name': 'c3'})
-        self._compare('c3')
+        self.compare('c3')
         self.same('PATCH', '/1.0/instances/c3', {
             'config': {'security.protection.delete': 'true'}})
         self.same('DELETE', '/1.0/instances/c3')
@@ -174,7 +137,7 @@ class InstanceContract(contract.ContractTest):
     def test_without_root(self):
         self.same('POST', '/1.0/instances', {'name': 'n1',
                                              'source': {'type': 'none'}})
-        self._compare('n1')
+        self.compare('n1')
         fake = self.fake_api.call('PUT', '/1.0/instances/n1/state',
                                   {'action': 'start'})
         real = self.real_api.call('PUT', '/1.0/instances/n1/state',
@@ -189,10 +152,10 @@ class InstanceContract(contract.ContractTest):
                 ('c4', {'security.privileged': 'true'}),
                 ('c5', {**isolated, 'security.idmap.base': '400000',
                         'security.idmap.size': '65536'})):
-            self._create(name, config=config)
+            self.create(name, config=config)
         self.same('DELETE', '/1.0/instances/c1')
-        self._create('c6', config=isolated)
-        self._create('c7', config=isolated)
+        self.create('c6', config=isolated)
+        self.create('c7', config=isolated)
         self.same('PATCH', '/1.0/instances/c3', {'config': isolated})
         self.same('PATCH', '/1.0/instances/c7', {
             'config': {'security.idmap.isolated': 'false'}})
@@ -206,10 +169,10 @@ class InstanceContract(contract.ContractTest):
             self.assertEqual(first, found)
 
     def test_copies(self):
-        self._create(config={'user.a': 'b',
-                             'security.idmap.isolated': 'true'})
-        self._power('start')
-        self._power('stop', force=True)
+        self.create(config={'user.a': 'b',
+                            'security.idmap.isolated': 'true'})
+        self.power('start')
+        self.power('stop', force=True)
         self.stop_hook('c1')
         self.same('POST', '/1.0/instances/c1/snapshots', {'name': 's1'})
         for name, more in (
@@ -224,14 +187,14 @@ class InstanceContract(contract.ContractTest):
                         'profiles': ['default']})):
             self.same('POST', '/1.0/instances', {'name': name, **more})
         for name in ('d2', 'd3'):
-            self._compare(name)
+            self.compare(name)
             self.same('GET', f'/1.0/instances/{name}/snapshots')
-        fake, real = self._power('start', 'd2')
+        fake, real = self.power('start', 'd2')
         self.assertEqual(real.operation['metadata'],
                          fake.operation['metadata'])
 
     def test_update(self):
-        self._create(config={'user.a': 'b'}, devices=contract.ROOT)
+        self.create(config={'user.a': 'b'}, devices=contract.ROOT)
         path = '/1.0/instances/c1'
         for body in ({'config': {'user.c': 'd'}}, {'config': {'user.c': ''}},
                      {'config': {'bad.key': '1'}}, {'config': {'user.z': 1}},
@@ -252,12 +215,12 @@ class InstanceContract(contract.ContractTest):
                                          'path': '/dev/vdb'}}},
                      {'profiles': ['nope']}):
             self.same('PATCH', path, body)
-            self._compare()
+            self.compare()
         self.same('PATCH', path, b'junk')
-        self._power('start')
+        self.power('start')
         self._remove_device('bd')
-        self._compare()
-        self._power('start')
+        self.compare()
+        self.power('start')
         for body in ({'devices': {'bd': {'type': 'unix-block',
                                          'source': '/dev/nope',
                                          'path': '/dev/vdb'}}},
@@ -272,7 +235,7 @@ class InstanceContract(contract.ContractTest):
                      {'config': {'limits.memory': '256MiB'}},
                      {'config': {'raw.lxc': 'foo'}}):
             self.same('PATCH', path, body)
-            self._compare()
+            self.compare()
 
     def _remove_device(self, name: str) -> None:
         for api in (self.fake_api, self.real_api):
@@ -281,7 +244,7 @@ class InstanceContract(contract.ContractTest):
             api.must('PUT', '/1.0/instances/c1', instance)
 
     def test_replace(self):
-        self._create(config={'user.a': 'b'})
+        self.create(config={'user.a': 'b'})
         path = '/1.0/instances/c1'
         self.same('PUT', path, {})
         self.same('PUT', path, {'config': {'bad.key': '1'}})
@@ -303,29 +266,29 @@ class InstanceContract(contract.ContractTest):
             self.assertEqual(412, api.call(
                 'PATCH', path, {'config': {}},
                 headers={'If-Match': tag}).status)
-        self._compare()
+        self.compare()
 
     def test_root_quota(self):
-        self._create(devices=ROOT_OF_100)
+        self.create(devices=ROOT_OF_100)
         path = '/1.0/instances/c1'
         for size in ('1MiB', '200MiB', '50MiB', '', 'x'):
             self.same('PATCH', path, {'devices': {'root': {
                 **contract.ROOT['root'], 'size': size}}})
-            self._compare()
-        self._power('start')
-        self._create('c2', devices=ROOT_OF_100)
-        self._power('start', 'c2')
+            self.compare()
+        self.power('start')
+        self.create('c2', devices=ROOT_OF_100)
+        self.power('start', 'c2')
         for size in ('200MiB', '50MiB', '1MiB', '200MiB'):
             self.same('PATCH', '/1.0/instances/c2', {'devices': {'root': {
                 **contract.ROOT['root'], 'size': size}}})
-            self._compare('c2')
-        self._power('restart', 'c2', force=True)
+            self.compare('c2')
+        self.power('restart', 'c2', force=True)
 
     def test_volume_devices(self):
-        self._create()
+        self.create()
         volume = '/1.0/storage-pools/default/volumes/custom/v'
         self.same('POST', os.path.dirname(volume), {'name': 'v'})
-        self._power('start')
+        self.power('start')
         self.same('PATCH', '/1.0/instances/c1', {'devices': {'data': {
             'type': 'disk', 'pool': 'default', 'source': 'v',
             'path': '/data'}}})
@@ -335,185 +298,14 @@ class InstanceContract(contract.ContractTest):
         self._remove_device('data')
         self.same('DELETE', volume)
 
-    def test_files(self):
-        self._create()
-        self._power('start')
-
-        def path(name):
-            return '/1.0/instances/c1/files?path=' + name
-
-        def read(name):
-            fake, real = self.same('GET', path(name), shape=False)
-            for key in ('x-lxd-uid', 'x-lxd-gid', 'x-lxd-mode', 'x-lxd-type'):
-                self.assertEqual(real.headers.get(key),
-                                 fake.headers.get(key), f'{name} {key}')
-            if real.headers.get('x-lxd-type') == 'directory':
-                self.assertEqual(sorted(real.metadata),
-                                 sorted(fake.metadata), name)
-            elif real.status == 200:
-                self.assertEqual(real.body, fake.body, name)
-
-        for name in ('/etc/passwd', 'etc/passwd', '/bin/sh', '/root',
-                     '/nope', '/etc/nope/x', ''):
-            read(name)
-        self.same('GET', '/1.0/instances/c1/files')
-        for name, content, headers in (
-                ('/root/a', b'hello', {
-                    'X-LXD-type': 'file', 'X-LXD-mode': '0600',
-                    'X-LXD-uid': '5', 'X-LXD-gid': '6'}),
-                ('/root/a', b'bye', {}),
-                ('/root/a', b'more', {'X-LXD-write': 'append'}),
-                ('/root/a', b'x', {'X-LXD-write': 'bogus'}),
-                ('/root/n', b'', {}),
-                ('/root/d', b'', {'X-LXD-type': 'directory',
-                                  'X-LXD-mode': '0711'}),
-                ('/root/d', b'', {'X-LXD-type': 'directory'}),
-                ('/root/d', b'x', {}), ('/root/x/y', b'x', {}),
-                ('/root/x/y', b'', {'X-LXD-type': 'directory'}),
-                ('/root/a/b', b'x', {}),
-                ('/root/l', b'/etc/passwd', {'X-LXD-type': 'symlink'}),
-                ('/root/l', b'/root/n', {'X-LXD-type': 'symlink'}),
-                ('/root/l', b'through', {}),
-                ('/root/b', b'x', {'X-LXD-type': 'bogus'}),
-                ('/root/a', b'', {'X-LXD-type': 'directory'})):
-            self.same('POST', path(name), content, headers=headers)
-            read(name)
-        for name in ('/root/n', '/root/l', '/root'):
-            read(name)
-        for name in ('/root/a', '/root/a', '/etc', '/root/d', '/root/l'):
-            self.same('DELETE', path(name))
-
-    def test_exec(self):
-        self._create()
-        base = '/1.0/instances/c1'
-        self.same('POST', f'{base}/exec', {'command': ['true']})
-        self._power('start')
-        recorded = {'record-output': True, 'wait-for-websocket': False}
-        for command in (['true'], ['false'], ['echo', 'a', 'b'], ['nope'],
-                        []):
-            fake, real = self.same('POST', f'{base}/exec', {
-                'command': command, **recorded})
-            outcomes = []
-            for api, answer in ((self.fake_api, fake), (self.real_api, real)):
-                found = dict(answer.operation['metadata'] or {})
-                for key, url in found.pop('output', {}).items():
-                    found[key] = api.must('GET', url)
-                    api.must('DELETE', url)
-                    self.assertEqual(500, api.call('GET', url).status)
-                    self.assertEqual(404, api.call('DELETE', url).status)
-                outcomes.append(found)
-            self.assertEqual(outcomes[1], outcomes[0])
-        self.same('GET', f'{base}/logs/bad.log')
-        self.same('GET', f'{base}/console', shape=False)
-        self.same('DELETE', f'{base}/console')
-        self.same('GET', f'{base}/console')
-
-    def test_exec_on_websockets(self):
-        self._create()
-        base = '/1.0/instances/c1'
-        self.same('POST', f'{base}/console', {'type': 'console'})
-        self._power('start')
-        self.same('POST', f'{base}/console', {'type': 'bogus'})
-        found = []
-        for api in (self.fake_api, self.real_api):
-            answer = api.request('POST', f'{base}/exec', {
-                'command': ['cat'], 'wait-for-websocket': True,
-                'interactive': False, 'environment': {'A': 'b'}})
-            path = answer.body['operation']
-            fds = answer.metadata['metadata'].pop('fds')
-            self.assertRaises(websocket.WebSocketBadStatusException,
-                              api.websocket, f'{path}/websocket', secret='x')
-            channels = {
-                name: api.websocket(f'{path}/websocket', secret=fds[name])
-                for name in ('0', '1', '2', 'control')}
-            channels['0'].send_binary(b'hello')
-            channels['0'].send('')
-            got = [channels['1'].recv_data(), channels['1'].recv_data()]
-            ended = api.must('GET', f'{path}/wait')
-            ended['metadata'].pop('fds')
-            for channel in channels.values():
-                channel.shutdown()
-            found.append((answer.metadata['metadata'], sorted(fds), got,
-                          ended['metadata'], ended['class']))
-        self.assertEqual(found[1], found[0])
-        self.same('POST', f'{base}/exec', {
-            'command': ['true'], 'wait-for-websocket': True})
-
-    def test_console(self):
-        self._create()
-        self._power('start')
-        for api in (self.fake_api, self.real_api):
-            answer = api.request('POST', '/1.0/instances/c1/console', {
-                'type': 'console', 'width': 80, 'height': 25})
-            self.assertEqual('Showing console', answer.metadata['description'])
-            path = answer.body['operation']
-            channels = {
-                name: api.websocket(f'{path}/websocket', secret=secret)
-                for name, secret in answer.metadata['metadata'][
-                    'fds'].items()}
-            self.assertEqual({'0', 'control'}, set(channels))
-            time.sleep(0.3)
-            channels['0'].send_binary(b'abc')
-            self.assertEqual(b'abc', channels['0'].recv())
-            api.must('PUT', '/1.0/instances/c1/state', {
-                'action': 'stop', 'force': True})
-            while channels['0'].recv():
-                pass
-            for channel in channels.values():
-                channel.shutdown()
-
-    def test_snapshots(self):
-        self._create()
-        self._power('start')
-        base = '/1.0/instances/c1/snapshots'
-        self.same('GET', base)
-        for body in ({'name': 's1'}, {'name': 's1'}, {'name': 'a/b'},
-                     {'name': 's 1'}, {}, {'name': 'x', 'stateful': True}):
-            self.same('POST', base, body)
-        self.same('GET', base, values=True)
-        self.same('GET', f'{base}/s1')
-        self.same('GET', f'{base}?recursion=1')
-        self.same('GET', f'{base}/nope')
-        self.same('DELETE', f'{base}/nope')
-        self.same('GET', '/1.0/instances?recursion=2',
-                  ignore=('lo', 'disk'))
-        for body in ({'source': {'type': 'instance', 'name': 'c1'}},
-                     {'source': {'type': 'snapshot', 'name': 'c1/nope'}},
-                     {'source': {'type': 'snapshot', 'name': 'c1/s1'},
-                      'compression_algorithm': 'bogus'},
-                     {'source': {'type': 'snapshot', 'name': 'c1/s1'},
-                      'compression_algorithm': 'squashfs'},
-                     {'source': {'type': 'nope'}},
-                     {'source': {'type': 'snapshot', 'name': 'c1/s1'},
-                      'compression_algorithm': 'none',
-                      'properties': {'a': 'b'}, 'aliases': [
-                          {'name': 'made', 'description': 'd'}]},
-                     {'source': {'type': 'snapshot', 'name': 'c1/s1'},
-                      'properties': {'a': 'c'},
-                      'aliases': [{'name': 'made'}]}):
-            self.same('POST', '/1.0/images', body)
-            self.same('GET', '/1.0/images/aliases/made')
-            for api in (self.fake_api, self.real_api):
-                body.setdefault('images', len(api.must('GET', '/1.0/images')))
-                self.assertEqual(body['images'],
-                                 len(api.must('GET', '/1.0/images')))
-        self.same('GET', '/1.0/images?recursion=1',
-                  ignore=('properties', 'aliases'))
-        self.same('POST', f'{base}/s1', {'name': 's2'})
-        self.same('POST', f'{base}/s2', {'name': 's2'})
-        self.same('PUT', f'{base}/s2', {
-            'expires_at': '2035-01-01T00:00:00Z'})
-        self.same('DELETE', f'{base}/s2')
-        self.same('GET', base, values=True)
-
     def test_guest_that_does_not_listen(self):
         # A signal that its init takes no notice of.
-        self._create(config={'raw.lxc': 'lxc.signal.halt=SIGCONT'})
+        self.create(config={'raw.lxc': 'lxc.signal.halt=SIGCONT'})
         self.fake.instance('c1').guest.ignores_shutdown = True
-        self._power('start')
-        self._power('stop', timeout=1)
-        self._power('restart', timeout=1)
-        self._power('freeze')
+        self.power('start')
+        self.power('stop', timeout=1)
+        self.power('restart', timeout=1)
+        self.power('freeze')
         for api in (self.fake_api, self.real_api):
             pending = api.request('PUT', '/1.0/instances/c1/state', {
                 'action': 'stop', 'timeout': 30}).body['operation']
@@ -533,7 +325,7 @@ class InstanceContract(contract.ContractTest):
             self.assertEqual(200, ended.metadata['status_code'])
 
     def test_busy(self):
-        self._create()
+        self.create()
         self.fake.daemon.stop_hook_delay = 1.0
         for api in (self.fake_api, self.real_api):
             api.must('PUT', '/1.0/instances/c1/state', {'action': 'start'})
@@ -555,7 +347,7 @@ class InstanceContract(contract.ContractTest):
                 api.call('DELETE', '/1.0/instances/c1').error)
 
     def test_operations_are_forgotten(self):
-        self._create()
+        self.create()
         for api in (self.fake_api, self.real_api):
             operation = api.request('PUT', '/1.0/instances/c1/state', {
                 'action': 'start'}).body['operation']

@@ -34,7 +34,9 @@ from tests.unit.fake_lxd import execution  # noqa: F401 - registers routes
 from tests.unit.fake_lxd import faults
 from tests.unit.fake_lxd import files as _files  # noqa: F401 - as above
 from tests.unit.fake_lxd import image_content
+from tests.unit.fake_lxd import instance_creation  # noqa: F401 - as above
 from tests.unit.fake_lxd import instance_views  # noqa: F401 - as above
+from tests.unit.fake_lxd import instances as _instances  # noqa: F401
 from tests.unit.fake_lxd import power
 from tests.unit.fake_lxd import projects  # noqa: F401 - as above
 from tests.unit.fake_lxd import routing

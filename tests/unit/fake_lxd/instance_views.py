@@ -19,7 +19,7 @@ from typing import Any
 from tests.unit.fake_lxd import config_keys
 from tests.unit.fake_lxd import devices
 from tests.unit.fake_lxd import errors
-from tests.unit.fake_lxd import instances
+from tests.unit.fake_lxd import instance_rules
 from tests.unit.fake_lxd import routing
 from tests.unit.fake_lxd import snapshots
 from tests.unit.fake_lxd import state
@@ -86,7 +86,7 @@ def _state(daemon, instance: state.Instance) -> dict[str, Any]:
     root = devices.root_of(wanted) or {}
     pool = daemon.store.pools.get(root.get('pool', ''))
     if pool is not None and pool.has_quota:
-        disk['root'] = {'usage': instances.disk_usage(instance)}
+        disk['root'] = {'usage': instance_rules.disk_usage(instance)}
     memory = usage.get('memory', 3 << 20) if running else 0
     return {
         'status': instance.status,
@@ -124,7 +124,7 @@ def get_instance(daemon, request, name):
         instance = daemon.store.instance(request.project, name)
         full = int(request.query.get('recursion') or 0) > 0
         return routing.sync(shown(daemon, instance, 2 if full else 1),
-                            etag_of=instances.etag_of(instance))
+                            etag_of=instance_rules.etag_of(instance))
 
 
 @routing.route('GET', '/1.0/instances/{name}/metadata')
