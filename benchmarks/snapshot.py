@@ -15,8 +15,8 @@
     sudo python3 benchmarks/snapshot.py [--pool btrfs|dir] [--megabytes N]
 
 Starts an LXD of its own, makes a server, and alternates between the driver's
-``snapshot`` and what ``lxc snapshot``, ``lxc publish`` and ``lxc image export``
-do with the same compression. Prints the medians and their ratio, and the
+``snapshot`` and what ``lxc snapshot``, ``lxc publish`` and
+``lxc image export`` do with the same compression. Prints the medians and their ratio, and the
 longest time for which a process in the guest, which looks at the clock every
 10 ms, was kept from running: with nothing else going on, and in each of the
 two.

@@ -162,13 +162,13 @@ if [[ -e /sys/fs/cgroup/cpuacct && ! -L /sys/fs/cgroup/cpuacct ]]; then
         mount -o remount,rw /sys/fs/cgroup
         for pair in cpu,cpuacct net_cls,net_prio; do
             [[ -d /sys/fs/cgroup/$pair ]] || continue
-            umount "/sys/fs/cgroup/$pair" || true
+            umount "/sys/fs/cgroup/$pair" 2>/dev/null || true
             rmdir "/sys/fs/cgroup/$pair" || true
             for one in ${pair//,/ }; do
                 rm -f "/sys/fs/cgroup/$one"
                 grep -q "^$one[[:space:]]" /proc/cgroups || continue
                 mkdir -p "/sys/fs/cgroup/$one"
-                mount -t cgroup -o "$one" cgroup "/sys/fs/cgroup/$one" ||
+                mount -t cgroup -o "$one" cgroup "/sys/fs/cgroup/$one" 2>/dev/null ||
                     rmdir "/sys/fs/cgroup/$one"
             done
         done'

@@ -1,0 +1,239 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the driver adds to, or saves from, LXD's own time.
+
+    sudo python -m benchmarks.spawn [--image FILE] [--rounds N]
+
+Runs the driver and plain requests to LXD's REST API in turn, against an LXD of
+its own (btrfs), and prints medians and their ratios. Without --image it makes
+a Debian root filesystem with debootstrap.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+import uuid
+
+os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
+
+from tests.functional import driver_host  # noqa: E402
+from tests.functional import lxd_daemon  # noqa: E402
+
+#: Idle servers for the measurement of the load at rest.
+AT_REST = (1, 50)
+
+
+def timed(action: Callable[[], Any]) -> float:
+    """Run something.
+
+    :returns: seconds that it took.
+    """
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def debian_image(folder: str) -> bytes:
+    """Make a small Debian with debootstrap.
+
+    :returns: a root filesystem as tar.gz.
+    """
+    root = os.path.join(folder, 'root')
+    subprocess.run(['debootstrap', '--variant=minbase',
+                    '--include=systemd-sysv', 'stable', root],
+                   check=True, stdout=subprocess.DEVNULL)
+    archive = os.path.join(folder, 'debian.tar.gz')
+    subprocess.run(['tar', '-C', root, '--numeric-owner', '--exclude=./dev/*',
+                    '--exclude=./var/cache/apt/*', '--exclude=./var/lib/apt/*',
+                    '-czf', archive, '.'], check=True)
+    return pathlib.Path(archive).read_bytes()
+
+
+class Raw:
+    """Launches and deletes through LXD's API, with nothing in between."""
+
+    def __init__(self, host: driver_host.DriverHost, fingerprint: str) -> None:
+        self._api = host.lxd.api
+        self._params = {'project': host.project}
+        self._pool = host.lxd.pool
+        self._fingerprint = fingerprint
+
+    def launch(self, config: dict[str, str]) -> str:
+        """Create and start an instance from the image.
+
+        :returns: its name.
+        """
+        name = 'raw-' + uuid.uuid4().hex[:8]
+        self._api.must('POST', '/1.0/instances', {
+            'name': name, 'profiles': [], 'config': config,
+            'source': {'type': 'image', 'fingerprint': self._fingerprint},
+            'devices': {'root': {'type': 'disk', 'path': '/', 'size': '5GiB',
+                                 'pool': self._pool}}}, params=self._params)
+        self._api.must('PUT', f'/1.0/instances/{name}/state',
+                       {'action': 'start', 'timeout': -1}, params=self._params)
+        return name
+
+    def delete(self, name: str) -> None:
+        """Stop by force and delete."""
+        self._api.must('PUT', f'/1.0/instances/{name}/state',
+                       {'action': 'stop', 'force': True, 'timeout': -1},
+                       params=self._params)
+        self._api.must('DELETE', f'/1.0/instances/{name}',
+                       params=self._params)
+
+
+#: What a flavor of the benchmark makes of an instance's configuration.
+CONFIG = {'limits.cpu': '1', 'limits.memory': '512MiB',
+          'security.idmap.isolated': 'true', 'boot.autostart': 'false'}
+
+
+def compare(lxd: lxd_daemon.RealLXD, content: bytes, rounds: int, title: str,
+            **options: Any) -> None:
+    """Measure spawn and destroy under some options against raw LXD."""
+    with driver_host.DriverHost(lxd, **options) as host:
+        image = host.image(content)
+        figures: dict[str, list[float]] = {
+            key: [] for key in ('spawn', 'destroy', 'launch', 'delete')}
+        # The first use brings the image into LXD and its pool.
+        server = host.spawn(host.instance(image, root_gb=5, memory_mb=512),
+                            image)
+        host.driver.destroy(host.context, server, [])
+        fingerprint = host.lxd.api.must(
+            'GET', f'/1.0/images/aliases/nova-{image.id}',
+            params={'project': host.project})['target']
+        raw = Raw(host, fingerprint)
+        raw.delete(raw.launch(CONFIG))
+        for _ in range(rounds):
+            server = host.instance(image, root_gb=5, memory_mb=512)
+            figures['spawn'].append(timed(
+                lambda: host.spawn(server, image)))
+            names: list[str] = []
+            figures['launch'].append(timed(
+                lambda: names.append(raw.launch(CONFIG))))
+            figures['destroy'].append(timed(
+                lambda: host.driver.destroy(host.context, server, [])))
+            figures['delete'].append(timed(lambda: raw.delete(names[0])))
+    show(title, 'spawn', figures['spawn'], 'raw create + start',
+         figures['launch'])
+    show(title, 'destroy', figures['destroy'], 'raw stop + delete',
+         figures['delete'])
+
+
+def show(title: str, ours: str, our_figures: list[float], theirs: str,
+         their_figures: list[float]) -> None:
+    """Print two medians and their ratio."""
+    mine, other = (statistics.median(figures)
+                   for figures in (our_figures, their_figures))
+    print(f'{title:32} {ours:12} {mine * 1000:7.0f} ms   {theirs:28}'
+          f'{other * 1000:7.0f} ms   ratio {mine / other:5.2f}', flush=True)
+
+
+def first_use(lxd: lxd_daemon.RealLXD, content: bytes, rounds: int) -> None:
+    """Measure the first server of an image against doing it by hand."""
+    ours, by_hand = [], []
+    for _ in range(rounds):
+        # Each host has a project of its own, whose images go with it.
+        with driver_host.DriverHost(lxd) as host:
+            image = host.image(content)
+            server = host.instance(image, root_gb=5, memory_mb=512)
+            ours.append(timed(lambda: host.spawn(server, image)))
+        with driver_host.DriverHost(lxd) as host, \
+                tempfile.TemporaryDirectory() as folder:
+            image = host.image(content)
+            by_hand.append(timed(
+                lambda: _import_by_hand(host, image.id, folder)))
+    show('first use of an image', 'spawn', ours,
+         'download, import, launch', by_hand)
+
+
+def _import_by_hand(host: driver_host.DriverHost, image_id: str, folder: str
+                    ) -> None:
+    path = os.path.join(folder, 'image')
+    with open(path, 'wb') as file:
+        host.glance.download(host.context, image_id, file)
+    metadata = os.path.join(folder, 'metadata.yaml')
+    pathlib.Path(metadata).write_text(
+        f'architecture: {os.uname().machine}\ncreation_date: 1\n')
+    subprocess.run(['tar', '-C', folder, '-cf', f'{folder}/metadata.tar',
+                    'metadata.yaml'], check=True)
+    subprocess.run(
+        ['lxc', 'image', 'import', f'{folder}/metadata.tar', path, '--alias',
+         'by-hand', '--project', host.project], check=True,
+        env={**os.environ, **host.lxd.environment},
+        stdout=subprocess.DEVNULL)
+    fingerprint = host.lxd.api.must(
+        'GET', '/1.0/images/aliases/by-hand',
+        params={'project': host.project})['target']
+    Raw(host, fingerprint).launch(CONFIG)
+
+
+def at_rest(lxd: lxd_daemon.RealLXD) -> None:
+    """Count the requests of one round of Nova's periodic tasks."""
+    with driver_host.DriverHost(lxd) as host:
+        image = host.image()
+        servers = []
+        for wanted in AT_REST:
+            while len(servers) < wanted:
+                servers.append(host.spawn(
+                    host.instance(image, memory_mb=32), image))
+            time.sleep(2)
+            session = host.driver._session
+            for _ in range(2):
+                before = session.request_count
+                # What Nova does once a minute, and its power sync.
+                host.driver.get_available_resource(host.driver.
+                                                   get_available_nodes()[0])
+                host.driver.get_num_instances()
+                for server in servers:
+                    host.driver.get_info(server)
+            print(f'at rest with {wanted:3} servers: '
+                  f'{session.request_count - before} requests in a round',
+                  flush=True)
+        for server in servers:
+            host.driver.destroy(host.context, server, [])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog='benchmarks.spawn', description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('--image', help='root filesystem or LXD image')
+    parser.add_argument('--rounds', type=int, default=10)
+    options = parser.parse_args()
+    lacking = lxd_daemon.missing()
+    if lacking:
+        sys.exit(lacking)
+    with tempfile.TemporaryDirectory() as folder:
+        content = (pathlib.Path(options.image).read_bytes() if options.image
+                   else debian_image(folder))
+    print(f'Image of {len(content) / 1e6:.0f} MB, btrfs, medians of '
+          f'{options.rounds}')
+    with lxd_daemon.RealLXD() as lxd:
+        compare(lxd, content, options.rounds, 'from the image, own range',
+                idmap_isolation='server')
+        compare(lxd, content, options.rounds, 'from a template, own project',
+                idmap_isolation='project')
+        first_use(lxd, content, max(3, options.rounds // 3))
+        at_rest(lxd)
+
+
+if __name__ == '__main__':
+    main()
