@@ -16,7 +16,8 @@
 # What the first steps need; small, so that Python and the guest image can
 # start while the servers are still being unpacked.
 readonly -a FIRST_PACKAGES=(python3 python3-venv ca-certificates curl
-    debootstrap mmdebstrap busybox-static squashfs-tools xz-utils zstd)
+    debootstrap mmdebstrap busybox-static dropbear-bin squashfs-tools
+    xz-utils zstd)
 
 readonly -a SERVER_PACKAGES=(mariadb-server rabbitmq-server
     openvswitch-switch ovn-central ovn-host haproxy lxcfs uidmap
