@@ -266,14 +266,21 @@ class Rescues:
             self._explain(instance, own, exc)
             raise
         # Whatever the pool: never pretend that the disk is there.
-        found = self._session.get('instances', guest.name, 'files',
-                                  params={'path': ROOT_PATH})
+        found = None
+        with contextlib.suppress(errors.NotFound):
+            found = self._session.get('instances', guest.name, 'files',
+                                      params={'path': ROOT_PATH})
         if not found:
-            raise exception.InstanceNotRescuable(
-                instance_id=instance.uuid,
-                reason=f'LXD does not keep the root disk of a stopped server '
-                       f'reachable on a storage pool of type '
-                       f'{self._driver(own)}')
+            raise self._unreachable(instance, own)
+
+    def _unreachable(self, instance: objects.Instance,
+                     own: lxd_instance.Guest
+                     ) -> exception.InstanceNotRescuable:
+        pool = self._driver(own)
+        return exception.InstanceNotRescuable(
+            instance_id=instance.uuid,
+            reason=f'LXD does not keep the root disk of a stopped server '
+                   f'reachable on a storage pool of type {pool}')
 
     def _explain(self, instance: objects.Instance, own: lxd_instance.Guest,
                  error: errors.LXDError) -> None:
@@ -283,11 +290,7 @@ class Rescues:
             LOG.error('LXD does not find the root disk of %s where the driver '
                       'expects it; is [lxd] directory right? %s', own.name,
                       error, instance=instance)
-            raise exception.InstanceNotRescuable(
-                instance_id=instance.uuid,
-                reason=f'LXD does not keep the root disk of a stopped server '
-                       f'reachable on a storage pool of type '
-                       f'{self._driver(own)}') from error
+            raise self._unreachable(instance, own) from error
         if _NO_SHIFT in said:
             raise exception.InstanceNotRescuable(
                 instance_id=instance.uuid,

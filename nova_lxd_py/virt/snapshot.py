@@ -178,25 +178,27 @@ class Snapshots:
         properties.update(_image_properties(copy))
         report = _Report(instance, image_id)
         cleanup.callback(_quietly, lambda: self._delete_image(alias))
-        for compression in (self._options.snapshot_compression,
-                            FALLBACK_COMPRESSION):
-            try:
-                made = self._session.post('images', body={
-                    'source': {'type': 'instance', 'name': copy.name},
-                    'compression_algorithm': compression,
-                    'aliases': [{'name': alias}],
-                    'properties': properties,
-                }, timeout=self._options.image_timeout,
-                    progress=report.packing)
-                return made['fingerprint']
-            except errors.InvalidRequest as exc:
-                # Refused before it began: the program is not there.
-                if compression == FALLBACK_COMPRESSION:
-                    raise
-                LOG.warning('LXD cannot compress with %s ([lxd] '
-                            'snapshot_compression), using %s: %s',
-                            compression, FALLBACK_COMPRESSION, exc)
-        raise AssertionError('unreachable')
+
+        def pack(compression: str) -> str:
+            return self._session.post('images', body={
+                'source': {'type': 'instance', 'name': copy.name},
+                'compression_algorithm': compression,
+                'aliases': [{'name': alias}],
+                'properties': properties,
+            }, timeout=self._options.image_timeout,
+                progress=report.packing)['fingerprint']
+
+        wanted = self._options.snapshot_compression
+        try:
+            return pack(wanted)
+        except errors.InvalidRequest as exc:
+            # Refused before it began: the program is not there.
+            if wanted == FALLBACK_COMPRESSION:
+                raise
+            LOG.warning('LXD cannot compress with %s ([lxd] '
+                        'snapshot_compression), using %s: %s', wanted,
+                        FALLBACK_COMPRESSION, exc, instance=instance)
+        return pack(FALLBACK_COMPRESSION)
 
     def _upload(self, context: nova_context.RequestContext,
                 instance: objects.Instance, image_id: str, fingerprint: str,
