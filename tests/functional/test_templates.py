@@ -1,0 +1,278 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Fast spawn with a real LXD: templates, clones, and who has which uids."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+import unittest
+
+from nova.compute import power_state
+from nova import objects
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import session
+from nova_lxd_py.virt import templates
+from tests.functional import driver_host
+from tests.functional import lxd_daemon
+
+CONF = conf.CONF
+NO_LXD = lxd_daemon.missing()
+ROLE_TEMPLATE = lxd_instance.ROLE_TEMPLATE
+
+
+class TemplateTestCase(unittest.TestCase):
+
+    pool = 'btrfs'
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host = driver_host.DriverHost(lxd_daemon.shared(self.pool))
+        self.host.setUp()
+        self.addCleanup(self.host.cleanUp)
+        self.session = session.Session(CONF.lxd)
+        self.session.connect()
+        self.guests = lxd_instance.Guests(self.session)
+        self.image = self.host.image()
+
+    def spawn(self, project: str = 'p1', **kwargs: Any) -> objects.Instance:
+        return self.host.spawn(self.host.instance(
+            self.image, kwargs.pop('extra_specs', None), project_id=project,
+            **kwargs), self.image)
+
+    def templates(self) -> list[lxd_instance.Guest]:
+        return [guest for guest in self.guests.all()
+                if templates.KEY_TEMPLATE in guest.config]
+
+    def config(self, server: objects.Instance) -> Any:
+        return self.guests.get(server).config
+
+    def first_uid(self, server: objects.Instance) -> int:
+        """Where the guest's root is on the host, by the kernel's word."""
+        return int(self.host.run(server, 'cat', '/proc/self/uid_map'
+                                 ).split()[1])
+
+    def all_at_once(self, *actions: Any) -> list[Any]:
+        results: list[Any] = [None] * len(actions)
+
+        def run(number: int) -> None:
+            try:
+                results[number] = actions[number]()
+            except Exception as exc:
+                results[number] = exc
+
+        threads = [threading.Thread(target=run, args=(number,))
+                   for number in range(len(actions))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    def tree(self, name: str) -> dict[str, tuple[int, ...]]:
+        """List a stopped instance's files: type and mode, size, change."""
+        assert self.host.lxd.directory is not None
+        top = (self.host.lxd.directory / 'storage-pools' / self.host.lxd.pool
+               / 'containers' / f'{self.host.project}_{name}' / 'rootfs')
+        found = {}
+        for folder, folders, files in os.walk(top):
+            for entry in folders + files:
+                path = os.path.join(folder, entry)
+                status = os.lstat(path)
+                found[os.path.relpath(path, top)] = (
+                    status.st_mode, status.st_size, status.st_mtime_ns)
+        return found
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class CloneTest(TemplateTestCase):
+
+    def test_clones_run(self) -> None:
+        first, second = self.spawn(), self.spawn(root_gb=2)
+        template, = self.templates()
+        for server in (first, second):
+            self.assertEqual(power_state.RUNNING, self.host.state(server))
+            self.assertEqual(int(template.config['volatile.idmap.base']),
+                             self.first_uid(server))
+            # Shifted right: the guest's root owns its files.
+            self.assertEqual('0', self.host.run(
+                server, 'stat', '-c', '%u', '/etc/passwd').strip())
+            self.host.run(server, 'touch', '/etc/written')
+            self.assertNotIn(templates.KEY_TEMPLATE, self.config(server))
+            # LXD wrote the image's files for this server, not the template.
+            self.assertEqual(server.name, self.host.run(
+                server, 'cat', '/etc/hostname').strip())
+        self.assertEqual('2GiB', self.guests.get(second).devices['root'][
+            'size'])
+        self.assertEqual(2, self.host.driver.get_num_instances())
+        self.assertEqual({first.uuid, second.uuid},
+                         set(self.host.driver.list_instance_uuids()))
+
+    def test_template_is_the_image_untouched(self) -> None:
+        self.spawn()
+        template, = self.templates()
+        self.session.post('instances', body={
+            'name': 'reference', 'profiles': [],
+            'source': {'type': 'image', 'fingerprint': template.config[
+                templates.KEY_TEMPLATE]},
+            'devices': {'root': {'type': 'disk', 'path': '/',
+                                 'pool': self.host.lxd.pool}}})
+        self.assertEqual(self.tree('reference'), self.tree(template.name))
+        self.assertEqual('Stopped', template.status)
+
+    def test_clones_are_apart(self) -> None:
+        first, second = self.spawn(), self.spawn()
+        self.host.run(first, 'sh', '-c', 'echo x > /etc/mine')
+        self.assertEqual('', self.host.run(
+            second, 'sh', '-c', 'cat /etc/mine || true'))
+        self.assertNotEqual(self.config(first)['volatile.uuid'],
+                            self.config(second)['volatile.uuid'])
+
+    def test_lxd_restart(self) -> None:
+        """Neither template nor range holder is ever started by LXD."""
+        lxd = lxd_daemon.RealLXD().__enter__()
+        self.addCleanup(lxd.close)
+        host = driver_host.DriverHost(lxd)
+        host.setUp()
+        self.addCleanup(host.cleanUp)
+        image = host.image()
+        host.spawn(host.instance(image), image)
+        lxd.restart()
+        self.assertEqual(
+            {'Stopped'},
+            {entry['status'] for entry in host.lxd_instances().values()
+             if entry['config']['user.nova.role'] == ROLE_TEMPLATE})
+        host.spawn(host.instance(image), image)
+
+    def test_server_outlives_template_and_image(self) -> None:
+        server = self.spawn()
+        self.session.delete('images', self.templates()[0].config[
+            templates.KEY_TEMPLATE])
+        self.host.driver.manage_image_cache(self.host.context, [server])
+        self.assertEqual([], self.templates())
+        self.host.driver.reboot(self.host.context, server, [], 'HARD')
+        self.assertEqual(power_state.RUNNING, self.host.state(server))
+        again = self.spawn()
+        self.assertEqual(self.first_uid(server), self.first_uid(again))
+
+    def test_half_made_template(self) -> None:
+        """As a crash leaves it: made, but with its obstacle, not shifted."""
+        self.spawn()
+        template, = self.templates()
+        name, config = template.name, dict(template.config)
+        template.delete()
+        self.guests.create(
+            name, {'type': 'image',
+                   'fingerprint': config[templates.KEY_TEMPLATE]},
+            {key: value for key, value in config.items()
+             if key.startswith(('user.', 'security.'))},
+            {'root': {'type': 'disk', 'path': '/',
+                      'pool': self.host.lxd.pool},
+             'never-starts': {'type': 'nic', 'nictype': 'physical',
+                              'parent': 'nova-has-no-such-nic'}})
+        server = self.spawn()
+        self.assertEqual(power_state.RUNNING, self.host.state(server))
+        self.assertEqual(['root'], list(self.templates()[0].devices))
+
+    def test_many_first_servers(self) -> None:
+        servers = self.all_at_once(*[self.spawn] * 6)
+        for server in servers:
+            self.assertEqual(power_state.RUNNING, self.host.state(server))
+        self.assertEqual(1, len(self.templates()))
+        self.assertEqual(1, len({self.first_uid(server)
+                                 for server in servers}))
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class RangeTest(TemplateTestCase):
+
+    def test_ranges_do_not_overlap(self) -> None:
+        """Made at once, some with ranges of their own."""
+        own = {'lxd:isolated': 'true'}
+
+        def server(number: int) -> objects.Instance:
+            return self.spawn(f'p{number % 3}',
+                              extra_specs=own if number % 2 else None)
+
+        servers = self.all_at_once(*[
+            lambda number=number: server(number) for number in range(10)])
+        first_of_all = 100000 if not os.path.exists('/etc/subuid') else min(
+            int(line.split(':')[1]) for line in open('/etc/subuid')
+            if line.startswith('root:'))
+        owners: dict[int, set[str]] = {}
+        for number, made in enumerate(servers):
+            self.assertIsInstance(made, objects.Instance)
+            owners.setdefault(self.first_uid(made), set()).add(
+                made.uuid if number % 2 else made.project_id)
+        self.assertEqual({1}, {len(found) for found in owners.values()})
+        self.assertEqual(8, len(owners))
+        # Nor do they reach into each other, or where LXD has no business.
+        bases = sorted(owners)
+        self.assertGreaterEqual(bases[0], first_of_all + 65536)
+        for lower, higher in zip(bases, bases[1:]):
+            self.assertGreaterEqual(higher - lower, 65536)
+
+    def test_lxds_own_allocation_respects_them(self) -> None:
+        server = self.spawn()
+        self.session.post('instances', body={
+            'name': 'theirs', 'profiles': [], 'source': {'type': 'none'},
+            'config': {'security.idmap.isolated': 'true'},
+            'devices': {'root': {'type': 'disk', 'path': '/',
+                                 'pool': self.host.lxd.pool}}})
+        base = int(self.session.get('instances', 'theirs')['config'][
+            'volatile.idmap.base'])
+        self.assertGreaterEqual(abs(base - self.first_uid(server)), 65536)
+
+    def test_privileged(self) -> None:
+        server = self.spawn(extra_specs={'lxd:privileged_allowed': 'true'})
+        self.assertEqual(0, self.first_uid(server))
+        self.assertEqual([], self.templates())
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class OffTest(TemplateTestCase):
+
+    def setUp(self) -> None:
+        CONF.set_override('idmap_isolation', 'off', 'lxd')
+        self.addCleanup(CONF.clear_override, 'idmap_isolation', 'lxd')
+        super().setUp()
+
+    def test_common_range(self) -> None:
+        first, second = self.spawn('p1'), self.spawn('p2')
+        self.assertEqual(self.first_uid(first), self.first_uid(second))
+        self.assertEqual('0', self.host.run(
+            second, 'stat', '-c', '%u', '/etc/passwd').strip())
+        self.assertEqual(1, len(self.templates()))
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class DirPoolTest(TemplateTestCase):
+
+    pool = 'dir'
+
+    def test_no_templates(self) -> None:
+        first, second = self.spawn(), self.spawn()
+        self.assertEqual([], self.templates())
+        self.assertNotEqual(self.first_uid(first), self.first_uid(second))
+
+    def test_range_per_project(self) -> None:
+        CONF.set_override('idmap_isolation', 'project', 'lxd')
+        self.addCleanup(CONF.clear_override, 'idmap_isolation', 'lxd')
+        first, second = self.spawn(), self.spawn()
+        other = self.spawn('p2')
+        self.assertEqual([], self.templates())
+        self.assertEqual(self.first_uid(first), self.first_uid(second))
+        self.assertNotEqual(self.first_uid(first), self.first_uid(other))
