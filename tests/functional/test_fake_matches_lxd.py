@@ -109,7 +109,8 @@ class ServerContract(contract.ContractTest):
 
     def test_all_projects(self):
         self.same('GET', '/1.0/instances', params={'all-projects': 'true'})
-        self.same('GET', '/1.0/instances', params={
+        # There may be others on an LXD that is not ours alone.
+        self.same('GET', '/1.0/instances', shape=False, params={
             'all-projects': 'true', 'project': None})
 
     def test_pools(self):
