@@ -196,6 +196,12 @@ class CloudTestCase(testtools.TestCase):
             raise cls.skipException(
                 f'No quickstart cloud at {PREFIX}: devstack/quickstart.sh up')
         cls.cloud = connect()
+        try:
+            cls.cloud.authorize()
+        except exceptions.SDKException as exc:
+            raise cls.skipException(
+                f'The quickstart cloud at {PREFIX} does not answer '
+                f'(devstack/quickstart.sh up): {exc}') from exc
         cls.admin = connect(ADMIN_CLOUD)
         cls.host = Host()
 
@@ -298,6 +304,12 @@ class CloudTestCase(testtools.TestCase):
     @classmethod
     def ports(cls, server_id: str) -> list[Any]:
         return list(cls.cloud.network.ports(device_id=server_id))
+
+    @staticmethod
+    def fixed_ip(server: Any) -> str:
+        return next(address['addr'] for addresses in server.addresses.values()
+                    for address in addresses
+                    if address['OS-EXT-IPS:type'] == 'fixed')
 
     def assert_gone(self, server_id: str, port_ids: list[str]) -> None:
         """Nothing of a server is left on the host, soon after its end."""
