@@ -309,14 +309,14 @@ class ImageStore:
                 return False
             if not _glance_ids(image) <= ids:
                 return False
-            now = time.time()
+            now = int(time.time())
             since = _number(image['properties'].get(PROPERTY_UNUSED))
             if since is None or since > now:
                 since = now
                 self._set_properties(image['fingerprint'],
-                                     {PROPERTY_UNUSED: str(int(now))})
-            minimum = CONF.image_cache.remove_unused_original_minimum_age_seconds
-            if now - since < minimum:
+                                     {PROPERTY_UNUSED: str(now)})
+            if now - since < (CONF.image_cache.
+                              remove_unused_original_minimum_age_seconds):
                 return False
             LOG.info('Removing image %s from LXD: no server of this host has '
                      'used it for %d seconds', ', '.join(sorted(ids)),
