@@ -126,7 +126,7 @@ class Host:
         self._ovs = {'OVS_RUNDIR': str(PREFIX / 'run' / 'ovs')}
 
     def lxc(self, *arguments: str) -> str:
-        return run('lxc', *arguments, '--project', LXD_PROJECT,
+        return run('lxc', '--project', LXD_PROJECT, *arguments,
                    env=self._lxd).stdout
 
     def query(self, path: str) -> Any:
