@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What pytest needs to run these tests; stestr and unittest need none of it."""
+"""What pytest needs to run these tests; stestr and unittest need none."""
 
 import os
 import sys

@@ -84,7 +84,8 @@ def with_ours(text: str) -> str:
             indent = len(line) - len(line.lstrip()) or 2
             break
     margin = ' ' * indent
-    block = yaml.safe_dump(entries(), sort_keys=False, default_flow_style=False)
+    block = yaml.safe_dump(entries(), sort_keys=False,
+                           default_flow_style=False)
     ours = [margin + BEGIN.format(cloud=cloud) + '\n']
     ours += [margin + line for line in block.splitlines(keepends=True)]
     ours.append(margin + END.format(cloud=cloud) + '\n')
@@ -124,7 +125,8 @@ def add(path: pathlib.Path, copy: pathlib.Path) -> None:
     new = with_ours(base)
     after = parse(new)
     for name, entry in entries().items():
-        if name in before['clouds'] or after['clouds'].pop(name, None) != entry:
+        if (name in before['clouds'] or
+                after['clouds'].pop(name, None) != entry):
             sys.exit(f'{path} cannot take the entry {name}: it has one of '
                      f'this name, or an unusual form. Use '
                      f'OS_CLIENT_CONFIG_FILE={copy} instead.')

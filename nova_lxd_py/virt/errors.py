@@ -43,7 +43,7 @@ class PermissionDenied(LXDError):
 
 
 class MissingExtension(LXDError):
-    """The LXD server lacks an API extension that the driver cannot do without."""
+    """The LXD server lacks an API extension that the driver needs."""
 
 
 class NotFound(LXDError):

@@ -293,8 +293,8 @@ def _security(request: Request) -> _Config:
     """Write every security key, so that no default of LXD matters."""
     return {
         'security.nesting': _word(flag(request.flavor, SPEC_NESTED)),
-        'security.privileged': _word(flag(request.flavor,
-                                           SPEC_PRIVILEGED)),
+        'security.privileged': _word(
+            flag(request.flavor, SPEC_PRIVILEGED)),
     }
 
 

@@ -37,9 +37,9 @@ from oslo_concurrency import lockutils
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt import driver
-from tests import memory_glance
 from tests.functional import busybox_image
 from tests.functional import lxd_daemon
+from tests import memory_glance
 
 CONF = conf.CONF
 

@@ -58,8 +58,8 @@ class ScratchRoot:
 
     def command(self, *words: object) -> list[object]:
         """Words that run a command inside."""
-        return ['unshare', '--mount', '--pid', '--uts', '--fork', '--kill-child',
-                'sh', '-c', _ENTER, 'sh', self.path, *words]
+        return ['unshare', '--mount', '--pid', '--uts', '--fork',
+                '--kill-child', 'sh', '-c', _ENTER, 'sh', self.path, *words]
 
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
         """Run a command inside."""
