@@ -119,10 +119,12 @@ step_lxd() {
 stop_lxd() {
     local project
     if daemon_running lxd && find_lxd; then
-        for project in $(lxc project list --format csv | cut -d, -f1); do
-            timeout 60 "${CLEAN_ENV[@]}" "${LXD_ENV[@]}" "$CONTAINER_CLIENT" \
-                stop --all --force --project "${project%% *}" || :
-        done
+        lxc query '/1.0/projects' | grep -o '/1.0/projects/[^"]*' |
+            while read -r project; do
+                timeout 60 "${CLEAN_ENV[@]}" "${LXD_ENV[@]}" \
+                    "$CONTAINER_CLIENT" stop --all --force \
+                    --project "${project##*/}" </dev/null || :
+            done
         timeout 30 "${CLEAN_ENV[@]}" "${LXD_ENV[@]}" "$CONTAINER_DAEMON" \
             shutdown --timeout 20 || :
     fi

@@ -54,6 +54,26 @@ step_flavors() {
 step_server() {
     # shellcheck disable=SC2153 # set in images.sh
     SERVER_IMAGE=$GUEST_IMAGE cloud_setup server
+    elapsed "$UP_BEGIN" >"$LOG/steps/server.when"
+}
+
+# ACTIVE means that its init runs; logging in takes cloud-init as well.
+step_login() {
+    local address end=$((SECONDS + 90))
+    address=$(<"$DATA/first-address")
+    until ssh_banner "$address"; do
+        if ((SECONDS >= end)); then
+            warn "The first server does not answer on SSH at $address yet;" \
+                "see: openstack --os-cloud $CLOUD console log show first"
+            return 0
+        fi
+        sleep 0.3
+    done
+}
+
+ssh_banner() {
+    timeout 3 bash -c "exec 4<>/dev/tcp/$1/22 && read -r -n 4 -u 4 word &&
+        [[ \$word == SSH- ]]" 2>/dev/null
 }
 
 # Lets guests reach what this host reaches: a table of our own, and forwarding.

@@ -147,7 +147,7 @@ step_nova_metadata() {
 # nova_daemon NAME FILE
 nova_daemon() {
     local name=$1 conf=$2
-    WATCH="$ETC/nova/$conf $VENV/.constraints $VENV/.driver" \
+    WATCH="${WATCH:-} $ETC/nova/$conf $VENV/.constraints" \
         daemon_start "$name" "${OVS_ENV[@]}" "$VENV/bin/$name" \
         --config-file "$ETC/nova/$conf" --log-file "$LOG/$name.log"
 }
@@ -161,20 +161,19 @@ step_nova_scheduler() {
     nova_daemon nova-scheduler nova.conf
 }
 
-# True when a service wrote to the database that it is alive, after it was
-# started last.
+# True when a service has reported to the database since it was started, or
+# for the first time ever.
 service_row() {
-    local pid started
+    local pid age
     pid=$(daemon_pid "$1") || return 1
-    started=$(stat -c %Y "/proc/$pid")
+    age=$(($(date +%s) - $(stat -c %Y "/proc/$pid")))
     [[ $(sql nova -e "SELECT COUNT(*) FROM services WHERE deleted = 0 AND
-        services.binary = '$1' AND (report_count = 0 OR
-        UNIX_TIMESTAMP(CONVERT_TZ(last_seen_up, '+00:00', @@time_zone))
-        >= $started)") != 0 ]]
+        services.binary = '$1' AND host = '$HOST' AND (last_seen_up IS NULL OR
+        TIMESTAMPDIFF(SECOND, last_seen_up, UTC_TIMESTAMP()) <= $age)") != 0 ]]
 }
 
 step_nova_compute() {
-    nova_daemon nova-compute nova-compute.conf
+    WATCH=$VENV/.driver nova_daemon nova-compute nova-compute.conf
     wait_until nova-compute 120 nova-compute compute_node_known
     if [[ $(sql nova_api -e "SELECT COUNT(*) FROM host_mappings
         WHERE host = '$HOST'") == 0 ]]; then
@@ -183,6 +182,7 @@ step_nova_compute() {
 }
 
 compute_node_known() {
-    [[ $(sql nova -e "SELECT COUNT(*) FROM compute_nodes
-        WHERE deleted = 0 AND host = '$HOST'") != 0 ]]
+    service_row nova-compute &&
+        [[ $(sql nova -e "SELECT COUNT(*) FROM compute_nodes
+            WHERE deleted = 0 AND host = '$HOST'") != 0 ]]
 }

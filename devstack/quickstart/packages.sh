@@ -25,14 +25,19 @@ readonly -a SERVER_PACKAGES=(mariadb-server rabbitmq-server
     dnsmasq-base attr rsync acl procps util-linux)
 
 package_installed() {
-    [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == \
-        installed ]]
+    [[ -z $(missing_packages "$1") ]]
 }
 
+# One call of dpkg-query: each reads the whole database.
 missing_packages() {
     local name
+    local -A have=()
+    while read -r name; do
+        have[$name]=1
+    done < <(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" \
+        2>/dev/null | sed -n 's/^installed //p')
     for name; do
-        package_installed "$name" || printf '%s ' "$name"
+        [[ -n ${have[$name]:-} ]] || printf '%s ' "$name"
     done
 }
 

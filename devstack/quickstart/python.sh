@@ -17,27 +17,31 @@ readonly -a PYTHON_PACKAGES=(keystone glance openstack-placement nova neutron
     pylxd pyuwsgi PyMySQL python-openstackclient openstacksdk
     setuptools pbr)
 
+# Value of a setting in pip's own configuration, empty when there is none.
+pip_setting() {
+    "$VENV/bin/python" -m pip config get "global.$1" 2>/dev/null || :
+}
+
 # pip_install [argument]...: with uv, which is several times faster, or else
 # with pip itself.
 pip_install() {
-    local -a settings=()
-    local bundle=${PIP_CERT:-${SSL_CERT_FILE:-}}
+    local index bundle
+    local -a settings=(UV_SYSTEM_CERTS=true UV_CACHE_DIR="$CACHE/uv"
+        UV_HTTP_TIMEOUT=180)
     if [[ -x $VENV/bin/uv && -z ${QUICKSTART_NO_UV:-} ]]; then
         # uv does not read pip's configuration: hand over what matters.
-        local index
-        index=$("$VENV/bin/python" -m pip config get global.index-url \
-            2>/dev/null) || index=''
-        index=${PIP_INDEX_URL:-$index}
+        index=${PIP_INDEX_URL:-$(pip_setting index-url)}
+        bundle=${PIP_CERT:-${SSL_CERT_FILE:-$(pip_setting cert)}}
         [[ -z $index ]] || settings+=(UV_DEFAULT_INDEX="$index")
         [[ -z $bundle ]] || settings+=(SSL_CERT_FILE="$bundle")
         if env -u PYTHONDONTWRITEBYTECODE "${settings[@]}" \
-            UV_CACHE_DIR="$CACHE/uv" UV_HTTP_TIMEOUT=180 \
             "$VENV/bin/uv" pip install --python "$VENV/bin/python" "$@"; then
             return 0
         fi
         echo 'uv failed, trying pip.'
     fi
     env -u PYTHONDONTWRITEBYTECODE \
+        PIP_DEFAULT_TIMEOUT="${PIP_DEFAULT_TIMEOUT:-60}" \
         "$VENV/bin/python" -m pip install --disable-pip-version-check \
         "${@/--compile-bytecode/--compile}"
 }

@@ -136,6 +136,7 @@ declare_steps() {
         step server 'The first server' nova-compute nova-api nova-scheduler \
             network upload flavors neutron-agent nova-metadata
         step neutron-workers 'Neutron: background workers' server
+        step login 'The first server answers on SSH' server
     else
         step neutron-workers 'Neutron: background workers' neutron
     fi
@@ -161,6 +162,7 @@ show_how_to_go_on() {
 command_up() {
     local begin problems
     begin=$(now_us)
+    UP_BEGIN=$begin
     check_host
     guest_distribution
     if [[ -e $PREFIX/settings && -s $DATA/host ]]; then
@@ -184,5 +186,7 @@ command_up() {
     [[ -z $FAILED_STEPS ]] || exit 1
     say ''
     title "The cloud is up after $(elapsed "$begin") s."
+    [[ ! -s $LOG/steps/server.when ]] ||
+        say "The first server was ACTIVE after $(<"$LOG/steps/server.when") s."
     show_how_to_go_on
 }
