@@ -38,6 +38,7 @@ from nova_lxd_py.virt import password as lxd_password
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt import rescue
 from nova_lxd_py.virt import rootdisk
+from nova_lxd_py.virt import serial
 from nova_lxd_py.virt import session
 from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
@@ -79,6 +80,8 @@ class LXDDriver(driver.ComputeDriver):
                                                   self._guests)
         self._host = lxd_host.Host(self._session, options)
         self._consoles = console.Consoles(self._session, self._guests)
+        self._serial_consoles = serial.SerialConsoles(
+            self._session, self._guests, self._watcher)
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._snapshots = snapshot.Snapshots(self._session, options,
                                              self._guests, image_api)
@@ -94,7 +97,8 @@ class LXDDriver(driver.ComputeDriver):
         self._lifecycle = lifecycle.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._vifs,
             self._images, self._templates, config_drives, ephemeral_disks,
-            root_disks, self._rescues, self._snapshots, self._passwords)
+            root_disks, self._rescues, self._snapshots, self._passwords,
+            self._serial_consoles)
         self._migrations = lxd_migration.Migrations(
             self._session, options, self._guests, self._vifs,
             self._templates, ephemeral_disks, root_disks, self._lifecycle)
@@ -105,6 +109,7 @@ class LXDDriver(driver.ComputeDriver):
         preflight.check(self._session, CONF)
         self._snapshots.recover()
         self._rescues.recover()
+        self._serial_consoles.recover()
         self._watcher.start()
         LOG.info('LXD %s at %s: servers go to project %s, pool %s',
                  self._session.server['environment']['server_version'],
@@ -112,6 +117,7 @@ class LXDDriver(driver.ComputeDriver):
                  CONF.lxd.storage_pool)
 
     def cleanup_host(self, host):
+        self._serial_consoles.stop()
         self._watcher.stop()
 
     def get_available_nodes(self, refresh=False):
@@ -145,8 +151,7 @@ class LXDDriver(driver.ComputeDriver):
         return [guest.uuid for guest in self._guests.servers()]
 
     def get_num_instances(self):
-        count = self._watcher.server_count()
-        return len(self._guests.servers()) if count is None else count
+        return self._watcher.server_count()
 
     def instance_exists(self, instance):
         return self._guests.find(instance) is not None
@@ -232,6 +237,9 @@ class LXDDriver(driver.ComputeDriver):
     def get_console_output(self, context, instance):
         # Nova encodes text as latin-1, so this gives it the bytes as they are.
         return self._consoles.output(instance).decode('latin-1')
+
+    def get_serial_console(self, context, instance):
+        return self._serial_consoles.connect(instance)
 
     # -- ports --------------------------------------------------------------
 

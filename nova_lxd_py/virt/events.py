@@ -207,9 +207,12 @@ class Watcher:
                 return
             changes = self._changes[name]
         if known is None:
-            # Made or renamed just now: learn whose it is, once.
+            # Made or renamed just now: learn whose it is, once. LXD says so
+            # of an instance, too, that it then fails to make, and never that
+            # it is gone: it counts only once somebody has asked for it.
             with contextlib.suppress(errors.NotFound):
-                self._remember(self._guests.by_name(name), changes)
+                self._remember(self._guests.by_name(name), changes,
+                               fresh=False)
             return
         transition = TRANSITIONS.get(action)
         if transition is not None:
@@ -295,7 +298,8 @@ class Watcher:
         self._remember(guest, changes)
         return guest
 
-    def _remember(self, guest: lxd_instance.Guest, changes: int) -> None:
+    def _remember(self, guest: lxd_instance.Guest, changes: int,
+                  fresh: bool = True) -> None:
         """Keep what LXD said, unless an event came after the question."""
         if not guest.is_ours:
             return
@@ -303,7 +307,7 @@ class Watcher:
             if self._changes.get(guest.name, 0) == changes:
                 self._known[guest.name] = _Known(
                     guest.uuid, guest.role, guest.power_state,
-                    _is_rescued(guest))
+                    _is_rescued(guest), fresh)
 
     def forget(self, instance: Any) -> None:
         """Mark what is known of a server as outdated, after changing it.
@@ -318,16 +322,27 @@ class Watcher:
                 if known is not None:
                     known.fresh = False
 
-    def server_count(self) -> int | None:
-        """Count the servers from memory.
+    def server_count(self) -> int:
+        """Count the servers, from memory where all is known for certain.
 
-        :returns: their number, or None while it is not known for certain.
+        :returns: their number.
+        :raises errors.LXDError: LXD has to be asked and does not answer.
         """
         with self._lock:
-            if not self._connected:
-                return None
-            return sum(known.role == lxd_instance.ROLE_SERVER
-                       for known in self._known.values())
+            if self._connected and all(known.fresh for known
+                                       in self._known.values()):
+                return sum(known.role == lxd_instance.ROLE_SERVER
+                           for known in self._known.values())
+            changes = dict(self._changes)
+        guests = self._guests.all()
+        for guest in guests:
+            self._remember(guest, changes.get(guest.name, 0))
+        present = {guest.name for guest in guests}
+        with self._lock:
+            for name in set(self._known) - present:
+                if self._changes.get(name, 0) == changes.get(name, 0):
+                    del self._known[name]
+        return sum(guest.role == lxd_instance.ROLE_SERVER for guest in guests)
 
 
 def _is_rescued(guest: lxd_instance.Guest) -> bool:

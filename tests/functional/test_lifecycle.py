@@ -278,9 +278,14 @@ class LifecycleTest(unittest.TestCase):
             self.assertLess(time.monotonic(), deadline, 'no event came')
             time.sleep(0.1)
 
+    def _from_within(self, server, command: str) -> None:
+        # The command that is waited for must have ended before the guest.
+        self.host.run(server, 'sh', '-c',
+                      f'(sleep 1; {command}) > /dev/null 2>&1 &')
+
     def test_guest_powers_itself_off(self) -> None:
         server = self.host.spawn()
-        self.host.run(server, 'poweroff')
+        self._from_within(server, 'poweroff')
         self._wait_for(server, virt_event.EVENT_LIFECYCLE_STOPPED)
         self.assertEqual(power_state.SHUTDOWN,
                          self.driver.get_info(server).state)
@@ -289,7 +294,7 @@ class LifecycleTest(unittest.TestCase):
         server = self.host.spawn()
         self._wait_for(server, virt_event.EVENT_LIFECYCLE_STARTED)
         self.host.events.clear()
-        self.host.run(server, 'reboot')
+        self._from_within(server, 'reboot')
         self._wait_for(server, virt_event.EVENT_LIFECYCLE_STARTED)
         time.sleep(6)
         self.assertNotIn(virt_event.EVENT_LIFECYCLE_STOPPED,
