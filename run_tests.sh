@@ -135,7 +135,8 @@ need_packages() (
     . devstack/quickstart/packages.sh
     # shellcheck disable=SC2046 # words are wanted
     set -- "${FIRST_PACKAGES[@]}" "${SERVER_PACKAGES[@]}"
-    if [[ -n $(missing_packages "$@") ]] || ! package_installed lxd; then
+    if [[ -n $(missing_packages "$@") ]] ||
+        ! { package_installed lxd || package_installed incus; }; then
         say "Installing packages"
         for attempt in 1 2 3; do
             apt-get update --quiet -o DPkg::Lock::Timeout=300 && break
