@@ -52,6 +52,21 @@ keystone_manage() {
         --config-file "$ETC/keystone/keystone.conf" "$@"
 }
 
+# The two keys that "keystone-manage fernet_setup" and "credential_setup" write:
+# each would import all of keystone for a few random bytes.
+key_repository() {
+    local number
+    mkdir -p "$1"
+    chmod 700 "$1"
+    for number in 0 1; do
+        (
+            umask 077
+            head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '\n' \
+                >"$1/$number"
+        )
+    done
+}
+
 step_keystone_db() {
     configure_keystone
     db_synced keystone || {
@@ -59,10 +74,8 @@ step_keystone_db() {
         mark_db_synced keystone
     }
     if [[ ! -e $DATA/keystone/.bootstrapped ]]; then
-        keystone_manage fernet_setup --keystone-user root \
-            --keystone-group root
-        keystone_manage credential_setup --keystone-user root \
-            --keystone-group root
+        key_repository "$DATA/keystone/fernet"
+        key_repository "$DATA/keystone/credential"
         keystone_manage bootstrap --bootstrap-password "$(secret)" \
             --bootstrap-admin-url "$(service_url keystone)/v3" \
             --bootstrap-internal-url "$(service_url keystone)/v3" \

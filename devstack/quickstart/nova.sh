@@ -114,21 +114,11 @@ EOF
     } >"$file"
 }
 
-nova_manage() {
-    "${CLEAN_ENV[@]}" "$VENV/bin/nova-manage" \
-        --config-file "$ETC/nova/nova.conf" "$@"
-}
-
 step_nova_db() {
     configure_nova
     db_synced nova && return 0
-    nova_manage api_db sync
-    nova_manage cell_v2 map_cell0 \
-        --database_connection "$(database_url nova_cell0)"
-    nova_manage db sync
-    if ! nova_manage cell_v2 list_cells | grep -q ' cell1 '; then
-        nova_manage cell_v2 create_cell --name cell1
-    fi
+    "${CLEAN_ENV[@]}" "$VENV/bin/python" "$HERE/nova_schema.py" \
+        "$ETC/nova/nova.conf" "$(database_url nova_cell0)" "$HOST"
     mark_db_synced nova
 }
 
@@ -175,10 +165,6 @@ service_row() {
 step_nova_compute() {
     WATCH=$VENV/.driver nova_daemon nova-compute nova-compute.conf
     wait_until nova-compute 120 nova-compute compute_node_known
-    if [[ $(sql nova_api -e "SELECT COUNT(*) FROM host_mappings
-        WHERE host = '$HOST'") == 0 ]]; then
-        nova_manage cell_v2 discover_hosts
-    fi
 }
 
 compute_node_known() {

@@ -80,6 +80,8 @@ install_packages() {
     echo "Installing: ${missing[*]}"
     trap allow_service_start EXIT
     forbid_service_start
+    # Ends what an interrupted installation left.
+    DEBIAN_FRONTEND=noninteractive dpkg --configure -a
     DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get install --yes --quiet \
         --no-install-recommends -o Dpkg::Use-Pty=0 \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold \

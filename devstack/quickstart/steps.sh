@@ -79,6 +79,16 @@ start_ready_steps() {
     done
 }
 
+# Ctrl-C: no package manager is killed at work, no new step begins.
+interrupted() {
+    if [[ $FAILED_STEPS == *interrupt* ]]; then
+        exit 130
+    fi
+    FAILED_STEPS+=' interrupt'
+    say "Interrupted: waiting for the steps under way." \
+        'Once more to leave at once.'
+}
+
 # Runs all steps declared so far and sets FAILED_STEPS. To be called as a plain
 # command: behind if, && or || bash would ignore errors inside the steps.
 run_steps() {
@@ -87,6 +97,7 @@ run_steps() {
     local -r MAX_PARALLEL=${QUICKSTART_PARALLEL:-8}
 
     FAILED_STEPS=''
+    trap interrupted INT TERM
     # With a terminal the line of running steps is kept current; a log file
     # gets one line now and then.
     [[ $INTERACTIVE == yes ]] && seconds=0.5 || seconds=15
@@ -104,7 +115,10 @@ run_steps() {
             ticker=$!
         fi
         status=0
+        pid=''
         wait -n -p pid "$ticker" "${!step_of[@]}" || status=$?
+        # Interrupted by a signal: nothing has ended.
+        [[ -n $pid ]] || continue
         if [[ $pid == "$ticker" ]]; then
             ticker=''
             show_running
@@ -123,5 +137,6 @@ run_steps() {
         fi
     done
     [[ -z $ticker ]] || { kill "$ticker" && wait "$ticker"; } 2>/dev/null || :
+    trap - INT TERM
     STEP_ORDER=()
 }
