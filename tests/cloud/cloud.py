@@ -230,8 +230,7 @@ class CloudTestCase(testtools.TestCase):
     def _create(cls, cloud: connection.Connection, image: str | None,
                 flavor: str, arguments: dict[str, Any]) -> Any:
         if image is not None:
-            arguments['image_id'] = cloud.image.find_image(
-                image, ignore_missing=False).id
+            arguments['image_id'] = cls.image_id(cloud, image)
         if 'networks' not in arguments:
             private = cloud.network.find_network(
                 'private', ignore_missing=False)
@@ -241,6 +240,13 @@ class CloudTestCase(testtools.TestCase):
         flavor_id = cloud.compute.find_flavor(
             flavor, ignore_missing=False).id
         return cloud.compute.create_server(flavor_id=flavor_id, **arguments)
+
+    @staticmethod
+    def image_id(cloud: connection.Connection, name: str) -> str:
+        """The newest image of a name: an update replaces them one by one."""
+        images = list(cloud.image.images(name=name, sort='created_at:desc'))
+        return (images[0].id if images else
+                cloud.image.find_image(name, ignore_missing=False).id)
 
     def boot(self, image: str | None = TINY, flavor: str = 'lxd.tiny',
              **arguments: Any) -> Any:

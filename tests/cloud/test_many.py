@@ -1,0 +1,79 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Many servers at once, in two projects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openstack
+
+from tests.cloud import cloud
+
+PER_PROJECT = 4
+
+
+class ManyTest(cloud.CloudTestCase):
+
+    def project(self) -> tuple[Any, Any]:
+        """A connection to a new project with a network of its own."""
+        identity = self.admin.identity
+        project = identity.create_project(
+            name=self.unique('many'), domain_id='default')
+        self.addCleanup(identity.delete_project, project)
+        user = identity.find_user('demo', ignore_missing=False)
+        role = identity.find_role('member', ignore_missing=False)
+        identity.assign_project_role_to_user(project, user, role)
+        config = openstack.config.OpenStackConfig(
+            config_files=[str(cloud.PREFIX / 'clouds.yaml')],
+            load_envvars=False)
+        connection = openstack.connection.Connection(config=config.get_one(
+            cloud=cloud.USER_CLOUD, project_name=project.name))
+        network = connection.network.create_network(name='many')
+        # Neutron gives each project a security group of its own.
+        self.addCleanup(self._remove_groups, project.id)
+        self.addCleanup(connection.network.delete_network, network)
+        connection.network.create_subnet(
+            network_id=network.id, ip_version=4, cidr='10.99.0.0/24')
+        return connection, network
+
+    def _remove_groups(self, project_id: str) -> None:
+        for group in self.admin.network.security_groups(
+                project_id=project_id):
+            self.admin.network.delete_security_group(group)
+
+    def test_together(self) -> None:
+        created = []
+        for connection, network in [self.project(), self.project()]:
+            created += [
+                (connection, self.create(
+                    cloud=connection, networks=[{'uuid': network.id}]))
+                for _ in range(PER_PROJECT)]
+        ports = {}
+        for connection, server in created:
+            self.wait_status(server.id, 'ACTIVE', 180, connection)
+            ports[server.id] = [
+                port.id for port in
+                connection.network.ports(device_id=server.id)]
+        instances = {server.id: self.host.instances_of(server.id)
+                     for _, server in created}
+        self.assertEqual([1] * len(created),
+                         [len(found) for found in instances.values()])
+        self.assertEqual({'Running'}, {
+            found[0]['status'] for found in instances.values()})
+        for connection, server in created:
+            connection.compute.delete_server(server.id)
+        for connection, server in created:
+            self.delete(server.id, connection, 120)
+        for _, server in created:
+            self.assert_gone(server.id, ports[server.id])
