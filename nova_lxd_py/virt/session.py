@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -37,6 +36,7 @@ from pylxd import exceptions as pylxd_exceptions
 import requests
 import websocket
 
+from nova_lxd_py.virt import answers
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import tls
 from nova_lxd_py.virt import unixhttp
@@ -112,7 +112,7 @@ class Operation:
                 return self.metadata.get('metadata') or {}
             if code >= 400:
                 text = self.metadata.get('err') or self.metadata['status']
-                raise _error_from_text(self._what, text, code, failed=True)
+                raise answers.from_text(self._what, text, code, failed=True)
             if progress is not None:
                 progress(self.metadata)
 
@@ -284,7 +284,8 @@ class Session:
         """
         answer = self._decoded(method, path,
                                self._request(method, path, **kwargs))
-        return Operation(self, _describe(method, path), answer['metadata'])
+        return Operation(self, answers.describe(method, path),
+                         answer['metadata'])
 
     def _modify(self, method: str, path: tuple[str, ...], *,
                 body: Any = None, params: Mapping[str, Any] | None = None,
@@ -305,7 +306,7 @@ class Session:
             method, path, body=body, params=params, etag=etag))
         if answer.get('type') != 'async':
             return answer.get('metadata')
-        operation = Operation(self, _describe(method, path),
+        operation = Operation(self, answers.describe(method, path),
                               answer['metadata'])
         return operation.wait(timeout or self.operation_timeout,
                               progress)
@@ -355,11 +356,11 @@ class Session:
         if stream:
             kwargs.update(stream=True, is_api=False)
         self.request_count += 1
-        what = _describe(method, path)
+        what = answers.describe(method, path)
         try:
             return getattr(node, method)(**kwargs)
         except pylxd_exceptions.LXDAPIException as exc:
-            raise _error_from_response(what, exc.response) from None
+            raise answers.from_response(what, exc.response) from None
         except _TRANSPORT_ERRORS as exc:
             if method != 'get':
                 self._settle()
@@ -373,7 +374,7 @@ class Session:
         except ValueError:
             answer = None
         if not isinstance(answer, dict) or 'metadata' not in answer:
-            raise self._no_lxd(_describe(method, path))
+            raise self._no_lxd(answers.describe(method, path))
         return answer
 
     # -- streams ------------------------------------------------------------
@@ -408,7 +409,7 @@ class Session:
         if answer.get('type') != 'async':
             return answer.get('metadata') or {}
         left = max(1.0, timeout - (time.monotonic() - began))
-        return Operation(self, _describe('post', path),
+        return Operation(self, answers.describe('post', path),
                          answer['metadata']).wait(left, progress)
 
     @contextlib.contextmanager
@@ -424,7 +425,7 @@ class Session:
         :raises errors.LXDError: as fits, also while reading.
         """
         response = self._request('get', path, params=params, stream=True)
-        what = _describe('get', path)
+        what = answers.describe('get', path)
 
         def body() -> Iterator[bytes]:
             try:
@@ -488,7 +489,7 @@ class Session:
         query = parse.urlencode({'project': self.project, **(params or {})})
         where = '/1.0/' + '/'.join(parse.quote(p, safe='') for p in path)
         self.request_count += 1
-        what = _describe('websocket', path)
+        what = answers.describe('websocket', path)
         sock = None
         try:
             if self.is_local:
@@ -507,8 +508,8 @@ class Session:
             if sock is not None:
                 sock.close()
             body = getattr(exc, 'resp_body', None) or b''
-            raise _error_from_text(what, _error_text(body) or str(exc),
-                                   exc.status_code) from exc
+            raise answers.from_text(what, answers.text_of(body) or str(exc),
+                                    exc.status_code) from exc
         except _TRANSPORT_ERRORS as exc:
             if sock is not None:
                 sock.close()
@@ -576,62 +577,3 @@ def _first_bytes(chunks: Iterator[bytes], limit: int) -> bytes:
         if len(got) >= limit:
             break
     return bytes(got[:limit])
-
-
-def _describe(method: str, path: tuple[str, ...]) -> str:
-    return f'{method} {"/".join(path) or "server"}'
-
-
-def _error_text(body: bytes | str) -> str:
-    try:
-        return json.loads(body).get('error', '')
-    except (ValueError, AttributeError):
-        return ''
-
-
-def _error_from_response(what: str, response: requests.Response
-                         ) -> errors.LXDError:
-    text = _error_text(response.content) or response.reason or 'no reason'
-    return _error_from_text(what, text, response.status_code)
-
-
-#: Texts by which LXD 5.0 to 6.x and Incus name conditions for which they have
-#: no status code of their own. First match wins.
-_ERRORS_BY_TEXT: tuple[tuple[str, type[errors.LXDError]], ...] = (
-    ('already exists', errors.AlreadyExists),
-    ('already in use', errors.AlreadyExists),
-    ('is busy running', errors.Busy),
-    ('operation in progress', errors.Busy),
-)
-
-_ERRORS_BY_CODE: dict[int, type[errors.LXDError]] = {
-    401: errors.PermissionDenied,
-    403: errors.PermissionDenied,
-    404: errors.NotFound,
-    409: errors.AlreadyExists,
-    412: errors.PreconditionFailed,
-}
-
-
-def _error_from_text(what: str, text: str, code: int, failed: bool = False
-                     ) -> errors.LXDError:
-    """Find the error that fits LXD's answer.
-
-    :param what: the request, for the message.
-    :param text: LXD's words.
-    :param code: LXD's status code.
-    :param failed: whether it is of an operation that had begun, where 400 is
-        any failure and 401 is cancelled.
-    """
-    message = f'LXD: {text} ({what})'
-    lowered = text.lower()
-    for phrase, kind in _ERRORS_BY_TEXT:
-        if phrase in lowered:
-            return kind(message, code)
-    if failed:
-        return errors.OperationFailed(message, code)
-    if code in _ERRORS_BY_CODE:
-        return _ERRORS_BY_CODE[code](message, code)
-    if 400 <= code < 500:
-        return errors.InvalidRequest(message, code)
-    return errors.OperationFailed(message, code)

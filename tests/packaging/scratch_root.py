@@ -96,7 +96,8 @@ class ScratchRoot:
 def debian_mirror() -> str:
     """Find the Debian mirror that this host's apt uses.
 
-    :returns: its URL; Debian's own when this host is not a Debian.
+    :returns: its URL.
+    :raises RuntimeError: this host's apt uses none.
     """
     sources = [pathlib.Path('/etc/apt/sources.list')]
     sources += sorted(pathlib.Path('/etc/apt/sources.list.d').glob('*'))
@@ -107,7 +108,7 @@ def debian_mirror() -> str:
                           source.read_text(), re.MULTILINE)
         if found:
             return found[1]
-    return 'http://deb.debian.org/debian'
+    raise RuntimeError('apt on this host is not set up for Debian')
 
 
 def debian_with_nova() -> ScratchRoot:
