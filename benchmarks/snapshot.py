@@ -16,7 +16,8 @@
 
 Starts an LXD of its own, makes a server, and alternates between the driver's
 ``snapshot`` and what ``lxc snapshot``, ``lxc publish`` and
-``lxc image export`` do with the same compression. Prints the medians and their ratio, and the
+``lxc image export`` do with the same compression. Prints the medians and
+their ratio, and the
 longest time for which a process in the guest, which looks at the clock every
 10 ms, was kept from running: with nothing else going on, and in each of the
 two.

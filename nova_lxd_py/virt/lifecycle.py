@@ -159,12 +159,13 @@ class Lifecycle:
                 swap_mb: int) -> lxd_instance.Guest:
         wanted = definition.define(instance, image_meta, ports, self._vifs,
                                    self._options, swap_mb)
-        source, idmap = self._templates.source_for(instance, fingerprint)
         try:
-            return self._guests.create(
-                lxd_instance.lxd_name(instance), source,
-                {**wanted.config, **idmap},
-                {**wanted.devices, **extra_devices})
+            return self._templates.create(
+                instance, fingerprint,
+                lambda source, uid_range: self._guests.create(
+                    lxd_instance.lxd_name(instance), source,
+                    {**wanted.config, **uid_range},
+                    {**wanted.devices, **extra_devices}))
         except errors.LXDError as exc:
             raise self._images.explain_create_failure(
                 exc, instance, image_meta) from exc

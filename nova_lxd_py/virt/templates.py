@@ -30,11 +30,11 @@ range explicitly. LXD leaves ranges alone that any instance has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import hashlib
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from nova import conf as nova_conf
 from nova import objects
@@ -85,6 +85,8 @@ RETRY_AFTER = 600
 #: Seconds for which what no server needs stays at least, so that a server
 #: which is just being made from it is.
 GRACE = 600
+
+_T = TypeVar('_T')
 
 
 class _Useless(Exception):
@@ -153,6 +155,31 @@ class TemplateStore:
             return from_image, config
         return ({'type': 'copy', 'source': name, 'instance_only': True},
                 {**config, **_NOT_INHERITED})
+
+    def create(self, instance: objects.Instance, fingerprint: str,
+               make: Callable[[dict[str, Any], dict[str, str]], _T]) -> _T:
+        """Make a server's LXD instance in the fastest way that works.
+
+        :param instance: the server.
+        :param fingerprint: LXD's name of its image.
+        :param make: makes it, given what :meth:`source_for` returns; called
+            once more where a clone cannot be made, for example since somebody
+            has deleted the template at that moment.
+        :returns: what ``make`` returns.
+        :raises nova.exception.NovaException: as :meth:`source_for`.
+        :raises errors.LXDError: as ``make``.
+        """
+        source, config = self.source_for(instance, fingerprint)
+        if source['type'] == 'image':
+            return make(source, config)
+        try:
+            return make(source, config)
+        except (errors.NotFound, errors.InvalidRequest,
+                errors.OperationFailed) as exc:
+            LOG.warning('Could not clone %s, making the server from its image '
+                        'instead: %s', source['source'], exc,
+                        instance=instance)
+            return make({'type': 'image', 'fingerprint': fingerprint}, config)
 
     def uid_range(self, instance: objects.Instance) -> dict[str, str]:
         """Tell which uid range a server gets that comes from elsewhere than

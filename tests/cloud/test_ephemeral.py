@@ -57,7 +57,9 @@ class EphemeralTest(cloud.CloudTestCase):
 
     def test_two_disks_of_own_sizes(self) -> None:
         image = self.cloud.image.find_image(cloud.TINY)
-        server = self.boot(flavor=self.flavor.name, block_device_mapping=[
+        # Nova's default limit is three disks, swap included.
+        flavor = self.make_flavor(ephemeral=2)
+        server = self.boot(flavor=flavor.name, block_device_mapping=[
             {'source_type': 'image', 'destination_type': 'local',
              'uuid': image.id, 'boot_index': 0,
              'delete_on_termination': True},

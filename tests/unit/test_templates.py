@@ -192,6 +192,41 @@ class CloneTestCase(TemplateTestCase):
         self.assertEqual([], self.holders())
         self.assertEqual('Running', self.spawn('s1').status)
 
+    def test_create(self) -> None:
+        calls: list[Any] = []
+        self.assertEqual('made', self.store.create(
+            self.instance(), self.image,
+            lambda source, config: calls.append(source['type']) or 'made'))
+        self.assertEqual(['copy'], calls)
+
+    def test_create_falls_back_to_the_image(self) -> None:
+        calls: list[Any] = []
+
+        def make(source: Any, config: Any) -> str:
+            calls.append((source['type'], BASE in config))
+            if source['type'] == 'copy':
+                raise errors.NotFound('LXD: Instance not found')
+            return 'made'
+
+        self.assertEqual('made', self.store.create(
+            self.instance(), self.image, make))
+        self.assertEqual([('copy', True), ('image', True)], calls)
+
+    def test_create_gives_up(self) -> None:
+        def fail(source: Any, config: Any) -> None:
+            raise errors.OperationFailed(source['type'])
+
+        exc = self.assertRaises(errors.OperationFailed, self.store.create,
+                                self.instance(), self.image, fail)
+        self.assertEqual('image', exc.message)
+
+        def time_out(source: Any, config: Any) -> None:
+            raise errors.DeadlineExceeded(source['type'])
+
+        exc = self.assertRaises(errors.DeadlineExceeded, self.store.create,
+                                self.instance(), self.image, time_out)
+        self.assertEqual('copy', exc.message)
+
     def test_range_for_servers_from_elsewhere(self) -> None:
         config = self.store.uid_range(self.instance())
         self.assertEqual(self.spawn('s1').config[BASE], config[BASE])
