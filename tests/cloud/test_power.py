@@ -49,7 +49,7 @@ class PowerTest(cloud.CloudTestCase):
 
     def works(self) -> None:
         self.guest('ls /kept')
-        self.guest('wget -q -T 5 -O /dev/null http://169.254.169.254/')
+        self.guest('timeout 5 wget -q -O /dev/null http://169.254.169.254/')
 
     def test_stop_and_start(self) -> None:
         self.cloud.compute.stop_server(self.server)
