@@ -39,8 +39,8 @@ what they need, all below $PREFIX.
                         boot a first server; safe to repeat
       --pool btrfs|dir  storage of the servers (default btrfs on a file)
       --pool-size SIZE  size of that file, which is sparse (default $POOL_SIZE)
-      --no-server       no first server
-      --no-nat          guests reach this host only
+      --no-server       no first server (--server: again with one)
+      --no-nat          guests reach this host only (--nat: more again)
   status                what runs, and whether it works
   down                  stop everything, keep servers and data
   restart NAME...       restart services, for example nova-compute
@@ -52,20 +52,9 @@ what they need, all below $PREFIX.
 Environment: QUICKSTART_PREFIX (default /opt/nova-lxd),
 QUICKSTART_PORT_OFFSET (added to every port), QUICKSTART_PUBLIC_NET and
 QUICKSTART_PRIVATE_NET (first three numbers of a network),
-QUICKSTART_COMPUTE_DRIVER (another compute driver, for comparisons).
+QUICKSTART_COMPUTE_DRIVER (another compute driver, for comparisons). What up
+was told is remembered, except for the prefix.
 EOF
-}
-
-# What an earlier `up` was told holds until another one says otherwise.
-load_settings() {
-    [[ -e $PREFIX/settings ]] || return 0
-    # shellcheck source=/dev/null
-    . "$PREFIX/settings"
-    if [[ -n ${QUICKSTART_COMPUTE_DRIVER:-} &&
-        $COMPUTE_DRIVER != "$QUICKSTART_COMPUTE_DRIVER" ]]; then
-        COMPUTE_DRIVER=$QUICKSTART_COMPUTE_DRIVER
-        SETTINGS_CHANGED=yes
-    fi
 }
 
 parse_up_options() {
@@ -86,9 +75,25 @@ parse_up_options() {
         --no-server) WITH_SERVER=no ;;
         --server) WITH_SERVER=yes ;;
         --no-nat) WITH_NAT=no ;;
+        --nat) WITH_NAT=yes ;;
         *) die "up knows no option $1; see $0 --help." ;;
         esac
         shift
+    done
+    compare_with_saved
+}
+
+# Some settings can be changed by a later `up`, others are built in.
+compare_with_saved() {
+    local key
+    ((${#SAVED[@]})) || return 0
+    for key in POOL_DRIVER POOL_SIZE PORT_OFFSET PUBLIC_NET PRIVATE_NET; do
+        [[ ${SAVED[$key]:-${!key}} == "${!key}" ]] ||
+            die "This cloud was made with ${SAVED[$key]} as $key. To have" \
+                "${!key}, purge it first."
+    done
+    for key in WITH_SERVER WITH_NAT COMPUTE_DRIVER; do
+        [[ ${SAVED[$key]:-} == "${!key}" ]] || SETTINGS_CHANGED=yes
     done
 }
 
@@ -149,7 +154,6 @@ main() {
     esac
     ((EUID == 0)) || die "Run it as root: sudo $0 $*"
     shift
-    load_settings
     case $command in
     up)
         parse_up_options "$@"

@@ -132,6 +132,7 @@ command_purge() {
     allow_service_start
     unmount_below "$PREFIX"
     detach_loops
+    [[ ! -s $DATA/undo/devices ]] || xargs -r rm -f <"$DATA/undo/devices"
     # btrfs subvolumes that rm cannot remove, where the pool is a folder.
     if [[ -d $LXD_HOME/storage-btrfs ]]; then
         find "$LXD_HOME/storage-btrfs" -depth -inum 256 -type d \
@@ -145,6 +146,7 @@ command_purge() {
     else
         rm -rf "$PREFIX"
     fi
+    rm -f /run/lock/nova-lxd-quickstart.lock
     say "Done ($(elapsed "$begin") s). Packages of the distribution stay" \
         "installed."
 }

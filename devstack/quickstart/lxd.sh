@@ -61,7 +61,10 @@ ensure_loop_devices() {
     modprobe loop 2>/dev/null || :
     [[ -e /dev/loop-control ]] || mknod /dev/loop-control c 10 237 || :
     for ((i = 0; i < 8; i++)); do
-        [[ -e /dev/loop$i ]] || mknod "/dev/loop$i" b 7 "$i" || :
+        [[ ! -e /dev/loop$i ]] || continue
+        if mknod "/dev/loop$i" b 7 "$i"; then
+            echo "/dev/loop$i" >>"$DATA/undo/devices"
+        fi
     done
 }
 

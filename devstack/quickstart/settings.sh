@@ -18,6 +18,15 @@
 # else; the other files only use the names on the left.
 
 PREFIX=${QUICKSTART_PREFIX:-/opt/nova-lxd}
+
+# What an earlier `up` was told holds until another one says otherwise.
+declare -A SAVED=()
+if [[ -r $PREFIX/settings ]]; then
+    while IFS='=' read -r key value; do
+        SAVED[$key]=$value
+    done <"$PREFIX/settings"
+fi
+
 VENV=$PREFIX/venv
 ETC=$PREFIX/etc
 LOG=$PREFIX/log
@@ -35,13 +44,13 @@ MAX_PREFIX_LENGTH=60
 # The distribution's interpreter, not one that happens to be first on PATH.
 PYTHON=${QUICKSTART_PYTHON:-/usr/bin/python3}
 
-COMPUTE_DRIVER=${QUICKSTART_COMPUTE_DRIVER:-lxd.LXDDriver}
+COMPUTE_DRIVER=${QUICKSTART_COMPUTE_DRIVER:-${SAVED[COMPUTE_DRIVER]:-lxd.LXDDriver}}
 REGION=RegionOne
 CLOUD=nova-lxd
 
 # All services listen here and nowhere else.
 LOCAL=127.0.0.1
-PORT_OFFSET=${QUICKSTART_PORT_OFFSET:-0}
+PORT_OFFSET=${QUICKSTART_PORT_OFFSET:-${SAVED[PORT_OFFSET]:-0}}
 declare -A PORT=(
     [keystone]=$((5000 + PORT_OFFSET))
     [placement]=$((8778 + PORT_OFFSET))
@@ -59,19 +68,18 @@ BRIDGE_INTEGRATION=br-int
 BRIDGE_PUBLIC=br-ex
 
 # 172.24.4.0/24 is what DevStack calls the public network as well.
-PUBLIC_NET=${QUICKSTART_PUBLIC_NET:-172.24.4}
-PRIVATE_NET=${QUICKSTART_PRIVATE_NET:-10.24.4}
+PUBLIC_NET=${QUICKSTART_PUBLIC_NET:-${SAVED[PUBLIC_NET]:-172.24.4}}
+PRIVATE_NET=${QUICKSTART_PRIVATE_NET:-${SAVED[PRIVATE_NET]:-10.24.4}}
 
 # LXD storage pool: btrfs on a sparse loop file, or a plain folder.
 POOL_NAME=nova
-POOL_SIZE=${QUICKSTART_POOL_SIZE:-20GiB}
-POOL_DRIVER=btrfs
+POOL_SIZE=${SAVED[POOL_SIZE]:-20GiB}
+POOL_DRIVER=${SAVED[POOL_DRIVER]:-btrfs}
 
 MYSQL_SOCKET=$RUN/mysql.sock
 
-# Set by the options of `up` and remembered in $PREFIX/settings.
-WITH_SERVER=yes
-WITH_NAT=yes
+WITH_SERVER=${SAVED[WITH_SERVER]:-yes}
+WITH_NAT=${SAVED[WITH_NAT]:-yes}
 
 # Who typed the command: gets the clouds.yaml entry and the key.
 INVOKER=${SUDO_USER:-root}

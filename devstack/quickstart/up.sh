@@ -86,9 +86,11 @@ prepare_prefix() {
 }
 
 save_settings() {
-    printf '%s=%q\n' POOL_DRIVER "$POOL_DRIVER" POOL_SIZE "$POOL_SIZE" \
-        WITH_SERVER "$WITH_SERVER" WITH_NAT "$WITH_NAT" \
-        COMPUTE_DRIVER "$COMPUTE_DRIVER" >"$PREFIX/settings"
+    local key
+    for key in POOL_DRIVER POOL_SIZE WITH_SERVER WITH_NAT COMPUTE_DRIVER \
+        PORT_OFFSET PUBLIC_NET PRIVATE_NET; do
+        printf '%s=%s\n' "$key" "${!key}"
+    done >"$PREFIX/settings"
 }
 
 # True when environment, driver and images are what the checkout asks for.
@@ -181,6 +183,7 @@ command_up() {
     check_networks
     prepare_prefix
     save_settings
+    [[ $WITH_NAT == yes ]] || undo_nat
     declare_steps
     run_steps
     [[ -z $FAILED_STEPS ]] || exit 1
