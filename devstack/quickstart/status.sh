@@ -49,7 +49,10 @@ health_problems() {
     if [[ -z $problems ]]; then
         ip -4 address show dev "$BRIDGE_PUBLIC" 2>/dev/null |
             grep -q " $PUBLIC_NET\.1/" ||
-            problems="$BRIDGE_PUBLIC has lost its address"$'\n'
+            problems+="$BRIDGE_PUBLIC has lost its address"$'\n'
+        [[ $WITH_NAT == no ]] ||
+            nft list table ip nova_lxd_quickstart >/dev/null 2>&1 ||
+            problems+='The way out for guests is gone'$'\n'
         problems+=$(silent_services)
         # Asks the services about each other, with a token.
         [[ -n $problems ]] || problems=$(cloud_setup health 2>&1 | tail -n 5)
