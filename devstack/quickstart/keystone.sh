@@ -29,6 +29,9 @@ provider = fernet
 [fernet_tokens]
 key_repository = $DATA/keystone/fernet
 
+[fernet_receipts]
+key_repository = $DATA/keystone/fernet
+
 [credential]
 key_repository = $DATA/keystone/credential
 
