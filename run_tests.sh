@@ -336,4 +336,5 @@ main() {
     ((FAILED == 0))
 }
 
-main "$@"
+# On one line, so that bash reads no further when the script changes meanwhile.
+main "$@"; exit
