@@ -23,6 +23,7 @@ import fixtures
 import testtools
 
 from nova_lxd_py import conf
+from nova_lxd_py.virt import answers
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import session
 from tests.unit import fake_lxd
@@ -482,7 +483,7 @@ class TextsTestCase(testtools.TestCase):
     """Errors of servers that the fake is not."""
 
     def error(self, text, code=400, failed=False):
-        return type(session._error_from_text('what', text, code, failed))
+        return type(answers.from_text('what', text, code, failed))
 
     def test_texts(self):
         for text, code, failed, expected in (
