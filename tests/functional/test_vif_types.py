@@ -1,0 +1,211 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Ports of real containers on a real Open vSwitch.
+
+Types of ports, and what flavors say of their bandwidth.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+from nova.network import model
+
+from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.vif import veth
+from tests.functional import container_host
+from tests.functional import lab
+
+try:
+    from vif_plug_linux_bridge import privsep as privileged_bridge
+except ImportError:
+    privileged_bridge = None
+
+setUpModule = lab.set_up_module
+tearDownModule = lab.tear_down_module
+
+
+class LimitsTestCase(lab.VIFTestCase):
+    """Bandwidth limits of flavors hold, and do no harm."""
+
+    def seconds_to_send(self, sender: lab.Guest, receiver: lab.Guest,
+                        size: int) -> float:
+        """Measure how long one guest takes to send bytes to another."""
+        began = time.monotonic()
+        sender.run(f'(echo {size}; head -c {size} /dev/zero) | busybox nc '
+                   f'{receiver.address} {container_host.DISCARD}')
+        return time.monotonic() - began
+
+    def assert_takes(self, seconds: float, sender: lab.Guest,
+                     receiver: lab.Guest, size: int) -> None:
+        took = self.seconds_to_send(sender, receiver, size)
+        self.assertLess(abs(took - seconds), 0.25 * seconds,
+                        f'{size} bytes took {took:.2f} s, not {seconds}')
+
+    def test_outbound(self) -> None:
+        guest, other = self.make_guests(
+            **{'quota:vif_outbound_average': '1000'})
+        self.assert_takes(3, guest, other, 3_000_000)
+        self.assertLess(self.seconds_to_send(other, guest, 3_000_000), 2)
+
+    def test_inbound(self) -> None:
+        guest, other = self.make_guests(
+            **{'quota:vif_inbound_average': '1000'})
+        self.assert_takes(3, other, guest, 3_000_000)
+        self.assertLess(self.seconds_to_send(guest, other, 3_000_000), 2)
+
+    def test_guest_cannot_lift_them(self) -> None:
+        guest, other = self.make_guests(
+            **{'quota:vif_outbound_average': '1000'})
+        guest.order('busybox tc qdisc del dev eth0 root')
+        guest.order('ip link set eth0 down && ip link set eth0 up')
+        self.assert_connected(guest, other)
+        self.assert_takes(3, guest, other, 3_000_000)
+
+    def test_life_with_limits(self) -> None:
+        guest, other = self.make_guests(
+            **{'quota:vif_outbound_average': '1000'})
+        before = self.switch_view(guest)
+        guest.restart()
+        self.assert_connected(guest, other)
+        guest.stop()
+        guest.plug(guest_stopped=True)
+        guest.start()
+        self.assert_connected(guest, other)
+        lab.OVS.stop_vswitchd()
+        lab.OVS.start_vswitchd()
+        self.assert_connected(guest, other)
+        self.assertEqual(before[3:], self.switch_view(guest)[3:])
+        self.assert_takes(3, guest, other, 3_000_000)
+
+    def test_new_flavor(self) -> None:
+        guest, other = self.make_guests(
+            **{'quota:vif_outbound_average': '1000'})
+        guest.instance.flavor.extra_specs = {
+            'quota:vif_outbound_average': '4000'}
+        guest.plug()
+        self.assert_takes(2, guest, other, 8_000_000)
+        guest.instance.flavor.extra_specs = {}
+        guest.plug()
+        self.assertLess(self.seconds_to_send(guest, other, 8_000_000), 1.5)
+        # The devices that limits need go when no guest can notice.
+        self.assertTrue(guest.wire.is_limited)
+        guest.stop()
+        guest.plug(guest_stopped=True)
+        self.assertFalse(guest.wire.is_limited)
+        guest.start()
+        self.assert_connected(guest, other)
+
+    def test_burst(self) -> None:
+        guest, other = self.make_guests(**{
+            'quota:vif_outbound_average': '1000',
+            'quota:vif_outbound_peak': '50000',
+            'quota:vif_outbound_burst': '4096'})
+        self.assertLess(self.seconds_to_send(guest, other, 3_000_000), 2)
+        self.assertGreater(self.seconds_to_send(guest, other, 8_000_000), 3)
+
+
+class OtherTypesTestCase(lab.VIFTestCase):
+    """Ports that do not sit on Open vSwitch directly."""
+
+    def test_hybrid(self) -> None:
+        guest, other = lab.Guest(self, 1), lab.Guest(self, 2)
+        guest.vif['details']['ovs_hybrid_plug'] = True
+        for each in (guest, other):
+            each.create()
+            each.start()
+        self.assert_connected(guest, other)
+        port = guest.vif['id'][:11]
+        self.assertEqual([guest.wire.outer, f'qvb{port}'], sorted(
+            os.listdir(f'/sys/class/net/qbr{port}/brif'), reverse=True))
+        self.assertIn(f'qvo{port}', lab.OVS.ports())
+        before = veth.attribute(guest.wire.outer, 'ifindex')
+        guest.restart()
+        guest.plug()
+        self.assert_connected(guest, other)
+        guest.stop()
+        guest.plug(guest_stopped=True)
+        self.assertEqual(before, veth.attribute(guest.wire.outer, 'ifindex'))
+        privileged.delete_device(guest.wire.outer)
+        guest.plug(guest_stopped=True)
+        guest.start()
+        self.assert_connected(guest, other)
+
+    def test_tap(self) -> None:
+        guest = lab.Guest(self, 1)
+        guest.vif.update(type=model.VIF_TYPE_TAP, details={})
+        guest.create()
+        # What Calico's agent would do, for one.
+        subprocess.run(['ip', 'address', 'add', '10.9.0.254/24', 'dev',
+                        guest.wire.outer], check=True)
+        guest.start()
+        guest.run('ping -c 1 -W 2 10.9.0.254')
+        guest.restart()
+        guest.run('ping -c 1 -W 2 10.9.0.254')
+        guest.plug()
+
+    def test_bridge(self) -> None:
+        """Ports of Linux bridges, which Nova knows up to release 33."""
+        if privileged_bridge is None:
+            self.skipTest('this os-vif has no plugin for Linux bridges')
+        privileged_bridge.vif_plug.set_client_mode(False)
+        self.addCleanup(privileged_bridge.vif_plug.set_client_mode, True)
+        guest, other = lab.Guest(self, 1), lab.Guest(self, 2)
+        for each in (guest, other):
+            each.vif.update(type=model.VIF_TYPE_BRIDGE,
+                            details={'port_filter': True})
+            each.vif['network'].update(bridge='brqtest', meta={
+                'mtu': lab.MTU, 'should_create_bridge': True})
+            each.create()
+            each.start()
+        self.assert_connected(guest, other)
+        guest.restart()
+        guest.plug()
+        self.assert_connected(guest, other)
+        guest.stop()
+        guest.plug(guest_stopped=True)
+        guest.start()
+        self.assert_connected(guest, other)
+        self.assertEqual(2, len(os.listdir('/sys/class/net/brqtest/brif')))
+
+    def test_rows_of_kernel_datapath(self) -> None:
+        """os-vif writes more there; without the module only that happens."""
+        guest = lab.Guest(self, 1)
+        guest.vif['network']['bridge'] = 'br-kernel'
+        guest.vif['details'].update(bridge_name='br-kernel',
+                                    datapath_type='system')
+        self.addCleanup(lab.OVS.vsctl, 'del-br', 'br-kernel')
+        before = lab.OVS.rows('QoS'), lab.OVS.rows('Port')
+        guest.plug()
+        self.assertEqual(before[0] + 1, lab.OVS.rows('QoS'))
+        guest.plug()
+        guest.unplug()
+        # The bridge has a port, too.
+        self.assertEqual((before[0], before[1] + 1),
+                         (lab.OVS.rows('QoS'), lab.OVS.rows('Port')))
+
+    def test_two_ports_in_order(self) -> None:
+        guest = lab.Guest(self, 1)
+        second = lab.make_vif(3)
+        ports = [second, guest.vif]
+        self.addCleanup(self.vifs.unplug, guest.instance, ports)
+        self.vifs.plug(guest.instance, ports, guest_stopped=True)
+        self.addCleanup(lab.LXD.delete, guest.name)
+        lab.LXD.create(guest.name, '10.9.0.1/24', self.vifs.devices(ports))
+        guest.start()
+        self.assertIn(second['address'],
+                      guest.run('ip link show eth0'))
+        self.assertIn(guest.vif['address'],
+                      guest.run('ip link show eth1'))
