@@ -20,7 +20,8 @@ kill_strays() {
     for path in /proc/[0-9]*; do
         pid=${path#/proc/}
         ((pid != $$ && pid != BASHPID)) || continue
-        if grep -qzsFx "NOVA_LXD_QUICKSTART=$PREFIX" "$path/environ"; then
+        if grep -qzsFx "NOVA_LXD_QUICKSTART=$PREFIX" "$path/environ" ||
+            [[ $(readlink "$path/fd/2") == "$LOG/"[!/]*.log ]]; then
             strays+=("$pid")
         fi
     done

@@ -72,6 +72,10 @@ ensure_loop_devices() {
 start_lxcfs() {
     local dir=/var/lib/lxcfs
     command -v lxcfs >/dev/null && [[ -e /dev/fuse ]] || return 0
+    # Of an lxcfs that was killed only the mount is left.
+    if ! stat "$dir" >/dev/null 2>&1; then
+        umount -l "$dir" 2>/dev/null || :
+    fi
     if mountpoint -q "$dir"; then
         return 0
     fi

@@ -67,6 +67,21 @@ watched_files() {
     [[ -z ${WATCH:-} ]] || cat $WATCH | cksum | tr ' ' -
 }
 
+# Pids of processes that write to a daemon's log: itself, and workers that
+# outlived it. Titles and environments of workers tell nothing reliable.
+daemon_processes() {
+    find /proc/[0-9]*/fd -maxdepth 1 -name 2 -lname "$LOG/$1.log" 2>/dev/null |
+        cut -d/ -f3
+}
+
+# Ends what a dead daemon left; containers live on without LXD.
+kill_orphans() {
+    local -a pids
+    [[ $1 != lxd ]] || return 0
+    mapfile -t pids < <(daemon_processes "$1")
+    ((${#pids[@]} == 0)) || kill -KILL "${pids[@]}" 2>/dev/null || :
+}
+
 # daemon_start NAME [VARIABLE=value]... COMMAND [argument]...
 #
 # With WATCH set to a list of files a running daemon is started again when one
@@ -81,6 +96,7 @@ daemon_start() {
         echo "The configuration of $name has changed."
         daemon_stop "$name" 30
     fi
+    kill_orphans "$name"
     (
         cd /
         ulimit -n "$(ulimit -Hn)" || :
@@ -97,6 +113,7 @@ daemon_start() {
 daemon_stop() {
     local name=$1 patience=${2:-10} pid i
     if ! pid=$(daemon_pid "$name"); then
+        kill_orphans "$name"
         rm -f "$RUN/$name.pid"
         return 0
     fi
@@ -109,6 +126,7 @@ daemon_stop() {
         kill -KILL "$pid" 2>/dev/null || :
         sleep 0.2
     fi
+    kill_orphans "$name"
     rm -f "$RUN/$name.pid"
 }
 
