@@ -237,6 +237,8 @@ class CloudTestCase(testtools.TestCase):
             arguments['networks'] = [{'uuid': private.id}]
         arguments.setdefault('name', cls.unique('test'))
         arguments.setdefault('key_name', KEY)
+        if arguments['key_name'] is None:
+            del arguments['key_name']
         flavor_id = cloud.compute.find_flavor(
             flavor, ignore_missing=False).id
         return cloud.compute.create_server(flavor_id=flavor_id, **arguments)

@@ -19,15 +19,26 @@ from tests.cloud import cloud
 
 class InterfaceTest(cloud.CloudTestCase):
 
+    def side_network(self) -> str:
+        """A network that leads nowhere, so that its default route does not
+        take the answers to the floating IP away from the first port.
+        """
+        network = self.cloud.network.create_network(name=self.unique('side'))
+        self.addCleanup(self.cloud.network.delete_network, network)
+        self.cloud.network.create_subnet(
+            network_id=network.id, ip_version=4, cidr='10.98.0.0/24',
+            gateway_ip=None)
+        return network.id
+
     def test_attach_and_detach(self) -> None:
+        side = self.side_network()
         server = self.boot()
         address = self.floating_ip(server.id)
         self.ssh(address, 'true', user='root')
         first = self.ports(server.id)[0]
         created = self.cloud.compute.create_server_interface(
-            server, net_id=first.network_id)
+            server, net_id=side)
         second = self.cloud.network.get_port(created.port_id)
-        self.addCleanup(self.cloud.network.delete_port, second)
 
         def macs() -> list[str]:
             return self.ssh(address, 'cat /sys/class/net/eth*/address',

@@ -25,6 +25,16 @@ PER_PROJECT = 4
 
 class ManyTest(cloud.CloudTestCase):
 
+    def flavor(self) -> str:
+        """A flavor that claims no CPU, which small hosts have too few of."""
+        name = self.unique('many')
+        flavor = self.admin.compute.create_flavor(
+            name=name, vcpus=1, ram=64, disk=1)
+        self.addCleanup(self.admin.compute.delete_flavor, flavor)
+        self.admin.compute.create_flavor_extra_specs(
+            flavor, {'resources:VCPU': '0'})
+        return name
+
     def project(self) -> tuple[Any, Any]:
         """A connection to a new project with a network of its own."""
         identity = self.admin.identity
@@ -53,11 +63,13 @@ class ManyTest(cloud.CloudTestCase):
             self.admin.network.delete_security_group(group)
 
     def test_together(self) -> None:
+        flavor = self.flavor()
         created = []
         for connection, network in [self.project(), self.project()]:
             created += [
                 (connection, self.create(
-                    cloud=connection, networks=[{'uuid': network.id}]))
+                    flavor=flavor, key_name=None, cloud=connection,
+                    networks=[{'uuid': network.id}]))
                 for _ in range(PER_PROJECT)]
         ports = {}
         for connection, server in created:
