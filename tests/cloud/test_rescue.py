@@ -36,11 +36,11 @@ class RescueTest(cloud.CloudTestCase):
     def test_there_and_back_twice(self) -> None:
         server = self.boot()
         address = self.floating_ip(server.id)
-        self.wait_ping(address)
+        self.wait_answer(address)
         self.execute(server, 'echo mine > /root/mine; chown 7:8 /root/mine')
         for turn in ('first', 'second'):
             self.rescue(server)
-            self.wait_ping(address)
+            self.wait_answer(address)
             self.assertEqual('mine', self.execute(
                 server, 'cat /mnt/rescue/root/mine', '-rescue'))
             self.assertEqual('7 8', self.execute(
@@ -48,7 +48,7 @@ class RescueTest(cloud.CloudTestCase):
             self.execute(server, f'echo {turn} > /mnt/rescue/root/{turn}',
                          '-rescue')
             self.unrescue(server)
-            self.wait_ping(address)
+            self.wait_answer(address)
             self.assertEqual(turn, self.execute(server, f'cat /root/{turn}'))
             self.assertEqual(1, len(self.host.instances_of(server.id)))
 
@@ -62,15 +62,13 @@ class RescueTest(cloud.CloudTestCase):
         self.assertNotIn(f'ID={cloud.distribution()}', self.execute(
             server, 'cat /etc/os-release || true'))
 
-    def test_reboot_and_console_while_rescued(self) -> None:
+    def test_console_while_rescued(self) -> None:
         server = self.boot()
         self.rescue(server)
-        for kind in ('HARD', 'SOFT'):
-            self.cloud.compute.reboot_server(server.id, kind)
-            self.wait_status(server.id, 'RESCUE')
-            self.execute(server, 'ls /mnt/rescue/etc', '-rescue')
+        # Nova's API lets nobody reboot a rescued server, but its guest can.
         self.assertIn('output', self.cloud.compute.get_server_console_output(
             server.id))
+        self.execute(server, 'ls /mnt/rescue/etc', '-rescue')
         self.unrescue(server)
 
     def test_stopped_server(self) -> None:

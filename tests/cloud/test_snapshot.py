@@ -68,7 +68,7 @@ class SnapshotTest(cloud.CloudTestCase):
             server, 'cat /proc/1/stat').split()[21])
         copy = self.boot(image=image.id)
         self.assertEqual('kept', self.execute(copy, 'cat /root/kept'))
-        self.wait_ping(self.floating_ip(copy.id))
+        self.wait_answer(self.floating_ip(copy.id))
         ports = [port.id for port in self.ports(server.id)]
         self.delete(server.id)
         self.assert_gone(server.id, ports)
@@ -129,7 +129,7 @@ class SnapshotTest(cloud.CloudTestCase):
             self.cloud.compute.unshelve_server(server.id)
             self.wait_status(server.id, 'ACTIVE', IMAGE_TIMEOUT)
             self.assertEqual('kept', self.execute(server, 'cat /root/kept'))
-        self.wait_ping(self.floating_ip(server.id))
+        self.wait_answer(self.floating_ip(server.id))
 
     def test_delete_in_the_middle(self) -> None:
         server = self.boot(cloud.distribution(), 'lxd.small')
