@@ -40,6 +40,7 @@ from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import password as lxd_password
 from nova_lxd_py.virt import rescue
 from nova_lxd_py.virt import rootdisk
+from nova_lxd_py.virt import serial
 from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
 from nova_lxd_py.virt.vif import manager as vif_manager
@@ -63,6 +64,7 @@ class Lifecycle:
     :param rescues: what else may run in a server's place.
     :param snapshots: images being made of them.
     :param passwords: sets their administrators' passwords.
+    :param serial_consoles: their serial consoles.
     """
 
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
@@ -75,7 +77,8 @@ class Lifecycle:
                  ephemeral_disks: disks.Disks,
                  root_disks: rootdisk.RootDisks, rescues: rescue.Rescues,
                  snapshots: snapshot.Snapshots,
-                 passwords: lxd_password.Passwords) -> None:
+                 passwords: lxd_password.Passwords,
+                 serial_consoles: serial.SerialConsoles) -> None:
         self._virtapi = virtapi
         self._options = options
         self._guests = guests
@@ -89,6 +92,7 @@ class Lifecycle:
         self._rescues = rescues
         self._snapshots = snapshots
         self._passwords = passwords
+        self._serial_consoles = serial_consoles
 
     # -- up -----------------------------------------------------------------
 
@@ -187,6 +191,7 @@ class Lifecycle:
                 LOG.info('Keeping its LXD instance, which gets the old flavor '
                          'back next', instance=instance)
                 return
+            self._serial_consoles.remove(instance)
             if destroy_disks:
                 self._discard(instance)
                 self._disks.delete(instance)
