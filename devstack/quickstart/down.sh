@@ -15,16 +15,12 @@
 
 # Processes that daemons of ours started and left behind.
 kill_strays() {
-    local path pid
-    local -a strays=()
-    for path in /proc/[0-9]*; do
-        pid=${path#/proc/}
-        ((pid != $$ && pid != BASHPID)) || continue
-        if grep -qzsFx "NOVA_LXD_QUICKSTART=$PREFIX" "$path/environ" ||
-            [[ $(readlink "$path/fd/2") == "$LOG/"[!/]*.log ]]; then
-            strays+=("$pid")
-        fi
-    done
+    local -a strays
+    mapfile -t strays < <({
+        grep -lzsFx "NOVA_LXD_QUICKSTART=$PREFIX" /proc/[0-9]*/environ |
+            cut -d/ -f3
+        daemon_processes '*'
+    } | sort -un | same_pid_namespace | grep -vx "$$")
     ((${#strays[@]})) || return 0
     kill -TERM "${strays[@]}" 2>/dev/null || :
     sleep 0.5

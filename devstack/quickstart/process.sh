@@ -67,11 +67,23 @@ watched_files() {
     [[ -z ${WATCH:-} ]] || cat $WATCH | cksum | tr ' ' -
 }
 
+# Keeps the pids of this container or host: a container on this host may have
+# a quickstart cloud of its own, below the same path.
+same_pid_namespace() {
+    local pid own
+    own=$(readlink /proc/self/ns/pid)
+    while read -r pid; do
+        if [[ $(readlink "/proc/$pid/ns/pid") == "$own" ]]; then
+            echo "$pid"
+        fi
+    done
+}
+
 # Pids of processes that write to a daemon's log: itself, and workers that
 # outlived it. Titles and environments of workers tell nothing reliable.
 daemon_processes() {
     find /proc/[0-9]*/fd -maxdepth 1 -name 2 -lname "$LOG/$1.log" 2>/dev/null |
-        cut -d/ -f3
+        cut -d/ -f3 | same_pid_namespace
 }
 
 # Ends what a dead daemon left; containers live on without LXD.

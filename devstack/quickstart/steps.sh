@@ -111,7 +111,7 @@ run_steps() {
         fi
         ((${#step_of[@]})) || break
         if [[ -z $ticker ]]; then
-            sleep "$seconds" 3>&- &
+            sleep "$seconds" 3>&- {LOCK}>&- &
             ticker=$!
         fi
         status=0
