@@ -101,13 +101,16 @@ undo_subordinate_ids() {
     done
 }
 
-# Loop devices whose file lies below the prefix.
+# Loop devices whose file lies below the prefix. The list is the kernel's: a
+# container sees those of its host and must leave them alone.
 detach_loops() {
-    local device
-    losetup --list --noheadings --output NAME,BACK-FILE 2>/dev/null |
-        awk -v top="$PREFIX/" 'index($2, top) == 1 { print $1 }' |
-        while read -r device; do
-            losetup --detach "$device" || :
+    local device inode file
+    losetup --list --noheadings --output NAME,BACK-INO,BACK-FILE 2>/dev/null |
+        while read -r device inode file; do
+            if [[ $file == "$PREFIX"/* && -e $file &&
+                $(stat -c %i "$file") == "$inode" ]]; then
+                losetup --detach "$device" || :
+            fi
         done
 }
 

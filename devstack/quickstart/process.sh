@@ -24,7 +24,7 @@ readonly -a CLEAN_ENV=(
     -u all_proxy -u ALL_PROXY -u REQUESTS_CA_BUNDLE -u CURL_CA_BUNDLE
     -u PYTHONDONTWRITEBYTECODE -u PYTHONHOME -u PYTHONPATH
     NO_PROXY="localhost,$LOCAL" no_proxy="localhost,$LOCAL"
-    PYTHONWARNINGS=ignore NOVA_LXD_QUICKSTART="$PREFIX"
+    XDG_CACHE_HOME="$CACHE/xdg" PYTHONWARNINGS=ignore NOVA_LXD_QUICKSTART="$PREFIX"
 )
 
 # Start time of a process in clock ticks since boot, with the boot's id.
