@@ -43,6 +43,7 @@ innodb_buffer_pool_size = 256M
 # A lab may lose the last second of its life when the power goes.
 innodb_flush_log_at_trx_commit = 0
 innodb_doublewrite = 0
+sync_frm = OFF
 log_bin = OFF
 EOF
     if [[ ! -e $dir/.complete ]]; then

@@ -160,7 +160,7 @@ wait_until() {
             tail -n 20 "$LOG/$daemon.log"
             return 1
         fi
-        sleep 0.15
+        sleep 0.25
     done
 }
 
