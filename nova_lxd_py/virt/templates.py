@@ -260,6 +260,12 @@ class TemplateStore:
         with _lock(name):
             try:
                 holder = self._guests.by_name(name)
+                if not holder.config.keys() & {_BASE, _ALLOCATED}:
+                    LOG.warning('The holder of the uid range of project %s '
+                                'was never finished; making it anew',
+                                project_id)
+                    holder.delete()
+                    holder = self._hold_range(name, project_id)
             except errors.NotFound:
                 holder = self._hold_range(name, project_id)
             # LXD has allocated it, so far for this instance only.
