@@ -19,9 +19,10 @@ as_invoker() {
 
 write_client_files() {
     local file=$INVOKER_HOME/.config/openstack/clouds.yaml
-    QS_SECRET=$(secret) QS_URL_KEYSTONE=$(service_url keystone) \
+    local message
+    message=$(QS_SECRET=$(secret) QS_URL_KEYSTONE=$(service_url keystone) \
         QS_REGION=$REGION QS_CLOUD=$CLOUD QS_OWNER=$INVOKER \
-        as_invoker add "$file" "$PREFIX/clouds.yaml"
+        as_invoker add "$file" "$PREFIX/clouds.yaml" 2>&1) || warn "$message"
     printf '%s\n' "$file" >"$DATA/undo/clouds-yaml"
     mkdir -p "$BIN"
     cat >"$BIN/openstack" <<EOF
@@ -31,7 +32,7 @@ export OS_CLOUD="\${OS_CLOUD:-$CLOUD}"
 export NO_PROXY="localhost,$LOCAL\${NO_PROXY:+,\$NO_PROXY}"
 export no_proxy="\$NO_PROXY"
 export PYTHONWARNINGS=ignore
-grep -qs '^  $CLOUD:' "\$HOME/.config/openstack/clouds.yaml" ||
+grep -qs 'BEGIN $CLOUD quickstart' "\$HOME/.config/openstack/clouds.yaml" ||
     export OS_CLIENT_CONFIG_FILE="\${OS_CLIENT_CONFIG_FILE:-$PREFIX/clouds.yaml}"
 exec "$VENV/bin/openstack" "\$@"
 EOF

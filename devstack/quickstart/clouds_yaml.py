@@ -106,7 +106,11 @@ def write(path: pathlib.Path, text: str, owner: pwd.struct_passwd) -> None:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
     # Follows a symbolic link, as dotfile managers make them.
     real = pathlib.Path(os.path.realpath(path))
-    mode = real.stat().st_mode & 0o777 if real.exists() else 0o600
+    mode = 0o600
+    if real.exists():
+        status = real.stat()
+        mode = status.st_mode & 0o777
+        owner = pwd.getpwuid(status.st_uid)
     scratch = real.with_name(real.name + '.quickstart')
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, 'w', encoding='utf-8') as target:
@@ -150,8 +154,7 @@ def remove(path: pathlib.Path) -> None:
             except OSError:
                 break
         return
-    status = path.stat()
-    write(path, new, pwd.getpwuid(status.st_uid))
+    write(path, new, pwd.getpwuid(path.stat().st_uid))
 
 
 def main() -> None:

@@ -97,7 +97,8 @@ save_settings() {
 installed_as_wanted() {
     cmp -s "$REPO/constraints.txt" "$VENV/.constraints" &&
         [[ -s $VENV/.driver && $(<"$VENV/.driver") == "$(driver_stamp)" ]] &&
-        [[ -s $(tiny_image_file) && -s $(guest_image_file) ]]
+        [[ -s $(tiny_image_file) && -s $(guest_image_file) ]] &&
+        [[ -x $BIN/openstack ]] && command -v openstack >/dev/null
 }
 
 declare_steps() {
