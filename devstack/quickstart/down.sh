@@ -34,15 +34,20 @@ ovs_interfaces() {
         grep -v '^$' || :
 }
 
-# The namespaces in which our agent serves metadata.
+# The namespaces in which our agent serves metadata. The host may have others:
+# only ours have a configuration below the prefix.
 metadata_namespaces() {
-    [[ -d $DATA/neutron/ovn-metadata-proxy || -S $OVS_RUN/db.sock ]] || return 0
-    ip netns list 2>/dev/null | awk '/^ovnmeta-/ { print $1 }' || :
+    local name
+    for name in $(ip netns list 2>/dev/null | awk '/^ovnmeta-/ { print $1 }')
+    do
+        [[ ! -e $DATA/neutron/ovn-metadata-proxy/${name#ovnmeta-}.conf ]] ||
+            echo "$name"
+    done
 }
 
 stop_all() {
     local name link
-    local -a links=() namespaces=() batch
+    local -a links=() namespaces=()
     read -ra links -d '' <<<"$(ovs_interfaces)" || :
     read -ra namespaces -d '' <<<"$(metadata_namespaces)" || :
     for name in nova-compute neutron-ovn-agent; do
@@ -52,7 +57,6 @@ stop_all() {
     stop_lxd
     # All that is left may go at the same time: first the services, then
     # what they stand on.
-    batch=()
     for name in "${DAEMONS[@]}"; do
         case $name in
         lxd | lxcfs | mariadb | rabbitmq | epmd | ov*) continue ;;

@@ -143,24 +143,3 @@ step_neutron_agent() {
     wait_until neutron-ovn-agent 60 neutron-ovn-agent \
         test -S "$DATA/neutron/metadata_proxy"
 }
-
-# Processes and namespaces that the agent leaves behind when it ends.
-stop_neutron_leftovers() {
-    local file pid name
-    for file in "$DATA"/neutron/external/pids/*.pid* \
-        "$DATA"/neutron/ovn-metadata-proxy/*.pid; do
-        [[ -s $file ]] || continue
-        pid=$(<"$file")
-        if grep -qs "$DATA/neutron" "/proc/$pid/cmdline"; then
-            kill "$pid" || :
-        fi
-        rm -f "$file"
-    done
-    for name in $(ip netns list 2>/dev/null |
-        awk '/^ovnmeta-/ { print $1 }'); do
-        if [[ -e $DATA/neutron/.netns ]] &&
-            grep -qx "$name" "$DATA/neutron/.netns"; then
-            ip netns delete "$name" || :
-        fi
-    done
-}

@@ -84,7 +84,8 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive dpkg --configure -a
     DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get install --yes --quiet \
         --no-install-recommends -o Dpkg::Use-Pty=0 \
-        -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold \
+        -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 \
+        -o Dpkg::Options::=--force-confold \
         -o Dpkg::Options::=--force-unsafe-io "${missing[@]}"
     disable_units "${missing[@]}"
 }
@@ -107,7 +108,7 @@ step_packages_first() {
     read -ra missing <<<"$(missing_packages "${FIRST_PACKAGES[@]}" \
         "${SERVER_PACKAGES[@]}")"
     if ((${#missing[@]})); then
-        apt-get update --quiet -o DPkg::Lock::Timeout=300
+        apt-get update --quiet -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3
     fi
     install_packages "${FIRST_PACKAGES[@]}"
 }
