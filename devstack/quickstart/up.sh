@@ -121,8 +121,9 @@ declare_steps() {
     step lxd 'LXD and its storage pool' packages
     step placement-db 'Placement: database' mariadb venv
     step glance-db 'Glance: database' mariadb venv
-    step nova-conductor 'Nova: conductor' nova-db rabbitmq
     step placement 'Placement' placement-db
+    # It asks Placement when it starts, with a token.
+    step nova-conductor 'Nova: conductor' nova-db rabbitmq identity placement
     step nova-compute 'Nova: compute host' nova-conductor placement identity \
         lxd driver ovs
     step nova-api 'Nova: API' nova-db rabbitmq identity
@@ -132,7 +133,7 @@ declare_steps() {
     step upload 'Images into Glance' glance identity tiny-image guest-image
     step flavors 'Flavors and key pair' nova-api identity
     step neutron-agent 'Metadata for guests' ovn neutron-db
-    step nova-metadata 'Nova: metadata API' nova-db rabbitmq
+    step nova-metadata 'Nova: metadata API' nova-db rabbitmq identity
     step client 'The openstack command' identity
     [[ $WITH_NAT == no ]] || step nat 'The way out for guests' ovs
     if [[ $WITH_SERVER == yes ]]; then
