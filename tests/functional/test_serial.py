@@ -133,28 +133,6 @@ class SerialConsoleTest(unittest.TestCase):
         return [thread.name for thread in threading.enumerate()
                 if thread.name.startswith('serial-')]
 
-    def test_terminal(self) -> None:
-        with Terminal(self.console()) as terminal:
-            # Typed before LXD is ready.
-            terminal.run('echo $((6 * 7))', '42')
-            terminal.run('busybox tty', '/dev/console')
-
-    def test_resized_by_the_terminal(self) -> None:
-        with Terminal(self.console()) as terminal:
-            terminal.run('echo $((6 * 7))', '42')
-            terminal.type('\x1b[8;50;132t')
-            terminal.run('sleep 1; busybox stty size', '50 132')
-            # In pieces, and too often.
-            for columns in range(90, 121):
-                terminal.type('\x1b[8;3')
-                terminal.type(f'0;{columns}t')
-            terminal.run('sleep 1; busybox stty size', '30 120')
-
-    def test_resized_in_the_guest(self) -> None:
-        with Terminal(self.console()) as terminal:
-            terminal.run('busybox stty rows 40 columns 90', 'rows')
-            terminal.run('busybox stty size', '40 90')
-
     def test_several_in_a_row(self) -> None:
         port = self.console().port
         for _round in range(5):
@@ -253,33 +231,6 @@ class SerialConsoleTest(unittest.TestCase):
             self.console(other)
         self.destroy(self.server)
         self.assertEqual(14040, self.console(other).port)
-
-    def test_same_port_after_a_restart(self) -> None:
-        other = self.host.spawn(image=self.image)
-        first, second = self.console(), self.console(other)
-        with Terminal(first) as terminal:
-            terminal.run('echo $((6 * 7))', '42')
-            self.host.driver.cleanup_host(CONF.host)
-            self.assertTrue(terminal.is_closed())
-        self.assertEqual([], self.threads())
-        nova_serial.ALLOCATED_PORTS.clear()
-        self.host.restart_driver()
-        self.assertEqual({('127.0.0.1', first.port),
-                          ('127.0.0.1', second.port)},
-                         nova_serial.ALLOCATED_PORTS)
-        # A third one, asked first, must not get theirs.
-        third = self.host.spawn(image=self.image)
-        self.assertNotIn(self.console(third).port,
-                         (first.port, second.port))
-        self.assertEqual(second.port, self.console(other).port)
-        self.assertEqual(first.port, self.console().port)
-        with Terminal(self.console()) as terminal:
-            terminal.run('echo $((6 * 7))', '42')
-        # Deleted without having been asked for since the restart.
-        self.host.restart_driver()
-        self.destroy(self.server)
-        self.assertNotIn(('127.0.0.1', first.port),
-                         nova_serial.ALLOCATED_PORTS)
 
     def test_port_is_taken_after_a_restart(self) -> None:
         first = self.console()
