@@ -99,29 +99,18 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
         answer = operation.wait(max(1.0, deadline - time.monotonic()))
         code = int(answer['return'])
     except errors.OperationFailed as exc:
-        found = code_of(exc)
-        if found is None:
+        # Newer LXD has the code only, without the error.
+        if 'command not found' in exc.message.lower():
+            code = NOT_FOUND
+        elif 'command not executable' in exc.message.lower():
+            code = NOT_EXECUTABLE
+        else:
             raise
-        code = found
     finally:
         for channel in channels.values():
             _close(channel)
     return Result(code, *(bytes(readers[name].content)
                           for name in (_STDOUT, _STDERR)))
-
-
-def code_of(exc: errors.OperationFailed) -> int | None:
-    """Find the return code for what LXD takes for a failure of its own.
-
-    :param exc: what LXD said. Newer LXD says nothing and has the code.
-    :returns: the code, None if it is about something else.
-    """
-    text = exc.message.lower()
-    if 'command not found' in text:
-        return NOT_FOUND
-    if 'command not executable' in text:
-        return NOT_EXECUTABLE
-    return None
 
 
 class _Reader(threading.Thread):

@@ -13,9 +13,10 @@
 """Serial consoles of servers, for nova-serialproxy.
 
 Each server that somebody has asked a console of gets a TCP port of its own on
-``[serial_console] proxyclient_address``. Whoever can reach that port can log
-in to the guest, which is why it is bound to that address only. What happens on
-a connection is told in :mod:`nova_lxd_py.virt.serial_session`.
+``[serial_console] proxyclient_address``. Whoever can reach that port has the
+console, which is why it is bound to that address only. LXD's console is the
+guest's ``/dev/console``: to log in there, something in the guest has to offer
+a login on it, as images for containers do.
 
 A server keeps its port as long as it lives on this host, also when
 nova-compute restarts: tokens that Nova has given out name it, and a port must
@@ -26,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shlex
 import socket
 import threading
 from typing import Any
@@ -38,7 +38,6 @@ from nova.console import type as console_type
 from nova import exception
 from nova import objects
 from oslo_concurrency import lockutils
-from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py.virt import errors
@@ -64,17 +63,13 @@ class SerialConsoles:
     """Keeps the ports of serial consoles.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     :param watcher: what is known of their power states.
     """
 
-    def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests,
+    def __init__(self, session: lxd.Session, guests: lxd_instance.Guests,
                  watcher: events.Watcher) -> None:
         self._session = session
-        self._options = options
         self._guests = guests
         self._watcher = watcher
         self._lock = threading.Lock()
@@ -197,12 +192,10 @@ class SerialConsoles:
 
     def _listen(self, instance: objects.Instance, port: int) -> _Listener:
         server = serial_session.Server(instance.uuid, instance.name)
-        command = shlex.split(self._options.serial_console_command)
         return _Listener(
             CONF.serial_console.proxyclient_address, port, server,
             lambda client: serial_session.Session(
-                client, server, command, self._session, self._guests,
-                self._watcher))
+                client, server, self._session, self._guests, self._watcher))
 
     def _reserve(self, uuid: str, port: int) -> bool:
         """Keep Nova from giving a port to another server.
