@@ -261,8 +261,7 @@ class Lifecycle:
                             'stopping it by force', timeout,
                             instance=instance)
         guest.stop()
-        if lxd_instance.KEY_SUSPENDED in guest.config:
-            guest.update(config={lxd_instance.KEY_SUSPENDED: None})
+        self._forget_suspension(guest)
 
     def power_on(self, context: nova_context.RequestContext,
                  instance: objects.Instance, network_info: Any,
@@ -278,7 +277,14 @@ class Lifecycle:
                                block_device_info)
             else:
                 guest.unfreeze()
+                self._forget_suspension(guest)
         self._watcher.forget(instance)
+
+    @staticmethod
+    def _forget_suspension(guest: lxd_instance.Guest) -> None:
+        """Let a guest that is frozen later count as paused again."""
+        if lxd_instance.KEY_SUSPENDED in guest.config:
+            guest.update(config={lxd_instance.KEY_SUSPENDED: None})
 
     def reboot(self, context: nova_context.RequestContext,
                instance: objects.Instance, network_info: Any,
@@ -355,15 +361,7 @@ class Lifecycle:
 
         See :meth:`nova.virt.driver.ComputeDriver.resume`.
         """
-        with self._guests.lock(instance.uuid):
-            guest = self._guests.active(instance)
-            if guest.power_state == power_state.SHUTDOWN:
-                self._bring_up(context, instance, guest, network_info,
-                               block_device_info)
-            else:
-                guest.unfreeze()
-                guest.update(config={lxd_instance.KEY_SUSPENDED: None})
-        self._watcher.forget(instance)
+        self.power_on(context, instance, network_info, block_device_info)
 
     def resume_state_on_host_boot(self, context: nova_context.RequestContext,
                                   instance: objects.Instance,

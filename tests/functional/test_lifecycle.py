@@ -226,6 +226,13 @@ class LifecycleTest(unittest.TestCase):
         self.assertEqual(power_state.SUSPENDED, self.host.state(server))
         self.driver.resume(self.host.context, server, [])
         self.assertEqual(power_state.RUNNING, self.host.state(server))
+        # Starting it wakes it as well, and a later pause is a pause.
+        self.driver.suspend(self.host.context, server)
+        self.driver.power_on(self.host.context, server, [])
+        self.assertEqual(power_state.RUNNING, self.host.state(server))
+        self.driver.pause(server)
+        self.assertEqual(power_state.PAUSED, self.host.state(server))
+        self.driver.unpause(server)
         # The host was rebooted meanwhile.
         self.driver.suspend(self.host.context, server)
         self.host.lxd.api.must(
