@@ -22,7 +22,11 @@ import bz2
 from collections.abc import Callable, Iterator
 import lzma
 from typing import Any
-import zlib
+
+try:  # Twice as fast, but not made for every processor.
+    from isal import isal_zlib as zlib
+except ImportError:
+    import zlib  # type: ignore[no-redef]
 
 try:  # Python >= 3.14 has it in its library.
     from compression import zstd as _zstd_stdlib  # type: ignore
@@ -47,6 +51,8 @@ MAGICS: dict[str, tuple[bytes, ...]] = {
     'zstd': (b'\x28\xb5\x2f\xfd',),
 }
 _LONGEST_MAGIC = 6
+#: zlib's word for gzip with the largest window.
+_GZIP = 16 + 15
 #: Frames without content, which zstd allows between others.
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + n]) + b'\x2a\x4d\x18'
                         for n in range(16))
@@ -104,10 +110,10 @@ class _LibraryEngine(_Engine):
 
 
 class _GzipEngine(_Engine):
-    errors = (zlib.error,)
+    errors: tuple[type[Exception], ...] = (zlib.error,)
 
     def __init__(self) -> None:
-        self._engine = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        self._engine = zlib.decompressobj(wbits=_GZIP)
 
     def push(self, data: bytes) -> Iterator[bytes]:
         while True:

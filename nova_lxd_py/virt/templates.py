@@ -68,6 +68,9 @@ _CURRENT = 'volatile.idmap.current'
 #: What LXD writes there while a root disk has not been shifted.
 _UNSHIFTED = ('', '[]')
 
+#: How LXD writes the time of what has not happened.
+_NEVER = '0001-01-01'
+
 #: Keys of a template that LXD would copy to its clones.
 _NOT_INHERITED = {KEY_TEMPLATE: '', KEY_UNUSED: ''}
 
@@ -114,6 +117,8 @@ class TemplateStore:
         self._can_clone: bool | None = None
         #: Whether LXD mounts root disks idmapped; None until seen.
         self._shift_is_free: bool | None = None
+        #: Templates that were not made yet for a first server's sake.
+        self._left_out: set[str] = set()
         #: Templates that could not be made, and when that was.
         self._failed: dict[str, float] = {}
 
@@ -123,8 +128,10 @@ class TemplateStore:
                    ) -> tuple[dict[str, Any], dict[str, str]]:
         """Tell what to make a server's LXD instance from.
 
-        The first server of an image and range waits until their template is
-        made; others that come meanwhile wait for the same one.
+        The first server of a new image is made from the image: a template
+        would delay it, and for many images there is no second one. The next
+        server waits until the template of its image and range is made; others
+        that come meanwhile wait for the same one.
 
         :param instance: the server.
         :param fingerprint: LXD's name of its image.
@@ -320,6 +327,9 @@ class TemplateStore:
                 raise _Impossible('an earlier attempt at one failed')
             if self._shift_is_free:
                 raise _Useless()
+            if name not in self._left_out and self._is_new(fingerprint):
+                self._left_out.add(name)
+                raise _Impossible('this is the first server of its image')
             try:
                 self._make_template(name, fingerprint, owner, config,
                                     instance)
@@ -330,6 +340,11 @@ class TemplateStore:
                             'longer than cloning: %s', fingerprint[:12],
                             RETRY_AFTER, exc, instance=instance)
                 raise _Impossible(str(exc)) from exc
+
+    def _is_new(self, fingerprint: str) -> bool:
+        """Whether LXD has never made anything from an image."""
+        image = self._session.get('images', fingerprint)
+        return image['last_used_at'].startswith(_NEVER)
 
     def _find_ready(self, name: str, fingerprint: str,
                     config: Mapping[str, str]) -> lxd_instance.Guest | None:

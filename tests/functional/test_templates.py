@@ -26,6 +26,7 @@ from nova_lxd_py import conf
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session
 from nova_lxd_py.virt import templates
+from tests.functional import busybox_image
 from tests.functional import driver_host
 from tests.functional import lxd_daemon
 
@@ -47,6 +48,8 @@ class TemplateTestCase(unittest.TestCase):
         self.session.connect()
         self.guests = lxd_instance.Guests(self.session)
         self.image = self.host.image()
+        # The first server of an image is made from the image itself.
+        self.host.driver.destroy(self.host.context, self.spawn(), [])
 
     def spawn(self, project: str = 'p1', **kwargs: Any) -> objects.Instance:
         return self.host.spawn(self.host.instance(
@@ -149,7 +152,8 @@ class CloneTest(TemplateTestCase):
         host.setUp()
         self.addCleanup(host.cleanUp)
         image = host.image()
-        host.spawn(host.instance(image), image)
+        for _ in range(2):
+            host.spawn(host.instance(image), image)
         lxd.restart()
         self.assertEqual(
             {'Stopped'},
@@ -167,6 +171,17 @@ class CloneTest(TemplateTestCase):
         self.assertEqual(power_state.RUNNING, self.host.state(server))
         again = self.spawn()
         self.assertEqual(self.first_uid(server), self.first_uid(again))
+
+    def test_first_server_of_new_image(self) -> None:
+        image = self.host.image(busybox_image.unified({'etc/new': b'x'}))
+        servers = [self.host.spawn(
+            self.host.instance(image, project_id='p1'), image)]
+        self.assertEqual([], self.templates())
+        servers.append(self.host.spawn(
+            self.host.instance(image, project_id='p1'), image))
+        self.assertEqual(1, len(self.templates()))
+        self.assertEqual(1, len({self.first_uid(server)
+                                 for server in servers}))
 
     def test_half_made_template(self) -> None:
         """As a crash leaves it: made, but with its obstacle, not shifted."""

@@ -61,7 +61,7 @@ class TemplateTestCase(base.BaseTestCase):
         self.session.connect()
         self.guests = lxd_instance.Guests(self.session)
         self.store = self.new_store()
-        self.image = self.lxd.add_image(project='nova')
+        self.image = self.lxd.add_image(project='nova', used=True)
 
     def new_store(self) -> templates.TemplateStore:
         return templates.TemplateStore(self.session, conf.CONF.lxd,
@@ -105,7 +105,18 @@ class TemplateTestCase(base.BaseTestCase):
 
 class CloneTestCase(TemplateTestCase):
 
-    def test_first_server(self) -> None:
+    def test_first_server_of_new_image(self) -> None:
+        new = self.lxd.add_image(fake_fixture.unified_image(
+            {'etc/new': b'x'}), project='nova')
+        first, config = self.source_for(image=new)
+        self.assertEqual({'type': 'image', 'fingerprint': new}, first)
+        self.assertEqual([], self.templates())
+        # Also if the first has not come to anything yet.
+        second, second_config = self.source_for(image=new)
+        self.assertEqual(self.templates()[0].name, second['source'])
+        self.assertEqual(config[BASE], second_config[BASE])
+
+    def test_first_server_here_of_used_image(self) -> None:
         source, config = self.source_for()
         template, = self.templates()
         self.assertEqual({'type': 'copy', 'source': template.name,
@@ -161,7 +172,7 @@ class CloneTestCase(TemplateTestCase):
 
     def test_images_of_a_project_share_the_range(self) -> None:
         other = self.lxd.add_image(fake_fixture.unified_image(
-            {'etc/other': b'x'}), project='nova')
+            {'etc/other': b'x'}), project='nova', used=True)
         first, second = self.spawn('s1'), self.spawn('s2', image=other)
         self.assertEqual(first.config[BASE], second.config[BASE])
         self.assertEqual(2, len(self.templates()))

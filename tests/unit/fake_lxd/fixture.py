@@ -29,6 +29,7 @@ from typing import Any
 import fixtures
 
 from tests.unit.fake_lxd import certificates
+from tests.unit.fake_lxd import clock
 from tests.unit.fake_lxd import daemon
 from tests.unit.fake_lxd import execution  # noqa: F401 - registers routes
 from tests.unit.fake_lxd import faults
@@ -293,9 +294,11 @@ class FakeLXD(fixtures.Fixture):
 
     def add_image(self, content: bytes | None = None, *,
                   project: str = 'default', alias: str | None = None,
-                  properties: dict[str, str] | None = None) -> str:
+                  properties: dict[str, str] | None = None,
+                  used: bool = False) -> str:
         """Put an image into the store, by default a tiny one.
 
+        :param used: whether an instance has been made from it before.
         :returns: its fingerprint.
         """
         read = image_content.unified(content or unified_image())
@@ -304,6 +307,8 @@ class FakeLXD(fixtures.Fixture):
             {**(read.metadata.get('properties') or {}), **(properties or {})},
             read.rootfs, architecture=read.metadata['architecture'],
             created_at=read.created_at, metadata=read.metadata)
+        if used:
+            image.last_used_at = clock.now()
         with self.daemon.store.lock:
             self.daemon.store.images[project, image.fingerprint] = image
             if alias:
