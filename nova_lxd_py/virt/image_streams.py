@@ -110,7 +110,7 @@ class _LibraryEngine(_Engine):
 
 
 class _GzipEngine(_Engine):
-    errors: tuple[type[Exception], ...] = (zlib.error,)
+    errors = (zlib.error,)  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self._engine = zlib.decompressobj(wbits=_GZIP)
