@@ -11,10 +11,13 @@
 #    under the License.
 """Bringing one image from Glance into LXD, without a copy of it in between.
 
-One thread takes what Glance sends, checks signature and checksum (Nova's and
-glanceclient's code does), the other looks at every byte and passes it on to
-LXD. LXD gets the end only when both are content: until then it has nothing
-but the beginning of an upload, which it throws away when that breaks off.
+One thread takes what Glance sends and checks signature and checksum (Nova's
+and glanceclient's code does), another passes it on to LXD, and a third looks
+at every byte (:mod:`nova_lxd_py.virt.image_inspection`). LXD gets the end only
+when all of it has come as it should: until then it has nothing but the
+beginning of an upload, which it throws away when that breaks off. If the
+inspection, which may end later, finds a fault, LXD has an image without a name
+for a moment, of which nothing is ever made.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ import yaml
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import image_format
+from nova_lxd_py.virt import image_inspection
 from nova_lxd_py.virt import session as lxd
 
 CONF = nova_conf.CONF
@@ -164,6 +168,8 @@ class Transfer:
         self._instance = instance
         self._inspector = image_format.Inspector(max_unpacked)
         self._content: image_format.Content | None = None
+        self._inspection: image_inspection.Inspection | None = None
+        self._is_complete = False
         self._digest = hashlib.sha256()
         self._received = 0
         self._began = time.monotonic()
@@ -194,6 +200,8 @@ class Transfer:
             raise exception.ImageUnacceptable(
                 image_id=self._meta.id, reason=exc.reason) from exc
         finally:
+            if self._inspection is not None:
+                self._inspection.give_up()
             sink.give_up()
             download.join(2 * PATIENCE)
 
@@ -251,73 +259,107 @@ class Transfer:
                                        f'{boundary}')
             chunks = self._multipart(boundary, body)
         existed = False
-        left = self._timeout - (time.monotonic() - self._began)
         try:
             result = self._session.upload(
                 'images', chunks=chunks, headers=headers,
-                timeout=max(1.0, left))
+                timeout=self._left())
         except errors.AlreadyExists:
             # Another Glance image of the same content; our own sum names it.
             existed, result = True, {}
-        assert self._content is not None
+        except errors.LXDError:
+            if self._is_complete:
+                # If the image is to blame, that says more than LXD does.
+                self._inspected()
+            raise
         fingerprint = self._digest.hexdigest()
         stored = result.get('fingerprint', fingerprint)
         if stored != fingerprint:
             raise errors.OperationFailed(
                 f'LXD has stored something else ({stored}) than image '
                 f'{self._meta.id} ({fingerprint})')
+        try:
+            content = self._inspected()
+        except BaseException:
+            if not existed:
+                self._drop(fingerprint)
+            raise
         took = max(0.001, time.monotonic() - self._began)
         LOG.info('Image %s (%s, %.1f MiB, unpacked %.1f MiB) transferred '
                  'from Glance to LXD in %.1f s', self._meta.id,
-                 self._content.kind.value, self._received / _MIB,
-                 self._content.unpacked_size / _MIB, took,
+                 content.kind.value, self._received / _MIB,
+                 content.unpacked_size / _MIB, took,
                  instance=self._instance)
-        return Imported(fingerprint, self._content, existed)
+        return Imported(fingerprint, content, existed)
+
+    def _left(self) -> float:
+        """Seconds that are left, at least one."""
+        return max(1.0, self._timeout - (time.monotonic() - self._began))
+
+    def _drop(self, fingerprint: str) -> None:
+        try:
+            self._session.delete('images', fingerprint)
+        except errors.NotFound:
+            pass
+        except errors.LXDError:
+            LOG.exception('Could not delete LXD image %s, of which no server '
+                          'can be made; it ages out', fingerprint,
+                          instance=self._instance)
 
     def _until_known(self, source: Iterator[bytes]) -> list[bytes]:
         """Read until it is certain in which way LXD wants the image."""
         head = []
         for chunk in source:
-            self._look_at(chunk)
+            self._count(chunk)
+            self._inspector.feed(chunk)
             head.append(chunk)
             if self._inspector.kind is not None:
                 break
         else:
-            self._finish()
+            self._check_length()
+            self._content = self._inspector.finish()
+            self._check_architecture(self._content)
         return head
 
     def _checked(self, head: list[bytes], source: Iterator[bytes]
                  ) -> Iterator[bytes]:
-        """Yield the image, and its last part only when all of it is good."""
+        """Yield the image, and its last part only when Glance and Nova are
+        content with all of it."""
         held = bytearray().join(head)
-        for chunk in source:
-            self._look_at(chunk)
-            if len(held) >= BATCH:
-                yield bytes(held)
-                held.clear()
-            held += chunk
-        self._finish()
+        if self._content is None:
+            self._inspection = image_inspection.Inspection(
+                self._inspector, f'lxd-inspect-{self._meta.id}')
+            for chunk in source:
+                self._count(chunk)
+                self._inspection.feed(chunk)
+                if len(held) >= BATCH:
+                    yield bytes(held)
+                    held.clear()
+                held += chunk
+            self._check_length()
+        self._is_complete = True
         yield bytes(held)
 
-    def _look_at(self, chunk: bytes) -> None:
+    def _inspected(self) -> image_format.Content:
+        """Wait for what the inspection says of the whole image."""
+        if self._content is None:
+            assert self._inspection is not None
+            self._content = self._inspection.finish(self._left())
+            self._check_architecture(self._content)
+        return self._content
+
+    def _count(self, chunk: bytes) -> None:
         self._received += len(chunk)
-        self._inspector.feed(chunk)
         now = time.monotonic()
         if now - self._reported >= REPORT_INTERVAL:
             self._reported = now
             self._report(now - self._began)
 
-    def _finish(self) -> None:
-        if self._content is not None:
-            return
+    def _check_length(self) -> None:
         expected = self._size()
         if expected and self._received != expected:
             raise image_format.Unacceptable(
                 f'Glance delivered {self._received} bytes of {expected}; '
                 f'upload it again')
-        content = self._inspector.finish()
-        self._check_architecture(content)
-        self._content = content
 
     def _size(self) -> int:
         if self._meta.obj_attr_is_set('size'):
