@@ -54,6 +54,17 @@ def timed(action: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def settle(lxd: lxd_daemon.RealLXD) -> None:
+    """Wait until btrfs has forgotten what was deleted, which it does later
+    and at the cost of what comes next."""
+    assert lxd.directory is not None
+    pool = str(lxd.directory / 'storage-pools' / lxd.pool)
+    # The first has it begin at once, not in half a minute.
+    for command in ('filesystem', 'subvolume'):
+        subprocess.run(['btrfs', command, 'sync', pool], check=True,
+                       stdout=subprocess.DEVNULL)
+
+
 def debian_image(folder: str) -> bytes:
     """Make a small Debian with debootstrap.
 
@@ -126,14 +137,17 @@ def compare(lxd: lxd_daemon.RealLXD, content: bytes, rounds: int, title: str,
         raw.delete(raw.launch(CONFIG))
         for _ in range(rounds):
             server = host.instance(image, root_gb=5, memory_mb=512)
+            # One after the other: a guest that boots takes its share of CPU.
             figures['spawn'].append(timed(
                 lambda: host.spawn(server, image)))
+            figures['destroy'].append(timed(
+                lambda: host.driver.destroy(host.context, server, [])))
+            settle(lxd)
             names: list[str] = []
             figures['launch'].append(timed(
                 lambda: names.append(raw.launch(CONFIG))))
-            figures['destroy'].append(timed(
-                lambda: host.driver.destroy(host.context, server, [])))
             figures['delete'].append(timed(lambda: raw.delete(names[0])))
+            settle(lxd)
     show(title, 'spawn', figures['spawn'], 'raw create + start',
          figures['launch'])
     show(title, 'destroy', figures['destroy'], 'raw stop + delete',
@@ -154,10 +168,12 @@ def first_use(lxd: lxd_daemon.RealLXD, content: bytes, rounds: int) -> None:
     ours, by_hand = [], []
     for _ in range(rounds):
         # Each host has a project of its own, whose images go with it.
+        settle(lxd)
         with driver_host.DriverHost(lxd) as host:
             image = host.image(content)
             server = host.instance(image, root_gb=5, memory_mb=512)
             ours.append(timed(lambda: host.spawn(server, image)))
+        settle(lxd)
         with driver_host.DriverHost(lxd) as host, \
                 tempfile.TemporaryDirectory() as folder:
             image = host.image(content)
