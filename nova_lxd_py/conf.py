@@ -221,6 +221,17 @@ servers are reached with key pairs only.
 The administrator is root, or whom the image names in ``os_admin_user``.
 Changing the password of a running server later is possible either way.
 """),
+    cfg.StrOpt(
+        'serial_console_command',
+        default='login',
+        help="""
+Program, with arguments, that runs as root in the guest for each connection to
+a server's serial console (``[serial_console] enabled``), on a terminal of its
+own. It has to find out who is there: whoever has a valid token from Nova, or
+reaches ``[serial_console] proxyclient_address``, gets to it. ``login`` asks
+for name and password; a server whose image lacks it has no serial console.
+Quoting is as in a shell, which is not involved.
+"""),
     cfg.IntOpt(
         'max_processes',
         default=0, min=0,

@@ -11,8 +11,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Nova: API, metadata API, conductor, scheduler, and nova-compute with the
-# driver.
+# Nova: API, metadata API, conductor, scheduler, the proxy of serial consoles,
+# and nova-compute with the driver.
 
 # What the control plane and the compute host have in common.
 nova_common() {
@@ -56,6 +56,13 @@ enabled = false
 
 [spice]
 enabled = false
+
+[serial_console]
+enabled = true
+base_url = ws://$LOCAL:${PORT[nova-serialproxy]}/
+proxyclient_address = $LOCAL
+serialproxy_host = $LOCAL
+serialproxy_port = ${PORT[nova-serialproxy]}
 EOF
 }
 
@@ -153,6 +160,11 @@ step_nova_conductor() {
 
 step_nova_scheduler() {
     nova_daemon nova-scheduler nova.conf
+}
+
+# Servers do not wait for it.
+step_nova_serialproxy() {
+    nova_daemon nova-serialproxy nova.conf
 }
 
 # True when a service has reported to the database since it was started, or

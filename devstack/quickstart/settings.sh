@@ -58,6 +58,7 @@ declare -A PORT=(
     [neutron]=$((9696 + PORT_OFFSET))
     [nova-api]=$((8774 + PORT_OFFSET))
     [nova-metadata]=$((8775 + PORT_OFFSET))
+    [nova-serialproxy]=$((6083 + PORT_OFFSET))
     [rabbitmq]=$((5672 + PORT_OFFSET))
     [rabbitmq-dist]=$((25672 + PORT_OFFSET))
     [epmd]=$((4379 + PORT_OFFSET))

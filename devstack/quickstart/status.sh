@@ -15,8 +15,8 @@
 
 # Every daemon, in the order in which they are stopped.
 readonly -a DAEMONS=(nova-compute nova-scheduler nova-api nova-metadata
-    nova-conductor neutron-periodic-workers neutron-ovn-maintenance-worker
-    neutron-ovn-agent neutron glance placement keystone ovn-controller
+    nova-serialproxy nova-conductor neutron-periodic-workers
+    neutron-ovn-maintenance-worker neutron-ovn-agent neutron glance placement keystone ovn-controller
     ovn-northd ovn-db ovs-vswitchd ovsdb-server lxd lxcfs rabbitmq epmd
     mariadb)
 

@@ -140,9 +140,11 @@ declare_steps() {
         step server 'The first server' nova-compute nova-api nova-scheduler \
             network upload flavors neutron-agent nova-metadata
         step neutron-workers 'Neutron: background workers' server
+        step nova-serialproxy 'Nova: serial consoles' server
         step login 'The first server answers on SSH' server
     else
         step neutron-workers 'Neutron: background workers' neutron
+        step nova-serialproxy 'Nova: serial consoles' nova-db identity
     fi
 }
 

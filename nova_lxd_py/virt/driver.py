@@ -81,7 +81,7 @@ class LXDDriver(driver.ComputeDriver):
         self._host = lxd_host.Host(self._session, options)
         self._consoles = console.Consoles(self._session, self._guests)
         self._serial_consoles = serial.SerialConsoles(
-            self._session, self._guests, self._watcher)
+            self._session, options, self._guests, self._watcher)
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._snapshots = snapshot.Snapshots(self._session, options,
                                              self._guests, image_api)

@@ -99,18 +99,29 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
         answer = operation.wait(max(1.0, deadline - time.monotonic()))
         code = int(answer['return'])
     except errors.OperationFailed as exc:
-        # Newer LXD has the code only, without the error.
-        if 'command not found' in exc.message.lower():
-            code = NOT_FOUND
-        elif 'command not executable' in exc.message.lower():
-            code = NOT_EXECUTABLE
-        else:
+        found = code_of(exc)
+        if found is None:
             raise
+        code = found
     finally:
         for channel in channels.values():
             _close(channel)
     return Result(code, *(bytes(readers[name].content)
                           for name in (_STDOUT, _STDERR)))
+
+
+def code_of(exc: errors.OperationFailed) -> int | None:
+    """Find the return code for what LXD takes for a failure of its own.
+
+    :param exc: what LXD said. Newer LXD says nothing and has the code.
+    :returns: the code, None if it is about something else.
+    """
+    text = exc.message.lower()
+    if 'command not found' in text:
+        return NOT_FOUND
+    if 'command not executable' in text:
+        return NOT_EXECUTABLE
+    return None
 
 
 class _Reader(threading.Thread):
@@ -130,7 +141,7 @@ class _Reader(threading.Thread):
                 # It could not answer a ping, since LXD has nothing more to
                 # say; what LXD did say is still to be read.
                 continue
-            except (websocket.WebSocketException, OSError):
+            except lxd.CHANNEL_ERRORS:
                 return
             if opcode != websocket.ABNF.OPCODE_BINARY:
                 # An empty text ends the output.
@@ -144,7 +155,7 @@ def _send(channel: websocket.WebSocket, content: bytes) -> None:
         if content:
             channel.send_binary(content)
         channel.send('')
-    except (websocket.WebSocketException, OSError) as exc:
+    except lxd.CHANNEL_ERRORS as exc:
         # It has ended without reading all; its return code says the rest.
         LOG.debug('A command did not take its whole input: %s',
                   type(exc).__name__)
@@ -154,12 +165,12 @@ def _kill(control: websocket.WebSocket) -> None:
     try:
         control.send(json.dumps({'command': 'signal',
                                  'signal': int(signal.SIGKILL)}))
-    except (websocket.WebSocketException, OSError) as exc:
+    except lxd.CHANNEL_ERRORS as exc:
         LOG.debug('A command could not be killed: %s', exc)
 
 
 def _close(channel: websocket.WebSocket) -> None:
     try:
         channel.close(timeout=0)
-    except (websocket.WebSocketException, OSError):
+    except lxd.CHANNEL_ERRORS:
         channel.shutdown()

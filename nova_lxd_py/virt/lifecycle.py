@@ -191,7 +191,6 @@ class Lifecycle:
                 LOG.info('Keeping its LXD instance, which gets the old flavor '
                          'back next', instance=instance)
                 return
-            self._serial_consoles.remove(instance)
             if destroy_disks:
                 self._discard(instance)
                 self._disks.delete(instance)
@@ -201,6 +200,8 @@ class Lifecycle:
                 guest.update(devices={
                     name: None for name, device in guest.devices.items()
                     if device.get('path') != '/'})
+            # Not before: somebody may ask for a console until it is gone.
+            self._serial_consoles.remove(instance)
             self._vifs.unplug(instance, network_info or ())
             self._config_drives.remove(instance)
         self._watcher.forget(instance)

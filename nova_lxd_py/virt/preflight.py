@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from typing import Any
 
@@ -85,6 +86,7 @@ def check(session: lxd.Session, conf: Any) -> None:
     """
     check_name_template(conf.instance_name_template)
     check_instances_path(conf.instances_path)
+    check_console_command(conf.lxd.serial_console_command)
     connect(session, conf.lxd.startup_timeout)
     try:
         check_extensions(session, conf.lxd)
@@ -267,6 +269,24 @@ def check_instances_path(path: str) -> None:
         raise StartupError(
             f'[DEFAULT] instances_path is {path}, which nova-compute cannot '
             f'create: {exc.strerror}') from exc
+
+
+def check_console_command(command: str) -> None:
+    """See that what serial consoles are to run can be told apart into words.
+
+    :param command: ``[lxd] serial_console_command``.
+    :raises StartupError: it cannot.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as exc:
+        raise StartupError(
+            f'[lxd] serial_console_command is "{command}", whose quoting is '
+            f'wrong: {exc}') from exc
+    if not words:
+        raise StartupError(
+            '[lxd] serial_console_command is empty; name a program in the '
+            'guest such as "login"')
 
 
 # -- names ------------------------------------------------------------------

@@ -13,10 +13,9 @@
 """Serial consoles of servers, for nova-serialproxy.
 
 Each server that somebody has asked a console of gets a TCP port of its own on
-``[serial_console] proxyclient_address``. Whoever can reach that port has the
-console, which is why it is bound to that address only. LXD's console is the
-guest's ``/dev/console``: to log in there, something in the guest has to offer
-a login on it, as images for containers do.
+``[serial_console] proxyclient_address``. Whoever can reach that port can log
+in to the guest, which is why it is bound to that address only. What happens on
+a connection is told in :mod:`nova_lxd_py.virt.serial_session`.
 
 A server keeps its port as long as it lives on this host, also when
 nova-compute restarts: tokens that Nova has given out name it, and a port must
@@ -27,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shlex
 import socket
 import threading
 from typing import Any
@@ -38,6 +38,7 @@ from nova.console import type as console_type
 from nova import exception
 from nova import objects
 from oslo_concurrency import lockutils
+from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py.virt import errors
@@ -53,6 +54,8 @@ TYPE = 'serial'
 
 #: Connections that may wait to be accepted.
 BACKLOG = 4
+#: Connections to one server at a time: each is a program in the guest.
+SESSIONS = 8
 #: Ports to try before giving up.
 ATTEMPTS = 5
 #: Seconds to wait after an error that may pass.
@@ -63,13 +66,17 @@ class SerialConsoles:
     """Keeps the ports of serial consoles.
 
     :param session: the way to LXD.
+    :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     :param watcher: what is known of their power states.
     """
 
-    def __init__(self, session: lxd.Session, guests: lxd_instance.Guests,
+    def __init__(self, session: lxd.Session,
+                 options: cfg.ConfigOpts.GroupAttr,
+                 guests: lxd_instance.Guests,
                  watcher: events.Watcher) -> None:
         self._session = session
+        self._options = options
         self._guests = guests
         self._watcher = watcher
         self._lock = threading.Lock()
@@ -192,10 +199,12 @@ class SerialConsoles:
 
     def _listen(self, instance: objects.Instance, port: int) -> _Listener:
         server = serial_session.Server(instance.uuid, instance.name)
+        command = shlex.split(self._options.serial_console_command)
         return _Listener(
             CONF.serial_console.proxyclient_address, port, server,
             lambda client: serial_session.Session(
-                client, server, self._session, self._guests, self._watcher))
+                client, server, command, self._session, self._guests,
+                self._watcher))
 
     def _reserve(self, uuid: str, port: int) -> bool:
         """Keep Nova from giving a port to another server.
@@ -238,7 +247,7 @@ class _Listener:
         self._server = server
         self._serve = serve
         self._closing = threading.Event()
-        self._session: serial_session.Session | None = None
+        self._sessions: list[serial_session.Session] = []
         self._socket = _listening_socket(host, port)
         self._thread = threading.Thread(target=self._accept, daemon=True,
                                         name=f'serial-{server.name}')
@@ -249,9 +258,9 @@ class _Listener:
         return self._thread.is_alive() and not self._closing.is_set()
 
     def close(self, reason: str) -> None:
-        """Stop listening and end the connection that there may be.
+        """Stop listening and end the connections that there are.
 
-        :param reason: what to tell the person at its terminal.
+        :param reason: what to tell the persons at their terminals.
         """
         self._closing.set()
         with contextlib.suppress(OSError):
@@ -259,18 +268,18 @@ class _Listener:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._thread.join(serial_session.END_TIMEOUT)
-        session = self._session
-        if session is not None:
+        for session in self._sessions:
             session.end(reason)
+        for session in self._sessions:
             session.join()
 
     def _accept(self) -> None:
         while not self._closing.is_set():
             try:
                 client, peer = self._socket.accept()
-            except OSError as exc:
-                if self._closing.is_set() or exc.errno in (
-                        errno.EBADF, errno.EINVAL):
+            except (OSError, EOFError) as exc:
+                if (self._closing.is_set() or isinstance(exc, EOFError) or
+                        exc.errno in (errno.EBADF, errno.EINVAL)):
                     break
                 LOG.warning('Serial console of %(server)s cannot accept a '
                             'connection: %(error)s',
@@ -281,15 +290,19 @@ class _Listener:
                      '%(peer)s', {'name': self._server.name,
                                   'uuid': self._server.uuid,
                                   'peer': peer[0]})
-            previous = self._session
-            if previous is not None:
-                # There is one console; who comes last needs it most, and an
-                # earlier connection may hang.
-                previous.end('Another connection has taken over.')
-                previous.join()
-            self._session = self._serve(client)
-            assert self._session is not None
-            self._session.start()
+            self._make_room()
+            session = self._serve(client)
+            session.start()
+            self._sessions.append(session)
+
+    def _make_room(self) -> None:
+        self._sessions = [session for session in self._sessions
+                          if session.is_alive()]
+        while len(self._sessions) >= SESSIONS:
+            # Who comes last needs it most, and an earlier one may hang.
+            oldest = self._sessions.pop(0)
+            oldest.end('There are too many connections to this console.')
+            oldest.join()
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:

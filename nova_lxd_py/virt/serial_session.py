@@ -12,19 +12,30 @@
 
 """One connection to the serial console of a server.
 
-It goes between a TCP connection, normally of nova-serialproxy, and LXD's
-interactive console. It outlives the guest: while that is down, be it for a
-reboot or stopped for longer, the connection waits for it to run again.
+It goes between a TCP connection, normally of nova-serialproxy, and a program
+that LXD runs on a terminal of its own in the guest: ``login``, normally. The
+connection outlives the program and the guest: while that is down, be it for a
+reboot or stopped for longer, it waits for it to run again.
+
+Why not LXD's console, the guest's ``/dev/console``: liblxc's monitor of a
+container waits for ever when a connection to the console ends, or merely does
+not read, while the guest writes much. From then on every question about that
+container waits too, and with it LXD's list of all of them. Any tenant could
+bring that about. Besides, that console has a login only if the guest cares to
+offer one, it cannot be resized, and LXD 5.0 crashes if its end comes at the
+wrong moment.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
+import enum
+import json
 import socket
 import threading
 import time
-from typing import Any
 
 from nova.compute import power_state
 from oslo_log import log as logging
@@ -39,25 +50,28 @@ from nova_lxd_py.virt import terminal
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds for which input is held back after attaching, unless the guest
-#: writes something earlier: LXD loses what comes before it is ready, and does
-#: not say when that is. On a busy host all takes longer: this many times what
-#: the steps before took comes on top.
-READY_DELAY, READY_FACTOR = 1.0, 5
-#: Seconds between attempts to attach: first and longest.
+#: What programs take the terminal for; nearly all are like it.
+TERM = 'xterm'
+#: Seconds between attempts: first and longest.
 RETRY_FIRST, RETRY_LONGEST = 0.2, 2.0
-#: Seconds that a console must have worked to be tried again at once.
+#: Seconds that a program must have run for the next one to start at once.
 WORKED = 1.0
-#: Seconds to wait for threads to end.
+#: Seconds to wait for threads and programs to end.
 END_TIMEOUT = 5
+#: Seconds that a last word may take.
+FAREWELL_TIMEOUT = 1
+#: Seconds for which a program may leave its input unread. There has to be some
+#: such limit: one thread reads from the websocket while another writes to it,
+#: which an encrypted one allows only if neither waits for ever.
+PATIENCE = 3600
 
-#: States in which LXD has no console to attach to.
-_DEAF_STATES = {power_state.SHUTDOWN: 'not running',
-                power_state.PAUSED: 'paused',
-                power_state.SUSPENDED: 'suspended'}
+#: States in which LXD runs no program.
+_AWAY = {power_state.SHUTDOWN: 'not running', power_state.PAUSED: 'paused',
+         power_state.SUSPENDED: 'suspended'}
 
-#: So LXD begins what it says instead of the guest, if it cannot attach.
-_LXD_ERROR = b'Error: Failed running forkconsole'
+#: Return codes from here on, and negative ones, are those of programs that
+#: were killed.
+_KILLED = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,50 +82,61 @@ class Server:
     name: str
 
 
+class _Mode(enum.Enum):
+    """What becomes of what is typed."""
+
+    #: It is held until there is a program to read it.
+    STARTING = enum.auto()
+    #: The program gets it.
+    OPEN = enum.auto()
+    #: It asks for another program.
+    IDLE = enum.auto()
+    #: Nobody is there to type to.
+    AWAY = enum.auto()
+
+
 class Session:
     """Serves one TCP connection, in threads of its own.
 
     :param client: the connection; it is closed in the end.
     :param server: whose console it is.
+    :param command: what runs in the guest.
     :param session: the way to LXD.
     :param guests: the driver's LXD instances.
     :param watcher: what is known of their power states.
     """
 
     def __init__(self, client: socket.socket, server: Server,
-                 session: lxd.Session, guests: lxd_instance.Guests,
-                 watcher: events.Watcher) -> None:
+                 command: Sequence[str], session: lxd.Session,
+                 guests: lxd_instance.Guests, watcher: events.Watcher
+                 ) -> None:
         self._client = client
         self._server = server
+        self._command = list(command)
         self._session = session
         self._guests = guests
         self._watcher = watcher
         self._sizes = terminal.Sizes()
-        self._changed = threading.Condition()
         self._ended = threading.Event()
-        #: Whether there is nothing to attach to; unknown at first.
-        self._absent = False
-        #: When LXD takes input, by the monotonic clock.
-        self._ready_at = 0.0
+        #: Guards what follows, and tells of its changes.
+        self._changed = threading.Condition()
+        self._mode = _Mode.STARTING
         self._data: websocket.WebSocket | None = None
         self._control: websocket.WebSocket | None = None
-        self._drain: threading.Thread | None = None
         self._said = ''
-        self._resize_wanted = self._is_resizing = False
-        #: The guest's process 1 on the host: another one after each start.
-        self._pid: int | None = None
-        self._threads = [
-            threading.Thread(target=target, daemon=True,
-                             name=f'serial-{what}-{server.name}')
-            for what, target in (('in', self._read), ('out', self._serve))]
+        self._farewell: str | None = None
+        self._reader = threading.Thread(
+            target=self._read, daemon=True, name=f'serial-in-{server.name}')
+        self._writer = threading.Thread(
+            target=self._serve, daemon=True, name=f'serial-out-{server.name}')
 
     def start(self) -> None:
         """Begin to serve."""
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A peer whose host has gone must not hold the console for ever.
         self._client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for thread in self._threads:
-            thread.start()
+        self._writer.start()
+        self._reader.start()
 
     def end(self, reason: str | None = None) -> None:
         """Close the connection; may be called again, and by any thread.
@@ -122,18 +147,35 @@ class Session:
             if self._ended.is_set():
                 return
             self._ended.set()
+            self._farewell = reason
             self._changed.notify_all()
+        self._detach()
+        if self._writer is threading.current_thread():
+            return
         if reason:
-            self._say(reason)
+            # It says so, unless the other end does not read.
+            self._writer.join(FAREWELL_TIMEOUT)
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Wake up who waits for the connection."""
         with contextlib.suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
-        self._detach()
+
+    def is_alive(self) -> bool:
+        """Whether there is still something of it."""
+        return self._writer.is_alive() or self._reader.is_alive()
 
     def join(self) -> None:
         """Wait until its threads have ended, but not for long."""
-        for thread in self._threads:
+        for thread in (self._reader, self._writer):
             if thread is not threading.current_thread():
                 thread.join(END_TIMEOUT)
+
+    def _set_mode(self, mode: _Mode) -> None:
+        with self._changed:
+            self._mode = mode
+            self._changed.notify_all()
 
     # -- from the terminal to the guest --------------------------------------
 
@@ -143,72 +185,47 @@ class Session:
                 data = self._client.recv(4096)
                 if not data:
                     break
-                self._to_guest(data)
-        except OSError as exc:
+                data, resized = self._sizes.from_terminal(data)
+                if resized:
+                    self._resize()
+                if data:
+                    self._to_guest(data)
+        except (OSError, EOFError) as exc:
+            # The second one is eventlet's, for a socket that is closed.
             LOG.debug('Serial console of %s: %s', self._server.name, exc)
         finally:
             self.end()
 
     def _to_guest(self, data: bytes) -> None:
-        data, resized = self._sizes.from_terminal(data)
-        if resized:
-            self._resize()
-        if not data:
-            return
-        channel = self._ready_channel()
+        with self._changed:
+            while self._mode is _Mode.STARTING and not self._ended.is_set():
+                self._changed.wait()
+            if self._mode is _Mode.IDLE:
+                self._mode = _Mode.STARTING
+                self._changed.notify_all()
+                return
+            channel = self._data
         if channel is None:
-            # Nobody is there to type to.
             return
         try:
             channel.send_binary(data)
-        except (websocket.WebSocketException, OSError) as exc:
+        except lxd.CHANNEL_ERRORS as exc:
             LOG.debug('Serial console of %s lost input: %s',
                       self._server.name, exc)
-
-    def _ready_channel(self) -> websocket.WebSocket | None:
-        """Wait until LXD takes input, or there is nothing to type to."""
-        with self._changed:
-            while not self._ended.is_set():
-                if self._data is None:
-                    if self._absent:
-                        return None
-                    self._changed.wait()
-                    continue
-                left = self._ready_at - time.monotonic()
-                if left <= 0:
-                    return self._data
-                self._changed.wait(left)
-        return None
+            # Half of it may have gone, and nothing can come after that.
+            channel.abort()
 
     def _resize(self) -> None:
-        """Make the guest's terminal as large as the one at the other end."""
-        with self._changed:
-            self._resize_wanted = True
-            if self._is_resizing:
-                return
-            self._is_resizing = True
-        threading.Thread(target=self._resize_guest, daemon=True,
-                         name=f'serial-size-{self._server.name}').start()
-
-    def _resize_guest(self) -> None:
-        """Resize as often as the size has changed meanwhile, no more."""
-        while True:
-            with self._changed:
-                if not self._resize_wanted or self._ended.is_set():
-                    self._is_resizing = False
-                    return
-                self._resize_wanted = False
-            rows, columns = self._sizes.rows, self._sizes.columns
-            try:
-                # LXD has a message for this, which it does not pass on to
-                # the consoles of containers.
-                lxd_exec.run(
-                    self._session, self._guests.active(self._server).name,
-                    ['stty', '-F', '/dev/console', 'rows', str(rows),
-                     'cols', str(columns)], timeout=END_TIMEOUT)
-            except errors.LXDError as exc:
-                LOG.debug('Serial console of %s was not resized: %s',
-                          self._server.name, exc)
+        control = self._control
+        if control is None:
+            return
+        try:
+            control.send(json.dumps({'command': 'window-resize', 'args': {
+                'width': str(self._sizes.columns),
+                'height': str(self._sizes.rows)}}))
+        except lxd.CHANNEL_ERRORS as exc:
+            LOG.debug('Serial console of %s was not resized: %s',
+                      self._server.name, exc)
 
     # -- from the guest to the terminal --------------------------------------
 
@@ -217,122 +234,128 @@ class Session:
         try:
             while not self._ended.is_set():
                 began = time.monotonic()
-                try:
-                    self._attach()
-                    self._pump()
-                except errors.NotFound:
-                    self.end('The server is gone.')
-                    break
-                except (errors.LXDError, websocket.WebSocketException,
-                        ValueError) as exc:
-                    LOG.debug('Serial console of %s: %s', self._server.name,
-                              exc)
-                finally:
-                    self._detach()
-                if time.monotonic() - began > WORKED:
-                    pause = RETRY_FIRST
-                self._ended.wait(pause)
-                pause = min(pause * 2, RETRY_LONGEST)
-        except OSError as exc:
-            LOG.debug('Serial console of %s: %s', self._server.name, exc)
+                code = self._run_once()
+                if code is None or not 0 <= code < _KILLED:
+                    # The guest has gone down, or LXD; or it will, since
+                    # programs are killed first.
+                    if time.monotonic() - began > WORKED:
+                        pause = RETRY_FIRST
+                    self._ended.wait(pause)
+                    pause = min(pause * 2, RETRY_LONGEST)
+                    continue
+                pause = RETRY_FIRST
+                if code in (lxd_exec.NOT_FOUND, lxd_exec.NOT_EXECUTABLE):
+                    self.end(f'The guest has no program '
+                             f'"{self._command[0]}", which would serve here.')
+                else:
+                    self._idle()
         except Exception:
             LOG.exception('Unexpected error in the serial console of %s',
                           self._server.name)
         finally:
             self.end()
+            if self._farewell:
+                self._say(self._farewell)
+            self._shut_down()
             self._client.close()
 
-    def _attach(self) -> None:
-        """Attach to the console of what runs for the server, if anything
-        does."""
-        state = self._watcher.power_state(self._server)
-        if state in _DEAF_STATES:
-            self._say_once(f'The server is {_DEAF_STATES[state]}. Waiting '
-                           f'for it.')
-            with self._changed:
-                self._absent = True
-                self._changed.notify_all()
-            return
+    def _run_once(self) -> int | None:
+        """Run the program, if there is a guest to run it in.
+
+        :returns: its return code, None if it did not come to that.
+        """
+        try:
+            state = self._watcher.power_state(self._server)
+            if state in _AWAY:
+                self._set_mode(_Mode.AWAY)
+                self._say_once(f'The server is {_AWAY[state]}. Waiting for '
+                               f'it.')
+                return None
+            self._set_mode(_Mode.STARTING)
+            try:
+                operation = self._attach()
+                self._pump()
+            finally:
+                self._detach()
+            if self._ended.is_set():
+                return None
+            return int(operation.wait(END_TIMEOUT).get('return', _KILLED))
+        except errors.NotFound:
+            self.end('The server is gone.')
+        except errors.OperationFailed as exc:
+            code = lxd_exec.code_of(exc)
+            if code is not None:
+                return code
+            LOG.debug('Serial console of %s: %s', self._server.name, exc)
+        except (errors.LXDError, *lxd.CHANNEL_ERRORS, ValueError) as exc:
+            LOG.debug('Serial console of %s: %s', self._server.name, exc)
+        return None
+
+    def _attach(self) -> lxd.Operation:
+        """Start the program in what runs for the server."""
         guest = self._guests.active(self._server)
-        began = time.monotonic()
+        rows, columns = self._sizes.rows, self._sizes.columns
         operation = self._session.submit(
-            'post', 'instances', guest.name, 'console', body={
-                'type': 'console', 'width': self._sizes.columns,
-                'height': self._sizes.rows})
-        secrets = operation.metadata['metadata']['fds']
-        self._control = self._session.websocket(
-            'operations', operation.id, 'websocket',
-            params={'secret': secrets['control']})
-        self._drain = threading.Thread(
-            target=_drain, args=(self._control,), daemon=True,
-            name=f'serial-control-{self._server.name}')
-        self._drain.start()
-        # With this one the console begins to work.
-        data = self._session.websocket(
-            'operations', operation.id, 'websocket',
-            params={'secret': secrets['0']})
+            'post', 'instances', guest.name, 'exec', body={
+                'command': self._command, 'environment': {'TERM': TERM},
+                'interactive': True, 'wait-for-websocket': True,
+                'width': columns, 'height': rows})
+        self._control = self._channel(operation, 'control')
+        threading.Thread(target=_drain, args=(self._control,), daemon=True,
+                         name=f'serial-control-{self._server.name}').start()
+        # It starts with this one.
+        data = self._channel(operation, '0')
         with self._changed:
-            now = time.monotonic()
-            self._ready_at = now + READY_DELAY + READY_FACTOR * (now - began)
             self._data = data
-            self._absent = False
+            self._mode = _Mode.OPEN
             self._changed.notify_all()
-        self._catch_up(guest)
         if self._ended.is_set():
             # It has ended meanwhile, and did not find these to close.
             self._detach()
+        elif (rows, columns) != (self._sizes.rows, self._sizes.columns):
+            self._resize()
+        return operation
 
-    def _catch_up(self, guest: lxd_instance.Guest) -> None:
-        """Show what a guest that has been started anew wrote meanwhile."""
-        pid = guest.state()['pid']
-        before, self._pid = self._pid, pid
-        if before in (None, pid):
-            return
-        try:
-            with self._session.download('instances', guest.name, 'console'
-                                        ) as (_headers, chunks):
-                for chunk in chunks:
-                    self._client.sendall(chunk)
-        except errors.OperationFailed as exc:
-            LOG.debug('%s has written nothing yet: %s', guest.name, exc)
+    def _channel(self, operation: lxd.Operation, name: str
+                 ) -> websocket.WebSocket:
+        secret = operation.metadata['metadata']['fds'][name]
+        return self._session.websocket(
+            'operations', operation.id, 'websocket',
+            params={'secret': secret}, timeout=PATIENCE)
 
     def _pump(self) -> None:
-        """Pass on what the guest writes, until its console closes."""
+        """Pass on what the program writes, until it ends."""
         channel = self._data
-        first = True
         while channel is not None and not self._ended.is_set():
-            opcode, content = channel.recv_data()
+            try:
+                opcode, content = channel.recv_data()
+            except websocket.WebSocketTimeoutException:
+                continue
             if opcode != websocket.ABNF.OPCODE_BINARY:
                 return
-            if first:
-                if content.startswith(_LXD_ERROR):
-                    self._say_once('The console is in use elsewhere. Waiting '
-                                   'for it.')
-                    return
-                first = False
-                with self._changed:
-                    self._ready_at = 0.0
-                    self._changed.notify_all()
             self._said = ''
             self._sizes.from_guest(content)
-            self._client.sendall(content)
+            self._to_terminal(content)
+
+    def _idle(self) -> None:
+        """Wait until somebody types, so that nobody's terminal does not keep
+        programs running."""
+        self._set_mode(_Mode.IDLE)
+        self._say('Press Enter to go on.')
+        with self._changed:
+            while self._mode is _Mode.IDLE and not self._ended.is_set():
+                self._changed.wait()
 
     def _detach(self) -> None:
-        """Close the websockets in the order that LXD bears.
-
-        LXD 5.0 answers the end of the control websocket by writing to the
-        other one, and crashes if it is writing to that already. Once the
-        other one is closed it closes the control websocket by itself.
-        """
+        """Close the websockets; LXD kills the program."""
         with self._changed:
-            control, data, drain = self._control, self._data, self._drain
-            self._control = self._data = self._drain = None
-        if data is not None:
-            _close(data)
-            if drain is not None:
-                drain.join(END_TIMEOUT)
-        if control is not None:
-            _close(control)
+            channels = self._data, self._control
+            self._data = self._control = None
+            if self._mode is _Mode.OPEN:
+                self._mode = _Mode.STARTING
+        for channel in channels:
+            if channel is not None:
+                _close(channel)
 
     def _say_once(self, text: str) -> None:
         if self._said != text:
@@ -340,23 +363,31 @@ class Session:
             self._say(text)
 
     def _say(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self._client.sendall(f'\r\n[{text}]\r\n'.encode())
+        self._to_terminal(f'\r\n[{text}]\r\n'.encode())
+
+    def _to_terminal(self, content: bytes) -> None:
+        try:
+            self._client.sendall(content)
+        except (OSError, EOFError) as exc:
+            LOG.debug('Serial console of %s: %s', self._server.name, exc)
+            self.end()
 
 
-def _close(channel: Any) -> None:
-    """Close a websocket that another thread may be reading from."""
-    with contextlib.suppress(websocket.WebSocketException, OSError):
-        channel.send_close()
-    with contextlib.suppress(websocket.WebSocketException, OSError):
+def _close(channel: websocket.WebSocket) -> None:
+    """Close a websocket that other threads may be reading and writing.
+
+    To say goodbye is not possible then: a writer may be held up for long, and
+    is woken up by this. LXD kills the program when it loses the connection.
+    """
+    with contextlib.suppress(*lxd.CHANNEL_ERRORS):
         channel.abort()
-    with contextlib.suppress(websocket.WebSocketException, OSError):
+    with contextlib.suppress(*lxd.CHANNEL_ERRORS):
         channel.shutdown()
 
 
 def _drain(channel: websocket.WebSocket) -> None:
     """Answer LXD's pings on a websocket on which it says nothing else."""
-    with contextlib.suppress(websocket.WebSocketException, OSError,
-                             ValueError):
+    with contextlib.suppress(ValueError, *lxd.CHANNEL_ERRORS):
         while channel.connected:
-            channel.recv_data()
+            with contextlib.suppress(websocket.WebSocketTimeoutException):
+                channel.recv_data()

@@ -63,6 +63,10 @@ PROGRESS_SLICE = 5
 _TRANSPORT_ERRORS = (requests.exceptions.RequestException, OSError,
                      websocket.WebSocketException)
 
+#: What a websocket raises when it breaks, or when another thread closes it:
+#: the last one is eventlet's.
+CHANNEL_ERRORS = (websocket.WebSocketException, OSError, EOFError)
+
 Progress = Callable[[Mapping[str, Any]], None]
 
 

@@ -25,6 +25,7 @@ from nova.compute import task_states
 from nova.console import serial as nova_serial
 from nova import exception
 
+from nova_lxd_py.virt import serial
 from tests.functional import busybox_image
 from tests.functional import driver_host
 from tests.functional import lxd_daemon
@@ -33,12 +34,11 @@ NO_LXD = lxd_daemon.missing()
 
 CONF = driver_host.CONF
 
-#: A shell on the console instead of a login.
-WITH_SHELL: dict[str, Any] = {'bin/stty': 'busybox', 'etc/inittab': b"""\
-::sysinit:/bin/sh -c 'echo booted; /bin/hostname -F /etc/hostname'
-console::respawn:/bin/sh
-::ctrlaltdel:/bin/reboot
-"""}
+#: Busybox of distributions has a login that asks too much of an image.
+LOGIN = b"""\
+#!/bin/sh
+echo -n 'who: '; read -r name; echo "welcome $name"; exec /bin/sh
+"""
 
 
 class Terminal(contextlib.AbstractContextManager['Terminal']):
@@ -71,24 +71,17 @@ class Terminal(contextlib.AbstractContextManager['Terminal']):
         before, _, self.seen = self.seen.partition(wanted)
         return before
 
+    def log_in(self, timeout: float = 60) -> None:
+        self.expect('who: ', timeout)
+        self.type('me\n')
+        self.expect('welcome me')
+
     def run(self, command: str, result: str) -> None:
         """Type a command and wait for its result, not for its echo."""
         self.type(f"{command}; echo 'do''ne'\n")
-        self.expect(result)
+        if result:
+            self.expect(result)
         self.expect('done')
-
-    def wake(self, timeout: float = 30) -> None:
-        """Type until somebody answers; nobody reads along while a guest is
-        down."""
-        deadline = time.monotonic() + timeout
-        self.seen = b''
-        while b'# ' not in self.seen:
-            if time.monotonic() > deadline:
-                raise AssertionError(f'no prompt in {self.seen!r}')
-            self.type('\n')
-            self.socket.settimeout(1)
-            with contextlib.suppress(TimeoutError):
-                self.seen += self.socket.recv(4096)
 
     def is_closed(self, timeout: float = 10) -> bool:
         self.socket.settimeout(timeout)
@@ -118,7 +111,8 @@ class SerialConsoleTest(unittest.TestCase):
         self.host.setUp()
         self.addCleanup(self.host.cleanUp)
         self.addCleanup(nova_serial.ALLOCATED_PORTS.clear)
-        self.image = self.host.image(busybox_image.unified(WITH_SHELL))
+        self.image = self.host.image(busybox_image.unified(
+            {'bin/login': LOGIN}))
         self.server = self.host.spawn(image=self.image)
 
     def console(self, server: Any = None) -> Any:
@@ -133,6 +127,44 @@ class SerialConsoleTest(unittest.TestCase):
         return [thread.name for thread in threading.enumerate()
                 if thread.name.startswith('serial-')]
 
+    def test_terminal(self) -> None:
+        with Terminal(self.console()) as terminal:
+            # Typed before there is anybody to read it.
+            terminal.type('me\n')
+            terminal.expect('welcome me')
+            terminal.run('busybox tty', '/dev/pts/')
+            terminal.run('busybox stty size', '24 80')
+            terminal.run('echo $TERM; id -u', 'xterm')
+
+    def test_resized_by_the_terminal(self) -> None:
+        with Terminal(self.console()) as terminal:
+            terminal.log_in()
+            terminal.type('\x1b[8;50;132t')
+            terminal.run('sleep 1; busybox stty size', '50 132')
+            # In pieces.
+            for columns in range(90, 121):
+                terminal.type('\x1b[8;3')
+                terminal.type(f'0;{columns}t')
+            terminal.run('sleep 1; busybox stty size', '30 120')
+            terminal.type('exit\n')
+            terminal.expect('Press Enter')
+            terminal.type('\n')
+            terminal.log_in()
+            terminal.run('busybox stty size', '30 120')
+
+    def test_size_is_known_before_anything_runs(self) -> None:
+        for rows in range(30, 35):
+            with Terminal(self.console()) as terminal:
+                terminal.type(f'\x1b[8;{rows};132t')
+                terminal.log_in()
+                terminal.run('busybox stty size', f'{rows} 132')
+
+    def test_resized_in_the_guest(self) -> None:
+        with Terminal(self.console()) as terminal:
+            terminal.log_in()
+            terminal.run('busybox stty rows 40 columns 90', 'rows')
+            terminal.run('busybox stty size', '40 90')
+
     def test_several_in_a_row(self) -> None:
         port = self.console().port
         for _round in range(5):
@@ -140,49 +172,156 @@ class SerialConsoleTest(unittest.TestCase):
             self.assertEqual(('127.0.0.1', port),
                              (console.host, console.port))
             with Terminal(console) as terminal:
+                terminal.log_in()
                 terminal.run('echo $((6 * 7))', '42')
 
-    def test_later_connection_takes_over(self) -> None:
+    def test_several_at_once(self) -> None:
         console = self.console()
-        with Terminal(console) as first:
-            first.run('echo $((6 * 7))', '42')
-            with Terminal(console) as second:
-                second.run('echo $((7 * 7))', '49')
-                self.assertTrue(first.is_closed())
-                self.assertIn(b'taken over', first.seen)
-                second.run('echo $((8 * 8))', '64')
+        with Terminal(console) as first, Terminal(console) as second:
+            for terminal in (first, second):
+                terminal.log_in()
+            first.run('tty=$(busybox tty); echo $((6 * 7))', '42')
+            second.run('echo $((7 * 7))', '49')
+            second.type('exit\n')
+            first.run('test $tty = $(busybox tty) && echo $((8 * 8))', '64')
+
+    def test_too_many_at_once(self) -> None:
+        console = self.console()
+        with contextlib.ExitStack() as stack:
+            terminals = [stack.enter_context(Terminal(console))
+                         for _number in range(serial.SESSIONS)]
+            for terminal in terminals:
+                terminal.log_in()
+            with Terminal(console) as last:
+                last.log_in()
+                self.assertTrue(terminals[0].is_closed())
+                self.assertIn(b'too many', terminals[0].seen)
+                terminals[1].run('echo $((6 * 7))', '42')
+
+    def test_nothing_runs_on_when_it_is_closed(self) -> None:
+        with Terminal(self.console()) as terminal:
+            terminal.log_in()
+            terminal.run('sleep 4321 & echo $((6 * 7))', '42')
+            terminal.type('sleep 4322\n')
+            terminal.expect('sleep 4322')
+        self.wait_until_nobody_is_logged_in()
+
+    def wait_until_nobody_is_logged_in(self) -> None:
+        deadline = time.monotonic() + 10
+        while 'login' in self.host.run(self.server, 'ps'):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.2)
+
+    def test_logged_out(self) -> None:
+        with Terminal(self.console()) as terminal:
+            terminal.log_in()
+            terminal.type('exit\n')
+            terminal.expect('Press Enter')
+            self.assertNotIn('login', self.host.run(self.server, 'ps'))
+            terminal.type('\r')
+            terminal.log_in()
 
     def test_guest_reboots(self) -> None:
         with Terminal(self.console()) as terminal:
-            terminal.run('echo $((6 * 7))', '42')
+            terminal.log_in()
             terminal.type('reboot\n')
-            # What it says while it boots belongs to it.
-            terminal.expect('booted', timeout=60)
-            terminal.wake()
+            terminal.log_in()
             terminal.run('echo $((7 * 7))', '49')
 
     def test_stopped_and_started_meanwhile(self) -> None:
         with Terminal(self.console()) as terminal:
-            terminal.run('echo $((6 * 7))', '42')
+            terminal.log_in()
             self.host.driver.power_off(self.server)
             terminal.expect('not running')
             with self.assertRaises(exception.ConsoleTypeUnavailable):
                 self.console()
             self.host.driver.power_on(self.host.context, self.server, [])
-            terminal.wake()
-            terminal.run('echo $((7 * 7))', '49')
+            terminal.log_in()
             self.host.driver.reboot(self.host.context, self.server, [],
                                     'HARD')
-            terminal.wake()
-            terminal.run('echo $((8 * 8))', '64')
+            terminal.log_in()
 
     def test_paused(self) -> None:
         self.host.driver.pause(self.server)
         with Terminal(self.console()) as terminal:
             terminal.expect('paused')
             self.host.driver.unpause(self.server)
-            terminal.wake()
-            terminal.run('echo $((7 * 7))', '49')
+            terminal.log_in()
+
+    def test_image_without_login(self) -> None:
+        server = self.host.spawn(image=self.host.image())
+        with Terminal(self.console(server)) as terminal:
+            self.assertTrue(terminal.is_closed())
+            self.assertIn(b'no program "login"', terminal.seen)
+
+    def test_rescued(self) -> None:
+        self.host.driver.power_off(self.server)
+        self.host.driver.rescue(
+            self.host.context, self.server, [], self.image, None, None, None)
+        with Terminal(self.console()) as terminal:
+            terminal.log_in()
+            terminal.run('hostname', self.server.name + '-rescue')
+
+    def assert_unhindered(self) -> None:
+        """A console holds up neither LXD nor the server."""
+        began = time.monotonic()
+        self.host.lxd_instances()
+        self.host.driver.get_info(self.server, use_cache=False)
+        self.host.run(self.server, 'true')
+        self.assertLess(time.monotonic() - began, 5)
+
+    def assert_destroyed_at_once(self) -> None:
+        began = time.monotonic()
+        self.destroy(self.server)
+        self.assertLess(time.monotonic() - began, 10)
+        self.assertEqual([], self.threads())
+
+    def test_much_output(self) -> None:
+        size = 20_000_000
+        with Terminal(self.console()) as terminal:
+            terminal.log_in()
+            terminal.type(f"yes | head -c {size}; echo 'do''ne'\n")
+            terminal.expect('y\r\n')
+            got = 0
+            while b'done' not in terminal.seen:
+                got += max(0, len(terminal.seen) - 8)
+                terminal.seen = terminal.seen[-8:]
+                terminal.socket.settimeout(30)
+                terminal.seen += terminal.socket.recv(65536)
+            # Each line ends in two characters.
+            self.assertLess(abs(got - size * 3 // 2), 1000)
+            self.assert_unhindered()
+            terminal.run('echo $((6 * 7))', '42')
+
+    def test_terminal_that_does_not_read(self) -> None:
+        with Terminal(self.console()) as terminal:
+            terminal.log_in()
+            terminal.type('yes\n')
+            time.sleep(3)
+            self.assert_unhindered()
+            self.assert_destroyed_at_once()
+
+    def test_closed_in_the_middle_of_much_output(self) -> None:
+        for _round in range(3):
+            with Terminal(self.console()) as terminal:
+                terminal.log_in()
+                terminal.type('yes\n')
+                terminal.expect('y\r\ny\r\n')
+        self.assert_unhindered()
+        self.wait_until_nobody_is_logged_in()
+        self.assert_destroyed_at_once()
+
+    def test_program_that_does_not_read(self) -> None:
+        with Terminal(self.console()) as terminal:
+            terminal.log_in()
+            terminal.run('busybox stty raw -echo', '')
+            terminal.type('exec sleep 1000\r\n')
+            terminal.socket.settimeout(2)
+            with self.assertRaises(TimeoutError):
+                while True:
+                    terminal.socket.sendall(b'x' * 65536)
+            self.assert_unhindered()
+            self.assert_destroyed_at_once()
 
     def test_switched_off(self) -> None:
         CONF.set_override('enabled', False, 'serial_console')
@@ -204,7 +343,7 @@ class SerialConsoleTest(unittest.TestCase):
     def test_deleted_during_a_session(self) -> None:
         console = self.console()
         with Terminal(console) as terminal:
-            terminal.run('echo $((6 * 7))', '42')
+            terminal.log_in()
             self.destroy(self.server)
             self.assertTrue(terminal.is_closed())
         self.assertEqual(set(), nova_serial.ALLOCATED_PORTS)
@@ -217,7 +356,9 @@ class SerialConsoleTest(unittest.TestCase):
         first, second = self.console(), self.console(other)
         self.assertNotEqual(first.port, second.port)
         with Terminal(first) as one, Terminal(second) as two:
+            one.log_in()
             one.run('hostname', self.server.name)
+            two.log_in()
             two.run('hostname', other.name)
         self.destroy(self.server)
         self.assertEqual({('127.0.0.1', second.port)},
@@ -231,6 +372,33 @@ class SerialConsoleTest(unittest.TestCase):
             self.console(other)
         self.destroy(self.server)
         self.assertEqual(14040, self.console(other).port)
+
+    def test_same_port_after_a_restart(self) -> None:
+        other = self.host.spawn(image=self.image)
+        first, second = self.console(), self.console(other)
+        with Terminal(first) as terminal:
+            terminal.log_in()
+            self.host.driver.cleanup_host(CONF.host)
+            self.assertTrue(terminal.is_closed())
+        self.assertEqual([], self.threads())
+        nova_serial.ALLOCATED_PORTS.clear()
+        self.host.restart_driver()
+        self.assertEqual({('127.0.0.1', first.port),
+                          ('127.0.0.1', second.port)},
+                         nova_serial.ALLOCATED_PORTS)
+        # A third one, asked first, must not get theirs.
+        third = self.host.spawn(image=self.image)
+        self.assertNotIn(self.console(third).port,
+                         (first.port, second.port))
+        self.assertEqual(second.port, self.console(other).port)
+        self.assertEqual(first.port, self.console().port)
+        with Terminal(self.console()) as terminal:
+            terminal.log_in()
+        # Deleted without having been asked for since the restart.
+        self.host.restart_driver()
+        self.destroy(self.server)
+        self.assertNotIn(('127.0.0.1', first.port),
+                         nova_serial.ALLOCATED_PORTS)
 
     def test_port_is_taken_after_a_restart(self) -> None:
         first = self.console()
@@ -265,7 +433,7 @@ class SerialConsoleTest(unittest.TestCase):
         for _round in range(30):
             Terminal(console).__exit__()
         with Terminal(console) as terminal:
-            terminal.run('echo $((6 * 7))', '42')
+            terminal.log_in()
         deadline = time.monotonic() + 10
         while len(self.threads()) > 1 and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -284,12 +452,12 @@ class RestartTest(unittest.TestCase):
             host.setUp()
             try:
                 server = host.spawn(image=host.image(
-                    busybox_image.unified(WITH_SHELL)))
+                    busybox_image.unified({'bin/login': LOGIN})))
                 with Terminal(host.driver.get_serial_console(
                         host.context, server)) as terminal:
-                    terminal.run('echo $((6 * 7))', '42')
+                    terminal.log_in()
                     lxd.kill()
                     lxd.start()
-                    terminal.run('echo $((7 * 7))', '49')
+                    terminal.log_in()
             finally:
                 host.cleanUp()

@@ -161,6 +161,15 @@ class ConnectionTestCase(PreflightTestCase):
         self.cfg.config(instances_path=os.path.join(path, 'x'))
         self.assert_stops('instances_path', path)
 
+    def test_serial_console_command(self) -> None:
+        self.cfg.config(group='lxd', serial_console_command='')
+        self.assert_stops('serial_console_command', 'login')
+        self.cfg.config(group='lxd', serial_console_command='login "x')
+        self.assert_stops('serial_console_command', 'quot')
+        self.cfg.config(group='lxd',
+                        serial_console_command='sh -c "exec login"')
+        self.check()
+
 
 def _refuse(*args: object) -> None:
     raise PermissionError(13, 'Permission denied')
