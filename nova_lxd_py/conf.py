@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nova import conf as nova_conf
+from nova.conf import paths as nova_paths
 from oslo_config import cfg
 
 lxd_group = cfg.OptGroup(
@@ -279,8 +280,49 @@ chosen compression, gzip is used.
 """),
 ]
 
+volume_opts = [
+    cfg.BoolOpt(
+        'volume_use_multipath',
+        default=False,
+        help="""
+Connect to iSCSI, Fibre Channel and NVMe volumes over all paths that the
+storage offers, through the multipath support of the host's kernel
+(``multipathd`` must run, or native NVMe multipath be on). Connections that
+exist already are not changed.
+"""),
+    cfg.BoolOpt(
+        'volume_enforce_multipath',
+        default=False,
+        help="""
+With ``volume_use_multipath``, refuse to attach volumes while ``multipathd``
+does not run. Off, they are attached over a single path then.
+"""),
+    cfg.IntOpt(
+        'volume_scan_attempts',
+        default=5, min=1, max=60,
+        help="""
+How often the host looks for the device of a volume that it has just been
+connected to, before it gives up. The pauses between the attempts grow.
+"""),
+    cfg.StrOpt(
+        'volume_share_directory',
+        default=nova_paths.state_path_def('mnt'),
+        sample_default='$state_path/mnt',
+        help="""
+Directory below which the shares are mounted on which NFS and similar back ends
+of Cinder keep volumes as files. Not to be shared with another nova-compute or
+cinder-volume: a share is unmounted when the last volume on it is detached.
+"""),
+    cfg.StrOpt(
+        'volume_nfs_options',
+        help="""
+Mount options for NFS shares with volumes, as ``mount -o`` takes them; see
+nfs(5). Options that Cinder gives for a share are added to them.
+"""),
+]
+
 ALL_OPTS = (connection_opts + timeout_opts + instance_opts + image_opts +
-            snapshot_opts)
+            snapshot_opts + volume_opts)
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:

@@ -44,6 +44,8 @@ from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
 from nova_lxd_py.virt import translation
 from nova_lxd_py.virt.vif import manager as vif_manager
+from nova_lxd_py.virt.volume import attachments
+from nova_lxd_py.virt.volume import manager as volume_manager
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class LXDDriver(driver.ComputeDriver):
         'has_imagecache': True,
         'supports_evacuate': True,
         'supports_attach_interface': True,
+        'supports_extend_volume': True,
         'supports_trusted_certs': True,
         'supports_image_type_raw': True,
     }
@@ -82,6 +85,8 @@ class LXDDriver(driver.ComputeDriver):
         self._consoles = console.Consoles(self._session, self._guests)
         self._serial_consoles = serial.SerialConsoles(
             self._session, options, self._guests, self._watcher)
+        self._attachments = attachments.Attachments(
+            self._guests, volume_manager.VolumeManager(options))
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._snapshots = snapshot.Snapshots(self._session, options,
                                              self._guests, image_api)
@@ -91,17 +96,18 @@ class LXDDriver(driver.ComputeDriver):
                                                  self._guests)
         self._rescues = rescue.Rescues(
             self._session, options, self._guests, self._watcher, self._vifs,
-            self._images, config_drives, self._passwords)
+            self._images, config_drives, self._passwords, self._attachments)
         ephemeral_disks = disks.Disks(self._session, options)
         root_disks = rootdisk.RootDisks(self._session, options, self._guests)
         self._lifecycle = lifecycle.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._vifs,
             self._images, self._templates, config_drives, ephemeral_disks,
             root_disks, self._rescues, self._snapshots, self._passwords,
-            self._serial_consoles)
+            self._serial_consoles, self._attachments)
         self._migrations = lxd_migration.Migrations(
             self._session, options, self._guests, self._vifs,
-            self._templates, ephemeral_disks, root_disks, self._lifecycle)
+            self._templates, ephemeral_disks, root_disks, self._lifecycle,
+            self._attachments)
 
     # -- service ------------------------------------------------------------
 
@@ -169,14 +175,15 @@ class LXDDriver(driver.ComputeDriver):
 
     def destroy(self, context, instance, network_info, block_device_info=None,
                 destroy_disks=True, destroy_secrets=True):
-        self._lifecycle.destroy(instance, network_info, destroy_disks)
+        self._lifecycle.destroy(instance, network_info, block_device_info,
+                                destroy_disks)
 
     def cleanup(self, context, instance, network_info, block_device_info=None,
                 destroy_disks=True, migrate_data=None, destroy_vifs=True,
                 destroy_secrets=True):
         self._lifecycle.destroy(instance,
                                 network_info if destroy_vifs else None,
-                                destroy_disks)
+                                block_device_info, destroy_disks)
 
     def power_off(self, instance, timeout=0, retry_interval=0):
         self._lifecycle.power_off(instance, timeout, retry_interval)
@@ -220,7 +227,7 @@ class LXDDriver(driver.ComputeDriver):
                              rescue_password)
 
     def unrescue(self, context, instance):
-        self._rescues.unrescue(instance)
+        self._rescues.unrescue(context, instance)
 
     def snapshot(self, context, instance, image_id, update_task_state):
         self._snapshots.take(context, instance, image_id, update_task_state)
@@ -259,6 +266,19 @@ class LXDDriver(driver.ComputeDriver):
 
     def get_volume_connector(self, instance):
         return self._host.volume_connector()
+
+    def attach_volume(self, context, connection_info, instance, mountpoint,
+                      disk_bus=None, device_type=None, encryption=None):
+        self._attachments.attach(context, instance, connection_info,
+                                 mountpoint)
+
+    def detach_volume(self, context, connection_info, instance, mountpoint,
+                      encryption=None):
+        self._attachments.detach(instance, connection_info, mountpoint)
+
+    def extend_volume(self, context, connection_info, instance,
+                      requested_size):
+        self._attachments.extend(instance, connection_info, requested_size)
 
     # -- images -------------------------------------------------------------
 

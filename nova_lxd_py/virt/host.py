@@ -276,15 +276,16 @@ class Host:
 
     # -- odds and ends ------------------------------------------------------
 
-    @staticmethod
-    def volume_connector() -> dict[str, Any]:
+    def volume_connector(self) -> dict[str, Any]:
         """Say how Cinder's storage reaches this host, as os-brick sees it.
 
         See :meth:`nova.virt.driver.ComputeDriver.get_volume_connector`.
         """
         return connector.get_connector_properties(
             utils.get_root_helper(), CONF.my_block_storage_ip,
-            multipath=False, enforce_multipath=False, host=CONF.host)
+            multipath=self._options.volume_use_multipath,
+            enforce_multipath=self._options.volume_enforce_multipath,
+            host=CONF.host)
 
     def uptime(self) -> str:
         """Say how long the host has been up, as ``uptime`` prints it.

@@ -44,6 +44,7 @@ from nova_lxd_py.virt import serial
 from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
 from nova_lxd_py.virt.vif import manager as vif_manager
+from nova_lxd_py.virt.volume import attachments
 
 LOG = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Lifecycle:
     :param snapshots: images being made of them.
     :param passwords: sets their administrators' passwords.
     :param serial_consoles: their serial consoles.
+    :param volumes: their Cinder volumes.
     """
 
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
@@ -78,7 +80,8 @@ class Lifecycle:
                  root_disks: rootdisk.RootDisks, rescues: rescue.Rescues,
                  snapshots: snapshot.Snapshots,
                  passwords: lxd_password.Passwords,
-                 serial_consoles: serial.SerialConsoles) -> None:
+                 serial_consoles: serial.SerialConsoles,
+                 volumes: attachments.Attachments) -> None:
         self._virtapi = virtapi
         self._options = options
         self._guests = guests
@@ -93,6 +96,7 @@ class Lifecycle:
         self._snapshots = snapshots
         self._passwords = passwords
         self._serial_consoles = serial_consoles
+        self._volumes = volumes
 
     # -- up -----------------------------------------------------------------
 
@@ -108,7 +112,7 @@ class Lifecycle:
         """
         began = time.monotonic()
         with self._guests.lock(instance.uuid), contextlib.ExitStack() as undo:
-            _refuse_volumes(instance, block_device_info)
+            _refuse_root_volume(instance, block_device_info)
             files.check(injected_files)
             self._make_room(instance)
             fingerprint = self._images.ensure(context, image_meta, instance)
@@ -126,6 +130,12 @@ class Lifecycle:
                     self._attempt, 'delete its ephemeral disks', instance,
                     lambda: self._disks.delete(instance))
                 extra = self._disks.create(instance, block_device_info)
+                undo.callback(
+                    self._attempt, 'disconnect its volumes', instance,
+                    lambda: self._volumes.disconnect_all(
+                        instance, block_device_info, force=True))
+                extra.update(self._volumes.connect_all(
+                    instance, block_device_info))
                 extra.update(_drive_device(drive))
                 undo.callback(self._attempt, 'delete its LXD instance',
                               instance, lambda: self._discard(instance))
@@ -177,6 +187,7 @@ class Lifecycle:
     # -- down ---------------------------------------------------------------
 
     def destroy(self, instance: objects.Instance, network_info: Any,
+                block_device_info: dict[str, Any] | None,
                 destroy_disks: bool) -> None:
         """Take a server off this host; what is not there is a success.
 
@@ -190,7 +201,11 @@ class Lifecycle:
             elif _is_reverted_here(instance, guest):
                 LOG.info('Keeping its LXD instance, which gets the old flavor '
                          'back next', instance=instance)
+                if attachments.volume_devices(guest):
+                    guest.stop()
+                    self._volumes.release(instance, guest, block_device_info)
                 return
+            volumes = attachments.volume_devices(guest) if guest else {}
             if destroy_disks:
                 self._discard(instance)
                 self._disks.delete(instance)
@@ -202,6 +217,9 @@ class Lifecycle:
                     if device.get('path') != '/'})
             # Not before: somebody may ask for a console until it is gone.
             self._serial_consoles.remove(instance)
+            # Nova frees them in Cinder next: nothing may be left of them.
+            self._volumes.clear(instance, volumes, block_device_info,
+                                force=destroy_disks)
             self._vifs.unplug(instance, network_info or ())
             self._config_drives.remove(instance)
         self._watcher.forget(instance)
@@ -401,6 +419,8 @@ class Lifecycle:
             self._rescues.hold_root(self._guests.get(instance))
         else:
             devices.update(self._disks.ensure(instance, block_device_info))
+            devices.update(self._volumes.connect_all(
+                instance, block_device_info))
         self._root_disks.update(instance, guest, config, devices)
         self._root_disks.start(instance, guest)
 
@@ -418,10 +438,12 @@ def _drive_device(drive: dict[str, str] | None) -> dict[str, dict[str, str]]:
     return {configdrive.DEVICE: drive} if drive else {}
 
 
-def _refuse_volumes(instance: objects.Instance,
-                    block_device_info: dict[str, Any] | None) -> None:
-    if virt_driver.block_device_info_get_mapping(block_device_info):
-        raise exception.BuildAbortException(
-            instance_uuid=instance.uuid,
-            reason='this host cannot attach volumes to servers yet; create '
-                   'the server from an image, without volumes')
+def _refuse_root_volume(instance: objects.Instance,
+                        block_device_info: dict[str, Any] | None) -> None:
+    for volume in virt_driver.block_device_info_get_mapping(
+            block_device_info):
+        if volume.get('boot_index') == 0:
+            raise exception.BuildAbortException(
+                instance_uuid=instance.uuid,
+                reason='this host cannot boot servers from volumes yet; '
+                       'create the server from an image')

@@ -51,6 +51,7 @@ from nova_lxd_py.virt import rootdisk
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt import templates
 from nova_lxd_py.virt.vif import manager as vif_manager
+from nova_lxd_py.virt.volume import attachments
 
 CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Migrations:
     :param ephemeral_disks: their ephemeral disks.
     :param root_disks: their root disks.
     :param lives: starts and stops them.
+    :param volumes: their Cinder volumes.
     """
 
     def __init__(self, session: lxd.Session,
@@ -83,7 +85,8 @@ class Migrations:
                  template_store: templates.TemplateStore,
                  ephemeral_disks: disks.Disks,
                  root_disks: rootdisk.RootDisks,
-                 lives: lifecycle.Lifecycle) -> None:
+                 lives: lifecycle.Lifecycle,
+                 volumes: attachments.Attachments) -> None:
         self._session = session
         self._options = options
         self._guests = guests
@@ -92,6 +95,7 @@ class Migrations:
         self._disks = ephemeral_disks
         self._root_disks = root_disks
         self._lifecycle = lives
+        self._volumes = volumes
 
     # -- the steps of a resize ----------------------------------------------
 
@@ -139,6 +143,9 @@ class Migrations:
                        if key in config},
                     lxd_instance.KEY_RESIZE: _migration_id(instance),
                 }, {rootdisk.DEVICE: root})
+                if _has_volumes(block_device_info):
+                    self._volumes.release(instance, guest.reload(),
+                                          block_device_info)
         except (errors.LXDError, exception.InvalidInput,
                 exception.ResizeError) as exc:
             LOG.warning('The server cannot get flavor %(flavor)s and stays '

@@ -56,6 +56,7 @@ context = priv_context.PrivContext(
         capabilities.CAP_FOWNER,
         capabilities.CAP_NET_ADMIN,
         capabilities.CAP_SYS_ADMIN,
+        capabilities.CAP_SYS_PTRACE,
     ],
 )
 

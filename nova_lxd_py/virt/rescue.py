@@ -48,6 +48,7 @@ from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import password as lxd_password
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt.vif import manager as vif_manager
+from nova_lxd_py.virt.volume import attachments
 
 LOG = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Rescues:
     :param image_store: their images.
     :param config_drives: their config drives.
     :param passwords: sets their administrators' passwords.
+    :param volumes: their Cinder volumes.
     """
 
     def __init__(self, session: lxd.Session,
@@ -84,7 +86,8 @@ class Rescues:
                  vifs: vif_manager.VIFManager,
                  image_store: images.ImageStore,
                  config_drives: configdrive.ConfigDrives,
-                 passwords: lxd_password.Passwords) -> None:
+                 passwords: lxd_password.Passwords,
+                 volumes: attachments.Attachments) -> None:
         self._session = session
         self._options = options
         self._guests = guests
@@ -93,6 +96,7 @@ class Rescues:
         self._images = image_store
         self._config_drives = config_drives
         self._passwords = passwords
+        self._volumes = volumes
 
     # -- there and back -----------------------------------------------------
 
@@ -134,7 +138,8 @@ class Rescues:
                  ROOT_PATH, instance=instance)
         return guest
 
-    def unrescue(self, instance: objects.Instance) -> None:
+    def unrescue(self, context: nova_context.RequestContext,
+                 instance: objects.Instance) -> None:
         """Throw the rescue instance away and start the server again.
 
         See :meth:`nova.virt.driver.ComputeDriver.unrescue`.
@@ -148,6 +153,8 @@ class Rescues:
             # host the ports' may be missing.
             self._vifs.plug(instance, instance.get_network_info() or (),
                             guest_stopped=True)
+            own.update(devices=self._volumes.reconnect(
+                context, instance, own))
             own.start()
         self._watcher.forget(instance)
 

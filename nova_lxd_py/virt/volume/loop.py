@@ -1,0 +1,267 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Loop devices: files that are volumes become block devices, as root.
+
+The loop device of a volume bears the volume's id where ``losetup`` puts a
+file's name, so that it is found again whatever its number, and no other one is
+ever touched. Requests bypass the host's page cache where the file's filesystem
+allows it: the guest's own cache is the same memory, and a write that the guest
+has seen acknowledged must be on the storage.
+
+This module is imported by the privileged daemon: it must not import nova.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import os
+import re
+import stat
+import struct
+import time
+
+from oslo_log import log as logging
+
+from nova_lxd_py.virt import privileged
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds for one change; the storage may be slow to answer.
+TIMEOUT = 120
+
+# From linux/loop.h.
+_CLR_FD = 0x4C01
+_GET_STATUS64 = 0x4C05
+_SET_CAPACITY = 0x4C07
+_SET_DIRECT_IO = 0x4C08
+_CONFIGURE = 0x4C0A
+_GET_FREE = 0x4C82
+_READ_ONLY = 1
+# struct loop_info64: device, inode, rdevice, offset, sizelimit, number,
+# encryption type and key size, flags, file name, crypt name, key, init.
+_INFO = struct.Struct('=5Q4I64s64s32s2Q')
+# struct loop_config: fd, block size, struct loop_info64, reserved.
+_CONFIG = struct.Struct(f'=2I{_INFO.size}s64s')
+
+_MAJOR = 7
+_LABEL = 'nova:'
+_UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+#: os-brick names the mount of a share after a checksum of the share.
+_SHARE = re.compile(r'(?:/[^/\0]+)+/[0-9a-f]{32}')
+
+#: Times that another process may take the free loop device first.
+_ATTEMPTS = 32
+#: Seconds for the kernel to let go of a device.
+_PATIENCE = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    path: str
+    device: int
+    inode: int
+    flags: int
+
+
+def _label(volume_id: str) -> bytes:
+    if not isinstance(volume_id, str) or not _UUID.fullmatch(volume_id):
+        raise ValueError(f'{volume_id!r} is not the id of a volume')
+    return (_LABEL + volume_id).encode('ascii')
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _find(label: bytes) -> _Loop | None:
+    """Look for the loop device of a volume."""
+    for name in os.listdir('/sys/block'):
+        if not os.path.exists(f'/sys/block/{name}/loop/backing_file'):
+            continue
+        path = f'/dev/{name}'
+        answer = bytearray(_INFO.size)
+        try:
+            with _opened(path, os.O_RDONLY) as descriptor:
+                fcntl.ioctl(descriptor, _GET_STATUS64, answer)
+        except OSError as error:
+            # Gone meanwhile, or its file's storage does not answer.
+            LOG.debug('%s tells nothing: %s', path, error)
+            continue
+        fields = _INFO.unpack(bytes(answer))
+        if fields[9].rstrip(b'\0') == label:
+            return _Loop(path, fields[0], fields[1], fields[8])
+    return None
+
+
+def _node(number: int) -> str:
+    """Name a loop device, whose node may be missing where udev is not."""
+    path = f'/dev/loop{number}'
+    if not os.path.exists(path):
+        with contextlib.suppress(FileExistsError):
+            os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(_MAJOR, number))
+    return path
+
+
+def _set_up(file: int, label: bytes, read_only: bool) -> str:
+    """Put a free loop device on a file."""
+    info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, _READ_ONLY if read_only else 0,
+                      label, b'', b'', 0, 0)
+    config = bytearray(_CONFIG.pack(file, 0, info, b''))
+    mode = os.O_RDONLY if read_only else os.O_RDWR
+    for _attempt in range(_ATTEMPTS):
+        with _opened('/dev/loop-control', os.O_RDWR) as control:
+            path = _node(fcntl.ioctl(control, _GET_FREE))
+        with _opened(path, mode) as device:
+            try:
+                fcntl.ioctl(device, _CONFIGURE, config)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    continue
+                raise
+            try:
+                fcntl.ioctl(device, _SET_DIRECT_IO, 1)
+            except OSError as error:
+                LOG.info('%s goes through the page cache of the host: %s',
+                         path, error)
+        return path
+    raise OSError(errno.EBUSY, 'All loop devices are taken')
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def attach(path: str, volume_id: str, read_only: bool) -> str:
+    """Put a loop device on the file of a volume; again is no change.
+
+    :param path: of the file, which must be a plain one.
+    :param volume_id: which volume it is.
+    :param read_only: whether nothing may be written to it.
+    :returns: path of the loop device.
+    :raises OSError: if there is no such file, or the kernel refuses.
+    """
+    label = _label(volume_id)
+    flags = os.O_RDONLY if read_only else os.O_RDWR
+    with _opened(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
+        about = os.fstat(file)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, 'The volume is not a plain file', path)
+        found = _find(label)
+        if found is None:
+            return _set_up(file, label, read_only)
+        if (found.device, found.inode) != (about.st_dev, about.st_ino):
+            raise OSError(errno.EBUSY, f'{found.path} holds the volume '
+                          f'through another file', path)
+        if bool(found.flags & _READ_ONLY) != bool(read_only):
+            raise OSError(errno.EBUSY, f'{found.path} holds the volume in '
+                          f'another access mode', path)
+    return found.path
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def detach(volume_id: str, force: bool) -> bool:
+    """Take the loop device of a volume away.
+
+    :param volume_id: which volume it is.
+    :param force: if something holds the device still, have it go as soon as
+        that lets go of it.
+    :returns: whether there was one.
+    :raises OSError: if something holds it (errno EBUSY), without force.
+    """
+    label = _label(volume_id)
+    found = _find(label)
+    if found is None:
+        return False
+    if not force:
+        # The kernel would let a device in use go later, unnoticed.
+        with _opened(found.path, os.O_RDONLY | os.O_EXCL):
+            pass
+    with _opened(found.path, os.O_RDONLY) as device:
+        os.fsync(device)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(device, _CLR_FD)
+    deadline = time.monotonic() + _PATIENCE
+    while _find(label) is not None and not force:
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, 'The loop device is still in use',
+                          found.path)
+        time.sleep(0.02)
+    return True
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def folder(volume_id: str) -> str | None:
+    """Tell in which folder the file of a volume lies.
+
+    :param volume_id: which volume it is.
+    :returns: path of the folder if it is the mount of a share; None if not,
+        or if the volume has no loop device.
+    """
+    found = _find(_label(volume_id))
+    if found is None:
+        return None
+    with open(f'/sys/block/{os.path.basename(found.path)}/loop/backing_file',
+              encoding='utf-8') as stream:
+        path = os.path.dirname(stream.read().strip())
+    return path if _SHARE.fullmatch(path) else None
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def grow(volume_id: str) -> None:
+    """Have the loop device of a volume take the size of its file.
+
+    :param volume_id: which volume it is.
+    :raises OSError: if it has none, or the kernel refuses.
+    """
+    found = _find(_label(volume_id))
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, 'It has no loop device')
+    with _opened(found.path, os.O_RDONLY) as device:
+        fcntl.ioctl(device, _SET_CAPACITY)
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def release_share(path: str) -> bool:
+    """Unmount a share that no loop device needs.
+
+    :param path: where os-brick has mounted it.
+    :returns: whether it is unmounted now.
+    :raises OSError: if the kernel refuses for another reason than that the
+        share is in use.
+    """
+    if (not isinstance(path, str) or not _SHARE.fullmatch(path) or
+            os.path.normpath(path) != path):
+        raise ValueError(f'{path!r} is not the mount of a share')
+    for name in os.listdir('/sys/block'):
+        with contextlib.suppress(OSError):
+            with open(f'/sys/block/{name}/loop/backing_file',
+                      encoding='utf-8') as stream:
+                if stream.read().startswith(path + '/'):
+                    return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), 0):
+        number = ctypes.get_errno()
+        # In use; or not mounted, or not there any more.
+        if number in (errno.EBUSY, errno.EINVAL, errno.ENOENT):
+            return False
+        raise OSError(number, os.strerror(number), path)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+    return True

@@ -1,0 +1,254 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The connections of this host to Cinder volumes, whatever their type.
+
+This is what the rest of the driver knows of storage networks. It finds the
+plugin for each connection (stevedore namespace ``nova_lxd_py.volume``, entry
+points named by Cinder's ``driver_volume_type``), sees that the device is the
+right one, and turns what goes wrong into Nova's exceptions. The secrets of a
+connection never leave it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Any
+
+from nova import exception
+from nova.i18n import _
+from nova import objects
+from nova.virt import block_device
+from oslo_concurrency import lockutils
+from oslo_config import cfg
+from oslo_log import log as logging
+from oslo_utils import strutils
+from stevedore import extension
+
+from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import identity
+
+LOG = logging.getLogger(__name__)
+
+NAMESPACE = 'nova_lxd_py.volume'
+
+_UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+
+
+class UnsupportedVolume(exception.VolumeDriverNotFound):
+    msg_fmt = _('Volumes with connections of type %(driver_type)s cannot be '
+                'given to containers on this host. Supported types: '
+                '%(supported)s')
+
+
+class VolumeManager:
+    """Connects and disconnects volumes.
+
+    :param options: the ``[lxd]`` option group.
+    """
+
+    def __init__(self, options: cfg.ConfigOpts.GroupAttr) -> None:
+        self._plugins: dict[str, base.VolumePlugin] = {}
+        loaded = extension.ExtensionManager(
+            NAMESPACE, invoke_on_load=True, invoke_args=(options,),
+            on_load_failure_callback=self._report_load_failure)
+        for name, plugin in loaded.items():
+            if isinstance(plugin.obj, base.VolumePlugin):
+                self._plugins[name] = plugin.obj
+            else:
+                LOG.error('The volume plugin %(name)s (%(target)s) is not a '
+                          'VolumePlugin. Volumes of this type will be '
+                          'refused.', {'name': name, 'target':
+                                       plugin.entry_point.value})
+
+    @property
+    def supported_types(self) -> list[str]:
+        """Name the connection types that there is a plugin for."""
+        return sorted(self._plugins)
+
+    def check(self, connection_info: dict[str, Any]) -> None:
+        """See that a volume is one that this host can connect.
+
+        :param connection_info: Cinder's description of the connection.
+        :raises nova.exception.VolumeDriverNotFound: it is of a type that
+            there is no plugin for.
+        :raises nova.exception.VolumeEncryptionNotSupported: it is encrypted.
+        """
+        self._plugin(connection_info)
+        if connection_info['data'].get('encrypted'):
+            raise exception.VolumeEncryptionNotSupported(
+                volume_type=connection_info['driver_volume_type'],
+                volume_id=volume_id(connection_info))
+
+    def connect(self, instance: objects.Instance,
+                connection_info: dict[str, Any], size_gb: int | None, *,
+                shared: bool = False) -> str:
+        """Connect the host to a volume; again is no change.
+
+        A failure leaves nothing connected.
+
+        :param instance: the server that is to have it.
+        :param connection_info: Cinder's description of the connection, which
+            gets the device's path.
+        :param size_gb: GiB that the volume has, if that is known.
+        :param shared: whether another server uses the same connection, which
+            stays in any case.
+        :returns: path of the block device on the host, by a name that lasts
+            if there is one.
+        :raises nova.exception.VolumeAttachFailed: it cannot be connected.
+        :raises nova.exception.VolumeDriverNotFound: see :meth:`check`.
+        """
+        self.check(connection_info)
+        plugin = self._plugin(connection_info)
+        identifier = volume_id(connection_info)
+        with contextlib.ExitStack() as undo:
+            if not shared:
+                undo.callback(self._attempt_disconnect, instance,
+                              connection_info)
+            try:
+                path = identity.stable_path(
+                    plugin.connect(identifier, connection_info))
+                identity.check(path, connection_info, size_gb)
+            except Exception as error:
+                self._log('connect', instance, identifier, error)
+                # The tenant reads this: no details of the host in it. The
+                # cause may hold the secrets of the connection.
+                raise exception.VolumeAttachFailed(
+                    volume_id=identifier, reason=_told(error)) from None
+            undo.pop_all()
+        if identity.is_fleeting(path):
+            LOG.warning('Volume %(volume)s is at %(path)s, for which the host '
+                        'knows no lasting name in /dev/disk/by-id; is udev '
+                        'missing?', {'volume': identifier, 'path': path},
+                        instance=instance)
+        connection_info['data']['device_path'] = path
+        return path
+
+    def disconnect(self, instance: objects.Instance,
+                   connection_info: dict[str, Any], *,
+                   force: bool = False) -> None:
+        """Disconnect the host from a volume; again is a success.
+
+        :param instance: the server that had it.
+        :param connection_info: Cinder's description of the connection.
+        :param force: the server is being deleted: nothing is raised.
+        :raises nova.exception.VolumeDetachFailed: something of it is left.
+        """
+        identifier = volume_id(connection_info)
+        try:
+            self._plugin(connection_info).disconnect(
+                identifier, connection_info, force=force)
+        except Exception as error:
+            self._log('disconnect', instance, identifier, error)
+            if not force:
+                raise exception.VolumeDetachFailed(
+                    volume_id=identifier, reason=_told(error)) from None
+            LOG.error('Something of the connection to volume %s may be left '
+                      'on this host', identifier, instance=instance)
+        connection_info['data'].pop('device_path', None)
+
+    def extend(self, instance: objects.Instance,
+               connection_info: dict[str, Any], wanted: int) -> None:
+        """Have the host see the new size of a volume.
+
+        :param instance: the server that has it.
+        :param connection_info: Cinder's description of the connection.
+        :param wanted: bytes that the volume has by now.
+        :raises nova.exception.VolumeExtendFailed: the host does not see it.
+        """
+        identifier = volume_id(connection_info)
+        path = base.device_path(connection_info) or ''
+        try:
+            self._plugin(connection_info).extend(identifier, connection_info)
+            found = identity.size(path)
+            if found < wanted:
+                raise identity.WrongDevice(
+                    f'{path} still has {found} bytes, not {wanted}')
+        except Exception as error:
+            self._log('extend', instance, identifier, error)
+            raise exception.VolumeExtendFailed(
+                volume_id=identifier, reason=_told(error)) from None
+
+    def forget(self, instance: objects.Instance, identifier: str) -> None:
+        """Remove what can be found of a volume without its connection.
+
+        :param instance: the server that had it and is gone.
+        :param identifier: Cinder's id of the volume.
+        """
+        for plugin in self._plugins.values():
+            try:
+                plugin.forget(identifier)
+            except Exception as error:
+                self._log('forget', instance, identifier, error)
+
+    def _plugin(self, connection_info: dict[str, Any]) -> base.VolumePlugin:
+        kind = connection_info.get('driver_volume_type') or 'unknown'
+        if kind not in self._plugins:
+            raise UnsupportedVolume(driver_type=kind, supported=', '.join(
+                self.supported_types) or 'none')
+        return self._plugins[kind]
+
+    def _attempt_disconnect(self, instance: objects.Instance,
+                            connection_info: dict[str, Any]) -> None:
+        self.disconnect(instance, connection_info, force=True)
+
+    @staticmethod
+    def _log(what: str, instance: objects.Instance, identifier: str,
+             error: Exception) -> None:
+        LOG.error('Could not %(what)s volume %(volume)s: %(kind)s: %(error)s',
+                  {'what': what, 'volume': identifier,
+                   'kind': type(error).__name__,
+                   'error': strutils.mask_password(str(error))},
+                  instance=instance)
+
+    @staticmethod
+    def _report_load_failure(manager: Any, entry_point: Any,
+                             error: BaseException) -> None:
+        LOG.error('The volume plugin %(name)s (%(target)s) could not be '
+                  'loaded: %(error)s. Volumes of this type will be refused.',
+                  {'name': entry_point.name, 'target': entry_point.value,
+                   'error': error})
+
+
+def volume_id(connection_info: dict[str, Any]) -> str:
+    """Read which volume a connection leads to.
+
+    :param connection_info: as Nova hands it over.
+    :returns: Cinder's id of the volume.
+    :raises nova.exception.InvalidVolume: it does not say.
+    """
+    identifier = block_device.get_volume_id(connection_info)
+    if not identifier or not _UUID.fullmatch(identifier):
+        raise exception.InvalidVolume(
+            reason='the connection does not say which volume it leads to')
+    return identifier
+
+
+def lock(identifier: str) -> contextlib.AbstractContextManager[Any]:
+    """Keep servers from connecting and disconnecting one volume at a time.
+
+    :param identifier: Cinder's id of the volume.
+    :returns: a context manager that holds the volume's lock.
+    """
+    return lockutils.lock(f'lxd-volume-{identifier}', lock_file_prefix=None)
+
+
+def _told(error: Exception) -> str:
+    """Say of an error what the owner of a server may know."""
+    if isinstance(error, base.Refused):
+        return str(error)
+    if isinstance(error, identity.WrongDevice):
+        return ('the device that turned up on the host is not this volume; '
+                'the log of nova-compute has the details')
+    return (f'the host could not do it ({type(error).__name__}); the log of '
+            f'nova-compute has the details')

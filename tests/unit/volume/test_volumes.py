@@ -1,0 +1,188 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Volumes: what is refused, and what is said of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+from unittest import mock
+
+import fixtures
+from nova import exception
+from oslo_concurrency import processutils
+from oslotest import base
+from stevedore import extension
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt.volume import attachments
+from nova_lxd_py.virt.volume import base as volume_base
+from nova_lxd_py.virt.volume import identity
+from nova_lxd_py.virt.volume import loop
+from nova_lxd_py.virt.volume import manager
+from nova_lxd_py.virt.volume import processes
+
+VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
+SECRET = 'open-sesame-77aa'
+
+
+class Plugin(volume_base.VolumePlugin):
+    """A plugin of a third party, whose storage is out of order."""
+
+    error: Exception = ValueError('nothing')
+
+    def connect(self, volume_id, connection_info):
+        raise self.error
+
+    def disconnect(self, volume_id, connection_info, *, force):
+        raise self.error
+
+    def extend(self, volume_id, connection_info):
+        raise self.error
+
+
+class ManagerTestCase(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.log = self.useFixture(fixtures.FakeLogger(level=0))
+        self.plugin = Plugin(conf.CONF.lxd)
+        found = extension.ExtensionManager.make_test_instance([
+            extension.Extension('pigeon', None, None, self.plugin),
+            extension.Extension('broken', mock.Mock(value='a:B'), None, 7)])
+        self.useFixture(fixtures.MonkeyPatch(
+            'stevedore.extension.ExtensionManager',
+            lambda *args, **kwargs: found))
+        self.manager = manager.VolumeManager(conf.CONF.lxd)
+
+    def connection(self, **changes: Any) -> dict[str, Any]:
+        return {'driver_volume_type': 'pigeon', 'serial': VOLUME,
+                'data': {'auth_password': SECRET}, **changes}
+
+    def test_plugins(self) -> None:
+        self.assertEqual(['pigeon'], self.manager.supported_types)
+        self.assertIn('is not a VolumePlugin', self.log.output)
+
+    def test_types(self) -> None:
+        for kind in ('broken', 'iscsi', '', None):
+            error = self.assertRaises(
+                exception.VolumeDriverNotFound, self.manager.connect, None,
+                self.connection(driver_volume_type=kind), 1)
+            self.assertIn('Supported types: pigeon', str(error))
+
+    def test_secrets_of_commands(self) -> None:
+        self.plugin.error = processutils.ProcessExecutionError(
+            cmd=f'iscsiadm --password {SECRET} --op update',
+            stderr=f'auth_password={SECRET} is wrong')
+        for call, kind in (
+                (lambda: self.manager.connect(None, self.connection(), 1),
+                 exception.VolumeAttachFailed),
+                (lambda: self.manager.disconnect(None, self.connection()),
+                 exception.VolumeDetachFailed),
+                (lambda: self.manager.extend(None, self.connection(), 1),
+                 exception.VolumeExtendFailed)):
+            error = self.assertRaises(kind, call)
+            self.assertNotIn(SECRET, str(error))
+            self.assertTrue(error.__suppress_context__)
+        self.assertIn('ProcessExecutionError', self.log.output)
+        self.assertNotIn(SECRET, self.log.output)
+
+    def test_reasons_for_owners(self) -> None:
+        self.plugin.error = volume_base.Refused('it is upside down')
+        error = self.assertRaises(exception.VolumeAttachFailed,
+                                  self.manager.connect, None,
+                                  self.connection(), 1)
+        self.assertIn('upside down', str(error))
+        self.plugin.error = identity.WrongDevice('/dev/sdx is not')
+        error = self.assertRaises(exception.VolumeAttachFailed,
+                                  self.manager.connect, None,
+                                  self.connection(), 1)
+        self.assertNotIn('/dev/sdx', str(error))
+
+    def test_force_ignores_errors(self) -> None:
+        self.manager.disconnect(None, self.connection(), force=True)
+        self.assertIn('may be left on this host', self.log.output)
+        self.manager.forget(None, VOLUME)
+
+    def test_ids(self) -> None:
+        for serial in ('', None, 'x', '../' + VOLUME, VOLUME + '\n',
+                       VOLUME.upper()):
+            self.assertRaises(exception.InvalidVolume, manager.volume_id,
+                              {'serial': serial, 'data': {}})
+        self.assertEqual(VOLUME, manager.volume_id(
+            {'serial': 'other', 'data': {'volume_id': VOLUME}}))
+
+
+class IdentityTestCase(base.BaseTestCase):
+
+    def test_not_a_device(self) -> None:
+        for path in ('/dev/null', '/etc/passwd', '/no/such/thing'):
+            self.assertRaises(identity.WrongDevice, identity.check, path,
+                              {'data': {}}, 1)
+
+    def test_names_that_pass(self) -> None:
+        for path in ('/dev/sda', '/dev/sdaa', '/dev/dm-3', '/dev/nvme0n1',
+                     '/dev/vdb'):
+            self.assertTrue(identity.is_fleeting(path))
+        for path in ('/dev/disk/by-id/wwn-0x1', '/dev/loop3', '/dev/vg/lv',
+                     '/dev/mapper/x', '/dev/rbd/pool/image'):
+            self.assertFalse(identity.is_fleeting(path))
+            self.assertEqual(path, identity.stable_path(path))
+
+
+class InputTestCase(base.BaseTestCase):
+    """The privileged daemon acts on nothing but volumes."""
+
+    def test_volumes(self) -> None:
+        for identifier in ('', 'x', None, 7, VOLUME + '\0', b'x' * 36):
+            for call in (lambda: loop.attach('/tmp/x', identifier, False),
+                         lambda: loop.detach(identifier, False),
+                         lambda: loop.grow(identifier),
+                         lambda: loop.folder(identifier)):
+                self.assertRaises(ValueError, call)
+
+    def test_files(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            link = os.path.join(folder, 'link')
+            os.symlink('/etc/passwd', link)
+            for path in ('/dev/null', folder, link, folder + '/none'):
+                self.assertRaises(OSError, loop.attach, path, VOLUME, True)
+
+    def test_shares(self) -> None:
+        for path in ('/', '/home', '', None, 'x' * 32, '/../' + 'a' * 32,
+                     '/mnt/' + 'A' * 32):
+            self.assertRaises(ValueError, loop.release_share, path)
+
+    def test_numbers(self) -> None:
+        for numbers in ((-1, 0, 0), ('1', 0, 0), (1, None, 0), (1, 0, 2.5)):
+            self.assertRaises(ValueError, processes.users, *numbers)
+        self.assertEqual([], processes.users(2 ** 30, 1, 1))
+
+    def setUp(self) -> None:
+        super().setUp()
+        loop.privileged.context.set_client_mode(False)
+        self.addCleanup(loop.privileged.context.set_client_mode, True)
+
+
+class GuestPathTestCase(base.BaseTestCase):
+
+    def test_paths(self) -> None:
+        for path in ('/dev/vdb', '/dev/sdaa', '/dev/xvdc', '/dev/hda',
+                     '/dev/vdb1'):
+            self.assertEqual(path, attachments.guest_path(path))
+        self.assertEqual('/dev/vdb', attachments.guest_path('vdb'))
+        for path in ('/dev/null', '/dev/vd', '/dev/vdb/../null', '/dev/VDB',
+                     '', None, '/etc/vdb', '/dev/vdb ', '/dev/vdb01'):
+            self.assertRaises(exception.InvalidDevicePath,
+                              attachments.guest_path, path)
