@@ -21,8 +21,8 @@ REPO=$(readlink -f "$HERE/../..")
 PATH=$PATH:/usr/sbin:/sbin
 
 for part in settings output steps process packages python database messaging \
-    lxd ovs ovn openstack keystone glance placement neutron nova image-tiny \
-    image-system images network client status up down; do
+    lxd ovs ovn openstack keystone glance placement neutron nova cinder \
+    image-tiny image-system images network client status up down; do
     # shellcheck source=/dev/null
     . "$HERE/$part.sh"
 done
@@ -32,8 +32,8 @@ usage() {
 Usage: sudo $0 COMMAND [option]...
 
 A whole OpenStack cloud on this machine whose servers are LXD containers:
-keystone, glance, placement, neutron with OVN, nova with this driver, and
-what they need, all below $PREFIX.
+keystone, glance, placement, neutron with OVN, nova with this driver, cinder if
+asked for, and what they need, all below $PREFIX.
 
   up                    install what is missing, start what does not run,
                         boot a first server; safe to repeat
@@ -41,6 +41,7 @@ what they need, all below $PREFIX.
       --pool-size SIZE  size of that file, which is sparse (default $POOL_SIZE)
       --no-server       no first server (--server: again with one)
       --no-nat          guests reach this host only (--nat: more again)
+      --with-cinder     with volumes (--no-cinder: without again)
   status                what runs, and whether it works
   down                  stop everything, keep servers and data
   restart NAME...       restart services, for example nova-compute
@@ -76,6 +77,8 @@ parse_up_options() {
         --server) WITH_SERVER=yes ;;
         --no-nat) WITH_NAT=no ;;
         --nat) WITH_NAT=yes ;;
+        --with-cinder | --cinder) WITH_CINDER=yes ;;
+        --no-cinder) WITH_CINDER=no ;;
         *) die "up knows no option $1; see $0 --help." ;;
         esac
         shift
@@ -92,7 +95,7 @@ compare_with_saved() {
             die "This cloud was made with ${SAVED[$key]} as $key. To have" \
                 "${!key}, purge it first."
     done
-    for key in WITH_SERVER WITH_NAT COMPUTE_DRIVER; do
+    for key in WITH_SERVER WITH_NAT WITH_CINDER COMPUTE_DRIVER; do
         [[ ${SAVED[$key]:-} == "${!key}" ]] || SETTINGS_CHANGED=yes
     done
 }

@@ -33,7 +33,11 @@ SERVICES = {
     'placement': ('placement', 'QS_URL_PLACEMENT', ''),
     'neutron': ('network', 'QS_URL_NEUTRON', ''),
     'nova': ('compute', 'QS_URL_NOVA', '/v2.1'),
+    'cinder': ('block-storage', 'QS_URL_CINDER', '/v3'),
 }
+
+# Volume types, each with the back end of the same name.
+VOLUME_TYPES = ('loop', 'nfs')
 
 # name, vCPUs, MiB of memory, GiB of root disk
 FLAVORS = (
@@ -86,7 +90,9 @@ def identity() -> None:
             projects[name] = cloud.identity.create_project(
                 name=name, domain_id=domain)
     users = {u.name: u for u in cloud.identity.users()}
-    accounts = [(name, 'service', ('admin', 'service')) for name in SERVICES]
+    wanted = {name: about for name, about in SERVICES.items()
+              if env(about[1])}
+    accounts = [(name, 'service', ('admin', 'service')) for name in wanted]
     accounts.append(('demo', 'demo', ('member',)))
     accounts.append(('admin', 'demo', ('admin',)))
     for name, project, grants in accounts:
@@ -99,7 +105,7 @@ def identity() -> None:
     services = {s.name: s for s in cloud.identity.services()}
     endpoints = {(e.service_id, e.interface): e
                  for e in cloud.identity.endpoints()}
-    for name, (kind, variable, path) in SERVICES.items():
+    for name, (kind, variable, path) in wanted.items():
         if name not in services:
             services[name] = cloud.identity.create_service(
                 name=name, type=kind)
@@ -151,6 +157,17 @@ def flavors() -> None:
         if name not in present:
             cloud.compute.create_flavor(
                 name=name, vcpus=vcpus, ram=ram, disk=disk, id=name)
+
+
+def volume_types() -> None:
+    cloud = admin()
+    present = {kind.name for kind in cloud.block_storage.types()}
+    for name in VOLUME_TYPES:
+        if name not in present:
+            cloud.block_storage.create_type(
+                name=name, extra_specs={
+                    'volume_backend_name': name,
+                    'multiattach': '<is> False'})
 
 
 def keypair() -> None:
@@ -276,6 +293,11 @@ def health() -> None:
     for agent in cloud.network.agents():
         if not agent.is_alive and agent.host == env('QS_HOST'):
             problems.append(f'{agent.agent_type} is not alive')
+    if env('QS_URL_CINDER'):
+        for service in cloud.block_storage.services():
+            if service.state != 'up':
+                problems.append(f'{service.binary} at {service.host} is '
+                                f'{service.state}')
     next(iter(cloud.image.images(limit=1)), None)
     if problems:
         sys.exit('; '.join(problems))
@@ -286,6 +308,7 @@ COMMANDS = {
     'images': images,
     'flavors': flavors,
     'keypair': keypair,
+    'volume-types': volume_types,
     'network': network,
     'server': server,
     'health': health,

@@ -73,6 +73,7 @@ stop_all() {
         daemon_stop "$name"
     done
     kill_strays
+    release_cinder
     for name in "${namespaces[@]}"; do
         ip netns delete "$name" 2>/dev/null || :
     done

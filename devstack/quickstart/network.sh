@@ -21,6 +21,7 @@ cloud_setup() {
         QS_URL_PLACEMENT="$(service_url placement)" \
         QS_URL_NEUTRON="$(service_url neutron)" \
         QS_URL_NOVA="$(service_url nova-api)" \
+        QS_URL_CINDER="$(is_wanted cinder-api && service_url cinder-api)" \
         QS_PUBLIC_NET="$PUBLIC_NET" QS_PRIVATE_NET="$PRIVATE_NET" \
         QS_NAMESERVERS="$(nameservers)" \
         QS_PUBLIC_KEY="$PREFIX/keys/id_ed25519.pub" \

@@ -39,6 +39,7 @@ $(auth_options placement)
 $(auth_options nova)
 
 [cinder]
+catalog_info = block-storage::publicURL
 os_region_name = $REGION
 $(auth_options nova)
 
@@ -179,7 +180,9 @@ service_row() {
 }
 
 step_nova_compute() {
-    WATCH=$VENV/.driver nova_daemon nova-compute nova-compute.conf
+    # It mounts the share of the volumes itself.
+    WATCH=$VENV/.driver PATH=$CINDER_BIN:$PATH \
+        nova_daemon nova-compute nova-compute.conf
     wait_until nova-compute 120 nova-compute compute_node_known
 }
 

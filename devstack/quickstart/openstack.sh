@@ -78,7 +78,7 @@ privsep_sections() {
 }
 
 # wsgi_start NAME MODULE PORT [VARIABLE=value]...: a WSGI application under
-# uWSGI, one process.
+# uWSGI, one process. PYARGV holds its command line, if it needs one.
 wsgi_start() {
     local name=$1 module=$2 port=$3
     shift 3
@@ -101,6 +101,7 @@ chunked-input-limit = 67108864
 chunked-input-timeout = 60
 add-header = Connection: close
 disable-logging = true
+${PYARGV:+pyargv = $PYARGV}
 EOF
     WATCH="${WATCH:-} $ETC/uwsgi/$name.ini $VENV/.constraints" \
         daemon_start "$name" "$@" "$VENV/bin/uwsgi" --ini "$ETC/uwsgi/$name.ini"

@@ -59,6 +59,7 @@ declare -A PORT=(
     [nova-api]=$((8774 + PORT_OFFSET))
     [nova-metadata]=$((8775 + PORT_OFFSET))
     [nova-serialproxy]=$((6083 + PORT_OFFSET))
+    [cinder-api]=$((8776 + PORT_OFFSET))
     [rabbitmq]=$((5672 + PORT_OFFSET))
     [rabbitmq-dist]=$((25672 + PORT_OFFSET))
     [epmd]=$((4379 + PORT_OFFSET))
@@ -81,6 +82,7 @@ MYSQL_SOCKET=$RUN/mysql.sock
 
 WITH_SERVER=${SAVED[WITH_SERVER]:-yes}
 WITH_NAT=${SAVED[WITH_NAT]:-yes}
+WITH_CINDER=${SAVED[WITH_CINDER]:-no}
 
 # Who typed the command: gets the clouds.yaml entry and the key.
 INVOKER=${SUDO_USER:-root}

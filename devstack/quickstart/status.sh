@@ -14,14 +14,21 @@
 # `status`: what runs and whether it does its work.
 
 # Every daemon, in the order in which they are stopped.
-readonly -a DAEMONS=(nova-compute nova-scheduler nova-api nova-metadata
-    nova-serialproxy nova-conductor neutron-periodic-workers
-    neutron-ovn-maintenance-worker neutron-ovn-agent neutron glance placement keystone ovn-controller
+readonly -a CINDER_DAEMONS=(cinder-volume cinder-scheduler cinder-api)
+readonly -a DAEMONS=(nova-compute "${CINDER_DAEMONS[@]}" nova-scheduler
+    nova-api nova-metadata nova-serialproxy nova-conductor
+    neutron-periodic-workers neutron-ovn-maintenance-worker neutron-ovn-agent
+    neutron glance placement keystone ovn-controller
     ovn-northd ovn-db ovs-vswitchd ovsdb-server lxd lxcfs rabbitmq epmd
     mariadb)
 
 readonly -a HTTP_SERVICES=(keystone glance placement neutron nova-api
-    nova-metadata)
+    nova-metadata cinder-api)
+
+# False for the daemons that this cloud does without.
+is_wanted() {
+    [[ $1 != cinder-* || $WITH_CINDER == yes ]]
+}
 
 # Prints one line for each daemon that should run and does not.
 dead_daemons() {
@@ -29,6 +36,7 @@ dead_daemons() {
     for name in "${DAEMONS[@]}"; do
         # The host's own lxcfs serves as well.
         [[ $name != lxcfs ]] || continue
+        is_wanted "$name" || continue
         daemon_running "$name" || printf '%s is not running\n' "$name"
     done
 }
@@ -37,6 +45,7 @@ dead_daemons() {
 silent_services() {
     local name
     for name in "${HTTP_SERVICES[@]}"; do
+        is_wanted "$name" || continue
         http_answers "$(service_url "$name")/" ||
             printf '%s does not answer at %s\n' "$name" "$(service_url "$name")"
     done
@@ -70,6 +79,7 @@ command_status() {
     fi
     title "Quickstart cloud at $PREFIX"
     for name in "${DAEMONS[@]}"; do
+        is_wanted "$name" || continue
         if pid=$(daemon_pid "$name"); then
             memory=$(awk '/^VmRSS/ { printf "%d", $2 / 1024 }' \
                 "/proc/$pid/status")

@@ -42,6 +42,7 @@ check_ports() {
     local name port taken=''
     for name in "${!PORT[@]}"; do
         port=${PORT[$name]}
+        is_wanted "$name" || continue
         # The distribution port is RabbitMQ's second one.
         daemon_running "${name%-dist}" && continue
         port_open "$port" && taken+=" $port ($name)"
@@ -87,8 +88,8 @@ prepare_prefix() {
 
 save_settings() {
     local key
-    for key in POOL_DRIVER POOL_SIZE WITH_SERVER WITH_NAT COMPUTE_DRIVER \
-        PORT_OFFSET PUBLIC_NET PRIVATE_NET; do
+    for key in POOL_DRIVER POOL_SIZE WITH_SERVER WITH_NAT WITH_CINDER \
+        COMPUTE_DRIVER PORT_OFFSET PUBLIC_NET PRIVATE_NET; do
         printf '%s=%s\n' "$key" "${!key}"
     done >"$PREFIX/settings"
 }
@@ -124,8 +125,9 @@ declare_steps() {
     step placement 'Placement' placement-db
     # It asks Placement when it starts, with a token.
     step nova-conductor 'Nova: conductor' nova-db rabbitmq identity placement
+    # Servers with volumes need them when they are started again.
     step nova-compute 'Nova: compute host' nova-conductor placement identity \
-        lxd driver ovs
+        lxd driver ovs cinder-volume
     step nova-api 'Nova: API' nova-db rabbitmq identity
     step network 'Networks and router' neutron identity
     step glance 'Glance' glance-db
@@ -135,6 +137,7 @@ declare_steps() {
     step neutron-agent 'Metadata for guests' ovn neutron-db
     step nova-metadata 'Nova: metadata API' nova-db rabbitmq identity
     step client 'The openstack command' identity
+    [[ $WITH_CINDER == no ]] || declare_cinder_steps
     [[ $WITH_NAT == no ]] || step nat 'The way out for guests' ovs
     if [[ $WITH_SERVER == yes ]]; then
         step server 'The first server' nova-compute nova-api nova-scheduler \
@@ -146,6 +149,15 @@ declare_steps() {
         step neutron-workers 'Neutron: background workers' neutron
         step nova-serialproxy 'Nova: serial consoles' nova-db identity
     fi
+}
+
+declare_cinder_steps() {
+    step cinder-packages 'Cinder from PyPI' venv packages driver
+    step cinder-db 'Cinder: database' mariadb cinder-packages rabbitmq
+    step cinder-api 'Cinder: API' cinder-db identity
+    step cinder-scheduler 'Cinder: scheduler' cinder-db
+    step cinder-volume 'Cinder: volumes' cinder-db
+    step volume-types 'Volume types' cinder-api
 }
 
 show_how_to_go_on() {
@@ -188,6 +200,7 @@ command_up() {
     prepare_prefix
     save_settings
     [[ $WITH_NAT == yes ]] || undo_nat
+    [[ $WITH_CINDER == yes ]] || stop_cinder
     declare_steps
     run_steps
     [[ -z $FAILED_STEPS ]] || exit 1
