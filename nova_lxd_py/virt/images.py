@@ -36,6 +36,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import image_transfer
+from nova_lxd_py.virt import image_trust
 from nova_lxd_py.virt import session as lxd
 
 CONF = nova_conf.CONF
@@ -49,6 +50,7 @@ ALIAS_PREFIX = 'nova-'
 PROPERTY_IMAGE = 'nova.image_id'
 PROPERTY_SIZE = 'nova.unpacked_bytes'
 PROPERTY_UNUSED = 'nova.unused_since'
+PROPERTY_CHECKED = 'nova.checked'
 
 _LONGEST_NAME = 255
 
@@ -138,12 +140,17 @@ class ImageStore:
         """
         with _lock(meta.id):
             image = self._find(meta.id)
-            if image is not None:
+            demanded = image_trust.demand(meta.id, trusted_certs)
+            if image is not None and image_trust.is_met(
+                    demanded, image['properties'].get(PROPERTY_CHECKED)):
                 self._mark_used(image)
                 return image, False
             # Nova's own limit for heavy disk work comes on top. Its object
             # is replaced at start-up, so it must be looked up each time.
             with self._imports, compute_utils.disk_ops_semaphore:
+                if image is not None:
+                    return self._check_again(context, meta, trusted_certs,
+                                             instance, image), False
                 return self._import(context, meta, trusted_certs,
                                     instance), True
 
@@ -164,30 +171,65 @@ class ImageStore:
         self._session.patch('images', fingerprint,
                             body={'properties': properties})
 
+    def _check_again(self, context: Any, meta: objects.ImageMeta,
+                     trusted_certs: Any, instance: Any, image: dict[str, Any]
+                     ) -> dict[str, Any]:
+        """Check the signature of an image that is here for a server that
+        demanded less."""
+        LOG.info('Image %s is in LXD, but its signature has not been checked '
+                 'as this server demands; transferring it once more for that',
+                 meta.id, instance=instance)
+        imported = self._transfer(context, meta, trusted_certs, instance)
+        if imported.fingerprint != image['fingerprint']:
+            if not imported.existed:
+                self._drop_unnamed(imported.fingerprint)
+            raise exception.ImageUnacceptable(
+                image_id=meta.id,
+                reason='its content is not what this host has of it from '
+                       'before; upload it anew, as another image')
+        self._set_properties(image['fingerprint'], {
+            PROPERTY_UNUSED: '',
+            **self._checked(meta, trusted_certs, image['fingerprint'])})
+        return self._session.get('images', image['fingerprint'])
+
+    def _checked(self, meta: objects.ImageMeta, trusted_certs: Any,
+                 fingerprint: str) -> dict[str, str]:
+        """Find what to note on an image whose signature was checked."""
+        demanded = image_trust.demand(meta.id, trusted_certs)
+        if not demanded:
+            return {}
+        properties = self._session.get('images', fingerprint)['properties']
+        return {PROPERTY_CHECKED: image_trust.noted(
+            demanded, properties.get(PROPERTY_CHECKED))}
+
     def _import(self, context: Any, meta: objects.ImageMeta,
                 trusted_certs: Any, instance: Any) -> dict[str, Any]:
         LOG.info('Transferring image %s from Glance to LXD', meta.id,
                  instance=instance)
-        name = meta.name if meta.obj_attr_is_set('name') else ''
-        imported = image_transfer.Transfer(
-            self._session, self._image_api, meta,
-            self._options.image_max_unpacked_gb << 30,
-            self._options.image_timeout, instance,
-        ).run(context, trusted_certs, {
-            PROPERTY_IMAGE: meta.id,
-            'description': f'Glance image {name}'[:_LONGEST_NAME]})
+        imported = self._transfer(context, meta, trusted_certs, instance)
         with contextlib.ExitStack() as undo:
             if not imported.existed:
                 undo.callback(self._drop_unnamed, imported.fingerprint)
             self._set_properties(imported.fingerprint, {
                 PROPERTY_SIZE: str(imported.content.unpacked_size),
-                PROPERTY_UNUSED: ''})
+                PROPERTY_UNUSED: '',
+                **self._checked(meta, trusted_certs, imported.fingerprint)})
             self._session.post('images', 'aliases', body={
                 'name': ALIAS_PREFIX + meta.id,
                 'target': imported.fingerprint,
-                'description': f'Glance image {name}'[:_LONGEST_NAME]})
+                'description': _description(meta)})
             undo.pop_all()
         return self._session.get('images', imported.fingerprint)
+
+    def _transfer(self, context: Any, meta: objects.ImageMeta,
+                  trusted_certs: Any, instance: Any
+                  ) -> image_transfer.Imported:
+        return image_transfer.Transfer(
+            self._session, self._image_api, meta,
+            self._options.image_max_unpacked_gb << 30,
+            self._options.image_timeout, instance,
+        ).run(context, trusted_certs, {PROPERTY_IMAGE: meta.id,
+                                       'description': _description(meta)})
 
     def _drop_unnamed(self, fingerprint: str) -> None:
         """Delete an image unless somebody has given it a name meanwhile."""
@@ -386,6 +428,11 @@ def _check_size(image: dict[str, Any], instance: objects.Instance) -> None:
     if disk and size > disk:
         raise exception.FlavorDiskSmallerThanImage(flavor_size=disk,
                                                    image_size=size)
+
+
+def _description(meta: objects.ImageMeta) -> str:
+    name = meta.name if meta.obj_attr_is_set('name') else ''
+    return f'Glance image {name}'[:_LONGEST_NAME]
 
 
 def _check_min_disk(meta: objects.ImageMeta, instance: objects.Instance

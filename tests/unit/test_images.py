@@ -37,6 +37,7 @@ from oslotest import base
 from nova_lxd_py import conf
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import image_transfer
+from nova_lxd_py.virt import image_trust
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import session
 from tests import glance_server
@@ -201,6 +202,40 @@ class EnsureTestCase(ImageTestCase):
         certificates = objects.TrustedCerts(ids=['one'])
         self.ensure(self.glance.add(rootfs()), trusted_certs=certificates)
         self.assertEqual([(self.context, certificates)], seen)
+
+    def test_checked_again_for_who_demands_more(self) -> None:
+        image_id = self.glance.add(rootfs())
+        certificates = objects.TrustedCerts(ids=['one', 'two'])
+        self.ensure(image_id)
+        for _ in range(2):
+            self.ensure(image_id, trusted_certs=certificates)
+        self.ensure(image_id, trusted_certs=objects.TrustedCerts(
+            ids=['two', 'one']))
+        self.ensure(image_id)
+        self.assertEqual(2, len(self.glance.downloads))
+        self.ensure(image_id, trusted_certs=objects.TrustedCerts(ids=['one']))
+        self.assertEqual(3, len(self.glance.downloads))
+        self.assertEqual(1, len(self.lxd_images))
+
+    def test_checked_again_and_found_different(self) -> None:
+        image_id = self.glance.add(rootfs())
+        fingerprint = self.ensure(image_id)
+        self.glance._store(image_id, rootfs(1 << 20))
+        error = self.assertRaises(
+            exception.ImageUnacceptable, self.ensure, image_id,
+            trusted_certs=objects.TrustedCerts(ids=['one']))
+        self.assertIn('from before', str(error))
+        self.assertEqual([fingerprint], list(self.lxd_images))
+
+    def test_checks_that_are_remembered_are_bounded(self) -> None:
+        checked = ''
+        for number in range(40):
+            checked = image_trust.noted(f'c{number}', checked)
+        self.assertEqual(16, len(checked.split()))
+        self.assertTrue(image_trust.is_met('c39', checked))
+        self.assertFalse(image_trust.is_met('c0', checked))
+        self.assertFalse(image_trust.is_met('c1', None))
+        self.assertTrue(image_trust.is_met('', None))
 
     def test_cache_image(self) -> None:
         image_id = self.glance.add(rootfs())
