@@ -243,6 +243,28 @@ their own with the extra spec ``lxd:max_processes``.
 """),
 ]
 
+device_opts = [
+    cfg.ListOpt(
+        'passthrough_devices',
+        default=[],
+        help="""
+GPUs and USB devices of this host that flavors may give to servers, as
+``gpu:<vendor>:<product>`` or ``usb:<vendor>:<product>`` with the hexadecimal
+ids that ``lspci -nn`` and ``lsusb`` show, for example
+``gpu:10de:1db4, usb:0403:6001``.
+
+A server gets such a device if the extra spec ``lxd:gpu`` or ``lxd:usb`` of its
+flavor names it; all servers on the host with such a flavor share it. A host
+that does not list a device never gives it away, whatever flavors say. For each
+one that it has and lists, the host reports a trait to Placement that flavors
+can require, for example ``CUSTOM_LXD_GPU_10DE_1DB4``.
+
+Whoever has a device can do with it what the host's kernel driver allows, and
+find what the server before left in its memory: give devices to tenants who
+trust each other.
+"""),
+]
+
 image_opts = [
     cfg.IntOpt(
         'image_max_unpacked_gb',
@@ -321,8 +343,8 @@ nfs(5). Options that Cinder gives for a share are added to them.
 """),
 ]
 
-ALL_OPTS = (connection_opts + timeout_opts + instance_opts + image_opts +
-            snapshot_opts + volume_opts)
+ALL_OPTS = (connection_opts + timeout_opts + instance_opts + device_opts +
+            image_opts + snapshot_opts + volume_opts)
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:

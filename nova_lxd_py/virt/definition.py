@@ -26,8 +26,13 @@ from nova import objects
 from oslo_config import cfg
 
 from nova_lxd_py.virt import cloudinit
+from nova_lxd_py.virt import cpus
 from nova_lxd_py.virt import flavor as lxd_flavor
+from nova_lxd_py.virt import host as lxd_host
 from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import numa
+from nova_lxd_py.virt import passthrough
+from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt.vif import manager as vif_manager
 
 #: Keys that LXD itself keeps, or that were decided when the instance was made.
@@ -52,31 +57,76 @@ class Definition:
     devices: Mapping[str, Mapping[str, str]]
 
 
-def define(instance: objects.Instance, image_meta: objects.ImageMeta,
-           network_info: Any, vifs: vif_manager.VIFManager,
-           options: cfg.ConfigOpts.GroupAttr,
-           swap_mb: int | None = None) -> Definition:
-    """Describe the LXD instance of a server.
+class Definitions:
+    """Describes the LXD instances of servers on this host.
 
-    :param instance: the server, with the flavor that it shall have.
-    :param image_meta: its image.
-    :param network_info: its ports, in the order the guest shall see them.
-    :param vifs: knows the LXD devices of ports.
+    :param session: the way to LXD.
     :param options: the ``[lxd]`` option group.
-    :param swap_mb: MiB of swap, if not what the flavor says.
-    :returns: the definition, without what depends on the host's uid ranges.
-    :raises nova.exception.InvalidInput: the flavor asks for what LXD cannot
-        give.
+    :param host: what the host has to give.
+    :param vifs: knows the LXD devices of ports.
     """
-    config = lxd_flavor.instance_config(instance.flavor, options,
-                                        swap_mb=swap_mb)
-    if options.cloud_init_keys:
-        config.update(cloudinit.config(instance, network_info))
-    config.update(_identity(instance))
-    devices: dict[str, Mapping[str, str]] = {
-        'root': lxd_flavor.root_device(instance.flavor, options)}
-    devices.update(vifs.devices(network_info))
-    return Definition(config, devices)
+
+    def __init__(self, session: lxd.Session,
+                 options: cfg.ConfigOpts.GroupAttr, host: lxd_host.Host,
+                 vifs: vif_manager.VIFManager) -> None:
+        self._session = session
+        self._options = options
+        self._host = host
+        self._vifs = vifs
+
+    def config(self, flavor: objects.Flavor,
+               topology: objects.InstanceNUMATopology | None,
+               swap_mb: int | None = None) -> dict[str, str]:
+        """Find what a flavor means on this host.
+
+        :param flavor: the flavor.
+        :param topology: CPUs and memory pages of the host that Nova's claim
+            has chosen for the server, or None.
+        :param swap_mb: MiB of swap, if not what the flavor says.
+        :returns: LXD configuration keys.
+        :raises nova.exception.InvalidInput: the flavor asks for what LXD
+            cannot give.
+        :raises nova.exception.ComputeResourcesUnavailable: it asks for what
+            this host cannot give.
+        """
+        placement = lxd_flavor.Placement(
+            cpus=cpus.confinement(flavor, topology, cpus.configured(),
+                                  self._host.processors() if topology
+                                  else ()),
+            huge_pages=numa.huge_page_limits(
+                flavor, topology, self._host.has_huge_pages(),
+                self._host.huge_page_kb()),
+            sized_swap=self._session.has_extension(
+                'instance_memory_swap_bytes'))
+        return lxd_flavor.instance_config(flavor, self._options, placement,
+                                          swap_mb)
+
+    def define(self, instance: objects.Instance, network_info: Any,
+               swap_mb: int | None = None) -> Definition:
+        """Describe the LXD instance of a server.
+
+        :param instance: the server, with the flavor and the NUMA topology
+            that it shall have.
+        :param network_info: its ports, in the order the guest shall see them.
+        :param swap_mb: MiB of swap, if not what the flavor says.
+        :returns: the definition, without what depends on the host's uid
+            ranges.
+        :raises nova.exception.InvalidInput: the flavor asks for what LXD
+            cannot give.
+        :raises nova.exception.ComputeResourcesUnavailable: it asks for what
+            this host cannot give.
+        """
+        flavor, options = instance.flavor, self._options
+        config = self.config(flavor, instance.numa_topology, swap_mb)
+        if options.cloud_init_keys:
+            config.update(cloudinit.config(instance, network_info))
+        config.update(_identity(instance))
+        devices: dict[str, Mapping[str, str]] = {
+            'root': lxd_flavor.root_device(flavor, options)}
+        devices.update(self._vifs.devices(network_info))
+        devices.update(passthrough.devices(flavor,
+                                           options.passthrough_devices))
+        return Definition(config, devices)
 
 
 def corrections(guest: lxd_instance.Guest, wanted: Definition,

@@ -26,6 +26,8 @@ from oslo_log import log as logging
 from nova_lxd_py import conf
 from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import console
+from nova_lxd_py.virt import cpu_moves
+from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import host as lxd_host
@@ -65,6 +67,7 @@ class LXDDriver(driver.ComputeDriver):
         'supports_attach_interface': True,
         'supports_extend_volume': True,
         'supports_trusted_certs': True,
+        'supports_pcpus': True,
         'supports_image_type_raw': True,
     }
 
@@ -82,6 +85,8 @@ class LXDDriver(driver.ComputeDriver):
         self._templates = templates.TemplateStore(self._session, options,
                                                   self._guests)
         self._host = lxd_host.Host(self._session, options)
+        self._definitions = definition.Definitions(
+            self._session, options, self._host, self._vifs)
         self._consoles = console.Consoles(self._session, self._guests)
         self._serial_consoles = serial.SerialConsoles(
             self._session, options, self._guests, self._watcher)
@@ -95,19 +100,20 @@ class LXDDriver(driver.ComputeDriver):
         self._passwords = lxd_password.Passwords(self._session, options,
                                                  self._guests)
         self._rescues = rescue.Rescues(
-            self._session, options, self._guests, self._watcher, self._vifs,
-            self._images, config_drives, self._passwords, self._attachments)
+            self._session, options, self._guests, self._watcher,
+            self._definitions, self._vifs, self._images, config_drives,
+            self._passwords, self._attachments)
         ephemeral_disks = disks.Disks(self._session, options)
         root_disks = rootdisk.RootDisks(self._session, options, self._guests)
         self._lifecycle = lifecycle.Lifecycle(
-            virtapi, options, self._guests, self._watcher, self._vifs,
-            self._images, self._templates, config_drives, ephemeral_disks,
-            root_disks, self._rescues, self._snapshots, self._passwords,
-            self._serial_consoles, self._attachments)
+            virtapi, options, self._guests, self._watcher, self._definitions,
+            self._vifs, self._images, self._templates, config_drives,
+            ephemeral_disks, root_disks, self._rescues, self._snapshots,
+            self._passwords, self._serial_consoles, self._attachments)
         self._migrations = lxd_migration.Migrations(
-            self._session, options, self._guests, self._vifs,
-            self._templates, ephemeral_disks, root_disks, self._lifecycle,
-            self._attachments)
+            self._session, options, self._guests, self._definitions,
+            self._vifs, self._templates, ephemeral_disks, root_disks,
+            self._lifecycle, self._attachments)
 
     # -- service ------------------------------------------------------------
 
@@ -121,6 +127,10 @@ class LXDDriver(driver.ComputeDriver):
                  self._session.server['environment']['server_version'],
                  self._session.endpoint, CONF.lxd.project,
                  CONF.lxd.storage_pool)
+
+    def process_instances_at_startup(self, context, instances):
+        cpu_moves.follow(self._guests, self._definitions, instances)
+        return instances
 
     def cleanup_host(self, host):
         self._serial_consoles.stop()

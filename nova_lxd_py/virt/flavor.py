@@ -29,7 +29,7 @@ LXD configuration, name it in ``_FILTERS``, and add the keys it may set to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import enum
 from typing import Any
@@ -38,6 +38,10 @@ from nova import exception
 from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import strutils
+
+from nova_lxd_py.virt import cpus
+from nova_lxd_py.virt import numa
+from nova_lxd_py.virt import passthrough
 
 LOG = logging.getLogger(__name__)
 
@@ -48,7 +52,8 @@ SPEC_PROCESSES = 'lxd:max_processes'
 
 #: Every extra spec of the ``lxd:`` namespace that means something.
 KNOWN_SPECS = frozenset({
-    SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED, SPEC_PROCESSES})
+    SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED, SPEC_PROCESSES,
+    passthrough.SPEC_GPU, passthrough.SPEC_USB})
 
 #: LXD keys that this module decides on. A resize removes those of them that
 #: the new flavor does not set.
@@ -56,7 +61,8 @@ MANAGED_KEYS = frozenset({
     'boot.autostart', 'environment.product_name', 'limits.cpu',
     'limits.cpu.allowance', 'limits.memory', 'limits.memory.swap',
     'limits.processes', 'security.devlxd', 'security.nesting',
-    'security.privileged'})
+    'security.privileged',
+    *(f'limits.hugepages.{size}' for size in numa.HUGE_PAGES.values())})
 
 #: MANAGED_KEYS that LXD applies only when it starts the instance.
 RESTART_KEYS = frozenset({
@@ -86,19 +92,33 @@ class Isolation(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
+class Placement:
+    """What a host has set aside for a server, and how LXD can hold it.
+
+    :ivar cpus: numbers of the CPUs that it runs on; None if LXD chooses.
+    :ivar huge_pages: ``limits.hugepages.*``.
+    :ivar sized_swap: whether LXD limits swap by size, the API extension
+        ``instance_memory_swap_bytes``.
+    """
+
+    cpus: frozenset[int] | None = None
+    huge_pages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sized_swap: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """What the filter functions work on.
 
     :ivar flavor: the :class:`nova.objects.Flavor`.
     :ivar options: the ``[lxd]`` option group.
-    :ivar sized_swap: whether LXD limits swap by size, the API extension
-        ``instance_memory_swap_bytes``.
+    :ivar placement: what the host has set aside.
     :ivar swap_mb: MiB of swap, if not what the flavor says.
     """
 
     flavor: Any
     options: cfg.ConfigOpts.GroupAttr
-    sized_swap: bool = False
+    placement: Placement
     swap_mb: int | None = None
 
 
@@ -125,6 +145,8 @@ def check(flavor: Any) -> None:
             f'flavor {flavor.name} has both {SPEC_PRIVILEGED}=true and '
             f'{SPEC_ISOLATED}=true, but a privileged server has no user ids '
             f'of its own; remove one of them'))
+    cpus.check(flavor)
+    passthrough.check(flavor)
     disk_limits(flavor)
     vif_quota(flavor)
 
@@ -169,22 +191,21 @@ def _integer(flavor: Any, spec: str, minimum: int = 0,
 # -- configuration keys -----------------------------------------------------
 
 def instance_config(flavor: Any, options: cfg.ConfigOpts.GroupAttr,
-                    *, sized_swap: bool = False,
+                    placement: Placement | None = None,
                     swap_mb: int | None = None) -> _Config:
     """Put a flavor into LXD's words.
 
     :param flavor: the :class:`nova.objects.Flavor`.
     :param options: the ``[lxd]`` option group.
-    :param sized_swap: whether LXD has the API extension
-        ``instance_memory_swap_bytes``.
+    :param placement: what the host has set aside for the server.
     :param swap_mb: MiB of swap that a tenant has chosen within what the
         flavor allows.
-    :returns: LXD configuration keys, all of ``MANAGED_KEYS`` at most. The uid
-        range is not among them, see :func:`wants_isolation`.
+    :returns: LXD configuration keys, some of ``MANAGED_KEYS``. The uid range
+        is not among them, see :func:`wants_isolation`.
     :raises nova.exception.InvalidInput: naming the extra spec to correct.
     """
     check(flavor)
-    request = Request(flavor, options, sized_swap, swap_mb)
+    request = Request(flavor, options, placement or Placement(), swap_mb)
     config: _Config = {}
     for filter_ in _FILTERS:
         config.update(filter_(request))
@@ -208,16 +229,20 @@ def _base(request: Request) -> _Config:
 def _cpu(request: Request) -> _Config:
     """Give as many CPUs as the flavor has vCPUs.
 
-    LXD spreads the instances over the host's CPUs by itself. More vCPUs than
-    the host has are left as they are: Placement never sends such a flavor
-    (max_unit), and LXD gives all CPUs then.
+    Where the host has a set of CPUs for the server, it runs on these. If they
+    are more than its vCPUs, which it shares with other servers then, it gets
+    that much time of them. Otherwise LXD spreads the servers over the host's
+    CPUs by itself. More vCPUs than the host has are left as they are:
+    Placement never sends such a flavor (max_unit), and LXD gives all CPUs
+    then.
 
     CPU time: ``quota:cpu_quota`` microseconds of each ``quota:cpu_period``
     for each vCPU are a ceiling, ``quota:cpu_shares`` a weight against other
-    servers. LXD takes one of the two; the ceiling wins.
+    servers. LXD takes one of the two; a ceiling wins.
     """
-    flavor = request.flavor
-    config = {'limits.cpu': str(flavor.vcpus)}
+    flavor, chosen = request.flavor, request.placement.cpus
+    config = {'limits.cpu': (str(flavor.vcpus) if chosen is None
+                             else cpus.lxd_set(chosen))}
     shares = _integer(flavor, 'quota:cpu_shares', 0, MAX_SHARES)
     period = _integer(flavor, 'quota:cpu_period', 0, 1_000_000)
     # Negative means unlimited, as Nova's description of it says.
@@ -226,17 +251,21 @@ def _cpu(request: Request) -> _Config:
         raise exception.InvalidInput(reason=(
             f'extra spec quota:cpu_period of flavor {flavor.name} is '
             f'"{period}"; set it to 1000 to 1000000 microseconds'))
+    if quota is not None and 0 < quota < 1000:
+        raise exception.InvalidInput(reason=(
+            f'extra spec quota:cpu_quota of flavor {flavor.name} is '
+            f'"{quota}"; set it to at least 1000 microseconds'))
+    period = period or DEFAULT_PERIOD
+    if chosen is not None and len(chosen) > flavor.vcpus:
+        quota = min(quota, period) if quota and quota > 0 else period
     if quota is not None and quota > 0:
-        if quota < 1000:
-            raise exception.InvalidInput(reason=(
-                f'extra spec quota:cpu_quota of flavor {flavor.name} is '
-                f'"{quota}"; set it to at least 1000 microseconds'))
         config['limits.cpu.allowance'] = _bandwidth(
-            quota * flavor.vcpus, period or DEFAULT_PERIOD)
+            quota * flavor.vcpus, period)
         if shares:
             LOG.warning(
-                'Flavor %s has both quota:cpu_quota and quota:cpu_shares; '
-                'LXD takes one of them, and the quota is used.', flavor.name)
+                'Flavor %s has quota:cpu_shares, but also a ceiling of CPU '
+                'time, from quota:cpu_quota or [compute] cpu_shared_set; LXD '
+                'takes one of them, and the ceiling is used.', flavor.name)
     elif shares:
         percent = max(1, round(shares * 100 / DEFAULT_SHARES))
         config['limits.cpu.allowance'] = f'{percent}%'
@@ -270,7 +299,7 @@ def _memory(request: Request) -> _Config:
     wanted = flavor.swap if request.swap_mb is None else request.swap_mb
     if not wanted:
         swap = 'false'
-    elif request.sized_swap:
+    elif request.placement.sized_swap:
         swap = f'{wanted}MiB'
     else:
         swap = 'true'
@@ -279,7 +308,7 @@ def _memory(request: Request) -> _Config:
                  'swap together stay within its RAM.',
                  flavor.name, wanted)
     return {'limits.memory': f'{flavor.memory_mb}MiB',
-            'limits.memory.swap': swap}
+            'limits.memory.swap': swap, **request.placement.huge_pages}
 
 
 def _processes(request: Request) -> _Config:

@@ -35,14 +35,18 @@ from oslo_config import cfg
 from oslo_utils import units
 from oslo_utils import versionutils
 
+from nova_lxd_py.virt import cpus
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import host_traits
 from nova_lxd_py.virt import idmap
+from nova_lxd_py.virt import numa
+from nova_lxd_py.virt import passthrough
 from nova_lxd_py.virt import session as lxd
 
 CONF = nova_conf.CONF
 
 VCPU = 'VCPU'
+PCPU = 'PCPU'
 MEMORY_MB = 'MEMORY_MB'
 DISK_GB = 'DISK_GB'
 
@@ -62,6 +66,7 @@ class Host:
         self._project: dict[str, Any] | None = None
         self._resources: dict[str, Any] | None = None
         self._features: frozenset[str] | None = None
+        self._huge_pages: bool | None = None
 
     # -- what does not change while nova-compute runs -----------------------
 
@@ -98,6 +103,42 @@ class Host:
         resources = self._resources or self._read_resources()
         return resources['cpu']
 
+    def processors(self) -> list[cpus.Processor]:
+        """List the CPUs of the host that are online.
+
+        :raises errors.LXDError: LXD does not say.
+        """
+        return cpus.processors(self._processors())
+
+    def has_huge_pages(self) -> bool:
+        """Tell whether huge pages can be given to servers in a limited way.
+
+        :returns: what LXD, and the kernel if it is this machine's, can do;
+            there need not be any such pages.
+        """
+        if self._huge_pages is None:
+            self._huge_pages = (
+                self._session.has_extension('limits_hugepages') and
+                (not self._session.is_local or numa.can_limit_huge_pages()))
+        return self._huge_pages
+
+    def huge_page_kb(self) -> int:
+        """Tell the size of the huge pages that the host has set aside.
+
+        :returns: KiB, 0 if there are none.
+        :raises errors.LXDError: LXD does not say.
+        """
+        memory = (self._resources or self._read_resources())['memory']
+        if not memory.get('hugepages_total'):
+            return 0
+        return memory.get('hugepages_size', 0) // units.Ki
+
+    def _shared_count(self, sets: cpus.Sets) -> int:
+        """Count the CPUs for servers without dedicated ones."""
+        if sets.shared is None:
+            return count_processors(self._processors())
+        return len(sets.shared)
+
     # -- Nova's compute node ------------------------------------------------
 
     def available_resource(self, nodename: str) -> dict[str, Any]:
@@ -115,6 +156,8 @@ class Host:
         memory, memory_used = self._memory()
         total, used = self._pool_space()
         environment = self._session.server['environment']
+        sets = cpus.configured()
+        topology = numa.topology(resources, sets, self.has_huge_pages())
         return {
             'hypervisor_hostname': nodename,
             # Incus counts as the same: images name the kind of hypervisor.
@@ -124,7 +167,7 @@ class Host:
             'supported_instances': [
                 (arch, fields.HVType.LXD, fields.VMMode.EXE)
                 for arch in self.architectures()],
-            'vcpus': count_processors(resources['cpu']),
+            'vcpus': self._shared_count(sets),
             'vcpus_used': 0,
             'memory_mb': memory // units.Mi,
             'memory_mb_used': memory_used // units.Mi,
@@ -132,7 +175,7 @@ class Host:
             'local_gb_used': -(-used // units.Gi),
             'disk_available_least': (total - used) // units.Gi,
             'cpu_info': json.dumps(self._cpu_info(resources['cpu'])),
-            'numa_topology': None,
+            'numa_topology': topology._to_json() if topology else None,
         }
 
     def architectures(self) -> list[str]:
@@ -209,13 +252,16 @@ class Host:
         :raises errors.LXDError: LXD does not answer.
         """
         present = provider_tree.data(nodename)
+        sets = cpus.configured()
         totals = {
-            VCPU: count_processors(self._processors()),
+            VCPU: self._shared_count(sets),
+            PCPU: len(sets.dedicated),
             MEMORY_MB: self._memory()[0] // units.Mi,
             DISK_GB: self._pool_space()[0] // units.Gi,
         }
         reserved = {
             VCPU: CONF.reserved_host_cpus,
+            PCPU: 0,
             MEMORY_MB: CONF.reserved_host_memory_mb,
             DISK_GB: reserved_disk_gb,
         }
@@ -225,9 +271,12 @@ class Host:
             # Placement refuses a class of which there is nothing.
             if total < 1:
                 continue
+            # A dedicated CPU is one server's; Nova has no ratio for them
+            # either.
+            ratio = 1.0 if name == PCPU else ratios[name]
             inventory[name] = {
                 'total': total, 'min_unit': 1, 'max_unit': total,
-                'step_size': 1, 'allocation_ratio': ratios[name],
+                'step_size': 1, 'allocation_ratio': ratio,
                 'reserved': min(reserved[name], total)}
         provider_tree.update_inventory(nodename, inventory)
 
@@ -253,6 +302,9 @@ class Host:
         found |= host_traits.from_server(environment)
         found.add(host_traits.pool(self.pool_driver()))
         found |= host_traits.from_project(self._project_config())
+        found |= host_traits.from_devices(passthrough.present(
+            self._resources or self._read_resources(),
+            self._options.passthrough_devices))
         if (self._options.idmap_isolation != 'off' and
                 self.idmap_capacity() != 0):
             found.add(host_traits.ISOLATED_IDMAP)

@@ -27,6 +27,8 @@ CUSTOM_LXD_KERNEL_<feature>    LXD reports that feature of the kernel
 CUSTOM_LXD_ISOLATED_IDMAP      servers can have a uid range of their own
 CUSTOM_LXD_NESTING             flavors may allow nesting
 CUSTOM_LXD_PRIVILEGED          flavors may allow privileged servers
+CUSTOM_LXD_GPU_<ids>, _USB_    it has that device, and the operator lets
+                               flavors give it to servers
 =============================  ============================================
 """
 
@@ -46,6 +48,7 @@ PRIVILEGED = 'CUSTOM_LXD_PRIVILEGED'
 _SERVER = 'CUSTOM_LXD_SERVER_'
 _POOL = 'CUSTOM_LXD_POOL_'
 _KERNEL = 'CUSTOM_LXD_KERNEL_'
+_DEVICES = {'gpu': 'CUSTOM_LXD_GPU_', 'usb': 'CUSTOM_LXD_USB_'}
 
 _STANDARD = frozenset(os_traits.get_traits())
 
@@ -85,7 +88,7 @@ _NOT_FOR_CONTAINERS = frozenset({
 _FAMILIES = {'x86_64': 'HW_CPU_X86_', 'i686': 'HW_CPU_X86_',
              'aarch64': 'HW_CPU_AARCH64_', 'ppc64le': 'HW_CPU_PPC64LE_'}
 
-_OWNED_PREFIXES = (_SERVER, _POOL, _KERNEL, 'HW_ARCH_')
+_OWNED_PREFIXES = (_SERVER, _POOL, _KERNEL, 'HW_ARCH_', *_DEVICES.values())
 
 
 def _possible_cpu_traits() -> frozenset[str]:
@@ -187,6 +190,15 @@ def pool(driver: str) -> str:
     :param driver: LXD's name, such as ``btrfs``.
     """
     return _POOL + os_traits_name(driver)
+
+
+def from_devices(devices: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """Name the traits of devices that servers can get.
+
+    :param devices: kinds and ids, such as ``('gpu', '10de:1db4')``.
+    """
+    return frozenset(_DEVICES[kind] + os_traits_name(ids)
+                     for kind, ids in devices)
 
 
 def from_project(config: Mapping[str, str]) -> frozenset[str]:

@@ -56,6 +56,7 @@ class Lifecycle:
     :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     :param watcher: what is known of their power states.
+    :param definitions: what their LXD instances look like.
     :param vifs: plugs their ports.
     :param image_store: their images.
     :param template_store: what new ones are cloned from.
@@ -72,6 +73,7 @@ class Lifecycle:
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
                  options: cfg.ConfigOpts.GroupAttr,
                  guests: lxd_instance.Guests, watcher: events.Watcher,
+                 definitions: definition.Definitions,
                  vifs: vif_manager.VIFManager,
                  image_store: images.ImageStore,
                  template_store: templates.TemplateStore,
@@ -86,6 +88,7 @@ class Lifecycle:
         self._options = options
         self._guests = guests
         self._watcher = watcher
+        self._definitions = definitions
         self._vifs = vifs
         self._images = image_store
         self._templates = template_store
@@ -171,8 +174,7 @@ class Lifecycle:
                 image_meta: objects.ImageMeta, ports: list[Any],
                 fingerprint: str, extra_devices: dict[str, dict[str, str]],
                 swap_mb: int) -> lxd_instance.Guest:
-        wanted = definition.define(instance, image_meta, ports, self._vifs,
-                                   self._options, swap_mb)
+        wanted = self._definitions.define(instance, ports, swap_mb)
         try:
             return self._templates.create(
                 instance, fingerprint,
@@ -406,8 +408,8 @@ class Lifecycle:
         """Put a stopped guest right in every respect and start it."""
         ports = list(network_info or ())
         self._vifs.plug(instance, ports, guest_stopped=True)
-        wanted = definition.define(
-            instance, instance.image_meta, ports, self._vifs, self._options,
+        wanted = self._definitions.define(
+            instance, ports,
             disks.swap_mb(instance.flavor, block_device_info))
         config, devices = definition.corrections(guest, wanted)
         config.update({lxd_instance.KEY_ROLE: guest.role,

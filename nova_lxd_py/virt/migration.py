@@ -47,6 +47,7 @@ from nova_lxd_py.virt import flavor as lxd_flavor
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import lifecycle
 from nova_lxd_py.virt import metrics
+from nova_lxd_py.virt import passthrough
 from nova_lxd_py.virt import rootdisk
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt import templates
@@ -70,6 +71,7 @@ class Migrations:
     :param session: the way to LXD.
     :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
+    :param definitions: what their LXD instances look like.
     :param vifs: their ports.
     :param template_store: knows their uid ranges.
     :param ephemeral_disks: their ephemeral disks.
@@ -81,6 +83,7 @@ class Migrations:
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
                  guests: lxd_instance.Guests,
+                 definitions: definition.Definitions,
                  vifs: vif_manager.VIFManager,
                  template_store: templates.TemplateStore,
                  ephemeral_disks: disks.Disks,
@@ -90,6 +93,7 @@ class Migrations:
         self._session = session
         self._options = options
         self._guests = guests
+        self._definitions = definitions
         self._vifs = vifs
         self._templates = template_store
         self._disks = ephemeral_disks
@@ -124,8 +128,12 @@ class Migrations:
         running = guest.power_state != power_state.SHUTDOWN
         stopped_here = False
         try:
-            config = lxd_flavor.instance_config(flavor, self._options)
+            config = self._definitions.config(flavor, _claimed(instance))
+            devices: dict[str, Any] = {
+                **passthrough.devices(flavor,
+                                      self._options.passthrough_devices)}
             root = lxd_flavor.root_device(flavor, self._options)
+            devices[rootdisk.DEVICE] = root
             self._refuse_smaller_disks(instance, guest, flavor, root,
                                        block_device_info)
             if running and (_has_volumes(block_device_info) or
@@ -142,11 +150,12 @@ class Migrations:
                     **{key: config[key] for key in _TRIED_FIRST
                        if key in config},
                     lxd_instance.KEY_RESIZE: _migration_id(instance),
-                }, {rootdisk.DEVICE: root})
+                }, devices)
                 if _has_volumes(block_device_info):
                     self._volumes.release(instance, guest.reload(),
                                           block_device_info)
         except (errors.LXDError, exception.InvalidInput,
+                exception.ComputeResourcesUnavailable,
                 exception.ResizeError) as exc:
             LOG.warning('The server cannot get flavor %(flavor)s and stays '
                         'as it is: %(error)s',
@@ -215,7 +224,8 @@ class Migrations:
         :param power_on: whether it shall run.
         """
         guest = self._guests.get(instance)
-        config = lxd_flavor.instance_config(instance.flavor, self._options)
+        config = self._definitions.config(instance.flavor,
+                                          instance.numa_topology)
         given_up = {lxd_instance.KEY_RESIZE: None}
         if (_has_volumes(block_device_info) or _must_restart(guest, config) or
                 _range_changes(instance.flavor, instance.new_flavor)):
@@ -258,18 +268,19 @@ class Migrations:
             if running:
                 self._refuse_too_little_memory(guest, instance.flavor)
             ports = list(network_info or ())
-            wanted = definition.define(
-                instance, instance.image_meta, ports, self._vifs,
-                self._options,
+            wanted = self._definitions.define(
+                instance, ports,
                 disks.swap_mb(instance.flavor, block_device_info))
-            config, _devices = definition.corrections(guest, wanted)
+            config, corrected = definition.corrections(guest, wanted)
             config.update(marks)
             if not running and _range_changes(instance.flavor, former):
                 config.update({key: None for key in guest.config
                                if key.startswith('security.idmap.')})
                 config.update(self._templates.uid_range(instance))
-            self._root_disks.update(instance, guest, config, {
-                rootdisk.DEVICE: wanted.devices[rootdisk.DEVICE]})
+            devices = {name: device for name, device in corrected.items()
+                       if name.startswith(passthrough.DEVICE_PREFIX)}
+            devices[rootdisk.DEVICE] = wanted.devices[rootdisk.DEVICE]
+            self._root_disks.update(instance, guest, config, devices)
             if former is not None:
                 self._disks.follow(instance, former.ephemeral_gb,
                                    instance.flavor.ephemeral_gb)
@@ -328,6 +339,13 @@ class Migrations:
                 f'the {flavor.memory_mb} MiB of the flavor; stop it first'))
 
 
+def _claimed(instance: objects.Instance
+             ) -> objects.InstanceNUMATopology | None:
+    """Find what Nova has chosen of the host for the new flavor."""
+    context = instance.migration_context
+    return context.new_numa_topology if context is not None else None
+
+
 def _migration_id(instance: objects.Instance) -> str:
     context = instance.migration_context
     return str(context.migration_id) if context is not None else 'unknown'
@@ -368,7 +386,8 @@ def _for_tenants(exc: Exception) -> exception.NovaException:
     """Say why without LXD's own words, which may name paths of the host."""
     if isinstance(exc, exception.ResizeError):
         return exc
-    if isinstance(exc, exception.InvalidInput):
+    if isinstance(exc, (exception.InvalidInput,
+                        exception.ComputeResourcesUnavailable)):
         return exception.ResizeError(reason=exc.format_message())
     return exception.ResizeError(
         reason='LXD on the host could not apply the new flavor; its log '

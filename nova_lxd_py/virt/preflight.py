@@ -29,8 +29,10 @@ from typing import Any
 from nova import exception
 from oslo_log import log as logging
 
+from nova_lxd_py.virt import cpus
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import idmap
+from nova_lxd_py.virt import passthrough
 from nova_lxd_py.virt import session as lxd
 
 LOG = logging.getLogger(__name__)
@@ -92,6 +94,8 @@ def check(session: lxd.Session, conf: Any) -> None:
         check_extensions(session, conf.lxd)
         check_project(session, conf)
         check_pool(session, conf.lxd)
+        check_cpus(session, conf)
+        check_devices(session, conf.lxd)
     except errors.PermissionDenied as exc:
         raise StartupError(
             f'LXD at {session.endpoint} keeps from nova-compute what it '
@@ -256,6 +260,74 @@ def check_pool(session: lxd.Session, options: Any) -> None:
                     'image for every server, and the root disk size of '
                     'flavors is not enforced', name)
 
+
+# -- CPUs and devices -------------------------------------------------------
+
+def check_cpus(session: lxd.Session, conf: Any) -> None:
+    """See that the CPUs that the operator sets aside are there.
+
+    :param session: the open session.
+    :param conf: the configuration, normally ``nova.conf.CONF``.
+    :raises StartupError: saying what is wrong and what to do.
+    """
+    if conf.vcpu_pin_set:
+        raise StartupError(
+            '[DEFAULT] vcpu_pin_set is set, which this driver does not know; '
+            'use [compute] cpu_shared_set and cpu_dedicated_set instead')
+    try:
+        sets = cpus.configured()
+    except exception.Invalid as exc:
+        raise StartupError(
+            f'[compute] cpu_shared_set or cpu_dedicated_set cannot be read: '
+            f'{exc.format_message()}') from exc
+    if sets.shared is None:
+        return
+    if conf.reserved_host_cpus:
+        raise StartupError(
+            '[DEFAULT] reserved_host_cpus is set as well as [compute] '
+            'cpu_shared_set or cpu_dedicated_set; leave the CPUs that the '
+            'host is to keep out of these, and unset reserved_host_cpus')
+    common = sets.shared & sets.dedicated
+    if common:
+        raise StartupError(
+            f'CPU {cpus.listed(common)} is both in [compute] cpu_shared_set '
+            f'and in cpu_dedicated_set; take it out of one of them')
+    present = {each.number for each in cpus.processors(
+        session.get('resources')['cpu'])}
+    for option, numbers in (('cpu_shared_set', sets.shared),
+                            ('cpu_dedicated_set', sets.dedicated)):
+        missing = numbers - present
+        if missing:
+            raise StartupError(
+                f'[compute] {option} has CPU {cpus.listed(missing)}, which '
+                f'the host does not have or which is offline; it has '
+                f'{cpus.listed(present) or "none that LXD can tell apart"}')
+
+
+def check_devices(session: lxd.Session, options: Any) -> None:
+    """See that the devices that may be given to servers are named rightly.
+
+    :param session: the open session.
+    :param options: the ``[lxd]`` option group.
+    :raises StartupError: saying what is wrong and what to do.
+    """
+    try:
+        listed = passthrough.parse(options.passthrough_devices)
+    except exception.InvalidInput as exc:
+        raise StartupError(
+            f'[lxd] passthrough_devices: {exc.kwargs["reason"]}') from exc
+    if not listed:
+        return
+    present = passthrough.present(session.get('resources'),
+                                  options.passthrough_devices)
+    for kind, ids in listed:
+        if (kind, ids) not in present:
+            LOG.warning('The host has no %(kind)s %(ids)s, which [lxd] '
+                        'passthrough_devices lists; servers of flavors with '
+                        'it cannot start', {'kind': kind, 'ids': ids})
+
+
+# -- folders ----------------------------------------------------------------
 
 def check_instances_path(path: str) -> None:
     """See that Nova's folder for what it keeps of instances is there.

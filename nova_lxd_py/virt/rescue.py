@@ -73,6 +73,7 @@ class Rescues:
     :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     :param watcher: what is known of their power states.
+    :param definitions: what their LXD instances look like.
     :param vifs: plugs their ports.
     :param image_store: their images.
     :param config_drives: their config drives.
@@ -83,6 +84,7 @@ class Rescues:
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
                  guests: lxd_instance.Guests, watcher: events.Watcher,
+                 definitions: definition.Definitions,
                  vifs: vif_manager.VIFManager,
                  image_store: images.ImageStore,
                  config_drives: configdrive.ConfigDrives,
@@ -92,6 +94,7 @@ class Rescues:
         self._options = options
         self._guests = guests
         self._watcher = watcher
+        self._definitions = definitions
         self._vifs = vifs
         self._images = image_store
         self._config_drives = config_drives
@@ -207,8 +210,7 @@ class Rescues:
                 instance: objects.Instance, image_meta: objects.ImageMeta,
                 ports: list[Any], own: lxd_instance.Guest, fingerprint: str
                 ) -> lxd_instance.Guest:
-        wanted = definition.define(instance, image_meta, ports, self._vifs,
-                                   self._options)
+        wanted = self._definitions.define(instance, ports)
         devices = dict(wanted.devices)
         drive = self._config_drives.ensure(context, instance, ports)
         if drive is not None:

@@ -64,18 +64,26 @@ class ResizeTestCase(unittest.TestCase):
             self.host.context, name='other', expected_attrs=['extra_specs'],
             extra_specs=changes.get('extra_specs', old.extra_specs), **values)
 
+    def fitted(self, flavor: objects.Flavor
+               ) -> objects.InstanceNUMATopology | None:
+        """What Nova's claim chooses of the host for a flavor."""
+        return None
+
     # What Nova's manager does between the driver's methods.
 
     def prepare(self, server: objects.Instance, flavor: objects.Flavor,
                 bdi: Any = None) -> Any:
         server.new_flavor = flavor
-        server.migration_context = objects.MigrationContext(migration_id=7)
+        server.migration_context = objects.MigrationContext(
+            migration_id=7, old_numa_topology=server.numa_topology,
+            new_numa_topology=self.fitted(flavor))
         return self.driver.migrate_disk_and_power_off(
             self.host.context, server, ADDRESS, flavor, [], bdi, 20, 10)
 
     def finish(self, server: objects.Instance, disk_info: Any,
                bdi: Any = None, power_on: bool = True) -> None:
         server.old_flavor, server.flavor = server.flavor, server.new_flavor
+        server.numa_topology = server.migration_context.new_numa_topology
         self.driver.finish_migration(
             self.host.context, self.migration, server, disk_info, [],
             server.image_meta, True, {}, bdi, power_on, share_info=None)
@@ -95,6 +103,7 @@ class ResizeTestCase(unittest.TestCase):
         server.task_state = task_states.RESIZE_REVERTING
         self.driver.destroy(self.host.context, server, [], bdi, True)
         server.flavor = server.old_flavor
+        server.numa_topology = server.migration_context.old_numa_topology
         self.driver.finish_revert_migration(
             self.host.context, server, [], self.migration, bdi, power_on,
             share_info=None)

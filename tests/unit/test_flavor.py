@@ -44,10 +44,13 @@ class FlavorTestCase(base.BaseTestCase):
         self.options = conf.CONF.lxd
 
     def config(self, specs: dict[str, str] | None = None,
-               sized_swap: bool = False, **kwargs: object) -> dict[str, str]:
+               sized_swap: bool = False, cpus: set[int] | None = None,
+               **kwargs: object) -> dict[str, str]:
         config = lxd_flavor.instance_config(
             make_flavor(extra_specs=specs or {}, **kwargs), self.options,
-            sized_swap=sized_swap)
+            lxd_flavor.Placement(
+                cpus=None if cpus is None else frozenset(cpus),
+                sized_swap=sized_swap))
         # LXD takes it, and a resize can take it back.
         if not sized_swap:
             config_keys.check(config)
@@ -130,6 +133,41 @@ class ConfigTestCase(FlavorTestCase):
         for word in ('-1', 'x', '', '1.5'):
             self.assert_refused({'lxd:max_processes': word},
                                 'lxd:max_processes', 'whole number')
+
+    def test_own_cpus(self) -> None:
+        config = self.config(cpus={1, 3})
+        self.assertEqual('1,3', config['limits.cpu'])
+        self.assertNotIn('limits.cpu.allowance', config)
+        # LXD takes a lone number for a count.
+        self.assertEqual('1-1', self.config(cpus={1}, vcpus=1)['limits.cpu'])
+
+    def test_shared_cpus(self) -> None:
+        """On more CPUs than it has, it gets that much time of them."""
+        config = self.config(cpus={0, 1, 2, 3, 6})
+        self.assertEqual('0-3,6', config['limits.cpu'])
+        self.assertEqual('200ms/100ms', config['limits.cpu.allowance'])
+        # On fewer it may have all of them.
+        self.assertNotIn('limits.cpu.allowance', self.config(cpus={0}))
+
+    def test_quota_on_shared_cpus(self) -> None:
+        def allowance(**quota: str) -> str:
+            return self.config({f'quota:cpu_{key}': value for key, value in
+                                quota.items()}, cpus={0, 1, 2, 3}
+                               )['limits.cpu.allowance']
+        self.assertEqual('100ms/100ms', allowance(quota='50000'))
+        self.assertEqual('200ms/100ms', allowance(quota='-1'))
+        # Not more than the flavor has CPUs.
+        self.assertEqual('200ms/100ms', allowance(quota='300000'))
+        # A weight cannot be had besides.
+        self.assertEqual('200ms/100ms', allowance(shares='512'))
+
+    def test_realtime_and_mixed_cpus(self) -> None:
+        self.assert_refused({'hw:cpu_policy': 'mixed'}, 'hw:cpu_policy')
+        self.assert_refused({'hw:cpu_realtime': 'yes'}, 'hw:cpu_realtime')
+        self.config({'hw:cpu_realtime': 'no'})
+
+    def test_bad_device(self) -> None:
+        self.assert_refused({'lxd:gpu': 'all'}, 'lxd:gpu', '10de:1db4')
 
     def test_swap(self) -> None:
         self.assertEqual('true', self.config(swap=64)['limits.memory.swap'])

@@ -30,6 +30,7 @@ from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import host
 from nova_lxd_py.virt import host_traits
 from nova_lxd_py.virt import idmap
+from nova_lxd_py.virt import numa
 from nova_lxd_py.virt import session
 from tests.unit import fake_lxd
 from tests.unit.fake_lxd import server
@@ -76,7 +77,9 @@ class ResourceTestCase(HostTestCase):
         self.assertEqual(100, found['local_gb'])
         self.assertEqual(4, found['local_gb_used'])
         self.assertEqual(97, found['disk_available_least'])
-        self.assertIsNone(found['numa_topology'])
+        [cell] = objects.NUMATopology.obj_from_db_obj(
+            found['numa_topology']).cells
+        self.assertEqual(({0, 1, 2, 3}, set()), (cell.cpuset, cell.pcpuset))
         self.assertGreater(found['memory_mb'], found['memory_mb_used'])
         info = json.loads(found['cpu_info'])
         self.assertEqual('x86_64', info['arch'])
@@ -110,11 +113,28 @@ class ResourceTestCase(HostTestCase):
         cores[0]['threads'][0]['online'] = False
         self.assertEqual(3, self.host.available_resource(NODE)['vcpus'])
 
+    def test_cpu_sets(self) -> None:
+        self.cfg.config(group='compute', cpu_shared_set='0',
+                        cpu_dedicated_set='2-3')
+        found = self.host.available_resource(NODE)
+        self.assertEqual(1, found['vcpus'])
+        [cell] = objects.NUMATopology.obj_from_db_obj(
+            found['numa_topology']).cells
+        self.assertEqual(({0}, {2, 3}), (cell.cpuset, cell.pcpuset))
+
+    def test_huge_pages(self) -> None:
+        self.assertEqual(numa.can_limit_huge_pages(),
+                         self.host.has_huge_pages())
+        self.lxd.daemon.extensions.remove('limits_hugepages')
+        self.assertFalse(self.make_host().has_huge_pages())
+
     def test_no_topology(self) -> None:
         """LXD in odd places knows no more than how many CPUs there are."""
         self.lxd.daemon.resources['cpu'] = {
             'architecture': 'x86_64', 'sockets': None, 'total': 3}
-        self.assertEqual(3, self.host.available_resource(NODE)['vcpus'])
+        found = self.host.available_resource(NODE)
+        self.assertEqual(3, found['vcpus'])
+        self.assertIsNone(found['numa_topology'])
         self.host.traits()
 
     def test_architecture_nova_does_not_know(self) -> None:
@@ -198,6 +218,40 @@ class PlacementTestCase(HostTestCase):
             'total': 100, 'reserved': 2, 'min_unit': 1, 'max_unit': 100,
             'step_size': 1, 'allocation_ratio': 1.0}, found['DISK_GB'])
         self.assertEqual(512, found['MEMORY_MB']['reserved'])
+
+    def test_cpu_sets(self) -> None:
+        self.cfg.config(cpu_allocation_ratio=8.0)
+        self.cfg.config(group='compute', cpu_shared_set='0-1',
+                        cpu_dedicated_set='2')
+        found = self.update().inventory
+        self.assertEqual((2, 8.0), (found['VCPU']['total'],
+                                    found['VCPU']['allocation_ratio']))
+        self.assertEqual({
+            'total': 1, 'reserved': 0, 'min_unit': 1, 'max_unit': 1,
+            'step_size': 1, 'allocation_ratio': 1.0}, found['PCPU'])
+        # And back.
+        self.cfg.config(group='compute', cpu_shared_set=None,
+                        cpu_dedicated_set=None)
+        found = self.update().inventory
+        self.assertEqual(4, found['VCPU']['total'])
+        self.assertNotIn('PCPU', found)
+
+    def test_dedicated_cpus_only(self) -> None:
+        self.cfg.config(group='compute', cpu_dedicated_set='0-3')
+        found = self.update().inventory
+        self.assertEqual(4, found['PCPU']['total'])
+        self.assertNotIn('VCPU', found)
+
+    def test_devices(self) -> None:
+        self.lxd.daemon.resources['gpu']['cards'] = [
+            {'vendor_id': '10de', 'product_id': '1db4'}]
+        self.assertNotIn('CUSTOM_LXD_GPU_10DE_1DB4', self.update().traits)
+        self.cfg.config(group='lxd', passthrough_devices=[
+            'gpu:10de:1db4', 'usb:0403:6001'])
+        self.assertIn('CUSTOM_LXD_GPU_10DE_1DB4', self.update().traits)
+        self.assertNotIn('CUSTOM_LXD_USB_0403_6001', self.update().traits)
+        self.cfg.config(group='lxd', passthrough_devices=[])
+        self.assertNotIn('CUSTOM_LXD_GPU_10DE_1DB4', self.update().traits)
 
     def test_ratio_set_in_placement_stays(self) -> None:
         self.update()

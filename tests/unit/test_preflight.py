@@ -70,6 +70,72 @@ class PreflightTestCase(base.BaseTestCase):
         return self.lxd.daemon.store.projects
 
 
+class CpuTestCase(PreflightTestCase):
+
+    def divide(self, shared: str | None, dedicated: str | None = None
+               ) -> None:
+        self.cfg.config(group='compute', cpu_shared_set=shared,
+                        cpu_dedicated_set=dedicated)
+
+    def test_good(self) -> None:
+        for sets in (('0-1', '2-3'), ('0', None), (None, '3')):
+            self.divide(*sets)
+            self.check()
+
+    def test_cpus_that_are_not_there(self) -> None:
+        self.divide('0-5')
+        self.assert_stops('cpu_shared_set', 'CPU 4-5', 'it has 0-3')
+        self.divide('0', '1,9')
+        self.assert_stops('cpu_dedicated_set', 'CPU 9')
+
+    def test_offline(self) -> None:
+        cores = self.lxd.daemon.resources['cpu']['sockets'][0]['cores']
+        cores[2]['threads'][0]['online'] = False
+        self.divide('0', '2')
+        self.assert_stops('cpu_dedicated_set', 'CPU 2', 'offline')
+
+    def test_unknown(self) -> None:
+        self.lxd.daemon.resources['cpu'] = {'sockets': None, 'total': 4}
+        self.divide('0')
+        self.assert_stops('none that LXD can tell apart')
+
+    def test_in_both(self) -> None:
+        self.divide('0-2', '2-3')
+        self.assert_stops('CPU 2 is both')
+
+    def test_not_a_set(self) -> None:
+        for text in ('x', '3-1', '^0'):
+            self.divide(text)
+            self.assert_stops('cpu_shared_set')
+
+    def test_reserved_cpus(self) -> None:
+        self.cfg.config(reserved_host_cpus=1)
+        self.check()
+        self.divide('0')
+        self.assert_stops('reserved_host_cpus')
+
+    def test_old_option(self) -> None:
+        self.cfg.config(vcpu_pin_set='0-1')
+        self.assert_stops('vcpu_pin_set', 'cpu_shared_set')
+
+
+class DeviceTestCase(PreflightTestCase):
+
+    def test_bad(self) -> None:
+        self.cfg.config(group='lxd', passthrough_devices=['gpu:x'])
+        self.assert_stops('[lxd] passthrough_devices', '"gpu:x"')
+
+    def test_missing(self) -> None:
+        self.cfg.config(group='lxd', passthrough_devices=['gpu:10de:1db4'])
+        self.check()
+        self.assertIn('no gpu 10de:1db4', self.log.output)
+        self.lxd.daemon.resources['gpu']['cards'] = [
+            {'vendor_id': '10de', 'product_id': '1db4'}]
+        before = len(self.log.output)
+        self.check()
+        self.assertNotIn('no gpu', self.log.output[before:])
+
+
 class ConnectionTestCase(PreflightTestCase):
 
     def test_all_is_well(self) -> None:

@@ -20,8 +20,10 @@ from nova import objects
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt import configdrive
+from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
+from nova_lxd_py.virt import host
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import password
 from nova_lxd_py.virt import rescue
@@ -63,9 +65,12 @@ class RescueTestCase(session_case.SessionTestCase):
         watcher = events.Watcher(self.session, self.guests, lambda event: None,
                                  1)
         options = conf.CONF.lxd
+        vifs = vif_manager.VIFManager()
         self.rescues = rescue.Rescues(
             self.session, options, self.guests, watcher,
-            vif_manager.VIFManager(), _Images(self.session),
+            definition.Definitions(self.session, options,
+                                   host.Host(self.session, options), vifs),
+            vifs, _Images(self.session),
             configdrive.ConfigDrives(self.session, 'default'),
             password.Passwords(self.session, options, self.guests),
             attachments.Attachments(self.guests,
@@ -76,7 +81,8 @@ class RescueTestCase(session_case.SessionTestCase):
             vm_state='active', info_cache=objects.InstanceInfoCache(
                 network_info=None),
             flavor=objects.Flavor(name='f', vcpus=1, memory_mb=64, root_gb=1,
-                                  swap=0, extra_specs={}))
+                                  swap=0, extra_specs={}),
+            numa_topology=None)
         # The fake LXD mounts nothing, so the image has what would be there.
         self.lxd.add_image(fixture.unified_image(
             {'mnt': None, 'mnt/rescue': None, 'mnt/rescue/etc': None}),

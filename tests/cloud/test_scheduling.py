@@ -1,0 +1,145 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Traits: what the host tells Placement, and a scheduler that heeds it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tests.cloud import cloud
+
+#: CPU flags of the kernel and what they must have become.
+_FLAGS = {'aes': 'HW_CPU_X86_AESNI', 'avx2': 'HW_CPU_X86_AVX2',
+          'sse4_2': 'HW_CPU_X86_SSE42', 'asimd': 'HW_CPU_AARCH64_ASIMD'}
+
+#: No container gets what this promises, so that no host reports it.
+_NEVER = 'HW_CPU_X86_VMX'
+
+_VERSION = '1.17'
+
+
+class SchedulingTest(cloud.CloudTestCase):
+
+    # -- Placement
+
+    def placement(self, method: str, path: str, **kwargs: Any) -> Any:
+        return getattr(self.admin.placement, method)(
+            path, microversion=_VERSION, **kwargs)
+
+    def provider(self) -> str:
+        [provider] = list(self.admin.placement.resource_providers())
+        return provider.id
+
+    def traits(self) -> set[str]:
+        return set(self.placement(
+            'get', f'/resource_providers/{self.provider()}/traits'
+        ).json()['traits'])
+
+    def new_trait(self) -> str:
+        name = 'CUSTOM_' + re.sub(r'\W', '_', self.unique('t')).upper()
+        self.placement('put', f'/traits/{name}')
+        self.addCleanup(self.placement, 'delete', f'/traits/{name}')
+        return name
+
+    # -- servers
+
+    def flavor(self, **specs: str) -> str:
+        """Make a flavor that requires or forbids traits."""
+        model = self.admin.compute.find_flavor('lxd.tiny',
+                                               ignore_missing=False)
+        made = self.admin.compute.create_flavor(
+            name=self.unique('traits'), vcpus=model.vcpus, ram=model.ram,
+            disk=model.disk)
+        self.addCleanup(self.admin.compute.delete_flavor, made.id)
+        self.admin.compute.create_flavor_extra_specs(made.id, specs)
+        return made.name
+
+    def requiring(self, *traits: str) -> str:
+        return self.flavor(**{f'trait:{trait}': 'required'
+                              for trait in traits})
+
+    def assert_no_host(self, flavor: str) -> None:
+        server = self.create(flavor=flavor)
+        server = self.wait_status(server.id, 'ERROR')
+        self.assertIn('No valid host', server.fault['message'])
+        self.assertEqual([], self.host.instances_of(server.id))
+
+    # -- tests
+
+    def test_cpu_traits_are_those_of_the_cpu(self) -> None:
+        flags = set()
+        with open('/proc/cpuinfo', encoding='utf-8') as stream:
+            for line in stream:
+                key, _colon, value = line.partition(':')
+                if key.strip().lower() in ('flags', 'features'):
+                    flags.update(value.split())
+        traits = self.traits()
+        for flag, trait in _FLAGS.items():
+            self.assertEqual(flag in flags, trait in traits, trait)
+        self.assertNotIn(_NEVER, traits)
+
+    def test_traits_that_the_host_has(self) -> None:
+        driver = self.host.query(f'/1.0/storage-pools/{cloud.POOL}')['driver']
+        wanted = {f'CUSTOM_LXD_POOL_{driver.upper()}', 'CUSTOM_LXD_NESTING'}
+        traits = self.traits()
+        self.assertLessEqual(wanted, traits)
+        wanted.update(sorted(trait for trait in traits
+                             if trait.startswith('HW_CPU_'))[:3])
+        for _ in range(2):
+            self.boot(flavor=self.requiring(*wanted))
+
+    def test_trait_that_the_host_lacks(self) -> None:
+        self.assert_no_host(self.requiring(_NEVER))
+        self.assert_no_host(self.requiring('CUSTOM_LXD_NESTING',
+                                           self.new_trait()))
+
+    def test_trait_that_is_forbidden(self) -> None:
+        self.assert_no_host(self.flavor(
+            **{'trait:CUSTOM_LXD_NESTING': 'forbidden'}))
+        self.boot(flavor=self.flavor(**{f'trait:{_NEVER}': 'forbidden'}))
+
+    def test_trait_of_the_operator(self) -> None:
+        """One that is set by hand counts, and the driver leaves it alone."""
+        trait, path = self.new_trait(), (
+            f'/resource_providers/{self.provider()}/traits')
+        flavor = self.requiring(trait)
+        self.assert_no_host(flavor)
+        self.change(path, {trait}, set())
+        self.addCleanup(self.change, path, set(), {trait})
+        self.boot(flavor=flavor)
+        # nova-compute has written its own view of the host meanwhile.
+        self.assertIn(trait, self.traits())
+        self.boot(flavor=flavor)
+
+    def change(self, path: str, more: set[str], less: set[str]) -> None:
+        """Set traits by hand, as often as nova-compute comes in between."""
+        def changed() -> bool:
+            found = self.placement('get', path).json()
+            found['traits'] = sorted({*found['traits'], *more} - less)
+            return self.placement('put', path, json=found).status_code == 200
+        cloud.wait_for('the change of the traits', changed, 10)
+
+    def test_dedicated_cpus_without_any(self) -> None:
+        """The host has not set CPUs aside, so nobody gets shared ones as
+        their own."""
+        inventory = self.placement(
+            'get', f'/resource_providers/{self.provider()}/inventories'
+        ).json()['inventories']
+        if 'PCPU' in inventory:
+            self.skipTest('This host has dedicated CPUs')
+        server = self.create(flavor=self.flavor(
+            **{'hw:cpu_policy': 'dedicated'}))
+        server = self.wait_status(server.id, 'ERROR')
+        self.assertRegex(server.fault['message'], 'No valid host|Exceeded')
+        self.assertEqual([], self.host.instances_of(server.id))
