@@ -330,6 +330,15 @@ class CloudTestCase(testtools.TestCase):
 
     # -- talking to guests
 
+    def execute(self, server: Any, script: str) -> str:
+        """Run a shell script in a server's container, as root."""
+        return self.host.lxc('exec', self.host.name_of(server.id), '--',
+                             'sh', '-c', script).strip()
+
+    def started_at(self, server: Any) -> str:
+        """When the guest's init was started; another time after a boot."""
+        return self.execute(server, 'cat /proc/1/stat').split()[21]
+
     @classmethod
     def floating_ip(cls, server_id: str, port_id: str | None = None) -> str:
         """Gives a server's only port a floating IP; delete() takes it back."""

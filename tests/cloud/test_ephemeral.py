@@ -30,11 +30,6 @@ class EphemeralTest(cloud.CloudTestCase):
         self.addCleanup(self.admin.compute.delete_flavor, flavor.id)
         return flavor
 
-    def execute(self, server: Any, script: str) -> str:
-        """Run a shell script in a server's container."""
-        return self.host.lxc('exec', self.host.name_of(server.id), '--',
-                             'sh', '-c', script).strip()
-
     def volumes_of(self, server: Any) -> list[str]:
         return sorted(name for name in self.host.volumes()
                       if name.startswith(f'custom/ephemeral-{server.id}'))

@@ -26,11 +26,6 @@ IMAGE_TIMEOUT = 300
 
 class SnapshotTest(cloud.CloudTestCase):
 
-    def execute(self, server: Any, script: str) -> str:
-        """Run a shell script in a server's container."""
-        return self.host.lxc('exec', self.host.name_of(server.id), '--',
-                             'sh', '-c', script).strip()
-
     def snapshot(self, server: Any) -> Any:
         """Make an image; returns it once it is active and the server free."""
         image = self.cloud.compute.create_server_image(
