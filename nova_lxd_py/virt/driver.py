@@ -28,6 +28,7 @@ from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import console
 from nova_lxd_py.virt import cpu_moves
 from nova_lxd_py.virt import definition
+from nova_lxd_py.virt import diagnostics
 from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import host as lxd_host
@@ -88,6 +89,7 @@ class LXDDriver(driver.ComputeDriver):
         self._definitions = definition.Definitions(
             self._session, options, self._host, self._vifs)
         self._consoles = console.Consoles(self._session, self._guests)
+        self._diagnostics = diagnostics.Diagnostics(self._guests)
         self._serial_consoles = serial.SerialConsoles(
             self._session, options, self._guests, self._watcher)
         self._attachments = attachments.Attachments(
@@ -257,6 +259,12 @@ class LXDDriver(driver.ComputeDriver):
 
     def get_serial_console(self, context, instance):
         return self._serial_consoles.connect(instance)
+
+    def get_diagnostics(self, instance):
+        return self._diagnostics.read_plain(instance)
+
+    def get_instance_diagnostics(self, instance):
+        return self._diagnostics.read(instance)
 
     # -- ports --------------------------------------------------------------
 

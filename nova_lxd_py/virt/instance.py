@@ -20,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import contextlib
+import datetime
 import time
 from typing import Any, TypeVar
 
 from nova.compute import power_state
 from oslo_concurrency import lockutils
 from oslo_log import log as logging
+from oslo_utils import timeutils
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import session as lxd
@@ -153,6 +155,18 @@ class Guest:
                 self.config.get(KEY_SUSPENDED) == 'true'):
             return power_state.SUSPENDED
         return state
+
+    @property
+    def started_at(self) -> datetime.datetime | None:
+        """When it was started last, None for one that is not running."""
+        if POWER_STATES.get(self.status) == power_state.SHUTDOWN:
+            return None
+        try:
+            started = timeutils.parse_isotime(self._info['last_used_at'])
+        except (KeyError, ValueError):
+            return None
+        # So LXD says that it never was.
+        return started if started.year > 1970 else None
 
     def reload(self) -> Guest:
         """Read the instance again.
