@@ -67,6 +67,9 @@ class LXDDriver(driver.ComputeDriver):
         'supports_evacuate': True,
         'supports_attach_interface': True,
         'supports_extend_volume': True,
+        'supports_tagged_attach_interface': True,
+        'supports_tagged_attach_volume': True,
+        'supports_device_tagging': True,
         'supports_trusted_certs': True,
         'supports_pcpus': True,
         'supports_image_type_raw': True,
@@ -275,7 +278,7 @@ class LXDDriver(driver.ComputeDriver):
         self._vifs.unplug(instance, network_info)
 
     def attach_interface(self, context, instance, image_meta, vif):
-        self._interfaces.attach(instance, vif)
+        self._interfaces.attach(context, instance, vif)
 
     def detach_interface(self, context, instance, vif):
         self._interfaces.detach(instance, vif)

@@ -14,11 +14,13 @@
 
 from __future__ import annotations
 
+from nova import context as nova_context
 from nova.network import model as network_model
 from nova import objects
 from oslo_log import log as logging
 from oslo_utils import excutils
 
+from nova_lxd_py.virt import device_tags
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.vif import manager as vif_manager
 
@@ -37,12 +39,13 @@ class Interfaces:
         self._guests = guests
         self._vifs = vifs
 
-    def attach(self, instance: objects.Instance, vif: network_model.VIF
-               ) -> None:
+    def attach(self, context: nova_context.RequestContext,
+               instance: objects.Instance, vif: network_model.VIF) -> None:
         """Give a server one more port; a failure leaves nothing plugged.
 
         See :meth:`nova.virt.driver.ComputeDriver.attach_interface`.
 
+        :param context: the request's context.
         :param instance: the server, running or not.
         :param vif: the port.
         """
@@ -50,6 +53,7 @@ class Interfaces:
             guest = self._guests.active(instance)
             self._vifs.plug(instance, [vif])
             try:
+                device_tags.publish_port(context, instance, vif)
                 guest.update(devices={
                     vif_manager.device_name(vif):
                         self._vifs.device(vif, _free_name(guest))})

@@ -31,6 +31,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import definition
+from nova_lxd_py.virt import device_tags
 from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
@@ -124,6 +125,7 @@ class Lifecycle:
             undo.callback(self._attempt, 'unplug its ports', instance,
                           lambda: self._vifs.unplug(instance, ports))
             with self._vifs.plugged(self._virtapi, instance, ports):
+                device_tags.publish(context, instance, ports)
                 undo.callback(
                     self._attempt, 'delete its config drive', instance,
                     lambda: self._config_drives.remove(instance))

@@ -60,6 +60,8 @@ class DriverHost(fixtures.Fixture):
     :param lxd: the LXD to use; by default one shared by the process.
     :param endpoint: path of a socket that leads to it, if not its own.
     :param glance: where images come from; an empty one by default.
+    :param database: whether the test has Nova's database, which is stood in
+        for otherwise.
     :param options: values for ``[lxd]``.
 
     :ivar driver: the driver, past ``init_host``.
@@ -71,10 +73,11 @@ class DriverHost(fixtures.Fixture):
     def __init__(self, lxd: lxd_daemon.RealLXD | None = None,
                  endpoint: str | None = None,
                  glance: memory_glance.MemoryGlance | None = None,
-                 **options: Any) -> None:
+                 database: bool = False, **options: Any) -> None:
         super().__init__()
         self.glance = glance or memory_glance.MemoryGlance()
         self.lxd = lxd or lxd_daemon.shared()
+        self._database = database
         self._endpoint = endpoint or self.lxd.endpoint
         self._options = options
         self.project = 'nova-' + uuid.uuid4().hex[:8]
@@ -97,10 +100,14 @@ class DriverHost(fixtures.Fixture):
         self.useFixture(nova_fixtures.PrivsepFixture())
         self.useFixture(fixtures.MonkeyPatch(
             'nova.image.glance.API', lambda: self.glance))
-        # What Neutron and the conductor add to a config drive.
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova.objects.Instance.get_bdms',
-            lambda instance: objects.BlockDeviceMappingList(objects=[])))
+        if not self._database:
+            self.useFixture(fixtures.MonkeyPatch(
+                'nova.objects.Instance.get_bdms',
+                lambda instance: objects.BlockDeviceMappingList(objects=[])))
+            self.useFixture(fixtures.MonkeyPatch(
+                'nova.objects.VirtualInterfaceList.get_by_instance_uuid',
+                lambda *args: []))
+        # What Neutron adds to a config drive.
         self.useFixture(fixtures.MonkeyPatch(
             'nova.network.security_group_api.get_instance_security_groups',
             lambda *args, **kwargs: []))

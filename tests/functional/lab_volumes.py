@@ -135,11 +135,14 @@ class Storage(fixtures.Fixture):
     """A back end, and what the host has of it.
 
     :param kind: LocalVolume or FileVolume.
+    :param database: whether the test has Nova's database, which is stood in
+        for otherwise.
     """
 
-    def __init__(self, kind: type[Volume]) -> None:
+    def __init__(self, kind: type[Volume], database: bool = False) -> None:
         super().__init__()
         self._kind = kind
+        self._database = database
         self._made: list[Volume] = []
 
     def _setUp(self) -> None:
@@ -151,9 +154,10 @@ class Storage(fixtures.Fixture):
             self.useFixture(fixtures.TempDir()).path)
         self._stand_in_for_nfs()
         self._mounts = _mounts()
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova.objects.BlockDeviceMapping.get_by_volume_and_instance',
-            lambda *args: self._block_device(*args[-2:])))
+        if not self._database:
+            self.useFixture(fixtures.MonkeyPatch(
+                'nova.objects.BlockDeviceMapping.get_by_volume_and_instance',
+                lambda *args: self._block_device(*args[-2:])))
         os_brick.setup(CONF)
         self.addCleanup(self._close)
 
@@ -198,7 +202,7 @@ exec /bin/mount "$@"
         for volume in self._made:
             if volume.id == volume_id:
                 return objects.BlockDeviceMapping(
-                    volume_size=volume.size // units.Gi)
+                    volume_size=volume.size // units.Gi, tag=None)
         raise exception.VolumeBDMNotFound(volume_id=volume_id)
 
     def _close(self) -> None:

@@ -79,7 +79,7 @@ class LXDDriverTestCase(test_virt_drivers._VirtDriverTestCase, test.TestCase):
         warnings.filterwarnings('ignore', message=r'The noload\(\) option')
         # Nova's base class made a driver that has not seen a host yet; this
         # brings LXD, options, and one that has.
-        self.host = self.useFixture(driver_host.DriverHost())
+        self.host = self.useFixture(driver_host.DriverHost(database=True))
         self.image_service = self.host.glance
         self.connection = self.host.driver
 

@@ -147,6 +147,7 @@ class SupportMatrixTestCase(base.BaseTestCase):
                 ('operation.extend-volume', 'supports_extend_volume'),
                 ('operation.attach-tagged-interface',
                  'supports_tagged_attach_interface'),
+                ('operation.device-tags', 'supports_device_tagging'),
                 ('operation.attach-tagged-volume',
                  'supports_tagged_attach_volume'),
                 ('operation.swap-volume', 'supports_swap_volume'),

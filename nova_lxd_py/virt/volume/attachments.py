@@ -33,6 +33,7 @@ from nova.virt import driver as virt_driver
 from oslo_log import log as logging
 from oslo_utils import excutils
 
+from nova_lxd_py.virt import device_tags
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import identity
@@ -82,9 +83,13 @@ class Attachments:
         with (self._guests.lock(instance.uuid), manager.lock(identifier),
               contextlib.ExitStack() as undo):
             guest = self._guests.active(instance)
-            size_gb = _recorded_size(context, instance, identifier)
-            device = self._connect(instance, connection_info, path, size_gb,
-                                   undo)
+            recorded = _recorded(context, instance, identifier)
+            device = self._connect(
+                instance, connection_info, path,
+                recorded.volume_size if recorded else None, undo)
+            if recorded is not None and recorded.tag:
+                undo.callback(device_tags.forget_volume, instance, identifier)
+                device_tags.publish_volume(instance, recorded)
             self._put_in(instance, guest, identifier, device, undo)
             undo.pop_all()
         LOG.info('Attached volume %(volume)s at %(path)s',
@@ -420,14 +425,15 @@ def _holders(guests: Iterable[lxd_instance.Guest], identifier: str
     return [guest for guest in guests if name in volume_devices(guest)]
 
 
-def _recorded_size(context: nova_context.RequestContext,
-                   instance: objects.Instance, identifier: str) -> int | None:
-    """Look up how large a volume is that is just being attached.
+def _recorded(context: nova_context.RequestContext,
+              instance: objects.Instance, identifier: str
+              ) -> objects.BlockDeviceMapping | None:
+    """Look up Nova's description of a volume that is just being attached.
 
-    :returns: GiB, None if Nova does not know.
+    :returns: it, None if Nova has none.
     """
     try:
         return objects.BlockDeviceMapping.get_by_volume_and_instance(
-            context, identifier, instance.uuid).volume_size
+            context, identifier, instance.uuid)
     except exception.VolumeBDMNotFound:
         return None
