@@ -100,20 +100,28 @@ class DeviceTagsTest(test.TestCase):
         self.addCleanup(self.host.driver.unplug_vifs, self.instance, [vif])
         return vif
 
-    def disk(self, tag: str | None, **kwargs: Any) -> None:
+    def disk(self, tag: str | None, **kwargs: Any
+             ) -> objects.BlockDeviceMapping:
         kwargs.setdefault('destination_type', 'local')
-        objects.BlockDeviceMapping(
+        described = objects.BlockDeviceMapping(
             self.host.context, instance_uuid=self.instance.uuid, tag=tag,
-            **kwargs).create()
+            **kwargs)
+        described.create()
+        return described
 
     def attach(self, tag: str | None, path: str) -> lab_volumes.Volume:
         """Attach a volume as Nova does."""
         volume = self.storage.volume()
-        self.disk(tag, source_type='volume', destination_type='volume',
-                  volume_id=volume.id, device_name=path, boot_index=None,
-                  volume_size=volume.size // units.Gi)
-        self.host.driver.attach_volume(
-            self.host.context, volume.connection(), self.instance, path)
+        described = self.disk(
+            tag, source_type='volume', destination_type='volume',
+            volume_id=volume.id, device_name=path, boot_index=None,
+            volume_size=volume.size // units.Gi)
+        try:
+            self.host.driver.attach_volume(
+                self.host.context, volume.connection(), self.instance, path)
+        except exception.NovaException:
+            described.destroy()
+            raise
         return volume
 
     def spawn(self, ports: list[model.VIF]) -> None:
