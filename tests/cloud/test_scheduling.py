@@ -69,10 +69,15 @@ class SchedulingTest(cloud.CloudTestCase):
         return self.flavor(**{f'trait:{trait}': 'required'
                               for trait in traits})
 
-    def assert_no_host(self, flavor: str) -> None:
+    def assert_no_host(self, flavor: str, said: str = 'No valid host'
+                       ) -> None:
         server = self.create(flavor=flavor)
-        server = self.wait_status(server.id, 'ERROR')
-        self.assertIn('No valid host', server.fault['message'])
+        self.wait_status(server.id, 'ERROR')
+        # The status is there a moment before the reason.
+        fault = cloud.wait_for(
+            'a reason', lambda: self.cloud.compute.get_server(server.id).fault,
+            cloud.ACTION_TIMEOUT)
+        self.assertRegex(fault['message'], said)
         self.assertEqual([], self.host.instances_of(server.id))
 
     # -- tests
@@ -138,8 +143,5 @@ class SchedulingTest(cloud.CloudTestCase):
         ).json()['inventories']
         if 'PCPU' in inventory:
             self.skipTest('This host has dedicated CPUs')
-        server = self.create(flavor=self.flavor(
-            **{'hw:cpu_policy': 'dedicated'}))
-        server = self.wait_status(server.id, 'ERROR')
-        self.assertRegex(server.fault['message'], 'No valid host|Exceeded')
-        self.assertEqual([], self.host.instances_of(server.id))
+        self.assert_no_host(self.flavor(**{'hw:cpu_policy': 'dedicated'}),
+                            'No valid host|Exceeded')
