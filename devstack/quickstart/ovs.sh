@@ -95,7 +95,9 @@ step_ovs() {
         external-ids:system-id="$(system_id)" \
         external-ids:hostname="$HOST" \
         external-ids:rundir="$OVS_RUN"
-    daemon_start ovs-vswitchd "${OVS_ENV[@]}" ovs-vswitchd "$OVSDB" \
+    # The connection tracking of Open vSwitch 3.1 aborts under many new servers
+    # ("conn_type == CT_CONN_TYPE_DEFAULT failed"); its monitor restarts it.
+    daemon_start ovs-vswitchd "${OVS_ENV[@]}" ovs-vswitchd "$OVSDB" --monitor \
         --unixctl="$OVS_RUN/ovs-vswitchd.ctl" -vconsole:warn -vsyslog:off
     wait_until 'Open vSwitch' 30 ovs-vswitchd vsctl \
         --may-exist add-br "$BRIDGE_PUBLIC" \

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Many servers at once, in two projects."""
+"""Fifty servers at once, made and deleted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ import openstack
 
 from tests.cloud import cloud
 
-PER_PROJECT = 4
+#: Nova's quota is ten servers for each project.
+PER_PROJECT, PROJECTS = 10, 5
+#: Seconds for all of them.
+TIMEOUT = 600
 
 
 class ManyTest(cloud.CloudTestCase):
@@ -65,15 +68,18 @@ class ManyTest(cloud.CloudTestCase):
     def test_together(self) -> None:
         flavor = self.flavor()
         created = []
-        for connection, network in [self.project(), self.project()]:
-            created += [
-                (connection, self.create(
-                    flavor=flavor, key_name=None, cloud=connection,
-                    networks=[{'uuid': network.id}]))
-                for _ in range(PER_PROJECT)]
+        for connection, network in [self.project() for _ in range(PROJECTS)]:
+            self.create(flavor=flavor, key_name=None, cloud=connection,
+                        networks=[{'uuid': network.id}],
+                        min_count=PER_PROJECT, max_count=PER_PROJECT)
+            servers = list(connection.compute.servers())
+            self.assertEqual(PER_PROJECT, len(servers))
+            for server in servers:
+                self.addCleanup(self.delete, server.id, connection)
+                created.append((connection, server))
         ports = {}
         for connection, server in created:
-            self.wait_status(server.id, 'ACTIVE', 180, connection)
+            self.wait_status(server.id, 'ACTIVE', TIMEOUT, connection)
             ports[server.id] = [
                 port.id for port in
                 connection.network.ports(device_id=server.id)]
@@ -86,6 +92,6 @@ class ManyTest(cloud.CloudTestCase):
         for connection, server in created:
             connection.compute.delete_server(server.id)
         for connection, server in created:
-            self.delete(server.id, connection, 120)
+            self.delete(server.id, connection, TIMEOUT)
         for _, server in created:
             self.assert_gone(server.id, ports[server.id])
