@@ -132,7 +132,7 @@ class SerialConsoleTest(cloud.CloudTestCase):
     def test_tokens(self) -> None:
         url = self.url()
         self.assertTrue(self.refused(
-            re.sub(r'token(=|%3D)[0-9a-f-]+', rf'token\1{uuid.uuid4()}',
+            re.sub(r'token(=|%3D)[0-9a-f-]+', rf'token\g<1>{uuid.uuid4()}',
                    url)))
         self.assertTrue(self.refused(url.partition('?')[0]))
         # A token may be used again as long as it is valid.
