@@ -14,8 +14,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import contextlib
 import time
 from typing import Any
 
@@ -44,6 +42,7 @@ from nova_lxd_py.virt import rootdisk
 from nova_lxd_py.virt import serial
 from nova_lxd_py.virt import snapshot
 from nova_lxd_py.virt import templates
+from nova_lxd_py.virt import undo
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
 
@@ -115,35 +114,36 @@ class Lifecycle:
         See :meth:`nova.virt.driver.ComputeDriver.spawn`.
         """
         began = time.monotonic()
-        with self._guests.lock(instance.uuid), contextlib.ExitStack() as undo:
+        with self._guests.lock(instance.uuid), undo.Undo(instance) as undone:
             _refuse_root_volume(instance, block_device_info)
             files.check(injected_files)
             self._make_room(instance)
             fingerprint = self._images.ensure(context, image_meta, instance)
             # Neutron has allocated the ports meanwhile.
             ports = list(network_info or ())
-            undo.callback(self._attempt, 'unplug its ports', instance,
-                          lambda: self._vifs.unplug(instance, ports))
+            undone.step('unplug its ports',
+                        lambda: self._vifs.unplug(instance, ports))
             with self._vifs.plugged(self._virtapi, instance, ports):
                 device_tags.publish(context, instance, ports)
-                undo.callback(
-                    self._attempt, 'delete its config drive', instance,
+                undone.step(
+                    'delete its config drive',
                     lambda: self._config_drives.remove(instance))
                 drive = self._config_drives.build(
                     context, instance, ports, injected_files, admin_password)
-                undo.callback(
-                    self._attempt, 'delete its ephemeral disks', instance,
+                undone.step(
+                    'delete its ephemeral disks',
                     lambda: self._disks.delete(instance))
                 extra = self._disks.create(instance, block_device_info)
-                undo.callback(
-                    self._attempt, 'disconnect its volumes', instance,
+                undone.step(
+                    'disconnect its volumes',
                     lambda: self._volumes.disconnect_all(
                         instance, block_device_info, force=True))
                 extra.update(self._volumes.connect_all(
                     instance, block_device_info))
                 extra.update(_drive_device(drive))
-                undo.callback(self._attempt, 'delete its LXD instance',
-                              instance, lambda: self._discard(instance))
+                undone.step(
+                    'delete its LXD instance',
+                    lambda: self._discard(instance))
                 guest = self._create(
                     instance, image_meta, ports, fingerprint, extra,
                     disks.swap_mb(instance.flavor, block_device_info))
@@ -151,7 +151,7 @@ class Lifecycle:
             if power_on:
                 guest.start()
                 self._passwords.give(instance, guest, admin_password)
-            undo.pop_all()
+            undone.forget()
         self._watcher.forget(instance)
         LOG.info('Made LXD instance %s in %.1f seconds', guest.name,
                  time.monotonic() - began, instance=instance)
@@ -240,16 +240,6 @@ class Lifecycle:
                     raise exception.InstancePowerOffFailure(
                         reason=exc.message) from exc
                 raise
-
-    @staticmethod
-    def _attempt(what: str, instance: objects.Instance,
-                 action: Callable[[], None]) -> None:
-        """Undo one step; the error that led here must stay the one raised."""
-        try:
-            action()
-        except Exception:
-            LOG.exception('Could not %s after a failed build; deleting the '
-                          'server tries again', what, instance=instance)
 
     # -- power --------------------------------------------------------------
 

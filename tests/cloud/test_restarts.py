@@ -18,6 +18,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 from tests.cloud import cloud
 
@@ -120,3 +121,73 @@ class RestartTest(cloud.CloudTestCase):
         self.assertEqual(before, self.pid())
         self.assertLess(watch.silence, LONGEST_SILENCE)
         self.check_afterwards()
+
+
+class MiddleTest(cloud.CloudTestCase):
+    """Restarts while something goes on, after which nothing may be left."""
+
+    def begin_boot(self) -> Any:
+        server = self.create(cloud.distribution(), 'lxd.small')
+        cloud.wait_for('its LXD instance', lambda: self.host.instances_of(
+            server.id), cloud.BOOT_TIMEOUT, 0.02)
+        return server
+
+    def settled(self, server: Any) -> str:
+        """Wait until Nova has made up its mind.
+
+        :returns: the server's status.
+        """
+        def over() -> Any:
+            found = self.cloud.compute.get_server(server.id)
+            return (found.status if found.task_state is None and
+                    found.status in ('ACTIVE', 'ERROR') else None)
+        return cloud.wait_for('the end of its build', over, 180)
+
+    def delete_for_good(self, server: Any) -> None:
+        ports = [port.id for port in self.ports(server.id)]
+        self.delete(server.id, timeout=120)
+        self.assert_gone(server.id, ports)
+
+    def test_nova_compute_while_it_boots(self) -> None:
+        server = self.begin_boot()
+        cloud.quickstart('restart', 'nova-compute')
+        # Nova does not take up a build again; the server says so.
+        self.settled(server)
+        self.delete_for_good(server)
+
+    def test_lxd_killed_while_it_boots(self) -> None:
+        server = self.begin_boot()
+        daemon = int((cloud.PREFIX / 'run' / 'lxd.pid').read_text().split()[0])
+        os.kill(daemon, signal.SIGKILL)
+        cloud.quickstart('restart', 'lxd')
+        if self.settled(server) == 'ACTIVE':
+            self.wait_answer(self.floating_ip(server.id))
+        self.delete_for_good(server)
+        # And the host goes on to work.
+        self.boot()
+
+    def test_nova_compute_while_it_is_deleted(self) -> None:
+        server = self.boot()
+        ports = [port.id for port in self.ports(server.id)]
+        self.cloud.compute.delete_server(server.id)
+        cloud.quickstart('restart', 'nova-compute')
+        self.delete(server.id, timeout=120)
+        self.assert_gone(server.id, ports)
+
+    def test_nova_compute_while_it_stops(self) -> None:
+        server = self.boot(cloud.distribution(), 'lxd.small')
+        self.cloud.compute.stop_server(server.id)
+        cloud.quickstart('restart', 'nova-compute')
+        self.wait_status(server.id, 'SHUTOFF', 120)
+        self.cloud.compute.start_server(server.id)
+        self.wait_status(server.id, 'ACTIVE')
+
+    def test_nova_compute_while_it_reboots(self) -> None:
+        server = self.boot(cloud.distribution(), 'lxd.small')
+        address = self.floating_ip(server.id)
+        self.wait_answer(address)
+        for kind in ('SOFT', 'HARD'):
+            self.cloud.compute.reboot_server(server.id, kind)
+            cloud.quickstart('restart', 'nova-compute')
+            self.wait_status(server.id, 'ACTIVE', 120)
+            self.wait_answer(address)
