@@ -24,6 +24,7 @@ class UndoTestCase(base.BaseTestCase):
 
     def setUp(self) -> None:
         super().setUp()
+        objects.register_all()
         self.done: list[str] = []
         self.instance = objects.Instance(
             uuid='5f6e1b3a-0000-4000-8000-000000000001')
