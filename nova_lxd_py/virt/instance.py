@@ -30,6 +30,7 @@ from oslo_log import log as logging
 from oslo_utils import timeutils
 
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import operations
 from nova_lxd_py.virt import session as lxd
 
 LOG = logging.getLogger(__name__)
@@ -440,7 +441,7 @@ class Guests:
             operation.wait(patience)
         return self.by_name(name)
 
-    def _await_range(self, name: str, operation: lxd.Operation,
+    def _await_range(self, name: str, operation: operations.Operation,
                      patience: float) -> None:
         """Wait until LXD has written down the uid range of a new instance,
         which is one of the first things it does, or has given up."""

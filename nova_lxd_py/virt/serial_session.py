@@ -45,6 +45,7 @@ from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import exec as lxd_exec
 from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import operations
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt import terminal
 
@@ -291,7 +292,7 @@ class Session:
             LOG.debug('Serial console of %s: %s', self._server.name, exc)
         return None
 
-    def _attach(self) -> lxd.Operation:
+    def _attach(self) -> operations.Operation:
         """Start the program in what runs for the server."""
         guest = self._guests.active(self._server)
         rows, columns = self._sizes.rows, self._sizes.columns
@@ -316,7 +317,7 @@ class Session:
             self._resize()
         return operation
 
-    def _channel(self, operation: lxd.Operation, name: str
+    def _channel(self, operation: operations.Operation, name: str
                  ) -> websocket.WebSocket:
         secret = operation.metadata['metadata']['fds'][name]
         return self._session.websocket(

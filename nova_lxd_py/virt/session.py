@@ -20,7 +20,7 @@ errors that tell apart what can be repaired from what cannot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import os
 import socket
@@ -38,6 +38,7 @@ import websocket
 
 from nova_lxd_py.virt import answers
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import operations
 from nova_lxd_py.virt import tls
 from nova_lxd_py.virt import unixhttp
 
@@ -53,12 +54,6 @@ WELL_KNOWN_SOCKETS = (
 #: Seconds for opening a connection; LXD is on this host or next door.
 CONNECT_TIMEOUT = 10
 
-#: Longest single wait for an operation, so that progress can be shown and a
-#: dead peer is noticed.
-WAIT_SLICE = 15
-#: The same for a caller that wants to show the progress.
-PROGRESS_SLICE = 5
-
 #: Body and connection errors of one attempt at a request.
 _TRANSPORT_ERRORS = (requests.exceptions.RequestException, OSError,
                      websocket.WebSocketException)
@@ -66,90 +61,6 @@ _TRANSPORT_ERRORS = (requests.exceptions.RequestException, OSError,
 #: What a websocket raises when it breaks, or when another thread closes it:
 #: the last one is eventlet's.
 CHANNEL_ERRORS = (websocket.WebSocketException, OSError, EOFError)
-
-Progress = Callable[[Mapping[str, Any]], None]
-
-
-class Operation:
-    """One background operation of LXD.
-
-    :ivar id: LXD's id of the operation.
-    :ivar metadata: what LXD said of it last.
-    """
-
-    def __init__(self, session: Session, what: str,
-                 metadata: Mapping[str, Any]) -> None:
-        self._session = session
-        self._what = what
-        self.metadata = metadata
-        self.id: str = metadata['id']
-
-    def wait(self, timeout: float, progress: Progress | None = None
-             ) -> dict[str, Any]:
-        """Wait until LXD has finished.
-
-        :param timeout: seconds to wait; the operation is cancelled then.
-        :param progress: called with the operation's metadata between waits.
-        :returns: the operation's own metadata (may be empty).
-        :raises errors.LXDError: when it failed, was lost, or took too long.
-        """
-        longest = WAIT_SLICE if progress is None else PROGRESS_SLICE
-        deadline = time.monotonic() + timeout
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                self.cancel()
-                raise errors.DeadlineExceeded(
-                    f'LXD did not finish "{self._what}" within '
-                    f'{timeout:.0f} seconds')
-            slice_ = max(1, min(longest, int(left + 0.999)))
-            try:
-                self.metadata = self._session.get(
-                    'operations', self.id, 'wait',
-                    params={'timeout': slice_}, timeout=slice_ + 10)
-            except errors.NotFound as exc:
-                raise errors.OperationLost(
-                    f'LXD no longer knows the operation "{self._what}"; it '
-                    f'may have restarted meanwhile') from exc
-            code = self.metadata['status_code']
-            if code == 200:
-                return self.metadata.get('metadata') or {}
-            if code >= 400:
-                text = self.metadata.get('err') or self.metadata['status']
-                raise answers.from_text(self._what, text, code, failed=True)
-            if progress is not None:
-                progress(self.metadata)
-
-    def is_running(self) -> bool:
-        """Ask whether LXD is still at it.
-
-        :returns: False once it has succeeded, failed or been forgotten.
-        :raises errors.LXDError: LXD does not say.
-        """
-        try:
-            self.metadata = self._session.get('operations', self.id)
-        except errors.NotFound:
-            return False
-        # Below 200 are its states on the way to an end.
-        return self.metadata['status_code'] < 200
-
-    def wait_quietly(self, timeout: float) -> None:
-        """Wait until LXD has finished, whatever comes of it.
-
-        :param timeout: seconds to wait at most; nothing is cancelled.
-        """
-        with contextlib.suppress(errors.LXDError):
-            self._session.get('operations', self.id, 'wait',
-                              params={'timeout': int(timeout) + 1},
-                              timeout=timeout + 10)
-
-    def cancel(self) -> None:
-        """Ask LXD to give up; success is not guaranteed."""
-        try:
-            self._session.delete('operations', self.id)
-        except errors.LXDError as exc:
-            LOG.debug('LXD operation "%s" could not be cancelled: %s',
-                      self._what, exc)
 
 
 class Session:
@@ -277,7 +188,8 @@ class Session:
         """Delete something, and wait for it. See :meth:`_modify`."""
         return self._modify('delete', path, **kwargs)
 
-    def submit(self, method: str, *path: str, **kwargs: Any) -> Operation:
+    def submit(self, method: str, *path: str, **kwargs: Any
+               ) -> operations.Operation:
         """Start an operation without waiting for it.
 
         :param method: ``post``, ``put``, ``patch`` or ``delete``.
@@ -288,13 +200,13 @@ class Session:
         """
         answer = self._decoded(method, path,
                                self._request(method, path, **kwargs))
-        return Operation(self, answers.describe(method, path),
-                         answer['metadata'])
+        return operations.Operation(self, answers.describe(method, path),
+                                    answer['metadata'])
 
     def _modify(self, method: str, path: tuple[str, ...], *,
                 body: Any = None, params: Mapping[str, Any] | None = None,
                 etag: str | None = None, timeout: float | None = None,
-                progress: Progress | None = None) -> Any:
+                progress: operations.Progress | None = None) -> Any:
         """Send a change and wait for the operation that it may start.
 
         :param body: what to send as JSON.
@@ -310,10 +222,9 @@ class Session:
             method, path, body=body, params=params, etag=etag))
         if answer.get('type') != 'async':
             return answer.get('metadata')
-        operation = Operation(self, answers.describe(method, path),
-                              answer['metadata'])
-        return operation.wait(timeout or self.operation_timeout,
-                              progress)
+        operation = operations.Operation(
+            self, answers.describe(method, path), answer['metadata'])
+        return operation.wait(timeout or self.operation_timeout, progress)
 
     def _settle(self) -> None:
         """Wait for what LXD may be doing after an answer was lost.
@@ -329,8 +240,9 @@ class Session:
             for operation in running.get('running', ()):
                 left = deadline - time.monotonic()
                 if operation['class'] == 'task' and left > 0:
-                    Operation(self, operation['description'], operation
-                              ).wait_quietly(left)
+                    operations.Operation(
+                        self, operation['description'], operation
+                    ).wait_quietly(left)
 
     def _request(self, method: str, path: tuple[str, ...], *,
                  body: Any = None, data: Any = None,
@@ -386,7 +298,7 @@ class Session:
     def upload(self, *path: str, chunks: Iterable[bytes],
                headers: Mapping[str, str] | None = None,
                timeout: float | None = None,
-               progress: Progress | None = None) -> dict[str, Any]:
+               progress: operations.Progress | None = None) -> dict[str, Any]:
         """Send a stream, for example an image, without holding it in memory.
 
         :param path: segments below ``/1.0``.
@@ -413,8 +325,8 @@ class Session:
         if answer.get('type') != 'async':
             return answer.get('metadata') or {}
         left = max(1.0, timeout - (time.monotonic() - began))
-        return Operation(self, answers.describe('post', path),
-                         answer['metadata']).wait(left, progress)
+        return operations.Operation(self, answers.describe('post', path),
+                                    answer['metadata']).wait(left, progress)
 
     @contextlib.contextmanager
     def download(self, *path: str, params: Mapping[str, Any] | None = None,

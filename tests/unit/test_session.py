@@ -351,7 +351,7 @@ class OperationTestCase(session_case.SessionTestCase):
 
     def test_progress(self):
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.session.PROGRESS_SLICE', 1))
+            'nova_lxd_py.virt.operations.PROGRESS_SLICE', 1))
         fault = self.lxd.hang_operation('PUT', '*/state')
         seen = []
 
