@@ -165,9 +165,7 @@ def volume_types() -> None:
     for name in VOLUME_TYPES:
         if name not in present:
             cloud.block_storage.create_type(
-                name=name, extra_specs={
-                    'volume_backend_name': name,
-                    'multiattach': '<is> False'})
+                name=name, extra_specs={'volume_backend_name': name})
 
 
 def keypair() -> None:
