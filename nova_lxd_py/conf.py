@@ -336,6 +336,44 @@ of Cinder keep volumes as files. Not to be shared with another nova-compute or
 cinder-volume: a share is unmounted when the last volume on it is detached.
 """),
     cfg.StrOpt(
+        'volume_mode',
+        default='block',
+        choices=[
+            ('block', 'the volume is a block device in the guest'),
+            ('filesystem', "the host mounts the volume's filesystem for the "
+                           'guest'),
+        ],
+        help="""
+How servers get volumes where nobody says otherwise.
+
+Where ``volume_filesystems`` allows it, the property ``lxd_volume_mode`` of the
+volume says otherwise, then the metadata of the server with this key, the
+flavor's extra spec ``lxd:volume_mode``, and the image's property
+``lxd_volume_mode``, in this order.
+"""),
+    cfg.ListOpt(
+        'volume_filesystems',
+        default=[],
+        item_type=cfg.types.String(choices=['ext4', 'xfs']),
+        help="""
+Filesystems that the host may mount for servers: ``ext4``, ``xfs`` or both. An
+empty volume that is to be mounted gets the first one. The host needs e2fsprogs
+or xfsprogs, and a kernel that mounts with mapped user ids (Linux 5.12 for
+ext4, 5.19 for xfs).
+
+Empty, which is the default, volumes are block devices always. The host's
+kernel reads what is on a volume when it mounts it, and whoever owns the volume
+may have prepared it: allow only filesystems whose code you trust with that.
+"""),
+    cfg.StrOpt(
+        'volume_mount_directory',
+        default=nova_paths.state_path_def('volumes'),
+        sample_default='$state_path/volumes',
+        help="""
+Directory below which volumes are mounted that servers get as filesystems. LXD
+must see it at the same path.
+"""),
+    cfg.StrOpt(
         'volume_nfs_options',
         help="""
 Mount options for NFS shares with volumes, as ``mount -o`` takes them; see

@@ -48,6 +48,7 @@ from nova_lxd_py.virt import templates
 from nova_lxd_py.virt import translation
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
+from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import manager as volume_manager
 
 CONF = conf.CONF
@@ -70,6 +71,7 @@ class LXDDriver(driver.ComputeDriver):
         'supports_tagged_attach_interface': True,
         'supports_tagged_attach_volume': True,
         'supports_device_tagging': True,
+        'supports_multiattach': True,
         'supports_trusted_certs': True,
         'supports_pcpus': True,
         'supports_image_type_raw': True,
@@ -96,7 +98,8 @@ class LXDDriver(driver.ComputeDriver):
         self._serial_consoles = serial.SerialConsoles(
             self._session, options, self._guests, self._watcher)
         self._attachments = attachments.Attachments(
-            self._guests, volume_manager.VolumeManager(options))
+            self._guests, volume_manager.VolumeManager(options),
+            filesystems.Filesystems(options))
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._snapshots = snapshot.Snapshots(self._session, options,
                                              self._guests, image_api)

@@ -49,11 +49,12 @@ SPEC_NESTED = 'lxd:nested_allowed'
 SPEC_PRIVILEGED = 'lxd:privileged_allowed'
 SPEC_ISOLATED = 'lxd:isolated'
 SPEC_PROCESSES = 'lxd:max_processes'
+SPEC_VOLUME_MODE = 'lxd:volume_mode'
 
 #: Every extra spec of the ``lxd:`` namespace that means something.
 KNOWN_SPECS = frozenset({
     SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED, SPEC_PROCESSES,
-    passthrough.SPEC_GPU, passthrough.SPEC_USB})
+    SPEC_VOLUME_MODE, passthrough.SPEC_GPU, passthrough.SPEC_USB})
 
 #: LXD keys that this module decides on. A resize removes those of them that
 #: the new flavor does not set.

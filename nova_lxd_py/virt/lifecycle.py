@@ -45,6 +45,7 @@ from nova_lxd_py.virt import templates
 from nova_lxd_py.virt import undo
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
+from nova_lxd_py.virt.volume import devices as volume_devices
 
 LOG = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Lifecycle:
                     lambda: self._volumes.disconnect_all(
                         instance, block_device_info, force=True))
                 extra.update(self._volumes.connect_all(
-                    instance, block_device_info))
+                    context, instance, block_device_info))
                 extra.update(_drive_device(drive))
                 undone.step(
                     'delete its LXD instance',
@@ -149,6 +150,7 @@ class Lifecycle:
                     disks.swap_mb(instance.flavor, block_device_info))
             files.inject(instance, guest, injected_files)
             if power_on:
+                self._volumes.mount_all(instance, guest, block_device_info)
                 guest.start()
                 self._passwords.give(instance, guest, admin_password)
             undone.forget()
@@ -205,11 +207,11 @@ class Lifecycle:
             elif _is_reverted_here(instance, guest):
                 LOG.info('Keeping its LXD instance, which gets the old flavor '
                          'back next', instance=instance)
-                if attachments.volume_devices(guest):
+                if volume_devices.of_guest(guest):
                     guest.stop()
                     self._volumes.release(instance, guest, block_device_info)
                 return
-            volumes = attachments.volume_devices(guest) if guest else {}
+            volumes = volume_devices.of_guest(guest) if guest else {}
             if destroy_disks:
                 self._discard(instance)
                 self._disks.delete(instance)
@@ -414,8 +416,10 @@ class Lifecycle:
         else:
             devices.update(self._disks.ensure(instance, block_device_info))
             devices.update(self._volumes.connect_all(
-                instance, block_device_info))
+                context, instance, block_device_info))
         self._root_disks.update(instance, guest, config, devices)
+        if guest.role != lxd_instance.ROLE_RESCUE:
+            self._volumes.mount_all(instance, guest, block_device_info)
         self._root_disks.start(instance, guest)
 
 

@@ -62,8 +62,8 @@ def described(*mappings: Mapping) -> dict[str, Any]:
             'block_device_mapping': list(mappings)}
 
 
-class VolumeCases:
-    """What holds for every kind of volume."""
+class Host:
+    """A host, its storage, and what Nova and guests do."""
 
     kind: type[lab_volumes.Volume]
     options: dict[str, Any] = {}
@@ -149,6 +149,10 @@ class VolumeCases:
         return {name: device for name, device in
                 self.host.lxd_instances()[server.name]['devices'].items()
                 if name.startswith('volume-')}
+
+
+class VolumeCases(Host):
+    """What holds for every kind of volume."""
 
     # -- attach and detach --------------------------------------------------
 
@@ -459,6 +463,40 @@ class VolumeCases:
                                'another server', self.attach, second, volume)
         self.assertEqual(written, self.read(first))
         self.detach(first, connection)
+
+    def test_shared_by_servers(self) -> None:
+        servers = [self.host.spawn(), self.host.spawn()]
+        volume = self.storage.volume()
+        shared = [{**volume.connection(), 'multiattach': True}
+                  for _server in servers]
+        for server, connection in zip(servers, shared):
+            self.host.driver.attach_volume(self.host.context, connection,
+                                           server, PATH)
+        written = self.write(servers[0])
+        # Not what the host's cache holds for the other one.
+        self.assertEqual(written, self.read(servers[1]))
+        self.detach(servers[0], shared[0])
+        self.assertFalse(self.has(servers[0]))
+        self.assertEqual(written, self.read(servers[1]))
+        mapping = Mapping(volume)
+        mapping['connection_info'] = shared[1]
+        self.destroy(servers[1], described(mapping))
+        self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_failure_does_not_hurt_another_server(self) -> None:
+        first, second = self.host.spawn(), self.host.spawn()
+        volume = self.storage.volume()
+        shared = {**volume.connection(), 'multiattach': True}
+        self.host.driver.attach_volume(self.host.context, dict(shared), first,
+                                       PATH)
+        written = self.write(first)
+        self.proxy.spoil(0, faulty_proxy.Spoil.REFUSE)
+        self.assertRaises(
+            exception.NovaException, self.host.driver.attach_volume,
+            self.host.context, dict(shared), second, PATH)
+        self.proxy.behave()
+        self.assertEqual(written, self.read(first))
+        self.detach(first, shared)
 
     def test_lxd_fails(self) -> None:
         """LXD refuses to take a volume, or does and nobody hears of it."""

@@ -29,6 +29,7 @@ from nova_lxd_py.virt import password
 from nova_lxd_py.virt import rescue
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
+from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import manager as volume_manager
 from tests.unit.fake_lxd import fixture
 from tests.unit import session_case
@@ -74,7 +75,8 @@ class RescueTestCase(session_case.SessionTestCase):
             configdrive.ConfigDrives(self.session, 'default'),
             password.Passwords(self.session, options, self.guests),
             attachments.Attachments(self.guests,
-                                    volume_manager.VolumeManager(options)))
+                                    volume_manager.VolumeManager(options),
+                                    filesystems.Filesystems(options)))
         self.server = objects.Instance(
             id=1, uuid=UUID, project_id='p', user_id='u', display_name='s',
             image_ref='', config_drive='', system_metadata={}, task_state=None,

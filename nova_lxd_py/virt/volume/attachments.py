@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 import contextlib
-import re
+import os
 from typing import Any
 
 from nova.compute import power_state
@@ -36,18 +36,13 @@ from oslo_utils import excutils
 from nova_lxd_py.virt import device_tags
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.volume import devices
+from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import identity
 from nova_lxd_py.virt.volume import manager
 from nova_lxd_py.virt.volume import processes
 
 LOG = logging.getLogger(__name__)
-
-#: Names of the LXD devices begin so; the volume's id follows.
-DEVICE_PREFIX = 'volume-'
-
-#: Where a tenant may ask for a volume in the guest: the names that disks have
-#: there, not those of /dev/null and the like.
-_GUEST_PATH = re.compile(r'/dev/(?:sd|vd|hd|xvd)[a-z]{1,2}(?:[1-9][0-9]?)?')
 
 _BlockDeviceInfo = Mapping[str, Any] | None
 
@@ -57,12 +52,16 @@ class Attachments:
 
     :param guests: the driver's LXD instances.
     :param volumes: connects the host to volumes.
+    :param mounted: mounts the filesystems on them, where they are to be
+        mounted.
     """
 
     def __init__(self, guests: lxd_instance.Guests,
-                 volumes: manager.VolumeManager) -> None:
+                 volumes: manager.VolumeManager,
+                 mounted: filesystems.Filesystems) -> None:
         self._guests = guests
         self._volumes = volumes
+        self._filesystems = mounted
 
     # -- one volume ---------------------------------------------------------
 
@@ -79,21 +78,24 @@ class Attachments:
         :param mountpoint: the device name of the volume.
         """
         identifier = manager.volume_id(connection_info)
-        path = guest_path(mountpoint)
+        path = devices.guest_path(mountpoint)
         with (self._guests.lock(instance.uuid), manager.lock(identifier),
               contextlib.ExitStack() as undo):
             guest = self._guests.active(instance)
             recorded = _recorded(context, instance, identifier)
             device = self._connect(
-                instance, connection_info, path,
+                context, instance, connection_info, path,
                 recorded.volume_size if recorded else None, undo)
             if recorded is not None and recorded.tag:
                 undo.callback(device_tags.forget_volume, instance, identifier)
                 device_tags.publish_volume(instance, recorded)
+            if devices.name(identifier) not in devices.of_guest(guest):
+                self._mount(instance, guest, connection_info)
             self._put_in(instance, guest, identifier, device, undo)
             undo.pop_all()
         LOG.info('Attached volume %(volume)s at %(path)s',
-                 {'volume': identifier, 'path': path}, instance=instance)
+                 {'volume': identifier, 'path': device['path']},
+                 instance=instance)
 
     def detach(self, instance: objects.Instance,
                connection_info: dict[str, Any], mountpoint: str) -> None:
@@ -112,7 +114,7 @@ class Attachments:
         identifier = manager.volume_id(connection_info)
         with self._guests.lock(instance.uuid), manager.lock(identifier):
             for guest in self._guests.of(instance):
-                self._take_out(instance, guest, identifier, mountpoint)
+                self._take_out(instance, guest, connection_info, mountpoint)
             self._disconnect(instance, connection_info, force=False)
         LOG.info('Detached volume %s', identifier, instance=instance)
 
@@ -129,12 +131,18 @@ class Attachments:
         identifier = manager.volume_id(connection_info)
         with self._guests.lock(instance.uuid), manager.lock(identifier):
             self._volumes.extend(instance, connection_info, size)
+            if filesystems.is_filesystem(connection_info):
+                with manager.explained('grow the filesystem of', instance,
+                                       identifier,
+                                       exception.VolumeExtendFailed):
+                    self._filesystems.grow(connection_info, identifier)
         LOG.info('Volume %(volume)s has %(size)d bytes now',
                  {'volume': identifier, 'size': size}, instance=instance)
 
     # -- all volumes of a server --------------------------------------------
 
-    def connect_all(self, instance: objects.Instance,
+    def connect_all(self, context: nova_context.RequestContext,
+                    instance: objects.Instance,
                     block_device_info: _BlockDeviceInfo
                     ) -> dict[str, dict[str, str]]:
         """Connect the host to all volumes of a server that is about to start.
@@ -144,25 +152,42 @@ class Attachments:
 
         :param instance: the server, which does not run.
         :param block_device_info: Nova's description of its disks.
-        :returns: the LXD devices to give to the guest, by name.
+        :returns: the LXD devices to give to the guest, by name;
+            :meth:`mount_all` has to follow before it starts.
         :raises nova.exception.VolumeAttachFailed: one cannot be connected;
             :meth:`disconnect_all` takes back the others.
         """
-        devices = {}
+        found = {}
         for volume in _mapping(block_device_info):
             connection_info = volume['connection_info']
             identifier = manager.volume_id(connection_info)
-            path = guest_path(volume['mount_device'])
+            path = devices.guest_path(volume['mount_device'])
             with manager.lock(identifier), contextlib.ExitStack() as undo:
-                devices[device_name(identifier)] = self._connect(
-                    instance, connection_info, path,
+                found[devices.name(identifier)] = self._connect(
+                    context, instance, connection_info, path,
                     getattr(volume, 'volume_size', None), undo)
                 undo.pop_all()
             # Nobody else keeps what the connection has been found to be.
             volume['connection_info'] = connection_info
             if hasattr(volume, 'save'):
                 volume.save()
-        return devices
+        return found
+
+    def mount_all(self, instance: objects.Instance,
+                  guest: lxd_instance.Guest,
+                  block_device_info: _BlockDeviceInfo) -> None:
+        """Mount the volumes that a server has as filesystems.
+
+        :param instance: the server, whose lock must be held.
+        :param guest: its LXD instance, which is about to start.
+        :param block_device_info: Nova's description of its disks, which
+            :meth:`connect_all` has seen.
+        :raises nova.exception.VolumeAttachFailed: one cannot be mounted.
+        """
+        for volume in _mapping(block_device_info):
+            if filesystems.is_filesystem(volume['connection_info']):
+                self._mount(instance, guest.reload(),
+                            volume['connection_info'])
 
     def reconnect(self, context: nova_context.RequestContext,
                   instance: objects.Instance, guest: lxd_instance.Guest
@@ -172,14 +197,17 @@ class Attachments:
 
         :param instance: the server, whose lock must be held.
         :param guest: its LXD instance.
-        :returns: as :meth:`connect_all`.
+        :returns: as :meth:`connect_all`; nothing has to follow.
         """
-        if not volume_devices(guest):
+        if not devices.of_guest(guest):
             return {}
-        return self.connect_all(instance, virt_driver.get_block_device_info(
+        info = virt_driver.get_block_device_info(
             instance,
             objects.BlockDeviceMappingList.get_by_instance_uuid(
-                context, instance.uuid)))
+                context, instance.uuid))
+        found = self.connect_all(context, instance, info)
+        self.mount_all(instance, guest, info)
+        return found
 
     def disconnect_all(self, instance: objects.Instance,
                        block_device_info: _BlockDeviceInfo, *,
@@ -223,13 +251,16 @@ class Attachments:
                  for volume in _mapping(block_device_info)
                  if volume.get('connection_info')}
         for name in names:
-            identifier = name.removeprefix(DEVICE_PREFIX)
+            identifier = name.removeprefix(devices.PREFIX)
             if identifier in known:
                 continue
             with manager.lock(identifier):
-                if not _others(self._guests.all(), instance, identifier):
+                if not devices.others(self._guests.all(), instance,
+                                      identifier):
                     LOG.warning('It had volume %s, which Nova does not '
                                 'mention', identifier, instance=instance)
+                    with contextlib.suppress(OSError):
+                        self._filesystems.unmount(identifier, True)
                     self._volumes.forget(instance, identifier)
 
     def release(self, instance: objects.Instance, guest: lxd_instance.Guest,
@@ -243,30 +274,38 @@ class Attachments:
             present connections.
         :raises nova.exception.VolumeDetachFailed: something is left of one.
         """
-        guest.update(devices={name: None for name in volume_devices(guest)})
+        guest.update(devices={name: None for name in devices.of_guest(guest)})
         self.disconnect_all(instance, block_device_info, force=False)
 
     # -- steps --------------------------------------------------------------
 
-    def _connect(self, instance: objects.Instance,
+    def _connect(self, context: nova_context.RequestContext,
+                 instance: objects.Instance,
                  connection_info: dict[str, Any], path: str,
                  size_gb: int | None, undo: contextlib.ExitStack
                  ) -> dict[str, str]:
         """Connect one volume, and describe it as an LXD device."""
         identifier = manager.volume_id(connection_info)
         guests = self._guests.all()
-        holders = _holders(guests, identifier)
-        if (_others(guests, instance, identifier) and
+        holders = devices.holders(guests, identifier)
+        if (devices.others(guests, instance, identifier) and
                 not connection_info.get('multiattach')):
             raise exception.VolumeAttachFailed(
                 volume_id=identifier,
                 reason='another server on the host still has it')
+        mode = self._filesystems.choose(context, instance, connection_info,
+                                        identifier)
         source = self._volumes.connect(instance, connection_info, size_gb,
                                        shared=bool(holders))
         if not holders:
-            undo.callback(self._volumes.disconnect, instance,
-                          connection_info, force=True)
+            undo.callback(self._drop, instance, connection_info, force=True)
         self._refuse_mix_up(instance, guests, identifier, source)
+        if mode == filesystems.FILESYSTEM:
+            with manager.explained('mount', instance, identifier,
+                                   exception.VolumeAttachFailed):
+                return {**self._filesystems.device(connection_info,
+                                                   identifier, path),
+                        devices.KEY_SOURCE: source}
         if connection_info['data'].get('qos_specs'):
             LOG.warning('Volume %s has front-end QoS limits, which LXD cannot '
                         'apply to block devices; use the limits of the '
@@ -283,7 +322,7 @@ class Attachments:
         LXD may have done it although it reports a failure, or its answer is
         lost. The host must not be disconnected as long as that may be.
         """
-        name = device_name(identifier)
+        name = devices.name(identifier)
         before = guest.devices.get(name)
         try:
             guest.update(devices={name: device})
@@ -304,11 +343,12 @@ class Attachments:
         """See that a device is not the one of another volume as well."""
         number = identity.device_number(source)
         for guest in guests:
-            for name, device in volume_devices(guest).items():
-                if name == device_name(identifier):
+            for name, device in devices.of_guest(guest).items():
+                if name == devices.name(identifier):
                     continue
                 with contextlib.suppress(identity.WrongDevice):
-                    if identity.device_number(device['source']) == number:
+                    if number == identity.device_number(
+                            devices.source(device)):
                         LOG.error('%(path)s turned up as volume %(volume)s, '
                                   'but is device %(name)s of %(guest)s; the '
                                   'host has a stale connection',
@@ -323,29 +363,56 @@ class Attachments:
                     connection_info: dict[str, Any], *, force: bool) -> None:
         identifier = manager.volume_id(connection_info)
         if connection_info.get('multiattach'):
-            others = _others(self._guests.all(), instance, identifier)
+            others = devices.others(self._guests.all(), instance, identifier)
             if others:
                 LOG.info('Volume %(volume)s stays connected for %(others)s',
                          {'volume': identifier, 'others': ', '.join(
                              guest.name for guest in others)},
                          instance=instance)
                 return
+        self._drop(instance, connection_info, force=force)
+
+    def _drop(self, instance: objects.Instance,
+              connection_info: dict[str, Any], *, force: bool) -> None:
+        """Unmount a volume that nobody uses, and disconnect the host."""
+        identifier = manager.volume_id(connection_info)
+        try:
+            with manager.explained('unmount', instance, identifier,
+                                   exception.VolumeDetachFailed):
+                self._filesystems.unmount(identifier, force)
+        except exception.VolumeDetachFailed:
+            if not force:
+                raise
         self._volumes.disconnect(instance, connection_info, force=force)
 
+    def _mount(self, instance: objects.Instance, guest: lxd_instance.Guest,
+               connection_info: dict[str, Any]) -> None:
+        identifier = manager.volume_id(connection_info)
+        if filesystems.is_filesystem(connection_info):
+            with manager.explained('mount', instance, identifier,
+                                   exception.VolumeAttachFailed):
+                self._filesystems.mount(guest, connection_info, identifier)
+
     def _take_out(self, instance: objects.Instance, guest: lxd_instance.Guest,
-                  identifier: str, mountpoint: str) -> None:
+                  connection_info: dict[str, Any], mountpoint: str) -> None:
         """Take a volume out of a guest that does not use it."""
-        name = device_name(identifier)
-        device = volume_devices(guest).get(name)
+        identifier = manager.volume_id(connection_info)
+        name = devices.name(identifier)
+        device = devices.of_guest(guest).get(name)
         if device is None:
             return
         self._refuse_busy(guest, device, mountpoint)
         guest.update(devices={name: None})
         try:
             # Something may have opened it in the last moment.
-            self._refuse_busy(guest, device, mountpoint)
+            if device['type'] == 'disk':
+                self._filesystems.release(identifier, devices.source(device),
+                                          mountpoint)
+            else:
+                self._refuse_busy(guest, device, mountpoint)
         except exception.DeviceDetachFailed:
             with excutils.save_and_reraise_exception():
+                self._mount(instance, guest, connection_info)
                 guest.update(devices={name: device})
                 LOG.info('Volume %s has gone back to the guest, which uses it',
                          identifier, instance=instance)
@@ -355,74 +422,29 @@ class Attachments:
                      mountpoint: str) -> None:
         if guest.power_state == power_state.SHUTDOWN:
             return
+        number = filesystem = 0
         try:
-            number = identity.device_number(device['source'])
+            if device['type'] == 'disk':
+                filesystem = os.stat(device['source']).st_dev
+            else:
+                number = identity.device_number(device['source'])
             init = guest.state()['pid']
-        except (identity.WrongDevice, errors.NotFound):
+        except (identity.WrongDevice, errors.NotFound, OSError):
             # Nobody can use what is not there.
             return
-        using = processes.users(init, number, 0) if init > 0 else []
+        using = processes.users(init, number, filesystem) if init > 0 else []
         if using:
             LOG.info('%(device)s of %(guest)s is open in processes %(pids)s '
                      'of the host', {'device': mountpoint, 'guest':
                                      guest.name, 'pids': using})
             raise exception.DeviceDetachFailed(
                 device=mountpoint,
-                reason=f'{len(using)} processes of the server have it open; '
-                       f'unmount it and end them first')
-
-
-def device_name(identifier: str) -> str:
-    """Name the LXD device of a volume.
-
-    :param identifier: Cinder's id of the volume.
-    """
-    return DEVICE_PREFIX + identifier
-
-
-def volume_devices(guest: lxd_instance.Guest
-                   ) -> dict[str, Mapping[str, str]]:
-    """Find the volumes that a guest has.
-
-    :param guest: the guest, just read.
-    :returns: LXD devices by name. Copies of a server's root disk have empty
-        ones of the same names, which do not count.
-    """
-    return {name: device for name, device in guest.devices.items()
-            if name.startswith(DEVICE_PREFIX) and device['type'] != 'none'}
-
-
-def guest_path(mountpoint: str) -> str:
-    """Tell where the guest finds a volume.
-
-    :param mountpoint: the device name that Nova or the tenant chose.
-    :returns: the same as an absolute path.
-    :raises nova.exception.InvalidDevicePath: it is none that a disk has.
-    """
-    path = mountpoint or ''
-    if not path.startswith('/dev/'):
-        path = f'/dev/{path}'
-    if not _GUEST_PATH.fullmatch(path):
-        raise exception.InvalidDevicePath(path=mountpoint)
-    return path
+                reason=f'{len(using)} processes of the server use it; end '
+                       f'them first')
 
 
 def _mapping(block_device_info: _BlockDeviceInfo) -> list[Any]:
     return virt_driver.block_device_info_get_mapping(block_device_info)
-
-
-def _others(guests: Iterable[lxd_instance.Guest], instance: objects.Instance,
-            identifier: str) -> list[lxd_instance.Guest]:
-    """Find the guests of other servers that have a volume."""
-    return [guest for guest in _holders(guests, identifier)
-            if guest.uuid != instance.uuid]
-
-
-def _holders(guests: Iterable[lxd_instance.Guest], identifier: str
-             ) -> list[lxd_instance.Guest]:
-    """Find all guests that have a volume."""
-    name = device_name(identifier)
-    return [guest for guest in guests if name in volume_devices(guest)]
 
 
 def _recorded(context: nova_context.RequestContext,

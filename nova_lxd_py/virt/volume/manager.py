@@ -21,6 +21,7 @@ connection never leave it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import contextlib
 import re
 from typing import Any
@@ -115,16 +116,11 @@ class VolumeManager:
             if not shared:
                 undo.callback(self._attempt_disconnect, instance,
                               connection_info)
-            try:
+            with explained('connect', instance, identifier,
+                           exception.VolumeAttachFailed):
                 path = identity.stable_path(
                     plugin.connect(identifier, connection_info))
                 identity.check(path, connection_info, size_gb)
-            except Exception as error:
-                self._log('connect', instance, identifier, error)
-                # The tenant reads this: no details of the host in it. The
-                # cause may hold the secrets of the connection.
-                raise exception.VolumeAttachFailed(
-                    volume_id=identifier, reason=_told(error)) from None
             undo.pop_all()
         if identity.is_fleeting(path):
             LOG.warning('Volume %(volume)s is at %(path)s, for which the host '
@@ -146,13 +142,13 @@ class VolumeManager:
         """
         identifier = volume_id(connection_info)
         try:
-            self._plugin(connection_info).disconnect(
-                identifier, connection_info, force=force)
-        except Exception as error:
-            self._log('disconnect', instance, identifier, error)
+            plugin = self._plugin(connection_info)
+            with explained('disconnect', instance, identifier,
+                           exception.VolumeDetachFailed):
+                plugin.disconnect(identifier, connection_info, force=force)
+        except exception.NovaException:
             if not force:
-                raise exception.VolumeDetachFailed(
-                    volume_id=identifier, reason=_told(error)) from None
+                raise
             LOG.error('Something of the connection to volume %s may be left '
                       'on this host', identifier, instance=instance)
         connection_info['data'].pop('device_path', None)
@@ -168,16 +164,14 @@ class VolumeManager:
         """
         identifier = volume_id(connection_info)
         path = base.device_path(connection_info) or ''
-        try:
-            self._plugin(connection_info).extend(identifier, connection_info)
+        plugin = self._plugin(connection_info)
+        with explained('extend', instance, identifier,
+                       exception.VolumeExtendFailed):
+            plugin.extend(identifier, connection_info)
             found = identity.size(path)
             if found < wanted:
-                raise identity.WrongDevice(
-                    f'{path} still has {found} bytes, not {wanted}')
-        except Exception as error:
-            self._log('extend', instance, identifier, error)
-            raise exception.VolumeExtendFailed(
-                volume_id=identifier, reason=_told(error)) from None
+                raise base.Refused(f'the host sees {found} bytes of it, not '
+                                   f'{wanted}')
 
     def forget(self, instance: objects.Instance, identifier: str) -> None:
         """Remove what can be found of a volume without its connection.
@@ -186,10 +180,10 @@ class VolumeManager:
         :param identifier: Cinder's id of the volume.
         """
         for plugin in self._plugins.values():
-            try:
+            with (contextlib.suppress(exception.VolumeDetachFailed),
+                  explained('forget', instance, identifier,
+                            exception.VolumeDetachFailed)):
                 plugin.forget(identifier)
-            except Exception as error:
-                self._log('forget', instance, identifier, error)
 
     def _plugin(self, connection_info: dict[str, Any]) -> base.VolumePlugin:
         kind = connection_info.get('driver_volume_type') or 'unknown'
@@ -201,15 +195,6 @@ class VolumeManager:
     def _attempt_disconnect(self, instance: objects.Instance,
                             connection_info: dict[str, Any]) -> None:
         self.disconnect(instance, connection_info, force=True)
-
-    @staticmethod
-    def _log(what: str, instance: objects.Instance, identifier: str,
-             error: Exception) -> None:
-        LOG.error('Could not %(what)s volume %(volume)s: %(kind)s: %(error)s',
-                  {'what': what, 'volume': identifier,
-                   'kind': type(error).__name__,
-                   'error': strutils.mask_password(str(error))},
-                  instance=instance)
 
     @staticmethod
     def _report_load_failure(manager: Any, entry_point: Any,
@@ -234,6 +219,27 @@ def volume_id(connection_info: dict[str, Any]) -> str:
     return identifier
 
 
+@contextlib.contextmanager
+def explained(what: str, instance: objects.Instance, identifier: str,
+              kind: type[exception.NovaException]) -> Iterator[None]:
+    """Make of whatever goes wrong with a volume what its owner may read.
+
+    :param what: what is being done, for the log.
+    :param instance: the server.
+    :param identifier: Cinder's id of the volume.
+    :param kind: the exception to raise, which takes ``volume_id`` and
+        ``reason``.
+    """
+    try:
+        yield
+    except exception.NovaException:
+        raise
+    except Exception as error:
+        _log(what, instance, identifier, error)
+        # The cause may hold the secrets of the connection.
+        raise kind(volume_id=identifier, reason=_told(error)) from None
+
+
 def lock(identifier: str) -> contextlib.AbstractContextManager[Any]:
     """Keep servers from connecting and disconnecting one volume at a time.
 
@@ -241,6 +247,15 @@ def lock(identifier: str) -> contextlib.AbstractContextManager[Any]:
     :returns: a context manager that holds the volume's lock.
     """
     return lockutils.lock(f'lxd-volume-{identifier}', lock_file_prefix=None)
+
+
+def _log(what: str, instance: objects.Instance, identifier: str,
+         error: Exception) -> None:
+    LOG.error('Could not %(what)s volume %(volume)s: %(kind)s: %(error)s',
+              {'what': what, 'volume': identifier,
+               'kind': type(error).__name__,
+               'error': strutils.mask_password(str(error))},
+              instance=instance)
 
 
 def _told(error: Exception) -> str:

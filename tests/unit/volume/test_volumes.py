@@ -26,8 +26,8 @@ from oslotest import base
 from stevedore import extension
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt.volume import attachments
 from nova_lxd_py.virt.volume import base as volume_base
+from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import identity
 from nova_lxd_py.virt.volume import loop
 from nova_lxd_py.virt.volume import manager
@@ -180,9 +180,9 @@ class GuestPathTestCase(base.BaseTestCase):
     def test_paths(self) -> None:
         for path in ('/dev/vdb', '/dev/sdaa', '/dev/xvdc', '/dev/hda',
                      '/dev/vdb1'):
-            self.assertEqual(path, attachments.guest_path(path))
-        self.assertEqual('/dev/vdb', attachments.guest_path('vdb'))
+            self.assertEqual(path, devices.guest_path(path))
+        self.assertEqual('/dev/vdb', devices.guest_path('vdb'))
         for path in ('/dev/null', '/dev/vd', '/dev/vdb/../null', '/dev/VDB',
                      '', None, '/etc/vdb', '/dev/vdb ', '/dev/vdb01'):
             self.assertRaises(exception.InvalidDevicePath,
-                              attachments.guest_path, path)
+                              devices.guest_path, path)

@@ -1,0 +1,86 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Volumes as devices of LXD instances: their names and their places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+import re
+
+from nova import exception
+from nova import objects
+
+from nova_lxd_py.virt import instance as lxd_instance
+
+#: Names of the LXD devices begin so; the volume's id follows.
+PREFIX = 'volume-'
+
+#: Key of an LXD device with a mounted volume: the volume's block device.
+KEY_SOURCE = 'user.nova.device'
+
+#: Where a tenant may ask for a volume in the guest: the names that disks have
+#: there, not those of /dev/null and the like.
+_GUEST_PATH = re.compile(r'/dev/(?:sd|vd|hd|xvd)[a-z]{1,2}(?:[1-9][0-9]?)?')
+
+
+def name(identifier: str) -> str:
+    """Name the LXD device of a volume.
+
+    :param identifier: Cinder's id of the volume.
+    """
+    return PREFIX + identifier
+
+
+def source(device: Mapping[str, str]) -> str:
+    """Tell which block device of the host an LXD device leads to."""
+    return device.get(KEY_SOURCE) or device['source']
+
+
+def of_guest(guest: lxd_instance.Guest
+             ) -> dict[str, Mapping[str, str]]:
+    """Find the volumes that a guest has.
+
+    :param guest: the guest, just read.
+    :returns: LXD devices by name. Copies of a server's root disk have empty
+        ones of the same names, which do not count.
+    """
+    return {key: device for key, device in guest.devices.items()
+            if key.startswith(PREFIX) and device['type'] != 'none'}
+
+
+def guest_path(mountpoint: str) -> str:
+    """Tell where the guest finds a volume.
+
+    :param mountpoint: the device name that Nova or the tenant chose.
+    :returns: the same as an absolute path.
+    :raises nova.exception.InvalidDevicePath: it is none that a disk has.
+    """
+    path = mountpoint or ''
+    if not path.startswith('/dev/'):
+        path = f'/dev/{path}'
+    if not _GUEST_PATH.fullmatch(path):
+        raise exception.InvalidDevicePath(path=mountpoint)
+    return path
+
+
+def others(guests: Iterable[lxd_instance.Guest], instance: objects.Instance,
+           identifier: str) -> list[lxd_instance.Guest]:
+    """Find the guests of other servers that have a volume."""
+    return [guest for guest in holders(guests, identifier)
+            if guest.uuid != instance.uuid]
+
+
+def holders(guests: Iterable[lxd_instance.Guest], identifier: str
+            ) -> list[lxd_instance.Guest]:
+    """Find all guests that have a volume."""
+    return [guest for guest in guests if name(identifier) in of_guest(guest)]

@@ -1,0 +1,324 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Filesystems on volumes: made, mounted for a guest and grown, as root.
+
+A guest's ids are others on the host, and other ones for each server. The mount
+that a guest gets maps them: what is root's on the volume is root's in the
+guest, and what the guest writes is written with its own ids. Nothing on the
+volume is changed for that, so the next server finds it as this one left it.
+
+This module is imported by the privileged daemon: it must not import nova.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import stat
+import subprocess
+import time
+
+from oslo_log import log as logging
+
+from nova_lxd_py.virt import privileged
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds for one change; a filesystem may have a long journal to replay.
+TIMEOUT = 300
+
+#: Filesystems that can be had, and how each is made. Nothing is discarded
+#: and the whole of a large volume is not written.
+MAKERS = {'ext4': ('mkfs.ext4', '-q', '-E', 'root_owner=0:0,nodiscard'),
+          'xfs': ('mkfs.xfs', '-q', '-K')}
+#: Data for mount(2). A copy of a volume has the same UUID as the volume.
+_MOUNT_DATA = {'ext4': 'errors=remount-ro', 'xfs': 'nouuid'}
+
+# From linux/mount.h.
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
+_AT_EMPTY_PATH, _AT_FDCWD = 0x1000, -100
+_MOUNT_ATTR_IDMAP = 0x00100000
+# The same on every architecture.
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+
+_DEVICE = re.compile(r'/dev/[A-Za-z0-9_./:+@-]+|(?:/[A-Za-z0-9_.:+@-]+)+')
+_TARGET = re.compile(
+    r'(?:/[^/\0]+)+/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+
+#: Seconds for a process to be in a user namespace of its own.
+_PATIENCE = 10.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = [('attr_set', ctypes.c_uint64), ('attr_clr', ctypes.c_uint64),
+                ('propagation', ctypes.c_uint64),
+                ('userns_fd', ctypes.c_uint64)]
+
+
+def _device(path: str) -> str:
+    if not isinstance(path, str) or not _DEVICE.fullmatch(path):
+        raise ValueError(f'{path!r} is not the path of a device')
+    if not stat.S_ISBLK(os.stat(path).st_mode):
+        raise ValueError(f'{path!r} is not a block device')
+    return path
+
+
+def _target(path: str) -> str:
+    if (not isinstance(path, str) or not _TARGET.fullmatch(path) or
+            os.path.normpath(path) != path):
+        raise ValueError(f'{path!r} is not a folder for a volume')
+    return path
+
+
+def _kind(name: str) -> str:
+    if name not in MAKERS:
+        raise ValueError(f'{name!r} is not a filesystem for volumes')
+    return name
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f'{what}: {os.strerror(number)}')
+    return result
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=TIMEOUT, env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin',
+                              'LC_ALL': 'C'})
+    if done.returncode:
+        raise OSError(errno.EIO, f'{command[0]} failed '
+                      f'({done.returncode}): {done.stderr.strip()}')
+    return done.stdout
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def content(device: str) -> str:
+    """Tell what is on a volume.
+
+    :param device: path of its block device.
+    :returns: the filesystem's name; '' if there is no signature of anything
+        on it; something else, such as ``unknown``, for any other content.
+    :raises OSError: if it cannot be read.
+    """
+    path = os.path.realpath(_device(device))
+    # Not by the cache: it may remember another device.
+    probe = subprocess.run(
+        ('blkid', '--probe', '--output', 'export', path),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=TIMEOUT, env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin'})
+    signatures = _run('wipefs', '--no-act', '--parsable', path)
+    if probe.returncode == 2 and not [
+            line for line in signatures.splitlines()
+            if not line.startswith('#')]:
+        # Neither knows a signature; blank where one would be, too.
+        with open(path, 'rb') as stream:
+            return '' if not any(stream.read(1 << 20)) else 'unknown'
+    found = dict(line.split('=', 1) for line in probe.stdout.splitlines()
+                 if '=' in line)
+    if found.get('USAGE') == 'filesystem':
+        return found.get('TYPE', 'unknown')
+    return found.get('PTTYPE') or found.get('TYPE') or 'unknown'
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def make(device: str, kind: str, label: str) -> None:
+    """Make a filesystem on an empty volume.
+
+    :param device: path of its block device.
+    :param kind: one of MAKERS.
+    :param label: up to 12 letters and digits.
+    :raises OSError: if there is anything on it, or it cannot be written.
+    """
+    maker = MAKERS[_kind(kind)]
+    if not isinstance(label, str) or not re.fullmatch(r'[a-z0-9-]{1,12}',
+                                                      label):
+        raise ValueError(f'{label!r} is not a label')
+    path = os.path.realpath(_device(device))
+    # Without -F and -f both refuse where they find something.
+    _run(*maker, '-L', label, path)
+
+
+def _user_namespace(uid_base: int, gid_base: int, size: int
+                    ) -> contextlib.AbstractContextManager[int]:
+    @contextlib.contextmanager
+    def opened() -> Iterator[int]:
+        own = os.stat('/proc/self/ns/user').st_ino
+        process = subprocess.Popen(
+            ('unshare', '--user', 'sleep', str(TIMEOUT)),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL)
+        try:
+            folder = f'/proc/{process.pid}'
+            deadline = time.monotonic() + _PATIENCE
+            while os.stat(f'{folder}/ns/user').st_ino == own:
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise OSError(errno.EPERM, 'The kernel makes no user '
+                                  'namespaces')
+                time.sleep(0.005)
+            for name, base in (('uid', uid_base), ('gid', gid_base)):
+                with open(f'{folder}/{name}_map', 'w',
+                          encoding='ascii') as stream:
+                    stream.write(f'0 {base} {size}')
+            descriptor = os.open(f'{folder}/ns/user',
+                                 os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            process.kill()
+            process.wait()
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    return opened()
+
+
+def _map_ids(target: str, uid_base: int, gid_base: int, size: int) -> None:
+    """Put a mount with mapped ids in place of a plain one."""
+    tree = _checked(_libc.syscall(
+        _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(target),
+        _OPEN_TREE_CLONE | os.O_CLOEXEC), 'open_tree')
+    try:
+        with _user_namespace(uid_base, gid_base, size) as namespace:
+            attributes = _MountAttributes(attr_set=_MOUNT_ATTR_IDMAP,
+                                          userns_fd=namespace)
+            _checked(_libc.syscall(
+                _SYS_MOUNT_SETATTR, tree, b'', _AT_EMPTY_PATH,
+                ctypes.byref(attributes), ctypes.sizeof(attributes)),
+                'mount_setattr')
+        _checked(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW),
+                 'umount')
+        _checked(_libc.syscall(
+            _SYS_MOVE_MOUNT, tree, b'', _AT_FDCWD, os.fsencode(target),
+            _MOVE_MOUNT_F_EMPTY_PATH), 'move_mount')
+    finally:
+        os.close(tree)
+
+
+def _mounted(target: str) -> bool:
+    with open('/proc/self/mountinfo', encoding='utf-8') as stream:
+        return any(line.split()[4] == target for line in stream)
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def prepare(target: str) -> None:
+    """Make the folder of a mount, which nobody can use before.
+
+    :param target: the folder.
+    """
+    os.makedirs(os.path.dirname(_target(target)), mode=0o711, exist_ok=True)
+    # A guest that got the bare folder could not write to it.
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(target, mode=0o000)
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def mount(device: str, kind: str, target: str, read_only: bool,
+          uid_base: int, gid_base: int, size: int) -> None:
+    """Mount the filesystem of a volume with the ids of a guest.
+
+    What is mounted there already is unmounted before. A journal that was left
+    is replayed by the kernel; nothing else is repaired.
+
+    :param device: path of the volume's block device.
+    :param kind: one of MAKERS.
+    :param target: the folder, which ends with the volume's id.
+    :param read_only: whether nothing may be written to it.
+    :param uid_base: user of the host that is root in the guest.
+    :param gid_base: group of the host that is root's in the guest.
+    :param size: how many ids follow in both; 0 does not map them, for a guest
+        with the ids of the host.
+    :raises OSError: if the kernel refuses.
+    """
+    for number in (uid_base, gid_base, size):
+        if not isinstance(number, int) or not 0 <= number < 2 ** 32:
+            raise ValueError(f'{number!r} is not an id')
+    if size and not (uid_base and gid_base):
+        raise ValueError('A guest cannot be root of the host')
+    path, kind = os.path.realpath(_device(device)), _kind(kind)
+    while _mounted(_target(target)):
+        _checked(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW),
+                 'umount')
+    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
+    _checked(_libc.mount(
+        os.fsencode(path), os.fsencode(target), kind.encode('ascii'),
+        ctypes.c_ulong(flags), _MOUNT_DATA[kind].encode('ascii')), 'mount')
+    if size:
+        try:
+            _map_ids(target, uid_base, gid_base, size)
+        except OSError:
+            _libc.umount2(os.fsencode(target), _MNT_DETACH)
+            raise
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def unmount(target: str, force: bool) -> bool:
+    """Unmount the filesystem of a volume.
+
+    :param target: the folder.
+    :param force: if something uses it still, have it go as soon as that ends.
+    :returns: whether it was mounted.
+    :raises OSError: if something uses it (errno EBUSY), without force.
+    """
+    found = False
+    while _mounted(_target(target)):
+        found = True
+        _checked(_libc.umount2(
+            os.fsencode(target),
+            _UMOUNT_NOFOLLOW | (_MNT_DETACH if force else 0)), 'umount')
+    with contextlib.suppress(OSError):
+        os.rmdir(target)
+    return found
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def is_held(device: str) -> bool:
+    """Whether a filesystem or anything else of the kernel uses a device.
+
+    :param device: path of the block device.
+    """
+    try:
+        os.close(os.open(_device(device),
+                         os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        raise
+    return False
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def grow(device: str, kind: str, target: str) -> None:
+    """Have a mounted filesystem fill its volume.
+
+    :param device: path of the volume's block device.
+    :param kind: one of MAKERS.
+    :param target: where it is mounted.
+    :raises OSError: if the kernel refuses.
+    """
+    path = os.path.realpath(_device(device))
+    if not _mounted(_target(target)):
+        raise FileNotFoundError(errno.ENOENT, 'It is not mounted', target)
+    if _kind(kind) == 'xfs':
+        _run('xfs_growfs', '-d', target)
+    else:
+        _run('resize2fs', path)

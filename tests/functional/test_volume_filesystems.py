@@ -1,0 +1,265 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Volumes that the host mounts for servers, with a real LXD."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+import unittest
+
+import fixtures
+from nova import exception
+from oslo_utils import units
+
+from tests.functional import faulty_proxy
+from tests.functional import lab_volumes
+from tests.functional import lxd_daemon
+from tests.functional import test_volumes
+
+NO_LXD = lxd_daemon.missing()
+
+Mapping = test_volumes.Mapping
+PATH = test_volumes.PATH
+described = test_volumes.described
+
+
+class FilesystemCases:
+    """Volumes that servers get mounted, for every filesystem and id range."""
+
+    kind = lab_volumes.FileVolume
+    filesystem = ''
+    options: dict[str, Any] = {}
+    folder = '/mnt/vdb'
+
+    def setUp(self) -> None:
+        self.options = {'volume_filesystems': [self.filesystem],
+                        'volume_mode': 'filesystem', **self.options}
+        super().setUp()
+        self.metadata: dict[str, str] = {}
+        for patch in (
+                fixtures.MonkeyPatch(
+                    'nova.volume.cinder.API.get',
+                    lambda *args: {'volume_metadata': self.metadata}),):
+            patch.setUp()
+            self.addCleanup(patch.cleanUp)
+
+    def fill(self, server, name: str = 'data') -> str:
+        self.host.run(server, 'sh', '-c',
+                      f'dd if=/dev/urandom of={self.folder}/{name} bs=1M '
+                      f'count=4 && chown 7:8 {self.folder}/{name}')
+        return self.sum(server, name)
+
+    def sum(self, server, name: str = 'data') -> str:
+        """Checksum, owner and group of a file."""
+        return self.host.run(
+            server, 'sh', '-c', f'busybox sha256sum {self.folder}/{name}; '
+            f'busybox stat -c "%u %g" {self.folder} {self.folder}/{name}')
+
+    def test_moves_between_servers(self) -> None:
+        first, second = self.host.spawn(), self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach(first, volume)
+        filled = self.fill(first)
+        self.assertTrue(filled.endswith('\n0 0\n7 8\n'), filled)
+        self.assertFalse(self.has(first))
+        self.detach(first, connection)
+        self.assertEqual({}, self.devices(first))
+        self.assertEqual(set(), self.storage.left_on_host())
+        connection = self.attach(second, volume)
+        self.assertEqual(filled, self.sum(second))
+        self.detach(second, connection)
+
+    def test_mount_is_safe(self) -> None:
+        server = self.host.spawn()
+        connection = self.attach(server, self.storage.volume())
+        with open('/proc/self/mounts', encoding='utf-8') as stream:
+            line = next(line for line in stream
+                        if connection['serial'] in line)
+        for option in ('nosuid', 'nodev'):
+            self.assertIn(option, line)
+        self.detach(server, connection)
+
+    def test_boot_reboot_and_destroy(self) -> None:
+        volume = self.storage.volume()
+        mapping = Mapping(volume)
+        server = self.host.spawn(block_device_info=described(mapping))
+        filled = self.fill(server)
+        assert mapping.saved is not None
+        again = Mapping(volume)
+        again['connection_info'] = mapping.saved
+        self.reboot(server, described(again))
+        self.assertEqual(filled, self.sum(server))
+        self.reboot(server, described(again), 'SOFT')
+        self.assertEqual(filled, self.sum(server))
+        self.host.driver.power_off(server)
+        self.host.driver.power_on(self.host.context, server, [],
+                                  described(Mapping(volume)))
+        self.assertEqual(filled, self.sum(server))
+        self.destroy(server, described(again))
+        self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_cold(self) -> None:
+        server = self.host.spawn(power_on=False)
+        volume = self.storage.volume()
+        connection = self.attach(server, volume)
+        self.host.driver.power_on(self.host.context, server, [],
+                                  described(Mapping(volume)))
+        self.fill(server)
+        self.host.driver.power_off(server)
+        self.detach(server, connection)
+        self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_busy_stays_attached(self) -> None:
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach(server, volume)
+        filled = self.fill(server)
+        self.hold_open(server, f'{self.folder}/data')
+        self.assertRaisesRegex(exception.DeviceDetachFailed, 'processes',
+                               self.detach, server, connection)
+        self.assertEqual(filled, self.sum(server))
+        self.let_go(server)
+        # Mounted in another place: no process is to be seen.
+        self.host.run(server, 'sh', '-c', 'mkdir -p /other && busybox mount '
+                      f'-o bind {self.folder} /other')
+        self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
+                          connection)
+        self.assertEqual(filled, self.sum(server))
+        self.host.run(server, 'busybox', 'umount', '/other')
+        self.detach(server, connection)
+        self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_read_only(self) -> None:
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        self.assertRaisesRegex(exception.VolumeAttachFailed, 'empty',
+                               self.attach, server, volume, access_mode='ro')
+        connection = self.attach(server, volume)
+        filled = self.fill(server)
+        self.detach(server, connection)
+        connection = self.attach(server, volume, access_mode='ro')
+        self.assertEqual(filled, self.sum(server))
+        with self.assertRaises(AssertionError):
+            self.host.run(server, 'touch', f'{self.folder}/x')
+        self.detach(server, connection)
+
+    def test_content_is_never_overwritten(self) -> None:
+        server = self.host.spawn()
+        for offset, content in ((0, b'\x7fELF'), (510, b'\x55\xaa'),
+                                (4096, b'something'),
+                                (0x10040, b'_BHRfS_M')):
+            volume = self.storage.volume()
+            with open(volume.file, 'r+b') as stream:
+                stream.seek(offset)
+                stream.write(content)
+            before = volume.checksum(1 << 20)
+            self.assertRaisesRegex(exception.VolumeAttachFailed, 'it holds',
+                                   self.attach, server, volume)
+            self.assertEqual(before, volume.checksum(1 << 20))
+        self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_mode_of_volume_and_server(self) -> None:
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        server.metadata = {'lxd_volume_mode': 'filesystem'}
+        self.metadata['lxd_volume_mode'] = 'block'
+        connection = self.attach(server, volume)
+        self.assertTrue(self.has(server))
+        self.detach(server, connection)
+        self.metadata.clear()
+        connection = self.attach(server, volume)
+        self.assertFalse(self.has(server))
+        self.detach(server, connection)
+        server.metadata = {'lxd_volume_mode': 'tape'}
+        self.assertRaisesRegex(exception.VolumeAttachFailed, 'tape',
+                               self.attach, server, volume)
+        shared = {**volume.connection(), 'multiattach': True}
+        server.metadata = {}
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'several servers',
+            self.host.driver.attach_volume, self.host.context, shared, server,
+            PATH)
+
+    def test_destroy_while_it_is_used(self) -> None:
+        server = self.host.spawn()
+        connection = self.attach(server, self.storage.volume())
+        self.fill(server)
+        self.hold_open(server, f'{self.folder}/data')
+        self.destroy(server)
+        self.assertEqual(set(), self.storage.left_on_host())
+        self.detach(server, connection)
+
+    def test_lxd_fails(self) -> None:
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        for how in faulty_proxy.Spoil:
+            self.proxy.spoil(0, how)
+            self.assertRaises(exception.NovaException, self.attach, server,
+                              volume)
+            self.proxy.behave()
+            self.assertEqual({}, self.devices(server), how)
+            self.assertEqual(set(), self.storage.left_on_host())
+        connection = self.attach(server, volume)
+        self.fill(server)
+        self.detach(server, connection)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class Ext4VolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
+    filesystem = 'ext4'
+    options = {'idmap_isolation': 'server'}
+
+
+@unittest.skipIf(NO_LXD or not shutil.which('mkfs.xfs'),
+                 NO_LXD or 'mkfs.xfs is not installed (package xfsprogs)')
+class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
+    filesystem = 'xfs'
+
+    def test_extend(self) -> None:
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach(server, volume)
+        filled = self.fill(server)
+        before = self._size(server)
+        volume.extend(2 * units.Gi)
+        self.host.driver.extend_volume(self.host.context, connection, server,
+                                       2 * units.Gi)
+        self.assertGreater(self._size(server), before + 900 * 1024)
+        self.assertEqual(filled, self.sum(server))
+        self.detach(server, connection)
+
+    def _size(self, server) -> int:
+        """Of the filesystem as the guest sees it, in KiB."""
+        return int(self.host.run(server, 'busybox', 'df', '-k', self.folder
+                                 ).splitlines()[1].split()[1])
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class PrivilegedVolumeTest(test_volumes.Host, unittest.TestCase):
+    """A guest with the ids of the host needs no mapping."""
+
+    kind = lab_volumes.LocalVolume
+    options = {'volume_filesystems': ['ext4'], 'volume_mode': 'filesystem'}
+
+    def test_owner(self) -> None:
+        with fixtures.MonkeyPatch('nova.volume.cinder.API.get',
+                                  lambda *args: {}):
+            image = self.host.image()
+            server = self.host.spawn(self.host.instance(
+                image, {'lxd:privileged_allowed': 'true'}), image)
+            connection = self.attach(server, self.storage.volume())
+            self.host.run(server, 'touch', '/mnt/vdb/x')
+            self.assertEqual('0', self.host.run(
+                server, 'busybox', 'stat', '-c', '%u', '/mnt/vdb/x').strip())
+            self.detach(server, connection)

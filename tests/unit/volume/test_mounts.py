@@ -1,0 +1,108 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Mounted volumes: what the privileged daemon refuses, and the ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from unittest import mock
+
+from oslotest import base
+
+from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.volume import base as volume_base
+from nova_lxd_py.virt.volume import filesystems
+from nova_lxd_py.virt.volume import mounts
+
+VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
+TARGET = f'/var/lib/nova/volumes/{VOLUME}'
+
+
+class InputTestCase(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        mounts.privileged.context.set_client_mode(False)
+        self.addCleanup(mounts.privileged.context.set_client_mode, True)
+
+    def test_devices(self) -> None:
+        for path in ('/dev/null', '/etc/passwd', '', None, 7, 'sda',
+                     '/dev/sda;id', '/tmp'):
+            for call in (lambda: mounts.content(path),
+                         lambda: mounts.make(path, 'ext4', 'x'),
+                         lambda: mounts.is_held(path),
+                         lambda: mounts.grow(path, 'ext4', TARGET),
+                         lambda: mounts.mount(path, 'ext4', TARGET, False, 1,
+                                              1, 1)):
+                self.assertRaises(ValueError, call)
+
+    def test_targets(self) -> None:
+        for path in ('/', '/mnt', VOLUME, None, f'/mnt/../{VOLUME}',
+                     f'/mnt/{VOLUME}/', f'//{VOLUME}', f'/mnt/{VOLUME}x'):
+            self.assertRaises(ValueError, mounts.prepare, path)
+            self.assertRaises(ValueError, mounts.unmount, path, True)
+            with mock.patch.object(mounts, '_device', lambda path: path):
+                self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
+                                  path, False, 1, 1, 1)
+                self.assertRaises(ValueError, mounts.grow, '/dev/x', 'ext4',
+                                  path)
+
+    def test_kinds_labels_and_ids(self) -> None:
+        with mock.patch.object(mounts, '_device', lambda path: path):
+            for kind in ('btrfs', 'vfat', '', None):
+                self.assertRaises(ValueError, mounts.make, '/dev/x', kind, 'x')
+                self.assertRaises(ValueError, mounts.mount, '/dev/x', kind,
+                                  TARGET, False, 1, 1, 1)
+            for label in ('', 'x' * 13, '-L /', None, 'A'):
+                self.assertRaises(ValueError, mounts.make, '/dev/x', 'ext4',
+                                  label)
+            for ids in ((0, 0, 65536), (0, 1, 1), (1, 0, 1), (-1, 1, 1),
+                        (1, 1, 2 ** 32), ('1', 1, 1)):
+                self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
+                                  TARGET, False, *ids)
+
+    def test_nothing_is_mounted(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            target = os.path.join(folder, VOLUME)
+            mounts.prepare(target)
+            mounts.prepare(target)
+            self.assertEqual(0, os.stat(target).st_mode & 0o777)
+            self.assertFalse(mounts.unmount(target, False))
+            self.assertFalse(os.path.exists(target))
+            self.assertFalse(mounts.unmount(target, False))
+
+
+class IdRangeTestCase(base.BaseTestCase):
+
+    def guest(self, idmap: list | None, **config: str) -> lxd_instance.Guest:
+        if idmap is not None:
+            config['volatile.idmap.next'] = json.dumps(idmap)
+        return lxd_instance.Guest(None, {'config': config, 'name': 'x',
+                                         'devices': {}})
+
+    def entry(self, uid: bool, gid: bool, host: int) -> dict:
+        return {'Isuid': uid, 'Isgid': gid, 'Hostid': host, 'Nsid': 0,
+                'Maprange': 65536}
+
+    def test_ranges(self) -> None:
+        self.assertEqual((100, 200, 65536), filesystems._id_range(self.guest(
+            [self.entry(True, False, 100), self.entry(False, True, 200)])))
+        self.assertEqual((100, 100, 65536), filesystems._id_range(self.guest(
+            [self.entry(True, True, 100)])))
+        self.assertEqual((0, 0, 0), filesystems._id_range(self.guest(
+            None, **{'security.privileged': 'true'})))
+        for idmap in (None, [], [self.entry(True, False, 100)]):
+            self.assertRaises(volume_base.Refused, filesystems._id_range,
+                              self.guest(idmap))
