@@ -266,8 +266,8 @@ class _Listener:
         with contextlib.suppress(OSError):
             # Closing alone would not wake up who waits in accept().
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
         self._thread.join(serial_session.END_TIMEOUT)
+        self._socket.close()
         for session in self._sessions:
             session.end(reason)
         for session in self._sessions:

@@ -136,8 +136,8 @@ class Session:
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A peer whose host has gone must not hold the console for ever.
         self._client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._writer.start()
         self._reader.start()
+        self._writer.start()
 
     def end(self, reason: str | None = None) -> None:
         """Close the connection; may be called again, and by any thread.
@@ -258,6 +258,8 @@ class Session:
             if self._farewell:
                 self._say(self._farewell)
             self._shut_down()
+            # Under eventlet nobody else would wake up who still reads.
+            self._reader.join(END_TIMEOUT)
             self._client.close()
 
     def _run_once(self) -> int | None:
