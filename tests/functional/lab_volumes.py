@@ -108,9 +108,12 @@ class LocalVolume(Volume):
     def __init__(self, folder: pathlib.Path, size: int = units.Gi) -> None:
         super().__init__(folder, size)
         self.device = _run('losetup', '--find', '--show', str(self.file))
+        # As back ends have it that know the device by a name of their own.
+        self.link = self.file.with_suffix('.device')
+        self.link.symlink_to(self.device)
 
     def data(self) -> dict[str, Any]:
-        return {'device_path': self.device}
+        return {'device_path': str(self.link)}
 
     def extend(self, size: int) -> None:
         super().extend(size)
@@ -118,6 +121,7 @@ class LocalVolume(Volume):
 
     def close(self) -> None:
         subprocess.run(['losetup', '--detach', self.device], check=False)
+        self.link.unlink(missing_ok=True)
         super().close()
 
 

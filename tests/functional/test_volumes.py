@@ -161,7 +161,7 @@ class VolumeCases(Host):
         volume = self.storage.volume()
         self.assertFalse(self.has(server))
         connection = self.attach(server, volume)
-        self.assertTrue(os.path.exists(connection['data']['device_path']))
+        self.assertTrue(os.path.exists(connection['lxd_device_path']))
         written = self.write(server)
         self.assertEqual(written, self.read(server))
         self.detach(server, connection)
@@ -270,7 +270,7 @@ class VolumeCases(Host):
         server = self.host.spawn(block_device_info=described(*mappings))
         for mapping in mappings:
             assert mapping.saved is not None
-            self.assertTrue(mapping.saved['data']['device_path'])
+            self.assertTrue(mapping.saved['lxd_device_path'])
             self.assertTrue(self.has(server, mapping['mount_device']))
         written = self.write(server, '/dev/vdc')
         self.hold_open(server)
@@ -566,7 +566,7 @@ class FileVolumeTest(VolumeCases, unittest.TestCase):
     def test_loop_device(self) -> None:
         server = self.host.spawn()
         connection = self.attach(server, self.storage.volume())
-        name = os.path.basename(connection['data']['device_path'])
+        name = os.path.basename(connection['lxd_device_path'])
         for file, wanted in (('loop/dio', '1'), ('ro', '0')):
             with open(f'/sys/block/{name}/{file}', encoding='ascii') as stream:
                 self.assertEqual(wanted, stream.read().strip(), file)
@@ -584,7 +584,7 @@ class FileVolumeTest(VolumeCases, unittest.TestCase):
             hashlib.md5(f'fileserver:{volume.file.parent}'.encode()
                         ).hexdigest())
         subprocess.run(['losetup', '--detach',
-                        connection['data']['device_path']], check=True)
+                        connection['lxd_device_path']], check=True)
         subprocess.run(['umount', share], check=True)
         self.host.driver.resume_state_on_host_boot(
             self.host.context, server, [], [], described(Mapping(volume)))

@@ -26,6 +26,11 @@ from typing import Any
 from oslo_config import cfg
 
 
+#: Under this key of a connection its block device is kept. Some back ends have
+#: a path of their own, which must stay, in the connection's data.
+DEVICE_PATH = 'lxd_device_path'
+
+
 class Refused(Exception):
     """A volume cannot be used as it is.
 
@@ -98,4 +103,4 @@ def device_path(connection_info: dict[str, Any]) -> str | None:
     :param connection_info: as the manager left it.
     :returns: a path, which a reboot of the host may have made wrong.
     """
-    return connection_info.get('data', {}).get('device_path')
+    return connection_info.get(DEVICE_PATH)

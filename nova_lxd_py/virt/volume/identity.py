@@ -101,8 +101,10 @@ def stable_path(path: str) -> str:
 
     :param path: of the device.
     :returns: a name by what the device says of itself if there is one, else
-        the path as it is.
+        the path as it is; in ``/dev``, as LXD wants it.
     """
+    if not os.path.normpath(path).startswith('/dev/'):
+        path = os.path.realpath(path)
     if not _FLEETING.fullmatch(path):
         return path
     number = device_number(path)

@@ -127,7 +127,7 @@ class VolumeManager:
                         'knows no lasting name in /dev/disk/by-id; is udev '
                         'missing?', {'volume': identifier, 'path': path},
                         instance=instance)
-        connection_info['data']['device_path'] = path
+        connection_info[base.DEVICE_PATH] = path
         return path
 
     def disconnect(self, instance: objects.Instance,
@@ -151,7 +151,7 @@ class VolumeManager:
                 raise
             LOG.error('Something of the connection to volume %s may be left '
                       'on this host', identifier, instance=instance)
-        connection_info['data'].pop('device_path', None)
+        connection_info.pop(base.DEVICE_PATH, None)
 
     def extend(self, instance: objects.Instance,
                connection_info: dict[str, Any], wanted: int) -> None:
