@@ -48,6 +48,7 @@ from nova_lxd_py.virt import templates
 from nova_lxd_py.virt import translation
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
+from nova_lxd_py.virt.volume import devices as volume_devices
 from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import manager as volume_manager
 
@@ -290,6 +291,11 @@ class LXDDriver(driver.ComputeDriver):
 
     def get_volume_connector(self, instance):
         return self._host.volume_connector()
+
+    def get_device_name_for_instance(self, instance, bdms, block_device_obj):
+        return volume_devices.choose_path(
+            block_device_obj.get('device_name'),
+            [instance.root_device_name, *(bdm.device_name for bdm in bdms)])
 
     def attach_volume(self, context, connection_info, instance, mountpoint,
                       disk_bus=None, device_type=None, encryption=None):

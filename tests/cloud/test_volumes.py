@@ -61,6 +61,16 @@ class VolumeCases:
                               cloud.ACTION_TIMEOUT)
 
     def delete_volume(self, volume_id: str) -> None:
+        """Delete a volume with the servers that have it."""
+        try:
+            volume = self.cloud.block_storage.get_volume(volume_id)
+        except exceptions.NotFoundException:
+            return
+        for attachment in volume.attachments:
+            self.delete(attachment['server_id'])
+        cloud.wait_for(
+            'the volume to be free', lambda: not
+            self.cloud.block_storage.get_volume(volume_id).attachments, 30)
         self.cloud.block_storage.delete_volume(volume_id, ignore_missing=True)
 
         def gone() -> bool:

@@ -15,7 +15,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import itertools
 import re
+import string
 
 from nova import exception
 from nova import objects
@@ -71,6 +73,31 @@ def guest_path(mountpoint: str) -> str:
     if not _GUEST_PATH.fullmatch(path):
         raise exception.InvalidDevicePath(path=mountpoint)
     return path
+
+
+def choose_path(requested: str | None, taken: Iterable[str | None]) -> str:
+    """Name a disk that is to be attached.
+
+    :param requested: what the tenant has asked for, if anything.
+    :param taken: names of the disks that the server has.
+    :returns: the name that was asked for, or the first of the ``/dev/sdX``
+        that is free.
+    :raises nova.exception.InvalidDevicePath: it is none that a disk has.
+    :raises nova.exception.DevicePathInUse: another disk has it.
+    """
+    used = {f'/dev/{path.removeprefix("/dev/")}' for path in taken if path}
+    if requested:
+        path = guest_path(requested)
+        if path in used:
+            raise exception.DevicePathInUse(path=path)
+        return path
+    letters = string.ascii_lowercase
+    for ending in itertools.chain(letters, map(''.join, itertools.product(
+            letters, repeat=2))):
+        # The first is the root disk's, whatever Nova calls that.
+        if ending != 'a' and f'/dev/sd{ending}' not in used:
+            return f'/dev/sd{ending}'
+    raise exception.TooManyDiskDevices(maximum=len(used))
 
 
 def others(guests: Iterable[lxd_instance.Guest], instance: objects.Instance,

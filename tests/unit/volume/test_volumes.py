@@ -177,6 +177,18 @@ class InputTestCase(base.BaseTestCase):
 
 class GuestPathTestCase(base.BaseTestCase):
 
+    def test_choice(self) -> None:
+        taken = ['/dev/sda', '/dev/sdb', 'sdd', None, '/dev/vdb']
+        self.assertEqual('/dev/sdc', devices.choose_path(None, taken))
+        self.assertEqual('/dev/sdb', devices.choose_path('', []))
+        self.assertEqual('/dev/vdc', devices.choose_path('/dev/vdc', taken))
+        many = [f'/dev/sd{chr(letter)}' for letter in range(97, 123)]
+        self.assertEqual('/dev/sdaa', devices.choose_path(None, many))
+        self.assertRaises(exception.DevicePathInUse, devices.choose_path,
+                          'vdb', taken)
+        self.assertRaises(exception.InvalidDevicePath, devices.choose_path,
+                          '/dev/null', taken)
+
     def test_paths(self) -> None:
         for path in ('/dev/vdb', '/dev/sdaa', '/dev/xvdc', '/dev/hda',
                      '/dev/vdb1'):
