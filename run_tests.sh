@@ -19,6 +19,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" || exit 1
 readonly REPO=$PWD
 readonly ENVS=$REPO/.venv
 readonly TOOLS=$ENVS/tools NOVA34=$ENVS/nova34 NOVA32=$ENVS/nova32
+readonly TEMPEST=$ENVS/tempest
 readonly PYTHON=${PYTHON:-python3}
 readonly QUICKSTART=$REPO/devstack/quickstart.sh
 export UV_CACHE_DIR=$ENVS/uv-cache
@@ -26,6 +27,8 @@ export UV_CACHE_DIR=$ENVS/uv-cache
 usage() {
     cat <<END
 Usage: [sudo] ./run_tests.sh [stage]... [-- pytest option...]
+
+       sudo ./run_tests.sh tempest [regular expression]
 
 Without a stage all of them run, in this order. Root is needed for those
 marked with *.
@@ -43,6 +46,12 @@ marked with *.
   cloud      * a real cloud, end to end. One that devstack/quickstart.sh has
                brought up is used and left alone, otherwise one is made and
                taken away again
+
+The last one runs only when it is named, because it takes an hour:
+
+  tempest    * OpenStack's own tests, those of Nova and of scenarios or what
+               the regular expression selects, against the same cloud; what
+               is left of them is in .venv/tempest/run
 
 Environment: PYTHON (default python3), NOVA_LXD_TEST_NO_UV=1 (install with pip
 alone), KEEP_CLOUD=1 (leave the cloud of the stage "cloud" running).
@@ -95,7 +104,7 @@ stamp() {
         "$@" | cksum
 }
 
-# make_env DIRECTORY CONSTRAINTS... -- ARGUMENT...
+# make_env DIRECTORY CONSTRAINTS... -- ARGUMENT...: what uv or pip installs.
 make_env() {
     local directory=$1 wanted
     local -a files=() pins=()
@@ -112,19 +121,24 @@ make_env() {
     say "Making the environment $directory"
     rm -rf "$directory"
     "$PYTHON" -m venv "$directory" &&
-        install "$directory/bin/python" "${pins[@]}" \
-            --requirement test-requirements.txt "$@" &&
+        install "$directory/bin/python" "${pins[@]}" "$@" &&
         printf '%s\n' "$wanted" >"$directory/.complete"
 }
 
 need_nova34() {
     make_env "$NOVA34" constraints.txt constraints-test.txt -- \
+        --requirement test-requirements.txt \
         --requirement lint-requirements.txt --requirement doc/requirements.txt \
         --editable '.[nova]'
 }
 
 need_nova32() {
-    make_env "$NOVA32" constraints-nova32.txt -- --editable '.[nova]'
+    make_env "$NOVA32" constraints-nova32.txt -- \
+        --requirement test-requirements.txt --editable '.[nova]'
+}
+
+need_tempest() {
+    make_env "$TEMPEST" constraints.txt -- tempest openstacksdk
 }
 
 # The distribution's packages that tests with root need, without letting the
@@ -217,7 +231,12 @@ stage_functional() {
 
 stage_cloud() {
     is_root || { echo 'Needs root.'; return 1; }
-    need_packages && need_nova34 || return
+    need_packages && need_nova34 && need_cloud || return
+    run_pytest cloud "$NOVA34/bin/python" tests/cloud "${AGAIN[@]}"
+}
+
+# Both stages that need a cloud use the same.
+need_cloud() {
     if "$QUICKSTART" status >/dev/null 2>&1; then
         echo 'Using the quickstart cloud of this machine.'
     else
@@ -229,10 +248,33 @@ stage_cloud() {
             return 1
         }
         CLOUD_IS_OURS=yes
-        "$QUICKSTART" up || return
+        "$QUICKSTART" up "$@"
     fi
-    run_pytest cloud "$NOVA34/bin/python" tests/cloud "${AGAIN[@]}"
 }
+
+# Tests of Nova, and the scenarios: servers, with volumes and networks.
+readonly TEMPEST_DEFAULT='^tempest\.(api\.compute|scenario)\.'
+
+stage_tempest() {
+    is_root || { echo 'Needs root.'; return 1; }
+    need_packages && need_tempest && need_cloud --with-cinder && run_tempest
+}
+
+run_tempest() (
+    run=$TEMPEST/run status=0
+    python=("$TEMPEST/bin/python" -W ignore)
+    parts=$REPO/tests/tempest
+    rm -rf "$run"
+    trap '"${python[@]}" "$parts/configure.py" clean "$run"' EXIT
+    "${python[@]}" "$parts/configure.py" write "$run" && cd "$run" || exit
+    PYTHONWARNINGS=ignore "$TEMPEST/bin/tempest" run \
+        --config-file "$run/tempest.conf" --exclude-list "$run/skips" \
+        --regex "${TEMPEST_REGEX:-$TEMPEST_DEFAULT}" --concurrency 2 || status=1
+    say 'What tempest found'
+    "$TEMPEST/bin/stestr" last --subunit |
+        "${python[@]}" "$parts/summary.py" "$RESULTS/tempest.xml" || status=1
+    exit "$status"
+)
 
 remove_cloud() {
     [[ -n ${CLOUD_IS_OURS:-} && -z ${KEEP_CLOUD:-} ]] || return 0
@@ -248,7 +290,7 @@ declare -i PASSED=0 FAILED=0 SKIPPED=0
 
 # counts NAME: passed, failed and skipped tests of a stage's report.
 counts() {
-    "$NOVA34/bin/python" - "$RESULTS/$1.xml" <<'END'
+    "$TOOLS/bin/python" - "$RESULTS/$1.xml" <<'END'
 import sys
 from xml.etree import ElementTree
 
@@ -264,11 +306,15 @@ print(total('tests') - bad - total('skipped'), bad, total('skipped'))
 END
 }
 
+readonly -a STAGES=(pep8 mypy docs threads eventlet packaging functional cloud)
+
+is_stage() { [[ " ${STAGES[*]} unit tempest " == *" $1 "* ]]; }
+
 run_stage() {
     local name=$1 status=0 passed=0 failed=0 skipped=0 took=$SECONDS
     say "$name"
     "stage_$name" || status=$?
-    if [[ $name == cloud ]]; then
+    if [[ $name == cloud || $name == tempest ]]; then
         remove_cloud || status=1
     fi
     took=$((SECONDS - took))
@@ -312,18 +358,25 @@ main() {
             break
             ;;
         unit) stages+=(threads eventlet) ;;
-        pep8 | mypy | docs | threads | eventlet | packaging | functional | cloud)
-            stages+=("$1")
+        tempest)
+            stages+=(tempest)
+            if [[ -n ${2:-} && $2 != -- ]] && ! is_stage "$2"; then
+                TEMPEST_REGEX=$2
+                shift
+            fi
             ;;
         *)
-            usage >&2
-            exit 2
+            is_stage "$1" || {
+                usage >&2
+                exit 2
+            }
+            stages+=("$1")
             ;;
         esac
         shift
     done
     if ((${#stages[@]} == 0)); then
-        stages=(pep8 mypy docs threads eventlet packaging functional cloud)
+        stages=("${STAGES[@]}")
         is_root || fail 'All tests need root: sudo ./run_tests.sh' \
             '(without root: ./run_tests.sh pep8 mypy docs unit)'
     fi

@@ -16,7 +16,8 @@
 
 readonly SYSTEM_FILES=$HERE/guest-system
 readonly -a SYSTEM_PACKAGES=(systemd-sysv systemd-resolved udev dbus
-    openssh-server cloud-init iproute2 iputils-ping sudo ca-certificates less nano)
+    openssh-server cloud-init curl iproute2 iputils-ping sudo ca-certificates less
+    nano)
 
 # Mirror and components from where apt of this host takes the distribution.
 system_mirror() {

@@ -1,0 +1,268 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Writes what tempest needs to know of the quickstart cloud.
+
+Called by run_tests.sh as ``configure.py FOLDER``. What the driver can do is
+read from the support matrix, so that no test is left out for a feature that
+the documentation promises, and none is run for one that it denies.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import pathlib
+import sys
+from typing import Any
+
+import openstack
+from openstack import connection
+import yaml
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+PREFIX = pathlib.Path(os.environ.get('QUICKSTART_PREFIX', '/opt/nova-lxd'))
+MATRIX = REPO / 'doc' / 'source' / 'support-matrix.ini'
+SKIPS = pathlib.Path(__file__).with_name('skips.yaml')
+ADMIN_CLOUD = 'nova-lxd-admin'
+
+# Some tests want a second image that one can log in to as well.
+SECOND_IMAGE = 'tempest-second'
+
+# The option of [compute-feature-enabled] and the row of the support matrix
+# that decides on it.
+FEATURES = {
+    'attach_encrypted_volume': 'operation.encrypted-volume',
+    'block_migration_for_live_migration': 'operation.live-migrate',
+    'change_password': 'operation.set-admin-password',
+    'cold_migration': 'operation.migrate',
+    'config_drive': 'operation.guest.setup.configdrive',
+    'console_output': 'operation.console.serial.log',
+    'interface_attach': 'operation.attach-interface',
+    'live_migration': 'operation.live-migrate',
+    'pause': 'operation.pause',
+    'personality': 'operation.guest.setup.inject.file',
+    'rescue': 'operation.rescue',
+    'resize': 'operation.resize',
+    'serial_console': 'operation.console.serial.interactive',
+    'shelve': 'operation.shelve',
+    'shelve_migrate': 'operation.migrate',
+    'snapshot': 'operation.snapshot',
+    'spice_console': 'operation.console.vnc',
+    'suspend': 'operation.suspend',
+    'swap_volume': 'operation.swap-volume',
+    'vnc_console': 'operation.console.vnc',
+    'volume_backed_live_migration': 'operation.live-migrate',
+    'volume_multiattach': 'operation.multiattach-volume',
+    'vtpm_live_migration': 'operation.live-migrate',
+}
+
+
+def features() -> dict[str, bool]:
+    """Options of [compute-feature-enabled], as the support matrix has it.
+
+    :raises KeyError: when the matrix lacks a row
+    """
+    matrix = configparser.ConfigParser(interpolation=None)
+    matrix.read(MATRIX)
+    return {option: matrix[row]['driver.lxd'] in ('complete', 'partial')
+            for option, row in FEATURES.items()}
+
+
+def skips() -> dict[str, str]:
+    """Regular expressions of tests that are left out, each with its reason."""
+    entries = yaml.safe_load(SKIPS.read_text()) or []
+    return {entry['test']: entry['reason'].strip() for entry in entries}
+
+
+class Cloud:
+    """What tempest must be told of a cloud."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+        clouds = yaml.safe_load((PREFIX / 'clouds.yaml').read_text())
+        self._auth = clouds['clouds'][ADMIN_CLOUD]['auth']
+        self._region = clouds['clouds'][ADMIN_CLOUD]['region_name']
+        self._cloud: connection.Connection = openstack.connect(
+            auth=self._auth, region_name=self._region,
+            load_yaml_config=False, load_envvars=False)
+
+    @property
+    def image_file(self) -> pathlib.Path:
+        return self._folder / 'image'
+
+    def image(self) -> Any:
+        """The image with sshd and cloud-init, which has its user's name."""
+        for image in self._cloud.image.images(
+                tag='quickstart', sort='created_at:desc'):
+            if image.name != 'tiny':
+                return image
+        sys.exit('The cloud has no image with an SSH server; '
+                 'devstack/quickstart.sh up makes one.')
+
+    def second_image(self, image: Any) -> Any:
+        """A copy of the image; also leaves its content in a file."""
+        for old in self._cloud.image.images(name=SECOND_IMAGE):
+            self._cloud.image.delete_image(old)
+        self._cloud.image.download_image(
+            image, output=str(self.image_file), stream=True)
+        copy = self._cloud.image.create_image(
+            SECOND_IMAGE, disk_format='raw', container_format='bare',
+            visibility='public', min_disk=image.min_disk,
+            min_ram=image.min_ram, allow_duplicates=True,
+            os_distro=image.name, hw_architecture=os.uname().machine)
+        with self.image_file.open('rb') as content:
+            self._cloud.image.put(
+                f'/images/{copy.id}/file', data=content,
+                headers={'Content-Type': 'application/octet-stream',
+                         'Accept': ''}).raise_for_status()
+        return copy
+
+    def remove_second_image(self) -> None:
+        for image in self._cloud.image.images(name=SECOND_IMAGE):
+            self._cloud.image.delete_image(image)
+
+    def _computes(self) -> int:
+        return sum(service.binary == 'nova-compute' and service.state == 'up'
+                   for service in self._cloud.compute.services())
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """The sections of tempest.conf; True and False for flags."""
+        image = self.image()
+        second = self.second_image(image)
+        public = self._cloud.network.find_network(
+            'public', ignore_missing=False)
+        services = {service.name for service in
+                    self._cloud.identity.services()}
+        extensions = sorted(extension.alias for extension in
+                            self._cloud.network.extensions())
+        return {
+            'DEFAULT': {
+                'log_file': self._folder / 'tempest.log',
+            },
+            'oslo_concurrency': {
+                'lock_path': self._folder / 'locks',
+            },
+            'auth': {
+                'use_dynamic_credentials': True,
+                'create_isolated_networks': True,
+                'admin_username': self._auth['username'],
+                'admin_password': self._auth['password'],
+                'admin_project_name': self._auth['project_name'],
+                'admin_domain_name': self._auth['user_domain_name'],
+            },
+            'identity': {
+                'uri_v3': self._auth['auth_url'],
+                'auth_version': 'v3',
+                'region': self._region,
+            },
+            'identity-feature-enabled': {
+                'api_v2': False,
+                'api_v2_admin': False,
+            },
+            'service_available': {
+                'cinder': 'cinder' in services,
+                'swift': False,
+                'horizon': False,
+            },
+            'compute': {
+                'image_ref': image.id,
+                'image_ref_alt': second.id,
+                # A root disk that is twice the size, nothing else.
+                'flavor_ref': 'lxd.tiny',
+                'flavor_ref_alt': 'lxd.small',
+                'min_compute_nodes': self._computes(),
+                'max_microversion': 'latest',
+                'build_timeout': 180,
+                'hypervisor_type': 'lxd',
+            },
+            'compute-feature-enabled': {
+                **features(),
+                'can_migrate_between_any_hosts': False,
+                'hostname_fqdn_sanitization': True,
+                # A bus is no option for a container.
+                'ide_bus': False,
+                'nova_policy_roles': 'admin,manager,member,reader',
+            },
+            'validation': {
+                'run_validation': True,
+                'connect_method': 'floating',
+                'network_for_ssh': public.name,
+                'image_ssh_user': image.name,
+                'image_alt_ssh_user': image.name,
+                'connect_timeout': 10,
+                'ssh_timeout': 120,
+                'ping_timeout': 60,
+            },
+            'network': {
+                'public_network_id': public.id,
+                'floating_network_name': public.name,
+                'project_networks_reachable': False,
+                'build_timeout': 180,
+            },
+            'network-feature-enabled': {
+                'api_extensions': ','.join(extensions),
+                'ipv6': True,
+                'ipv6_subnet_attributes': True,
+                'port_security': 'port-security' in extensions,
+            },
+            'volume': {
+                'max_microversion': 'latest',
+                'build_timeout': 180,
+            },
+            'volume-feature-enabled': {
+                'backup': False,
+                'extend_attached_volume': True,
+            },
+            'image-feature-enabled': {
+                'api_v2': True,
+                'import_image': True,
+            },
+            'scenario': {
+                'img_file': self.image_file,
+                'img_disk_format': 'raw',
+                'img_container_format': 'bare',
+                # systemd-networkd renews leases itself.
+                'dhcp_client': '',
+            },
+        }
+
+
+def write(folder: pathlib.Path) -> None:
+    """Writes tempest.conf and the list of tests to leave out."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config = configparser.ConfigParser(
+        interpolation=None, default_section='none')
+    for section, options in Cloud(folder).sections().items():
+        config[section] = {name: str(value)
+                           for name, value in options.items()}
+    path = folder / 'tempest.conf'
+    with open(path, 'w', encoding='utf-8',
+              opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
+        config.write(out)
+    (folder / 'skips').write_text(
+        ''.join(f'{test}  # {" ".join(reason.split())}\n'
+                for test, reason in skips().items()))
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ['write', folder]:
+            write(pathlib.Path(folder))
+        case ['clean', folder]:
+            Cloud(pathlib.Path(folder)).remove_second_image()
+        case _:
+            sys.exit('configure.py write|clean FOLDER')
+
+
+if __name__ == '__main__':
+    main()
