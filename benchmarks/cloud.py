@@ -24,62 +24,21 @@ measured through its REST API.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-import contextlib
 import os
-import pathlib
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from typing import Any
 import uuid
 
 from tests.cloud import cloud
+from tests.cloud import other_host
 from tests import raw_lxd
 
-FAKE_HOST = 'benchmark-fake'
+FAKE_HOST = f'fake-{uuid.uuid4().hex[:8]}'
 FAKE_DRIVER = 'fake.FakeDriverWithoutFakeNodes'
-ETC = cloud.PREFIX / 'etc' / 'nova'
-BIN = cloud.PREFIX / 'venv' / 'bin'
 #: Seconds between looks at a server.
 INTERVAL = 0.02
-
-
-@contextlib.contextmanager
-def fake_compute(admin: Any) -> Iterator[None]:
-    """Run a nova-compute that does nothing, on a host of its own name."""
-    environment = {**os.environ, 'OS_NOVA_DISABLE_EVENTLET_PATCHING': '1'}
-    with tempfile.TemporaryDirectory() as folder:
-        override = pathlib.Path(folder, 'fake.conf')
-        override.write_text(
-            f'[DEFAULT]\nhost = {FAKE_HOST}\ncompute_driver = {FAKE_DRIVER}\n'
-            f'state_path = {folder}\ninstances_path = {folder}\n')
-        override.chmod(0o600)
-        with open(os.path.join(folder, 'log'), 'wb') as log:
-            process = subprocess.Popen(
-                [BIN / 'nova-compute', '--config-file',
-                 ETC / 'nova-compute.conf', '--config-file', override],
-                env=environment, stdout=log, stderr=log)
-        try:
-            service = cloud.wait_for(
-                'the fake compute host',
-                lambda: next(admin.compute.services(
-                    host=FAKE_HOST, binary='nova-compute'), None), 60)
-            cloud.run(str(BIN / 'nova-manage'), '--config-file',
-                      str(ETC / 'nova.conf'), 'cell_v2', 'discover_hosts',
-                      env={'OS_NOVA_DISABLE_EVENTLET_PATCHING': '1'})
-            cloud.wait_for(
-                'its hypervisor',
-                lambda: [found for found in admin.compute.hypervisors(
-                    details=True) if found.name == FAKE_HOST], 60)
-            yield
-        finally:
-            process.terminate()
-            process.wait(30)
-            with contextlib.suppress(UnboundLocalError):
-                admin.compute.delete_service(service)
 
 
 class Clock:
@@ -170,7 +129,8 @@ def main() -> None:
     image_id = admin.image.find_image(options.image).id
     figures: dict[str, list[float]] = {
         key: [] for key in ('network', 'lxd', 'fake', 'raw')}
-    with fake_compute(admin):
+    with other_host.running(admin, FAKE_HOST,
+                            f'compute_driver = {FAKE_DRIVER}\n'):
         # The first two bring the image and its template into the pool.
         for _ in range(2):
             clock.boot(real)
