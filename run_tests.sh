@@ -231,7 +231,7 @@ stage_functional() {
 
 stage_cloud() {
     is_root || { echo 'Needs root.'; return 1; }
-    need_packages && need_nova34 && need_cloud || return
+    need_packages && need_nova34 && need_cloud --with-cinder || return
     run_pytest cloud "$NOVA34/bin/python" tests/cloud "${AGAIN[@]}"
 }
 
