@@ -197,7 +197,8 @@ exec /bin/mount "$@"
             with contextlib.suppress(OSError):
                 file = pathlib.Path(
                     f'/sys/block/{name}/loop/backing_file').read_text()
-                if '/volume-' in file and f'/dev/{name}' not in own:
+                if f'/dev/{name}' not in own and any(
+                        volume.id in file for volume in self._made):
                     found.add(f'/dev/{name} on {file.strip()}')
         return found | (_mounts() - self._mounts)
 
