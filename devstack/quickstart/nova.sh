@@ -119,6 +119,8 @@ ovsdb_connection = $OVSDB
 endpoint = $LXD_HOME/unix.socket
 project = nova
 storage_pool = $POOL_NAME
+# Whose volumes they are is known here.
+volume_filesystems = ext4
 EOF
         privsep_sections "$file" nova_sys_admin privsep_osbrick \
             vif_plug_ovs_privileged vif_plug_linux_bridge_privileged \

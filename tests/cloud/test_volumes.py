@@ -260,6 +260,33 @@ class BlockVolumeTest(VolumeCases, cloud.CloudTestCase):
         self.assertEqual(written, self.read(server))
         self.detach(server, volume)
 
+    def test_mounted(self) -> None:
+        """The host mounts a volume for one server, then for another one."""
+        volume = self.make_volume(metadata={'lxd_volume_mode': 'filesystem'})
+        found = ''
+        for turn in range(2):
+            server = self.boot()
+            self.attach(server, volume)
+            if not turn:
+                self.execute(server, 'dd if=/dev/urandom of=/mnt/vdb/data '
+                             'bs=1M count=4 2>/dev/null; '
+                             'chown 7:8 /mnt/vdb/data')
+                found = self._data(server)
+                self.assertTrue(found.endswith('7 8'), found)
+            self.assertEqual(found, self._data(server))
+            self.cloud.compute.reboot_server(server.id, 'HARD')
+            self.wait_status(server.id, 'ACTIVE')
+            self.assertEqual(found, self._data(server))
+            self.detach(server, volume)
+            self.assert_released(volume.id)
+            self.assertEqual('no', self.execute(
+                server, '[ -e /mnt/vdb/data ] && echo yes || echo no'))
+
+    def _data(self, server: Any) -> str:
+        """Checksum and owner of the file in the mounted volume."""
+        return self.execute(server, 'sha256sum </mnt/vdb/data; '
+                            'stat -c "%u %g" /mnt/vdb/data')
+
     def test_clone_and_snapshot(self) -> None:
         server = self.boot()
         volume = self.make_volume()
