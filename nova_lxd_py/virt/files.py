@@ -40,15 +40,17 @@ FOLDER_MODE = 0o755
 def check(files: Iterable[tuple[str, bytes]]) -> None:
     """See that files can be written where they are to be.
 
+    A relative path starts at the root of the guest, as with other drivers.
+
     :param files: paths in the guest and contents.
     :raises nova.exception.InvalidInput: a path is not acceptable.
     """
     for path, _content in files:
         parts = path.split('/')
-        if (not path.startswith('/') or path.endswith('/') or '..' in parts or
-                '\0' in path or len(path) > LONGEST_PATH):
+        if (not parts[-1] or '..' in parts or '\0' in path or
+                len(path) > LONGEST_PATH):
             raise exception.InvalidInput(reason=(
-                f'files can be injected at absolute paths without ".." only, '
+                f'files can be injected at paths of files without ".." only, '
                 f'not at {path!r}'))
 
 

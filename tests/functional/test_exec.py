@@ -187,7 +187,10 @@ class InjectedFilesTest(ExecTestCase):
     def test_written(self) -> None:
         server = self.host.spawn(injected_files=[
             ('/etc/motd', b'hello'), ('/new/folder/file', b'\x00\xff' * 999),
-            ('//etc//./passwd', b'root:x:0:0::/root:/bin/sh\n')])
+            ('//etc//./passwd', b'root:x:0:0::/root:/bin/sh\n'),
+            ('opt/relative', b'to the root')])
+        self.assertEqual('to the root',
+                         self.host.run(server, 'cat', '/opt/relative'))
         self.assertEqual('hello', self.host.run(server, 'cat', '/etc/motd'))
         self.assertEqual('1998', self.host.run(
             server, 'stat', '-c', '%s', '/new/folder/file').strip())
@@ -208,7 +211,7 @@ class InjectedFilesTest(ExecTestCase):
         self.assertEqual('2', self.host.run(server, 'cat', '/tmp/absolute'))
 
     def test_refused_paths(self) -> None:
-        for path in ('etc/motd', '/etc/../../motd', '/etc/', '/a\0b', '/',
+        for path in ('', '../motd', '/etc/../../motd', '/etc/', '/a\0b', '/',
                      '/etc/passwd/file', '/etc'):
             with self.assertRaises(exception.InvalidInput, msg=path):
                 self.host.spawn(injected_files=[(path, b'x')])
