@@ -55,6 +55,8 @@ context = priv_context.PrivContext(
         capabilities.CAP_DAC_READ_SEARCH,
         capabilities.CAP_FOWNER,
         capabilities.CAP_NET_ADMIN,
+        capabilities.CAP_SETGID,
+        capabilities.CAP_SETUID,
         capabilities.CAP_SYS_ADMIN,
         capabilities.CAP_SYS_PTRACE,
     ],

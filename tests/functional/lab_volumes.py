@@ -25,6 +25,7 @@ import hashlib
 import os
 import pathlib
 import subprocess
+import sys
 from typing import Any
 import uuid
 
@@ -141,21 +142,28 @@ class Storage(fixtures.Fixture):
     :param kind: LocalVolume or FileVolume.
     :param database: whether the test has Nova's database, which is stood in
         for otherwise.
+    :param daemon: whether the driver does what needs root through a daemon, as
+        it does in operation, instead of in this process.
     """
 
-    def __init__(self, kind: type[Volume], database: bool = False) -> None:
+    def __init__(self, kind: type[Volume], database: bool = False,
+                 daemon: bool = False) -> None:
         super().__init__()
         self._kind = kind
+        self._daemon = daemon
         self._database = database
         self._made: list[Volume] = []
 
     def _setUp(self) -> None:
-        # In this process; the daemon has a test of its own.
-        for context in (brick_privileged, privileged.context):
-            context.set_client_mode(False)
-            self.addCleanup(context.set_client_mode, True)
         self.folder = pathlib.Path(
             self.useFixture(fixtures.TempDir()).path)
+        brick_privileged.set_client_mode(False)
+        self.addCleanup(brick_privileged.set_client_mode, True)
+        if self._daemon:
+            self._use_daemon()
+        else:
+            privileged.context.set_client_mode(False)
+            self.addCleanup(privileged.context.set_client_mode, True)
         self._stand_in_for_nfs()
         self._mounts = _mounts()
         if not self._database:
@@ -164,6 +172,17 @@ class Storage(fixtures.Fixture):
                 lambda *args: self._block_device(*args[-2:])))
         os_brick.setup(CONF)
         self.addCleanup(self._close)
+
+    def _use_daemon(self) -> None:
+        helper = pathlib.Path(sys.executable).parent / 'privsep-helper'
+        config = self.folder / 'privsep.conf'
+        config.write_text('[DEFAULT]\n')
+        group = 'nova_lxd_py_privileged'
+        CONF.set_override('helper_command',
+                          f'{helper} --config-file {config}', group)
+        self.addCleanup(CONF.clear_override, 'helper_command', group)
+        privileged.context.set_client_mode(True)
+        self.addCleanup(privileged.context.stop)
 
     def _stand_in_for_nfs(self) -> None:
         folder = pathlib.Path(self.useFixture(fixtures.TempDir()).path)

@@ -263,3 +263,11 @@ class PrivilegedVolumeTest(test_volumes.Host, unittest.TestCase):
             self.assertEqual('0', self.host.run(
                 server, 'busybox', 'stat', '-c', '%u', '/mnt/vdb/x').strip())
             self.detach(server, connection)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class DaemonVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
+    """With the privileges that the daemon has, and no others."""
+
+    filesystem = 'ext4'
+    daemon = True

@@ -66,6 +66,7 @@ class Host:
     """A host, its storage, and what Nova and guests do."""
 
     kind: type[lab_volumes.Volume]
+    daemon = False
     options: dict[str, Any] = {}
 
     def setUp(self) -> None:
@@ -82,7 +83,7 @@ class Host:
             **self.options)
         self.host.setUp()
         self.addCleanup(self.host.cleanUp)
-        self.storage = lab_volumes.Storage(self.kind)
+        self.storage = lab_volumes.Storage(self.kind, daemon=self.daemon)
         self.storage.setUp()
         self.addCleanup(self.storage.cleanUp)
         self.addCleanup(lambda: self.assertEqual(
