@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import os
+import pathlib
 from typing import Any
 
 from nova import exception
@@ -48,8 +49,7 @@ def can_limit_huge_pages() -> bool:
     if os.path.ismount(_CONTROLLER_V1):
         return True
     try:
-        with open(_CONTROLLERS_V2, encoding='ascii') as stream:
-            return 'hugetlb' in stream.read().split()
+        return 'hugetlb' in pathlib.Path(_CONTROLLERS_V2).read_text().split()
     except OSError:
         return False
 

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 from tests.functional import busybox_image
@@ -190,8 +191,11 @@ class ImageContract(contract.ContractTest):
 
     def test_import(self):
         wrong = {**self.OCTETS, 'X-LXD-fingerprint': '0' * 64}
-        for content in (b'junk' * 200, b'', busybox_image.rootfs(),
-                        b'QFI\xfb' + bytes(600)):
+        contents = [b'junk' * 200, b'', busybox_image.rootfs()]
+        if shutil.which('qemu-img') is None:
+            # LXD looks into disk images where it can.
+            contents.append(b'QFI\xfb' + bytes(600))
+        for content in contents:
             self.same('POST', '/1.0/images', content, headers=self.OCTETS)
         self.same('POST', '/1.0/images', self.content, headers=wrong)
         headers = {**self.OCTETS, 'X-LXD-filename': 'f.tar.gz',
