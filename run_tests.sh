@@ -148,7 +148,7 @@ need_packages() (
     # shellcheck source=devstack/quickstart/packages.sh
     . devstack/quickstart/packages.sh
     # shellcheck disable=SC2046 # words are wanted
-    set -- "${FIRST_PACKAGES[@]}" "${SERVER_PACKAGES[@]}"
+    set -- "${FIRST_PACKAGES[@]}" "${SERVER_PACKAGES[@]}" xfsprogs
     if [[ -n $(missing_packages "$@") ]] ||
         ! { package_installed lxd || package_installed incus; }; then
         say "Installing packages"

@@ -26,6 +26,7 @@ import unittest
 import warnings
 
 from nova import exception
+from nova import objects
 from nova.network import model as network_model
 from nova import test
 from nova.tests.unit import utils as test_utils
@@ -121,6 +122,16 @@ class LXDDriverTestCase(test_virt_drivers._VirtDriverTestCase, test.TestCase):
         self.assertRaises(exception.VolumeDriverNotFound,
                           self.connection.attach_volume, self.ctxt,
                           connection, instance, '/dev/sdb')
+
+    def test_get_device_name_for_instance(self) -> None:
+        # Nova's test asks for a mock as name.
+        instance, _ports = self._get_running_instance()
+        for requested, expected in (('/dev/vdc', '/dev/vdc'),
+                                    (None, '/dev/sdb')):
+            self.assertEqual(
+                expected, self.connection.get_device_name_for_instance(
+                    instance, [], objects.BlockDeviceMapping(
+                        self.ctxt, device_name=requested)))
 
     def test_attach_detach_different_power_states(self) -> None:
         self.skipTest('see test_attach_detach_volume')
