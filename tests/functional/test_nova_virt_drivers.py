@@ -26,8 +26,8 @@ import unittest
 import warnings
 
 from nova import exception
-from nova import objects
 from nova.network import model as network_model
+from nova import objects
 from nova import test
 from nova.tests.unit import utils as test_utils
 from nova.tests.unit.virt import test_virt_drivers
