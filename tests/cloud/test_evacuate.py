@@ -1,0 +1,102 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Evacuation from a host that has died, and what that host finds later."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+import uuid
+
+from tests.cloud import cloud
+from tests.cloud import other_host
+
+#: Nova and Placement remember a host for a while after it has gone.
+OTHER = f'other-{uuid.uuid4().hex[:8]}'
+PROJECT = 'nova-other'
+
+
+class EvacuateTest(cloud.CloudTestCase):
+
+    def kill_nova_compute(self) -> Any:
+        """Have the host die, as far as Nova can see.
+
+        :returns: its service.
+        """
+        service = next(found for found in self.admin.compute.services(
+            binary='nova-compute') if found.host != OTHER)
+        pid = int((cloud.PREFIX / 'run' / 'nova-compute.pid'
+                   ).read_text().split()[0])
+        self.addCleanup(self.force_down, service, False)
+        self.addCleanup(cloud.quickstart, 'restart', 'nova-compute')
+        os.kill(pid, signal.SIGKILL)
+        self.force_down(service, True)
+        return service
+
+    def force_down(self, service: Any, down: bool) -> None:
+        # Nova takes a host back only once it has cleaned up.
+        cloud.wait_for('a change of the service', lambda: (
+            self.admin.compute.put(
+                f'/os-services/{service.id}', json={'forced_down': down},
+                microversion='2.53').status_code == 200), 60, 1)
+
+    def remove_project(self) -> None:
+        """Delete what the other host has left in LXD."""
+        for path in ('instances', 'images'):
+            for url in self.host.query(f'/1.0/{path}?project={PROJECT}'):
+                name = url.partition('?')[0].rpartition('/')[2]
+                self.host.lxc('delete' if path == 'instances' else 'image',
+                              *(['delete'] if path == 'images' else []),
+                              name, '--project', PROJECT)
+        self.host.lxc('project', 'delete', PROJECT)
+
+    def there(self, server: Any) -> list[dict[str, Any]]:
+        return [found for found in self.host.query(
+            f'/1.0/instances?recursion=1&project={PROJECT}')
+            if found['config'].get('user.nova.uuid') == server.id]
+
+    def test_there_and_leftovers_here(self) -> None:
+        self.addCleanup(self.remove_project)
+        with other_host.running(
+                self.admin, OTHER, f'[lxd]\nproject = {PROJECT}\n'):
+            here = next(found.host for found in self.admin.compute.services(
+                binary='nova-compute') if found.host != OTHER)
+            # A port cannot be bound where no agent of Neutron's runs.
+            server = self.create(
+                networks='none', cloud=self.admin,
+                availability_zone=f'nova:{here}', key_name=None)
+            try:
+                self.wait_status(server.id, 'ACTIVE', cloud.BOOT_TIMEOUT,
+                                 self.admin)
+                self.evacuate(server)
+            finally:
+                self.delete(server.id, self.admin)
+            self.assertEqual([], self.there(server))
+
+    def evacuate(self, server: Any) -> None:
+        service = self.kill_nova_compute()
+        self.admin.compute.post(
+            f'/servers/{server.id}/action',
+            json={'evacuate': {'host': OTHER}}, microversion='2.67'
+        ).raise_for_status()
+        cloud.wait_for('the server on the other host', lambda: (
+            self.there(server) and self.admin.compute.get_server(
+                server.id).status == 'ACTIVE'), cloud.BOOT_TIMEOUT)
+        # The host that was thought dead comes back.
+        self.assertEqual(1, len(self.host.instances_of(server.id)))
+        cloud.quickstart('restart', 'nova-compute')
+        cloud.wait_for('an empty old host', lambda: not (
+            self.host.instances_of(server.id)), 60)
+        self.assertEqual('Running', self.there(server)[0]['status'])
+        self.force_down(service, False)
