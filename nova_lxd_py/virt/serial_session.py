@@ -126,6 +126,7 @@ class Session:
         self._control: websocket.WebSocket | None = None
         self._said = ''
         self._farewell: str | None = None
+        self._drainer: threading.Thread | None = None
         self._reader = threading.Thread(
             target=self._read, daemon=True, name=f'serial-in-{server.name}')
         self._writer = threading.Thread(
@@ -165,12 +166,14 @@ class Session:
 
     def is_alive(self) -> bool:
         """Whether there is still something of it."""
-        return self._writer.is_alive() or self._reader.is_alive()
+        return any(thread is not None and thread.is_alive() for thread in (
+            self._writer, self._reader, self._drainer))
 
     def join(self) -> None:
         """Wait until its threads have ended, but not for long."""
-        for thread in (self._reader, self._writer):
-            if thread is not threading.current_thread():
+        for thread in (self._reader, self._writer, self._drainer):
+            if thread is not None and (
+                    thread is not threading.current_thread()):
                 thread.join(END_TIMEOUT)
 
     def _set_mode(self, mode: _Mode) -> None:
@@ -304,8 +307,10 @@ class Session:
                 'interactive': True, 'wait-for-websocket': True,
                 'width': columns, 'height': rows})
         self._control = self._channel(operation, 'control')
-        threading.Thread(target=_drain, args=(self._control,), daemon=True,
-                         name=f'serial-control-{self._server.name}').start()
+        self._drainer = threading.Thread(
+            target=_drain, args=(self._control,), daemon=True,
+            name=f'serial-control-{self._server.name}')
+        self._drainer.start()
         # It starts with this one.
         data = self._channel(operation, '0')
         with self._changed:
@@ -382,8 +387,11 @@ def _close(channel: websocket.WebSocket) -> None:
     To say goodbye is not possible then: a writer may be held up for long, and
     is woken up by this. LXD kills the program when it loses the connection.
     """
-    with contextlib.suppress(*lxd.CHANNEL_ERRORS):
-        channel.abort()
+    # Its own abort() does nothing once either side has begun to say goodbye.
+    connection = channel.sock
+    if connection is not None:
+        with contextlib.suppress(*lxd.CHANNEL_ERRORS):
+            connection.shutdown(socket.SHUT_RDWR)
     with contextlib.suppress(*lxd.CHANNEL_ERRORS):
         channel.shutdown()
 
