@@ -31,8 +31,8 @@ from nova import objects
 import os_vif
 from oslo_concurrency import lockutils
 from oslo_log import log as logging
-from stevedore import extension
 
+from nova_lxd_py.virt import plugins
 from nova_lxd_py.virt.vif import base
 from nova_lxd_py.virt.vif import qos
 
@@ -65,17 +65,9 @@ class VIFManager:
 
     def __init__(self) -> None:
         os_vif.initialize()
-        self._plugins: dict[str, base.VIFPlugin] = {}
-        loaded = extension.ExtensionManager(
-            NAMESPACE, invoke_on_load=True,
-            on_load_failure_callback=self._report_load_failure)
-        for name, plugin in loaded.items():
-            if isinstance(plugin.obj, base.VIFPlugin):
-                self._plugins[name] = plugin.obj
-            else:
-                LOG.error('The VIF plugin %(name)s (%(target)s) is not a '
-                          'VIFPlugin. Ports of this type will be refused.',
-                          {'name': name, 'target': plugin.entry_point.value})
+        self._plugins = plugins.load(
+            NAMESPACE, base.VIFPlugin,  # type: ignore[type-abstract]
+            'VIF', 'Ports')
 
     @property
     def supported_types(self) -> list[str]:
@@ -241,14 +233,6 @@ class VIFManager:
         if bound['network'] and not bound['network']['bridge']:
             bound['network']['bridge'] = CONF.neutron.ovs_bridge
         return bound
-
-    @staticmethod
-    def _report_load_failure(manager: Any, entry_point: Any,
-                             error: BaseException) -> None:
-        LOG.error('The VIF plugin %(name)s (%(target)s) could not be loaded: '
-                  '%(error)s. Ports of this type will be refused.',
-                  {'name': entry_point.name, 'target': entry_point.value,
-                   'error': error})
 
 
 def _lock(vif: model.VIF) -> contextlib.AbstractContextManager[Any]:

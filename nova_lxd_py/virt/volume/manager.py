@@ -34,8 +34,8 @@ from oslo_concurrency import lockutils
 from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import strutils
-from stevedore import extension
 
+from nova_lxd_py.virt import plugins
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import identity
 
@@ -59,18 +59,9 @@ class VolumeManager:
     """
 
     def __init__(self, options: cfg.ConfigOpts.GroupAttr) -> None:
-        self._plugins: dict[str, base.VolumePlugin] = {}
-        loaded = extension.ExtensionManager(
-            NAMESPACE, invoke_on_load=True, invoke_args=(options,),
-            on_load_failure_callback=self._report_load_failure)
-        for name, plugin in loaded.items():
-            if isinstance(plugin.obj, base.VolumePlugin):
-                self._plugins[name] = plugin.obj
-            else:
-                LOG.error('The volume plugin %(name)s (%(target)s) is not a '
-                          'VolumePlugin. Volumes of this type will be '
-                          'refused.', {'name': name, 'target':
-                                       plugin.entry_point.value})
+        self._plugins = plugins.load(
+            NAMESPACE, base.VolumePlugin,  # type: ignore[type-abstract]
+            'volume', 'Volumes', [options])
 
     @property
     def supported_types(self) -> list[str]:
@@ -114,8 +105,8 @@ class VolumeManager:
         identifier = volume_id(connection_info)
         with contextlib.ExitStack() as undo:
             if not shared:
-                undo.callback(self._attempt_disconnect, instance,
-                              connection_info)
+                undo.callback(self.disconnect, instance, connection_info,
+                              force=True)
             with explained('connect', instance, identifier,
                            exception.VolumeAttachFailed):
                 path = identity.stable_path(
@@ -191,18 +182,6 @@ class VolumeManager:
             raise UnsupportedVolume(driver_type=kind, supported=', '.join(
                 self.supported_types) or 'none')
         return self._plugins[kind]
-
-    def _attempt_disconnect(self, instance: objects.Instance,
-                            connection_info: dict[str, Any]) -> None:
-        self.disconnect(instance, connection_info, force=True)
-
-    @staticmethod
-    def _report_load_failure(manager: Any, entry_point: Any,
-                             error: BaseException) -> None:
-        LOG.error('The volume plugin %(name)s (%(target)s) could not be '
-                  'loaded: %(error)s. Volumes of this type will be refused.',
-                  {'name': entry_point.name, 'target': entry_point.value,
-                   'error': error})
 
 
 def volume_id(connection_info: dict[str, Any]) -> str:

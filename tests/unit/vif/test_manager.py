@@ -67,7 +67,19 @@ class TypesTestCase(ManagerTestCase):
 
     def test_plugin_that_cannot_be_loaded(self) -> None:
         entry_point = types.SimpleNamespace(name='x', value='a.b:C')
-        self.vifs._report_load_failure(None, entry_point, ImportError('a'))
+        log = self.useFixture(fixtures.FakeLogger())
+        none = extension.ExtensionManager.make_test_instance([])
+
+        def load(*_args: Any, on_load_failure_callback: Any, **_kwargs: Any
+                 ) -> Any:
+            on_load_failure_callback(None, entry_point, ImportError('a'))
+            return none
+
+        self.useFixture(fixtures.MonkeyPatch(
+            'stevedore.extension.ExtensionManager', load))
+        self.assertEqual([], manager.VIFManager().supported_types)
+        self.assertIn('The VIF plugin x (a.b:C) could not be loaded: a. Ports '
+                      'of this type will be refused.', log.output)
 
     def test_unbound(self) -> None:
         for kind in ('unbound', 'binding_failed'):
