@@ -281,7 +281,7 @@ class Transfer:
             content = self._inspected()
         except BaseException:
             if not existed:
-                self._drop(fingerprint)
+                drop_unnamed(self._session, fingerprint)
             raise
         took = max(0.001, time.monotonic() - self._began)
         LOG.info('Image %s (%s, %.1f MiB, unpacked %.1f MiB) transferred '
@@ -294,16 +294,6 @@ class Transfer:
     def _left(self) -> float:
         """Seconds that are left, at least one."""
         return max(1.0, self._timeout - (time.monotonic() - self._began))
-
-    def _drop(self, fingerprint: str) -> None:
-        try:
-            self._session.delete('images', fingerprint)
-        except errors.NotFound:
-            pass
-        except errors.LXDError:
-            LOG.exception('Could not delete LXD image %s, of which no server '
-                          'can be made; it ages out', fingerprint,
-                          instance=self._instance)
 
     def _until_known(self, source: Iterator[bytes]) -> list[bytes]:
         """Read until it is certain in which way LXD wants the image."""
@@ -418,6 +408,23 @@ class Transfer:
                 f', this host runs {names}; set the image property '
                 f'hw_architecture so that it is scheduled to a host that can '
                 f'run it')
+
+
+def drop_unnamed(session: lxd.Session, fingerprint: str) -> None:
+    """Delete an image unless somebody has given it a name meanwhile.
+
+    :param session: the way to LXD.
+    :param fingerprint: LXD's name of the image, whose import failed.
+    """
+    try:
+        image = session.get('images', fingerprint)
+        if not image['aliases']:
+            session.delete('images', fingerprint)
+    except errors.NotFound:
+        pass
+    except errors.LXDError:
+        LOG.exception('Could not delete LXD image %s after its import '
+                      'failed; it ages out', fingerprint)
 
 
 def metadata_archive(architecture: str) -> bytes:

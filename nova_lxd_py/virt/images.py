@@ -182,7 +182,8 @@ class ImageStore:
         imported = self._transfer(context, meta, trusted_certs, instance)
         if imported.fingerprint != image['fingerprint']:
             if not imported.existed:
-                self._drop_unnamed(imported.fingerprint)
+                image_transfer.drop_unnamed(self._session,
+                                            imported.fingerprint)
             raise exception.ImageUnacceptable(
                 image_id=meta.id,
                 reason='its content is not what this host has of it from '
@@ -209,7 +210,8 @@ class ImageStore:
         imported = self._transfer(context, meta, trusted_certs, instance)
         with contextlib.ExitStack() as undo:
             if not imported.existed:
-                undo.callback(self._drop_unnamed, imported.fingerprint)
+                undo.callback(image_transfer.drop_unnamed, self._session,
+                              imported.fingerprint)
             self._set_properties(imported.fingerprint, {
                 PROPERTY_SIZE: str(imported.content.unpacked_size),
                 PROPERTY_UNUSED: '',
@@ -230,18 +232,6 @@ class ImageStore:
             self._options.image_timeout, instance,
         ).run(context, trusted_certs, {PROPERTY_IMAGE: meta.id,
                                        'description': _description(meta)})
-
-    def _drop_unnamed(self, fingerprint: str) -> None:
-        """Delete an image unless somebody has given it a name meanwhile."""
-        try:
-            image = self._session.get('images', fingerprint)
-            if not image['aliases']:
-                self._session.delete('images', fingerprint)
-        except errors.NotFound:
-            pass
-        except errors.LXDError:
-            LOG.exception('Could not delete LXD image %s after its import '
-                          'failed; it ages out', fingerprint)
 
     # -- what cannot be used ------------------------------------------------
 
