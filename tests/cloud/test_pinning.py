@@ -80,18 +80,10 @@ class PinningTest(cloud.CloudTestCase):
             self.admin.compute.create_flavor_extra_specs(made.id, specs)
         return made.name
 
-    def in_guest(self, server: Any, *command: str) -> str:
-        return self.host.lxc('exec', self.host.name_of(server.id), '--',
-                             *command)
-
     def allowed(self, server: Any) -> set[int]:
-        text = self.in_guest(server, 'grep', 'Cpus_allowed_list',
-                             '/proc/self/status')
+        text = self.execute(server,
+                            'grep Cpus_allowed_list /proc/self/status')
         return hardware.parse_cpu_spec(text.partition(':')[2].strip())
-
-    def started_at(self, server: Any) -> str:
-        """When the guest's init was started; another time after a boot."""
-        return self.in_guest(server, 'cat', '/proc/1/stat').split()[21]
 
     def assert_on(self, server: Any, cpus: set[int]) -> None:
         try:

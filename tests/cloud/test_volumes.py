@@ -92,11 +92,6 @@ class VolumeCases:
 
     # -- in the guest
 
-    def execute(self, server: Any, script: str) -> str:
-        """Run a shell script in a server's container."""
-        return self.host.lxc('exec', self.host.name_of(server.id), '--',
-                             'sh', '-c', script).strip()
-
     def write(self, server: Any, path: str = PATH) -> str:
         """Fill the beginning of a volume.
 
