@@ -70,12 +70,11 @@ def devices(flavor: Any, allowed: Iterable[str]
                     f'passthrough_devices of the host does not list '
                     f'{kind}:{ids}'))
             vendor, _colon, product = ids.partition(':')
-            found[f'{DEVICE_PREFIX}{kind}-{vendor}-{product}'] = {
-                'type': kind, 'vendorid': vendor, 'productid': product}
+            device = {'type': kind, 'vendorid': vendor, 'productid': product}
             if kind == 'usb':
                 # A server without it must not start as if it had it.
-                found[f'{DEVICE_PREFIX}{kind}-{vendor}-{product}'][
-                    'required'] = 'true'
+                device['required'] = 'true'
+            found[f'{DEVICE_PREFIX}{kind}-{vendor}-{product}'] = device
     return found
 
 

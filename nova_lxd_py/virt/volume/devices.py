@@ -19,6 +19,7 @@ import itertools
 import re
 import string
 
+from nova import block_device
 from nova import exception
 from nova import objects
 
@@ -67,9 +68,7 @@ def guest_path(mountpoint: str) -> str:
     :returns: the same as an absolute path.
     :raises nova.exception.InvalidDevicePath: it is none that a disk has.
     """
-    path = mountpoint or ''
-    if not path.startswith('/dev/'):
-        path = f'/dev/{path}'
+    path = block_device.prepend_dev(mountpoint) or ''
     if not _GUEST_PATH.fullmatch(path):
         raise exception.InvalidDevicePath(path=mountpoint)
     return path
@@ -85,7 +84,7 @@ def choose_path(requested: str | None, taken: Iterable[str | None]) -> str:
     :raises nova.exception.InvalidDevicePath: it is none that a disk has.
     :raises nova.exception.DevicePathInUse: another disk has it.
     """
-    used = {f'/dev/{path.removeprefix("/dev/")}' for path in taken if path}
+    used = {block_device.prepend_dev(path) for path in taken if path}
     if requested:
         path = guest_path(requested)
         if path in used:

@@ -101,11 +101,15 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def _run(*command: str) -> str:
-    done = subprocess.run(
+def _execute(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=TIMEOUT, env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin',
                               'LC_ALL': 'C'})
+
+
+def _run(*command: str) -> str:
+    done = _execute(*command)
     if done.returncode:
         raise OSError(errno.EIO, f'{command[0]} failed '
                       f'({done.returncode}): {done.stderr.strip()}')
@@ -123,10 +127,7 @@ def content(device: str) -> str:
     """
     path = os.path.realpath(_device(device))
     # Not by the cache: it may remember another device.
-    probe = subprocess.run(
-        ('blkid', '--probe', '--output', 'export', path),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=TIMEOUT, env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin'})
+    probe = _execute('blkid', '--probe', '--output', 'export', path)
     signatures = _run('wipefs', '--no-act', '--parsable', path)
     if probe.returncode == 2 and not [
             line for line in signatures.splitlines()
@@ -159,37 +160,35 @@ def make(device: str, kind: str, label: str) -> None:
     _run(*maker, '-L', label, path)
 
 
-def _user_namespace(uid_base: int, gid_base: int, size: int
-                    ) -> contextlib.AbstractContextManager[int]:
-    @contextlib.contextmanager
-    def opened() -> Iterator[int]:
-        own = os.stat('/proc/self/ns/user').st_ino
-        process = subprocess.Popen(
-            ('unshare', '--user', 'sleep', str(TIMEOUT)),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL)
-        try:
-            folder = f'/proc/{process.pid}'
-            deadline = time.monotonic() + _PATIENCE
-            while os.stat(f'{folder}/ns/user').st_ino == own:
-                if time.monotonic() > deadline or process.poll() is not None:
-                    raise OSError(errno.EPERM, 'The kernel makes no user '
-                                  'namespaces')
-                time.sleep(0.005)
-            for name, base in (('uid', uid_base), ('gid', gid_base)):
-                with open(f'{folder}/{name}_map', 'w',
-                          encoding='ascii') as stream:
-                    stream.write(f'0 {base} {size}')
-            descriptor = os.open(f'{folder}/ns/user',
-                                 os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            process.kill()
-            process.wait()
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    return opened()
+@contextlib.contextmanager
+def _user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
+    """Open a user namespace that maps ids as a guest's does."""
+    own = os.stat('/proc/self/ns/user').st_ino
+    process = subprocess.Popen(
+        ('unshare', '--user', 'sleep', str(TIMEOUT)),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
+    try:
+        folder = f'/proc/{process.pid}'
+        deadline = time.monotonic() + _PATIENCE
+        while os.stat(f'{folder}/ns/user').st_ino == own:
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise OSError(errno.EPERM, 'The kernel makes no user '
+                              'namespaces')
+            time.sleep(0.005)
+        for name, base in (('uid', uid_base), ('gid', gid_base)):
+            with open(f'{folder}/{name}_map', 'w',
+                      encoding='ascii') as stream:
+                stream.write(f'0 {base} {size}')
+        descriptor = os.open(f'{folder}/ns/user',
+                             os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        process.kill()
+        process.wait()
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _map_ids(target: str, uid_base: int, gid_base: int, size: int) -> None:
