@@ -108,10 +108,8 @@ step_cinder_db() {
     echo 'CREATE DATABASE IF NOT EXISTS cinder CHARACTER SET utf8mb3' \
         'COLLATE utf8mb3_general_ci;' | sql
     configure_cinder
-    db_synced cinder && return 0
-    "${CLEAN_ENV[@]}" "$VENV/bin/cinder-manage" \
+    make_schema cinder cinder "${CLEAN_ENV[@]}" "$VENV/bin/cinder-manage" \
         --config-file "$ETC/cinder/cinder.conf" db sync
-    mark_db_synced cinder
 }
 
 step_cinder_api() {

@@ -60,12 +60,72 @@ EOF
     done | sql
 }
 
-# db_synced NAME: the schema of NAME was made by the releases in use now.
-db_synced() {
-    [[ -e $DATA/mysql/.synced-$1 ]] &&
-        cmp -s "$REPO/constraints.txt" "$DATA/mysql/.synced-$1"
+# make_schema NAME "DATABASE..." COMMAND...: has the command bring databases to
+# the releases in use now. New ones are filled from what the command made of
+# them the last time, with the same releases: it takes a tenth of the time.
+# What it writes into the tables OF_THIS_CLOUD is not kept, so that it has to
+# run in any case.
+make_schema() {
+    local name=$1 kept stamp=$DATA/mysql/.synced-$1
+    local -a databases
+    read -ra databases <<<"$2"
+    shift 2
+    if [[ -e $stamp ]] && cmp -s "$REPO/constraints.txt" "$stamp"; then
+        return 0
+    fi
+    kept=$(kept_schema "$name")
+    # Half of a copy says that it is a whole one: its version comes first.
+    if [[ -e $stamp.loading ]]; then
+        empty_databases "${databases[@]}"
+        rm "$stamp.loading"
+    fi
+    if [[ -s $kept ]] && are_new "${databases[@]}"; then
+        touch "$stamp.loading"
+        sql <"$kept"
+        rm "$stamp.loading"
+        [[ -z ${OF_THIS_CLOUD:-} ]] || "$@"
+    elif are_new "${databases[@]}"; then
+        "$@"
+        keep_schema "$kept" "${databases[@]}"
+    else
+        "$@"
+    fi
+    cp "$REPO/constraints.txt" "$stamp"
 }
 
-mark_db_synced() {
-    cp "$REPO/constraints.txt" "$DATA/mysql/.synced-$1"
+# Where the schema of these releases is kept.
+kept_schema() {
+    local releases
+    releases=$(sha256sum "$REPO/constraints.txt")
+    printf '%s/schemas/%s-%s.sql' "$CACHE" "$1" "${releases:0:16}"
+}
+
+# Nobody has put anything into them yet, so that what the command makes of
+# them holds no data of this cloud.
+are_new() {
+    local name
+    for name; do
+        [[ -z $(sql "$name" -e 'SHOW TABLES') ]] || return 1
+    done
+}
+
+empty_databases() {
+    local name
+    for name; do
+        echo "DROP DATABASE $name; CREATE DATABASE $name" \
+            'CHARACTER SET utf8mb3 COLLATE utf8mb3_general_ci;'
+    done | sql
+}
+
+keep_schema() {
+    local file=$1
+    local -a left_out
+    shift
+    read -ra left_out <<<"${OF_THIS_CLOUD:-}"
+    mkdir -p "${file%/*}"
+    rm -f "${file%-*}"-*.sql
+    mariadb-dump --no-defaults --user=root --socket="$MYSQL_SOCKET" \
+        --single-transaction "${left_out[@]/#/--ignore-table-data=}" \
+        --databases "$@" >"$file.new"
+    mv "$file.new" "$file"
 }

@@ -53,10 +53,8 @@ EOF
 
 step_glance_db() {
     configure_glance
-    db_synced glance && return 0
-    "${CLEAN_ENV[@]}" "$VENV/bin/glance-manage" \
+    make_schema glance glance "${CLEAN_ENV[@]}" "$VENV/bin/glance-manage" \
         --config-file "$ETC/glance/glance-api.conf" db_sync
-    mark_db_synced glance
 }
 
 step_glance() {

@@ -72,10 +72,7 @@ key_repository() {
 
 step_keystone_db() {
     configure_keystone
-    db_synced keystone || {
-        keystone_manage db_sync
-        mark_db_synced keystone
-    }
+    make_schema keystone keystone keystone_manage db_sync
     if [[ ! -e $DATA/keystone/.bootstrapped ]]; then
         key_repository "$DATA/keystone/fernet"
         key_repository "$DATA/keystone/credential"

@@ -105,11 +105,10 @@ EOF
 
 step_neutron_db() {
     configure_neutron
-    db_synced neutron && return 0
-    "${CLEAN_ENV[@]}" "$VENV/bin/neutron-db-manage" \
+    make_schema neutron neutron \
+        "${CLEAN_ENV[@]}" "$VENV/bin/neutron-db-manage" \
         --config-file "$ETC/neutron/neutron.conf" \
         --config-file "$ETC/neutron/ml2_conf.ini" upgrade heads
-    mark_db_synced neutron
 }
 
 step_neutron() {

@@ -130,10 +130,11 @@ EOF
 
 step_nova_db() {
     configure_nova
-    db_synced nova && return 0
-    "${CLEAN_ENV[@]}" "$VENV/bin/python" "$HERE/nova_schema.py" \
+    # The cells have the name and the passwords of this cloud.
+    OF_THIS_CLOUD='nova_api.cell_mappings nova_api.host_mappings' \
+        make_schema nova 'nova_api nova nova_cell0' \
+        "${CLEAN_ENV[@]}" "$VENV/bin/python" "$HERE/nova_schema.py" \
         "$ETC/nova/nova.conf" "$(database_url nova_cell0)" "$HOST"
-    mark_db_synced nova
 }
 
 step_nova_api() {

@@ -32,10 +32,9 @@ EOF
 
 step_placement_db() {
     configure_placement
-    db_synced placement && return 0
-    "${CLEAN_ENV[@]}" "$VENV/bin/placement-manage" \
+    make_schema placement placement \
+        "${CLEAN_ENV[@]}" "$VENV/bin/placement-manage" \
         --config-file "$ETC/placement/placement.conf" db sync
-    mark_db_synced placement
 }
 
 step_placement() {
