@@ -34,154 +34,39 @@ if [[ "${1:-}" == --keep ]]; then keep=true; shift; fi
 
 repo=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d /var/tmp/fresh.XXXX)
-export LXD_DIR=$work/lxd
-bridge=fresh$$
-bridge=${bridge:0:15}
-name=fresh-$suite
+container=fresh-$suite
 
 say() { printf '[%3ds] %s\n' "$SECONDS" "$*"; }
+
+# shellcheck source=tools/system_container.sh
+. "$repo/tools/system_container.sh"
 
 cleanup() {
     local status=$?
     trap - EXIT
     if $keep; then
-        say "Kept. Enter: LXD_DIR=$LXD_DIR lxc exec $name -- bash"
+        say "Kept. Enter: LXD_DIR=$LXD_DIR lxc exec $container -- bash"
         exit "$status"
     fi
     say "Removing the machine"
-    lxc delete --force "$name" >/dev/null 2>&1 || true
-    lxc network delete "$bridge" >/dev/null 2>&1 || true
-    lxd shutdown --timeout 30 >/dev/null 2>&1 || true
-    [[ -z "${lxd_pid:-}" ]] || wait "$lxd_pid" 2>/dev/null || true
-    # What a daemon leaves mounted below its folder.
-    awk -v dir="$work/" 'index($2, dir) == 1 {print $2}' /proc/mounts |
-        sort -r | xargs -r umount -l 2>/dev/null || true
-    rm -rf "$work"
+    container_down
     exit "$status"
 }
 trap cleanup EXIT
 
-for tool in lxd lxc debootstrap dnsmasq nft; do
-    command -v "$tool" >/dev/null || {
-        say "Installing what the test itself needs"
-        DEBIAN_FRONTEND=noninteractive apt-get install -yq \
-            --no-install-recommends lxd lxd-client debootstrap dnsmasq-base \
-            nftables uidmap >/dev/null
-        break
-    }
-done
-
-# shellcheck disable=SC2016 # $(SITE) is for apt to expand
-# The mirror that this machine uses is one that the new machine reaches too.
-mirror=$(apt-get indextargets --format '$(SITE)' | sort | uniq -c | sort -rn |
-         awk '$2 !~ /security/ {print $2; exit}')
-mirror=${mirror:?no package mirror in the apt configuration}
-mirror=${mirror%/}
-# shellcheck disable=SC2016
-security=$(apt-get indextargets --format '$(SITE)' |
-           awk '/security/ {print; exit}')
-
-say "Making a root filesystem of Debian $suite from $mirror"
-debootstrap --variant=minbase \
-    --include=systemd-sysv,dbus,iproute2,ca-certificates,git,sudo,procps \
-    "$suite" "$work/rootfs" "$mirror" >"$work/debootstrap.log" 2>&1 || {
-    tail -n 20 "$work/debootstrap.log" >&2
-    exit 1
-}
-{
-    echo "deb $mirror $suite main"
-    echo "deb $mirror $suite-updates main"
-    [[ -z "$security" ]] || echo "deb ${security%/} $suite-security main"
-} >"$work/rootfs/etc/apt/sources.list"
-# Networks that inspect TLS have an authority of their own.
-cp /etc/ssl/certs/ca-certificates.crt "$work/rootfs/etc/ssl/certs/"
-printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' \
-    >"$work/rootfs/etc/pip.conf"
-rm -f "$work/rootfs/etc/resolv.conf"
-cp -L /etc/resolv.conf "$work/rootfs/etc/resolv.conf"
-cat >"$work/rootfs/etc/systemd/network/eth0.network" <<NET
-[Match]
-Name=eth0
-[Network]
-DHCP=ipv4
-[DHCPv4]
-UseDNS=no
-NET
-mkdir -p "$work/rootfs/etc/systemd/system/multi-user.target.wants"
-ln -sf /lib/systemd/system/systemd-networkd.service \
-    "$work/rootfs/etc/systemd/system/multi-user.target.wants/"
+container_tools
+container_rootfs "$suite"
 git clone --quiet --bare "$repo" "$work/rootfs/srv/nova-lxd-py.git"
-printf 'architecture: %s\ncreation_date: %d\n' "$(uname -m)" "$(date +%s)" \
-    >"$work/metadata.yaml"
-tar -C "$work" -cf "$work/image.tar" metadata.yaml rootfs
-rm -rf "$work/rootfs"
-
-say "Starting an LXD of its own"
-mkdir -p "$LXD_DIR"
-setsid lxd --group root >"$work/lxd.log" 2>&1 &
-lxd_pid=$!
-lxd waitready --timeout 60
-# Several sandboxes may share the machine: take a network that is free.
-subnet=$((RANDOM % 200 + 20))
-lxc network create "$bridge" ipv4.address="10.$subnet.77.1/24" ipv4.nat=true \
-    ipv6.address=none >/dev/null
-lxc storage create default dir >/dev/null
-lxc image import "$work/image.tar" --alias fresh >/dev/null
-rm -f "$work/image.tar"
-lxc init fresh "$name" --storage default --no-profiles \
-    -c security.privileged=true -c security.nesting=true >/dev/null
-lxc config device add "$name" eth0 nic nictype=bridged parent="$bridge" \
-    name=eth0 >/dev/null
-for device in fuse net/tun loop-control; do
-    [[ -e /dev/$device ]] || continue
-    lxc config device add "$name" "${device//\//-}" unix-char \
-        source="/dev/$device" path="/dev/$device" >/dev/null
-done
-# A container does not see the loop devices that the kernel makes later.
-for number in $(seq 0 63); do
-    lxc config device add "$name" "loop$number" unix-block major=7 \
-        minor="$number" path="/dev/loop$number" >/dev/null
-done
-lxc start "$name"
-
-run() { lxc exec "$name" --cwd "${dir:-/root}" -- "$@"; }
-
-say "Waiting for its init system and its network"
-for _ in $(seq 60); do
-    state=$(run systemctl is-system-running 2>/dev/null || true)
-    [[ "$state" == running || "$state" == degraded ]] &&
-        run ip -4 route show default | grep -q . && break
-    sleep 1
-done
-say "It is $state"
-
-# A host with cgroup v1 controllers mounted apart confuses a nested LXD where
-# systemd mounts them together; give the machine the host's layout.
-if [[ -e /sys/fs/cgroup/cpuacct && ! -L /sys/fs/cgroup/cpuacct ]]; then
-    run bash -euc '
-        mount -o remount,rw /sys/fs/cgroup
-        for pair in cpu,cpuacct net_cls,net_prio; do
-            [[ -d /sys/fs/cgroup/$pair ]] || continue
-            umount "/sys/fs/cgroup/$pair" 2>/dev/null || true
-            rmdir "/sys/fs/cgroup/$pair" || true
-            for one in ${pair//,/ }; do
-                rm -f "/sys/fs/cgroup/$one"
-                grep -q "^$one[[:space:]]" /proc/cgroups || continue
-                mkdir -p "/sys/fs/cgroup/$one"
-                mount -t cgroup -o "$one" cgroup "/sys/fs/cgroup/$one" 2>/dev/null ||
-                    rmdir "/sys/fs/cgroup/$one"
-            done
-        done'
-fi
+container_up
 
 say "The two commands"
-run git clone --quiet /srv/nova-lxd-py.git nova-lxd-py
+container_run git clone --quiet /srv/nova-lxd-py.git nova-lxd-py
 dir=/root/nova-lxd-py
 before=$SECONDS
-run sudo ./devstack/quickstart.sh up
+container_run sudo ./devstack/quickstart.sh up
 took=$((SECONDS - before))
 if (($#)); then
     say "$*"
-    run "$@"
+    container_run "$@"
 fi
 say "Debian $suite: first server ACTIVE after $took seconds"

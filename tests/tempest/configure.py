@@ -12,9 +12,12 @@
 
 """Writes what tempest needs to know of the quickstart cloud.
 
-Called by run_tests.sh as ``configure.py FOLDER``. What the driver can do is
-read from the support matrix, so that no test is left out for a feature that
-the documentation promises, and none is run for one that it denies.
+Called by run_tests.sh as ``configure.py write FOLDER``. For DevStack's plugin
+``configure.py features`` prints the flags that hold for any cloud, and
+``configure.py skips`` the tests to leave out.
+What the driver can do is read from the support matrix, so that no test is
+left out for a feature that the documentation promises, and none is run for
+one that it denies.
 """
 
 from __future__ import annotations
@@ -62,6 +65,21 @@ FEATURES = {
     'volume_backed_live_migration': 'operation.live-migrate',
     'volume_multiattach': 'operation.multiattach-volume',
     'vtpm_live_migration': 'operation.live-migrate',
+}
+
+# What else a system container is not.
+LIMITS = {
+    # Between hosts it depends on both of them.
+    'can_migrate_between_any_hosts': False,
+    # Its only test logs in with the password, as the user whom cloud-init
+    # makes; the image takes keys only, as those of distributions do. It also
+    # takes the floating IP of the other tests' server.
+    'change_password': False,
+    # Tempest means a disk that the guest mounts; it is a directory here, and
+    # works without that.
+    'config_drive': False,
+    # A bus is no option for a container.
+    'ide_bus': False,
 }
 
 
@@ -185,18 +203,8 @@ class Cloud:
             },
             'compute-feature-enabled': {
                 **features(),
-                'can_migrate_between_any_hosts': False,
-                # Its only test logs in with the password, as the user whom
-                # cloud-init makes; the image takes keys only, as those of
-                # distributions do. It also takes the floating IP of the
-                # other tests' server.
-                'change_password': False,
-                # Tempest means a disk that the guest mounts; it is a
-                # directory here, and works without that.
-                'config_drive': False,
+                **LIMITS,
                 'hostname_fqdn_sanitization': True,
-                # A bus is no option for a container.
-                'ide_bus': False,
                 'nova_policy_roles': 'admin,manager,member,reader',
             },
             'validation': {
@@ -255,9 +263,20 @@ def write(folder: pathlib.Path) -> None:
     with open(path, 'w', encoding='utf-8',
               opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
         config.write(out)
-    (folder / 'skips').write_text(
-        ''.join(f'{test}  # {" ".join(reason.split())}\n'
-                for test, reason in skips().items()))
+    (folder / 'skips').write_text(exclude_list())
+
+
+def exclude_list() -> str:
+    """What is left out, as ``tempest run --exclude-list`` reads it."""
+    return ''.join(f'{test}  # {" ".join(reason.split())}\n'
+                   for test, reason in skips().items())
+
+
+def print_features() -> None:
+    """Prints a line of section, option and value for each flag."""
+    for option, value in sorted({**features(), **LIMITS}.items()):
+        print('compute-feature-enabled', option, value)
+    print('volume-feature-enabled', 'extend_attached_volume', True)
 
 
 def main() -> None:
@@ -266,8 +285,12 @@ def main() -> None:
             write(pathlib.Path(folder))
         case ['clean', folder]:
             Cloud(pathlib.Path(folder)).remove_second_image()
+        case ['features']:
+            print_features()
+        case ['skips']:
+            sys.stdout.write(exclude_list())
         case _:
-            sys.exit('configure.py write|clean FOLDER')
+            sys.exit('configure.py write|clean FOLDER, features, or skips')
 
 
 if __name__ == '__main__':

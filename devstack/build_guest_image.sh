@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# Builds the guest image that the quickstart cloud and DevStack use: systemd,
+# sshd and cloud-init of the distribution that runs this host, as squashfs.
+#
+#   sudo devstack/build_guest_image.sh FILE
+#
+# Upload it with "openstack image create --disk-format raw --container-format
+# bare --file FILE NAME". Its user, whom cloud-init gives the key, has the name
+# of the distribution.
+set -euo pipefail
+
+if (($# != 1)) || [[ $1 == -* ]]; then
+    sed -n '/^# Builds/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'
+    exit 2
+fi
+((EUID == 0)) || { echo 'Run it with sudo.' >&2; exit 1; }
+
+SELF=$(readlink -f "${BASH_SOURCE[0]}")
+HERE=${SELF%/*}/quickstart
+target=$(readlink -m "$1")
+CACHE=$(mktemp -d "${target%/*}/.guest-image.XXXX")
+mkdir "$CACHE/images"
+trap 'rm -rf "$CACHE"' EXIT
+
+die() { echo "$*" >&2; exit 1; }
+
+for tool in debootstrap mksquashfs; do
+    command -v "$tool" >/dev/null ||
+        die "$tool is missing: apt install debootstrap squashfs-tools"
+done
+# shellcheck source=devstack/quickstart/images.sh
+. "$HERE/images.sh"
+# shellcheck source=devstack/quickstart/image-system.sh
+. "$HERE/image-system.sh"
+
+guest_distribution
+build_system_image "$CACHE/image"
+mv "$CACHE/image" "$target"

@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+# The driver beside Nova, its configuration, and what tempest is told of it.
+
+# DevStack's constraints hold older versions of cryptography and pyOpenSSL than
+# pylxd asks for, and Nova is tested with those. The driver works with them, so
+# pip is not asked to reconcile the two.
+function install_nova_lxd_driver {
+    local rest
+    rest=$(mktemp)
+    grep -vE '^ *(#|$)|^(cryptography|cursive|pyOpenSSL|pylxd)\b' \
+        "$NOVA_LXD_DIR/requirements.txt" >"$rest"
+    # Those of pylxd itself.
+    printf '%s\n' python-dateutil requests-toolbelt ws4py >>"$rest"
+    pip_install -r "$rest"
+    rm -f "$rest"
+    pip_install --no-deps "$(grep '^pylxd' "$NOVA_LXD_DIR/requirements.txt" |
+        cut -d' ' -f1)"
+    pip_install --no-deps -e "$NOVA_LXD_DIR"
+}
+
+# nova-compute gets a copy of this file when it is started.
+function configure_nova_lxd {
+    use_nova_lxd_daemon
+    iniset "$NOVA_CONF" DEFAULT compute_driver lxd.LXDDriver
+    iniset "$NOVA_CONF" lxd endpoint "$NOVA_LXD_SOCKET"
+    iniset "$NOVA_CONF" lxd project "$NOVA_LXD_PROJECT"
+    iniset "$NOVA_CONF" lxd storage_pool "$NOVA_LXD_POOL"
+    sudo install -o root -g root -m 644 \
+        "$NOVA_LXD_DIR/etc/nova/rootwrap.d/lxd.filters" \
+        "$NOVA_CONF_DIR/rootwrap.d/"
+}
+
+# Glance describes the extra specs of flavors to dashboards.
+function load_nova_lxd_metadefs {
+    "$GLANCE_BIN_DIR/glance-manage" --config-file "$GLANCE_API_CONF" \
+        db_load_metadefs --path "$NOVA_LXD_DIR/etc/metadefs"
+}
+
+# The same flags as with the project's own cloud, from the support matrix, and
+# the tests that make no sense for containers, for "tempest run --exclude-list".
+function configure_nova_lxd_tempest {
+    local section option value
+    local -a configure=("${DEVSTACK_VENV:-/usr}/bin/python3"
+        "$NOVA_LXD_DIR/tests/tempest/configure.py")
+    while read -r section option value; do
+        iniset "$TEMPEST_CONFIG" "$section" "$option" "$value"
+    done < <("${configure[@]}" features)
+    "${configure[@]}" skips >"$TEMPEST_DIR/etc/nova-lxd-py-skips"
+    iniset "$TEMPEST_CONFIG" compute hypervisor_type lxd
+    iniset "$TEMPEST_CONFIG" scenario img_disk_format raw
+    iniset "$TEMPEST_CONFIG" scenario img_container_format bare
+    # The guest's network service renews leases itself.
+    iniset "$TEMPEST_CONFIG" scenario dhcp_client ''
+}

@@ -1,0 +1,277 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The DevStack plugin: its shell code and what it assumes of DevStack.
+
+devstack/verify.sh proves the whole of it; here is what can be checked in
+seconds.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shutil
+import subprocess
+import unittest
+
+import fixtures
+from oslotest import base
+import yaml
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+DEVSTACK = REPO / 'devstack'
+SCRIPTS = sorted([
+    DEVSTACK / 'settings', DEVSTACK / 'override-defaults',
+    *DEVSTACK.glob('*.sh'), *(DEVSTACK / 'plugin').glob('*.sh'),
+    *(REPO / 'tools').glob('*.sh')])
+SAMPLES = sorted(DEVSTACK.glob('local.conf*.sample'))
+
+# What DevStack has of its own when it reads the files of a plugin.
+DEVSTACK_FUNCTIONS = r"""
+set -eu
+DEST=/opt/stack FILES=$PWD DATA_DIR=$PWD/data STACK_USER=$(id -un)
+ENABLED_SERVICES=${ENABLED_SERVICES-key,n-cpu,n-novnc,g-api,tempest}
+PLUGINS='' DISABLED=''
+define_plugin() { PLUGINS+="$1 "; }
+is_service_enabled() {
+    local name
+    for name; do [[ ,$ENABLED_SERVICES, != *,$name,* ]] || return 0; done
+    return 1
+}
+enable_service() { ENABLED_SERVICES=${ENABLED_SERVICES%,},$1; }
+disable_service() {
+    local name
+    for name; do
+        ENABLED_SERVICES=,$ENABLED_SERVICES,
+        ENABLED_SERVICES=${ENABLED_SERVICES/,$name,/,}
+    done
+}
+enable_plugin() { PLUGINS+="$* "; }
+echo_summary() { echo "$@"; }
+die() { shift; echo "$@"; exit 1; }
+"""
+
+
+def run(script: str, *, cwd: pathlib.Path | str = REPO,
+        **environment: str) -> str:
+    """What a piece of shell code prints.
+
+    :raises subprocess.CalledProcessError: when it fails
+    """
+    return subprocess.run(
+        ['bash', '-c', DEVSTACK_FUNCTIONS + script], check=True, cwd=cwd,
+        env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin', **environment},
+        stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+class _Files(fixtures.Fixture):
+    """A temporary directory, as a path."""
+
+    def _setUp(self) -> None:
+        self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+
+
+class ScriptsTestCase(base.BaseTestCase):
+    """Shell code that nothing else runs in the unit tests."""
+
+    def test_syntax(self):
+        for script in SCRIPTS:
+            subprocess.run(['bash', '-n', script], check=True)
+
+    @unittest.skipUnless(shutil.which('shellcheck'), 'needs shellcheck')
+    def test_shellcheck(self):
+        result = subprocess.run(
+            ['shellcheck', '--external-sources', *SCRIPTS], cwd=REPO,
+            stdout=subprocess.PIPE, text=True)
+        self.assertEqual('', result.stdout)
+
+
+class SettingsTestCase(base.BaseTestCase):
+    """devstack/settings and devstack/override-defaults."""
+
+    def read(self, script: str, **environment: str) -> str:
+        return run(f'. {DEVSTACK}/override-defaults\n'
+                   f'. {DEVSTACK}/settings\n{script}', **environment)
+
+    def test_plugin_has_the_name_under_which_it_is_enabled(self):
+        self.assertEqual('nova-lxd-py', self.read('echo $PLUGINS'))
+
+    def test_clean_reads_settings_alone(self):
+        self.assertEqual('lxd nova', run(
+            f'. {DEVSTACK}/settings\necho $VIRT_DRIVER $NOVA_LXD_POOL'))
+
+    def test_serial_console_takes_the_place_of_vnc(self):
+        self.assertEqual('key,n-cpu,g-api,tempest,n-sproxy', self.read(
+            'echo $ENABLED_SERVICES').strip(','))
+
+    def test_no_proxy_where_there_was_none(self):
+        self.assertEqual('n-cpu', self.read(
+            'echo $ENABLED_SERVICES', ENABLED_SERVICES='n-cpu'))
+
+    def test_settings_of_local_conf_win(self):
+        self.assertEqual('fast zfs mine', self.read(
+            'echo $NOVA_LXD_POOL $NOVA_LXD_POOL_DRIVER $DEFAULT_IMAGE_NAME',
+            NOVA_LXD_POOL='fast', NOVA_LXD_POOL_DRIVER='zfs',
+            DEFAULT_IMAGE_NAME='mine'))
+
+    def test_image_of_a_virtual_machine_is_not_downloaded(self):
+        file = 'cirros-0.6.3-x86_64-disk.img'
+        images = self.read(
+            'echo "$IMAGE_URLS $DEFAULT_IMAGE_NAME"',
+            IMAGE_URLS=f'https://example.org/own.qcow2,'
+                       f'https://example.org/{file}',
+            DEFAULT_IMAGE_NAME=file.removesuffix('.img'),
+            DEFAULT_IMAGE_FILE_NAME=file)
+        self.assertNotIn('cirros', images)
+        self.assertIn('https://example.org/own.qcow2 ', images)
+
+    def test_image_from_elsewhere(self):
+        self.assertEqual('alpine-3.20 alpine-3.20.tar.xz', self.read(
+            'echo $DEFAULT_IMAGE_NAME $DEFAULT_IMAGE_FILE_NAME',
+            NOVA_LXD_IMAGE='https://example.org/alpine-3.20.tar.xz'))
+
+
+class PluginTestCase(base.BaseTestCase):
+    """devstack/plugin.sh."""
+
+    def phase(self, *arguments: str, services: str = '') -> str:
+        """The functions that a phase calls, by their names."""
+        calls = '\n'.join(
+            f'{name}() {{ echo {name}; }}' for name in (
+                'install_nova_lxd_daemon', 'install_nova_lxd_driver',
+                'create_nova_lxd_pool', 'configure_nova_lxd',
+                'load_nova_lxd_metadefs', 'upload_nova_lxd_image',
+                'configure_nova_lxd_tempest', 'remove_nova_lxd_servers',
+                'remove_nova_lxd_daemon', 'remove_nova_lxd_image'))
+        plugin = (DEVSTACK / 'plugin.sh').read_text().replace(
+            'function nova_lxd_stack', f'{calls}\nfunction nova_lxd_stack')
+        # Arguments of "." are those of the script, as with DevStack.
+        return run(
+            f'. {DEVSTACK}/settings\n'
+            f'DATABASE_BACKENDS=mysql\n'
+            f'echo_summary() {{ :; }}\n'
+            f'set -- {" ".join(arguments)}\n{plugin}',
+            ENABLED_SERVICES=services)
+
+    def test_first_machine(self):
+        services = 'mysql,g-api,n-cpu,tempest'
+        for phase, calls in {
+                'pre-install': 'install_nova_lxd_daemon',
+                'install': 'install_nova_lxd_driver',
+                'post-config': 'create_nova_lxd_pool\nconfigure_nova_lxd\n'
+                               'load_nova_lxd_metadefs',
+                'extra': 'upload_nova_lxd_image',
+                'test-config': 'configure_nova_lxd_tempest'}.items():
+            self.assertEqual(
+                calls, self.phase('stack', phase, services=services), phase)
+        self.assertEqual('remove_nova_lxd_servers',
+                         self.phase('unstack', services=services))
+        self.assertEqual('remove_nova_lxd_daemon\nremove_nova_lxd_image',
+                         self.phase('clean', services=services))
+
+    def test_further_machine_makes_no_images(self):
+        self.assertEqual('', self.phase('stack', 'extra', services='n-cpu'))
+        self.assertEqual('', self.phase(
+            'stack', 'test-config', services='n-cpu'))
+
+    def test_controller_has_no_lxd(self):
+        for phase in 'pre-install', 'install', 'test-config':
+            self.assertEqual('', self.phase(
+                'stack', phase, services='mysql,g-api,n-api'))
+
+    def test_subordinate_ids(self):
+        """No line is needed twice, and none of the others is taken."""
+        files = self.useFixture(_Files())
+        functions = (DEVSTACK / 'plugin' / 'lxd.sh').read_text().replace(
+            '/etc/sub', f'{files.path}/sub')
+        (files.path / 'subuid').write_text('stack:100000:65536\n')
+        (files.path / 'subgid').write_text('root:5:7000000\n')
+        script = (f'. {DEVSTACK}/settings\nNOVA_LXD_STATE=$PWD/state\n'
+                  f'{functions}\nsudo() {{ "$@"; }}\n'
+                  'restart_nova_lxd() { :; }\nNOVA_LXD_KIND=package\n'
+                  'add_nova_lxd_subordinate_ids\n')
+        for _ in range(2):
+            run(script, cwd=files.path)
+            self.assertEqual(
+                'root:1000000:1000000000\nstack:100000:65536\n',
+                (files.path / 'subuid').read_text())
+            self.assertEqual('root:5:7000000\n',
+                             (files.path / 'subgid').read_text())
+        self.assertEqual('root:1000000:1000000000\n',
+                         (files.path / 'state' / 'subuid').read_text())
+
+
+class SamplesTestCase(base.BaseTestCase):
+    """devstack/local.conf*.sample."""
+
+    def sections(self, path: pathlib.Path) -> dict[str, str]:
+        """Sections of a local.conf, the way DevStack splits it."""
+        sections: dict[str, str] = {}
+        name = ''
+        for line in path.read_text().splitlines():
+            if line.startswith('[[') and line.endswith(']]'):
+                name = line[2:-2]
+                sections[name] = ''
+            elif name:
+                sections[name] += line + '\n'
+        return sections
+
+    def test_they_can_be_read(self):
+        self.assertEqual(2, len(SAMPLES))
+        for path in SAMPLES:
+            localrc = self.sections(path)['local|localrc']
+            words = run(f'{localrc}\necho $VIRT_DRIVER $PLUGINS').split()
+            self.assertEqual(['lxd', 'nova-lxd-py'], words[:2])
+
+    def test_defaults_are_those_of_the_settings(self):
+        """Lines that are commented out say what holds without them."""
+        shown = [line.lstrip('#') for line in
+                 (DEVSTACK / 'local.conf.sample').read_text().splitlines()
+                 if line.startswith('#NOVA_LXD_')]
+        self.assertGreater(len(shown), 6)
+        for line in shown:
+            name, _, value = line.partition('=')
+            self.assertEqual(value, run(
+                f'. {DEVSTACK}/override-defaults\n. {DEVSTACK}/settings\n'
+                f'echo "${name}"'), name)
+
+
+class JobsTestCase(base.BaseTestCase):
+    """zuul.d."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        folder = REPO / 'zuul.d'
+        self.jobs = {
+            entry['job']['name']: entry['job'] for entry in
+            yaml.safe_load((folder / 'jobs.yaml').read_text())}
+        self.project = yaml.safe_load(
+            (folder / 'project.yaml').read_text())[0]['project']
+
+    def test_jobs_exist(self):
+        for pipeline in self.project.values():
+            if isinstance(pipeline, dict):
+                for job in pipeline['jobs']:
+                    self.assertTrue(job in self.jobs or
+                                    job.startswith('openstack-tox-'), job)
+
+    def test_what_they_name_is_there(self):
+        environments = (REPO / 'tox.ini').read_text()
+        for job in self.jobs.values():
+            names = job.get('vars', {})
+            re.compile(names.get('tempest_test_regex', ''))
+            if job['parent'] == 'openstack-tox':
+                self.assertIn(f'[testenv:{names["tox_envlist"]}]',
+                              environments)
+            if 'run' in job:
+                self.assertTrue((REPO / job['run']).exists(), job['run'])
