@@ -35,6 +35,7 @@ from nova.virt import event as virt_event
 from oslo_log import log as logging
 import websocket
 
+from nova_lxd_py.virt import channels
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
@@ -120,7 +121,7 @@ class Watcher:
             timer.cancel()
         channel = self._channel
         if channel is not None:
-            channel.abort()
+            channels.hang_up(channel)
         if self._thread is not None:
             self._thread.join(timeout=5)
             self._thread = None
@@ -137,7 +138,7 @@ class Watcher:
                     pause = RECONNECT_FIRST
                     self._read(self._channel)
                 finally:
-                    self._channel.close(timeout=0)
+                    channels.hang_up(self._channel)
             except (errors.LXDError, websocket.WebSocketException,
                     OSError, ValueError) as exc:
                 if self._connected and not self._stopping.is_set():

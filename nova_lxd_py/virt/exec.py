@@ -19,6 +19,7 @@ part of an argument, of LXD's log or of an event. Output is bounded, time too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import json
 import signal
@@ -28,6 +29,7 @@ import time
 from oslo_log import log as logging
 import websocket
 
+from nova_lxd_py.virt import channels
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import session as lxd
 
@@ -78,21 +80,21 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
         'command': list(command), 'environment': dict(environment or {}),
         'wait-for-websocket': True, 'interactive': False})
     secrets = operation.metadata['metadata']['fds']
-    channels: dict[str, websocket.WebSocket] = {}
+    opened: dict[str, websocket.WebSocket] = {}
     readers: dict[str, _Reader] = {}
     try:
         # It starts as soon as the others are connected.
         for name in (_CONTROL, _STDIN, _STDOUT, _STDERR):
-            channels[name] = session.websocket(
+            opened[name] = session.websocket(
                 'operations', operation.id, 'websocket',
                 params={'secret': secrets[name]}, timeout=timeout)
         for name in (_STDOUT, _STDERR):
-            readers[name] = _Reader(channels[name])
-        _send(channels[_STDIN], stdin)
+            readers[name] = _Reader(opened[name])
+        _send(opened[_STDIN], stdin)
         for reader in readers.values():
             reader.join(deadline - time.monotonic())
         if any(reader.is_alive() for reader in readers.values()):
-            _kill(channels[_CONTROL])
+            _kill(opened[_CONTROL])
             raise errors.DeadlineExceeded(
                 f'{command[0]} did not end within {timeout:.0f} seconds in '
                 f'{instance}')
@@ -104,7 +106,7 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
             raise
         code = found
     finally:
-        for channel in channels.values():
+        for channel in opened.values():
             _close(channel)
     return Result(code, *(bytes(readers[name].content)
                           for name in (_STDOUT, _STDERR)))
@@ -141,7 +143,7 @@ class _Reader(threading.Thread):
                 # It could not answer a ping, since LXD has nothing more to
                 # say; what LXD did say is still to be read.
                 continue
-            except lxd.CHANNEL_ERRORS:
+            except channels.ERRORS:
                 return
             if opcode != websocket.ABNF.OPCODE_BINARY:
                 # An empty text ends the output.
@@ -155,7 +157,7 @@ def _send(channel: websocket.WebSocket, content: bytes) -> None:
         if content:
             channel.send_binary(content)
         channel.send('')
-    except lxd.CHANNEL_ERRORS as exc:
+    except channels.ERRORS as exc:
         # It has ended without reading all; its return code says the rest.
         LOG.debug('A command did not take its whole input: %s',
                   type(exc).__name__)
@@ -165,12 +167,12 @@ def _kill(control: websocket.WebSocket) -> None:
     try:
         control.send(json.dumps({'command': 'signal',
                                  'signal': int(signal.SIGKILL)}))
-    except lxd.CHANNEL_ERRORS as exc:
+    except channels.ERRORS as exc:
         LOG.debug('A command could not be killed: %s', exc)
 
 
 def _close(channel: websocket.WebSocket) -> None:
-    try:
+    with contextlib.suppress(*channels.ERRORS):
         channel.close(timeout=0)
-    except lxd.CHANNEL_ERRORS:
-        channel.shutdown()
+    # If LXD began with the goodbye, that has done nothing.
+    channels.hang_up(channel)

@@ -41,6 +41,7 @@ from nova.compute import power_state
 from oslo_log import log as logging
 import websocket
 
+from nova_lxd_py.virt import channels
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import exec as lxd_exec
@@ -126,6 +127,7 @@ class Session:
         self._control: websocket.WebSocket | None = None
         self._said = ''
         self._farewell: str | None = None
+        #: The writer's, which ends only after it.
         self._drainer: threading.Thread | None = None
         self._reader = threading.Thread(
             target=self._read, daemon=True, name=f'serial-in-{server.name}')
@@ -166,14 +168,12 @@ class Session:
 
     def is_alive(self) -> bool:
         """Whether there is still something of it."""
-        return any(thread is not None and thread.is_alive() for thread in (
-            self._writer, self._reader, self._drainer))
+        return self._writer.is_alive() or self._reader.is_alive()
 
     def join(self) -> None:
         """Wait until its threads have ended, but not for long."""
-        for thread in (self._reader, self._writer, self._drainer):
-            if thread is not None and (
-                    thread is not threading.current_thread()):
+        for thread in (self._reader, self._writer):
+            if thread is not threading.current_thread():
                 thread.join(END_TIMEOUT)
 
     def _set_mode(self, mode: _Mode) -> None:
@@ -213,11 +213,11 @@ class Session:
             return
         try:
             channel.send_binary(data)
-        except lxd.CHANNEL_ERRORS as exc:
+        except channels.ERRORS as exc:
             LOG.debug('Serial console of %s lost input: %s',
                       self._server.name, exc)
             # Half of it may have gone, and nothing can come after that.
-            channel.abort()
+            channels.hang_up(channel)
 
     def _resize(self) -> None:
         control = self._control
@@ -227,7 +227,7 @@ class Session:
             control.send(json.dumps({'command': 'window-resize', 'args': {
                 'width': str(self._sizes.columns),
                 'height': str(self._sizes.rows)}}))
-        except lxd.CHANNEL_ERRORS as exc:
+        except channels.ERRORS as exc:
             LOG.debug('Serial console of %s was not resized: %s',
                       self._server.name, exc)
 
@@ -283,6 +283,8 @@ class Session:
                 self._pump()
             finally:
                 self._detach()
+                if self._drainer is not None:
+                    self._drainer.join(END_TIMEOUT)
             if self._ended.is_set():
                 return None
             return int(operation.wait(END_TIMEOUT).get('return', _KILLED))
@@ -293,7 +295,7 @@ class Session:
             if code is not None:
                 return code
             LOG.debug('Serial console of %s: %s', self._server.name, exc)
-        except (errors.LXDError, *lxd.CHANNEL_ERRORS, ValueError) as exc:
+        except (errors.LXDError, *channels.ERRORS, ValueError) as exc:
             LOG.debug('Serial console of %s: %s', self._server.name, exc)
         return None
 
@@ -357,13 +359,15 @@ class Session:
     def _detach(self) -> None:
         """Close the websockets; LXD kills the program."""
         with self._changed:
-            channels = self._data, self._control
+            opened = self._data, self._control
             self._data = self._control = None
             if self._mode is _Mode.OPEN:
                 self._mode = _Mode.STARTING
-        for channel in channels:
+        for channel in opened:
             if channel is not None:
-                _close(channel)
+                # No goodbye: a writer may be held up, and is woken up by
+                # this. LXD kills the program when it loses the connection.
+                channels.hang_up(channel)
 
     def _say_once(self, text: str) -> None:
         if self._said != text:
@@ -381,24 +385,9 @@ class Session:
             self.end()
 
 
-def _close(channel: websocket.WebSocket) -> None:
-    """Close a websocket that other threads may be reading and writing.
-
-    To say goodbye is not possible then: a writer may be held up for long, and
-    is woken up by this. LXD kills the program when it loses the connection.
-    """
-    # Its own abort() does nothing once either side has begun to say goodbye.
-    connection = channel.sock
-    if connection is not None:
-        with contextlib.suppress(*lxd.CHANNEL_ERRORS):
-            connection.shutdown(socket.SHUT_RDWR)
-    with contextlib.suppress(*lxd.CHANNEL_ERRORS):
-        channel.shutdown()
-
-
 def _drain(channel: websocket.WebSocket) -> None:
     """Answer LXD's pings on a websocket on which it says nothing else."""
-    with contextlib.suppress(ValueError, *lxd.CHANNEL_ERRORS):
+    with contextlib.suppress(ValueError, *channels.ERRORS):
         while channel.connected:
             with contextlib.suppress(websocket.WebSocketTimeoutException):
                 channel.recv_data()

@@ -58,10 +58,6 @@ CONNECT_TIMEOUT = 10
 _TRANSPORT_ERRORS = (requests.exceptions.RequestException, OSError,
                      websocket.WebSocketException)
 
-#: What a websocket raises when it breaks, or when another thread closes it:
-#: the last one is eventlet's.
-CHANNEL_ERRORS = (websocket.WebSocketException, OSError, EOFError)
-
 
 class Session:
     """A thread-safe session with one LXD server, bound to one project.

@@ -1,0 +1,212 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Websockets whose other end does not answer any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import contextlib
+import socket
+import threading
+import time
+from typing import Any
+
+import fixtures
+from nova.compute import power_state
+from oslotest import base
+import websocket
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt import channels
+from nova_lxd_py.virt import events
+from nova_lxd_py.virt import instance
+from nova_lxd_py.virt import serial_session
+from nova_lxd_py.virt import session
+from tests.unit import session_case
+
+#: A goodbye without a reason.
+_CLOSE = b'\x88\x00'
+
+
+class SilentProxy(fixtures.Fixture):
+    """Passes everything on, until its websockets fall silent.
+
+    :param upstream: path of the socket that it leads to.
+    :ivar path: path of its own.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__()
+        self._upstream = upstream
+        self._silent = threading.Event()
+        self._open: list[socket.socket] = []
+        self._channels: list[socket.socket] = []
+
+    def _setUp(self) -> None:
+        self.path = f'{self.useFixture(fixtures.TempDir()).path}/socket'
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(self.path)
+        self._server.listen(64)
+        self.addCleanup(self._close)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _close(self) -> None:
+        for connection in (self._server, *self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def fall_silent(self) -> None:
+        """Read nothing more from any websocket."""
+        self._silent.set()
+
+    def say_goodbye(self) -> None:
+        """Say goodbye on all websockets."""
+        for channel in self._channels:
+            with contextlib.suppress(OSError):
+                channel.sendall(_CLOSE)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _address = self._server.accept()
+                upstream = socket.socket(socket.AF_UNIX)
+                upstream.connect(self._upstream)
+                self._open += [client, upstream]
+                for pair in ((client, upstream), (upstream, client)):
+                    threading.Thread(target=self._pass_on, args=pair,
+                                     daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(4096):
+                if data.startswith(b'HTTP/1.1 101'):
+                    self._channels.append(target)
+                    # Room for little that nobody reads.
+                    target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                if source in self._channels and self._silent.is_set():
+                    return
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
+
+
+class HangUpTestCase(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        near, self.peer = socket.socketpair()
+        self.addCleanup(self.peer.close)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        self.channel = websocket.WebSocket(enable_multithread=True)
+        self.channel.sock = near
+        self.channel.connected = True
+        self.channel.settimeout(60)
+        self.threads: list[threading.Thread] = []
+
+    def run_in_thread(self, function: Callable[..., Any], *args: Any,
+                      **kwargs: Any) -> threading.Thread:
+        def call() -> None:
+            with contextlib.suppress(*channels.ERRORS):
+                function(*args, **kwargs)
+
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+        time.sleep(0.1)
+        self.assertTrue(thread.is_alive())
+        return thread
+
+    def assert_all_end(self) -> None:
+        channels.hang_up(self.channel)
+        for thread in self.threads:
+            thread.join(5)
+            self.assertFalse(thread.is_alive())
+        self.assertIsNone(self.channel.sock)
+        channels.hang_up(self.channel)
+
+    def test_reader(self) -> None:
+        self.run_in_thread(self.channel.recv_data)
+        self.assert_all_end()
+
+    def test_goodbye_without_answer(self) -> None:
+        thread = self.run_in_thread(self.channel.close, timeout=60)
+        # This is why.
+        self.channel.abort()
+        thread.join(0.2)
+        self.assertTrue(thread.is_alive())
+        self.assert_all_end()
+
+    def test_answer_to_a_goodbye_that_nobody_reads(self) -> None:
+        self.run_in_thread(self.channel.send_binary, bytes(1 << 20))
+        self.peer.sendall(_CLOSE)
+        self.run_in_thread(self.channel.recv_data)
+        self.assertFalse(self.channel.connected)
+        self.assert_all_end()
+
+
+class SilentLXDTestCase(session_case.SessionTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.create(start=True, **{instance.KEY_UUID: 'a',
+                                   instance.KEY_ROLE: 'server'})
+        self.proxy = self.useFixture(SilentProxy(self.lxd.endpoint))
+        self.cfg.config(group='lxd', endpoint=self.proxy.path)
+        self.session = session.Session(conf.CONF.lxd)
+        self.guests = instance.Guests(self.session)
+        self.watcher = events.Watcher(self.session, self.guests,
+                                      lambda event: None, 5)
+        self.watcher.start()
+        self.addCleanup(self.watcher.stop)
+        self.server = serial_session.Server('a', 'c1')
+        self.lxd.wait_for(lambda: self.watcher.power_state(self.server) ==
+                          power_state.RUNNING)
+
+    def threads(self, *beginnings: str) -> list[str]:
+        return [thread.name for thread in threading.enumerate()
+                if thread.name.startswith(beginnings)]
+
+    def test_watcher(self) -> None:
+        self.proxy.fall_silent()
+        self.proxy.say_goodbye()
+        began = time.monotonic()
+        self.watcher.stop()
+        self.assertLess(time.monotonic() - began, 4)
+        self.assertEqual([], self.threads('lxd-events'))
+        self.watcher.stop()
+
+    def test_serial_console(self) -> None:
+        with socket.create_server(('127.0.0.1', 0)) as server:
+            far = socket.create_connection(server.getsockname())
+            near, _address = server.accept()
+        self.addCleanup(far.close)
+        console = serial_session.Session(
+            near, self.server, ['cat'], self.session, self.guests,
+            self.watcher)
+        console.start()
+        self.addCleanup(console.end)
+        self.lxd.wait_for(lambda: self.threads('serial-control'))
+        self.proxy.fall_silent()
+        # More than there is room for on the way, so that a writer waits.
+        far.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                far.sendall(bytes(1 << 16))
+        self.proxy.say_goodbye()
+        time.sleep(0.2)
+        began = time.monotonic()
+        console.end('Good night.')
+        console.join()
+        self.assertLess(time.monotonic() - began, 4)
+        self.assertFalse(console.is_alive())
+        self.assertEqual([], self.threads('serial-'))
