@@ -62,12 +62,20 @@ MANAGED_KEYS = frozenset({
     'boot.autostart', 'environment.product_name', 'limits.cpu',
     'limits.cpu.allowance', 'limits.memory', 'limits.memory.swap',
     'limits.processes', 'security.devlxd', 'security.nesting',
-    'security.privileged',
+    'security.privileged', 'security.syscalls.deny',
     *(f'limits.hugepages.{size}' for size in numa.HUGE_PAGES.values())})
 
 #: MANAGED_KEYS that LXD applies only when it starts the instance.
 RESTART_KEYS = frozenset({
-    'security.devlxd', 'security.nesting', 'security.privileged'})
+    'security.devlxd', 'security.nesting', 'security.privileged',
+    'security.syscalls.deny'})
+
+#: Requests to loop devices (``LOOP_*``, 0x4c00 to 0x4cff) that guests may not
+#: make. A volume that is a file on the host reaches its server as a loop
+#: device. Everyone who can open one may take it off its file, and the kernel
+#: then gives it to the next file, which can be another tenant's; or may change
+#: the name by which the driver knows it.
+_NO_LOOP_CONTROL = 'ioctl errno 1 [1,0x4c00,SCMP_CMP_MASKED_EQ,0xffffff00]'
 
 #: ``cpu.shares`` that the kernel gives to everything by default; LXD's
 #: allowance of 100 %.
@@ -325,6 +333,7 @@ def _security(request: Request) -> _Config:
         'security.nesting': _word(flag(request.flavor, SPEC_NESTED)),
         'security.privileged': _word(
             flag(request.flavor, SPEC_PRIVILEGED)),
+        'security.syscalls.deny': _NO_LOOP_CONTROL,
     }
 
 

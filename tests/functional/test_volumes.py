@@ -573,6 +573,18 @@ class FileVolumeTest(VolumeCases, unittest.TestCase):
                 self.assertEqual(wanted, stream.read().strip(), file)
         self.detach(server, connection)
 
+    def test_guest_cannot_take_it_off_its_file(self) -> None:
+        """Whose the loop device would be next, nobody knows."""
+        for specs in ({}, {'lxd:privileged_allowed': 'true'}):
+            server = self.host.spawn(self.host.instance(
+                image := self.host.image(), specs), image)
+            volume = self.storage.volume()
+            self.attach(server, volume)
+            with self.assertRaisesRegex(AssertionError, 'not permitted'):
+                self.host.run(server, 'busybox', 'losetup', '-d', PATH)
+            self.write(server)
+            self.destroy(server)
+
     def test_after_a_reboot_of_the_host(self) -> None:
         server = self.host.spawn()
         volume = self.storage.volume()

@@ -79,7 +79,12 @@ class ConfigTestCase(FlavorTestCase):
             'limits.memory.swap': 'false',
             'security.devlxd': 'false',
             'security.nesting': 'false',
-            'security.privileged': 'false'}, self.config())
+            'security.privileged': 'false',
+            # No LOOP_* request, even if the guest sets bits that only
+            # seccomp sees.
+            'security.syscalls.deny':
+                'ioctl errno 1 [1,0x4c00,SCMP_CMP_MASKED_EQ,0xffffff00]',
+        }, self.config())
 
     def test_foreign_extra_specs(self) -> None:
         """Other namespaces are other drivers' and the scheduler's."""
