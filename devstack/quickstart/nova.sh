@@ -94,6 +94,11 @@ workers = 1
 [scheduler]
 workers = 1
 discover_hosts_in_cells_interval = 60
+
+[filter_scheduler]
+# Nova's defaults; what flavors for CPUs, huge pages and PCI devices of their
+# own need, since hosts are told apart by these filters only; and hints.
+enabled_filters = ComputeFilter,ComputeCapabilitiesFilter,ImagePropertiesFilter,ServerGroupAntiAffinityFilter,ServerGroupAffinityFilter,NUMATopologyFilter,PciPassthroughFilter,SameHostFilter,DifferentHostFilter
 EOF
     } >"$ETC/nova/nova.conf"
     # nova-compute has no business with the databases: a file of its own.
