@@ -210,6 +210,25 @@ Offer the guest the LXD guest API at ``/dev/lxd/sock``. Off, a guest learns
 nothing of the LXD that runs it.
 """),
     cfg.BoolOpt(
+        'config_drive_device',
+        default=False,
+        help="""
+Show servers with a config drive a read-only block device labelled ``config-2``
+besides the folder ``/config-drive``, as virtual machines have it. cloud-init
+needs the folder only, and only privileged servers can mount the device; it is
+for guests that look for a disk of that label and read it themselves.
+
+The extra spec ``lxd:config_drive_device`` of the flavor goes before this, then
+the property ``lxd_config_drive_device`` of the image; each is ``true`` or
+``false``.
+
+Such a device takes a loop device of the host and half a megabyte of its
+temporary files, with ``[DEFAULT] config_drive_format=vfat`` up to 64. The host
+needs genisoimage, or what ``[DEFAULT] mkisofs_cmd`` names; for ``vfat``
+dosfstools, and Nova's own rootwrap or privsep configuration, since Nova mounts
+the file to fill it. LXD must be reached through its unix socket.
+"""),
+    cfg.BoolOpt(
         'inject_password',
         default=True,
         help="""

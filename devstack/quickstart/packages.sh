@@ -17,7 +17,7 @@
 # start while the servers are still being unpacked.
 readonly -a FIRST_PACKAGES=(python3 python3-venv ca-certificates curl
     debootstrap mmdebstrap busybox-static dropbear-bin squashfs-tools
-    xz-utils zstd)
+    genisoimage xz-utils zstd)
 
 readonly -a SERVER_PACKAGES=(mariadb-server rabbitmq-server
     openvswitch-switch ovn-central ovn-host haproxy lxcfs uidmap

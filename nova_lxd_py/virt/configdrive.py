@@ -13,7 +13,8 @@
 """Config drives: a server's metadata as a folder at ``/config-drive``.
 
 cloud-init looks there for what it would otherwise find on a disk labelled
-``config-2``, which a container cannot mount.
+``config-2``, which a container cannot mount. Guests that want to see that disk
+can have it as well, see :mod:`.configdisk`.
 
 The folder is a custom volume in LXD's storage pool, filled by LXD itself from
 a backup that the driver makes up in memory. Compared with a folder on the host
@@ -32,6 +33,8 @@ that is bind-mounted into the guest, and with files put into the root disk,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+import contextlib
+import datetime
 import io
 import json
 import tarfile
@@ -43,15 +46,18 @@ from nova import context as nova_context
 from nova.network import model as network_model
 from nova import objects
 from nova.virt import configdrive
+from oslo_config import cfg
 from oslo_log import log as logging
+from oslo_utils import timeutils
 
+from nova_lxd_py.virt import configdisk
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
 
 LOG = logging.getLogger(__name__)
 
-#: LXD device of the drive; the driver's own, never a tenant's.
+#: LXD device of the folder; the driver's own, never a tenant's.
 DEVICE = 'config-drive'
 
 #: Where cloud-init looks in the guest.
@@ -66,22 +72,47 @@ SIZE = '512MiB'
 
 _VOLUMES = ('volumes', 'custom')
 
+#: Name of the backup through which a drive is read back, and for how long LXD
+#: keeps one that an interruption has left.
+_BACKUP = 'read-back'
+_BACKUP_LIFE = datetime.timedelta(hours=1)
+#: Where a backup has the content of its volume.
+_CONTENT = 'backup/volume/'
+
 
 class ConfigDrives:
     """Makes and removes config drives.
 
     :param session: the way to LXD.
-    :param pool: name of the storage pool for them.
+    :param options: the ``[lxd]`` option group.
     """
 
-    def __init__(self, session: lxd.Session, pool: str) -> None:
+    def __init__(self, session: lxd.Session,
+                 options: cfg.ConfigOpts.GroupAttr) -> None:
         self._session = session
-        self._pool = pool
+        self._options = options
+        self._pool = options.storage_pool
+
+    def check(self, instance: objects.Instance) -> None:
+        """See that a server can have the config drive that it is to have.
+
+        :param instance: the server.
+        :raises nova.exception.InvalidInput: what it is to be is unclear.
+        :raises nova.exception.ComputeResourcesUnavailable: this host cannot
+            make it.
+        """
+        if self._has_disk(instance):
+            configdisk.check(self._session.is_local)
+
+    def _has_disk(self, instance: objects.Instance) -> bool:
+        return bool(configdrive.required_by(instance)) and (
+            configdisk.is_wanted(instance, self._options))
 
     def build(self, context: nova_context.RequestContext,
               instance: objects.Instance, ports: Iterable[Any],
               injected_files: Iterable[tuple[str, bytes]] = (),
-              admin_password: str | None = None) -> dict[str, str] | None:
+              admin_password: str | None = None
+              ) -> dict[str, dict[str, str]]:
         """Make the config drive of a new server, if it is to have one.
 
         What an interrupted build left of it is replaced.
@@ -92,26 +123,31 @@ class ConfigDrives:
         :param injected_files: pairs of path and content; cloud-init puts
             them where the tenant wanted them.
         :param admin_password: password of the guest's administrator.
-        :returns: the LXD device to give to the guest, or None.
+        :returns: the LXD devices to give to the guest, by name.
         :raises errors.LXDError: LXD cannot make it; nothing is left of it.
+        :raises nova.exception.ComputeResourcesUnavailable: the host cannot
+            make its block device.
         """
         if not configdrive.required_by(instance):
-            return None
+            return {}
         extra = {'admin_pass': admin_password} if admin_password else None
         metadata = instance_metadata.InstanceMetadata(
             instance, content=list(injected_files), extra_md=extra,
             network_info=network_model.NetworkInfo(ports))
         name = volume_name(instance)
-        backup = _backup(name, instance.uuid,
-                         metadata.metadata_for_config_drive())
+        files = list(metadata.metadata_for_config_drive())
         self.remove(instance)
-        self._import(name, backup)
+        self._import(name, _backup(name, instance.uuid, files))
         LOG.debug('Made config drive %s', name, instance=instance)
-        return self._device(name)
+        devices = self._folder(name)
+        if self._has_disk(instance):
+            devices.update(configdisk.devices(
+                configdisk.make(instance, name, files)))
+        return devices
 
     def ensure(self, context: nova_context.RequestContext,
                instance: objects.Instance, ports: Iterable[Any]
-               ) -> dict[str, str] | None:
+               ) -> dict[str, dict[str, str]]:
         """Find the config drive of a server, or make it anew if it is lost.
 
         A new one lacks injected files and password: Nova does not keep them.
@@ -119,11 +155,13 @@ class ConfigDrives:
         :param context: the request's context.
         :param instance: the server.
         :param ports: its ports, in the order of the guest's devices.
-        :returns: the LXD device to give to the guest, or None.
+        :returns: the LXD devices to give to the guest, by name.
         :raises errors.LXDError: LXD cannot make it.
+        :raises nova.exception.ComputeResourcesUnavailable: the host cannot
+            make its block device.
         """
         if not configdrive.required_by(instance):
-            return None
+            return {}
         name = volume_name(instance)
         try:
             self._session.get('storage-pools', self._pool, *_VOLUMES, name)
@@ -131,7 +169,15 @@ class ConfigDrives:
             LOG.warning('The config drive of this server is gone; making it '
                         'anew', instance=instance)
             return self.build(context, instance, ports)
-        return self._device(name)
+        devices = self._folder(name)
+        if self._has_disk(instance):
+            # Gone after a reboot of the host.
+            disk = configdisk.find(name)
+            if disk is None:
+                configdisk.check(self._session.is_local)
+                disk = configdisk.make(instance, name, self._read_back(name))
+            devices.update(configdisk.devices(disk))
+        return devices
 
     def remove(self, instance: objects.Instance) -> None:
         """Delete the config drive of a server.
@@ -142,6 +188,7 @@ class ConfigDrives:
         :param instance: the server.
         :raises errors.LXDError: LXD cannot delete it.
         """
+        configdisk.remove(instance, volume_name(instance))
         try:
             self._session.delete('storage-pools', self._pool, *_VOLUMES,
                                  volume_name(instance))
@@ -155,9 +202,38 @@ class ConfigDrives:
             headers={'Content-Type': 'application/octet-stream',
                      'X-LXD-name': name})
 
-    def _device(self, name: str) -> dict[str, str]:
-        return {'type': 'disk', 'pool': self._pool, 'source': name,
-                'path': PATH, 'readonly': 'true'}
+    def _read_back(self, name: str) -> list[tuple[str, bytes]]:
+        """Have LXD tell what is in a drive.
+
+        Nova could not say it again: it forgets the administrator's password
+        and injected files.
+
+        :param name: of the volume.
+        :returns: pairs of relative path and content.
+        """
+        backups = ('storage-pools', self._pool, *_VOLUMES, name, 'backups')
+        with contextlib.suppress(errors.NotFound):
+            self._session.delete(*backups, _BACKUP)
+        self._session.post(*backups, body={
+            'name': _BACKUP, 'compression_algorithm': 'none',
+            'volume_only': True, 'optimized_storage': False,
+            'expires_at': (timeutils.utcnow() + _BACKUP_LIFE).isoformat(
+                timespec='seconds') + 'Z'})
+        try:
+            with self._session.download(*backups, _BACKUP, 'export') as (
+                    _headers, chunks):
+                content = io.BytesIO(b''.join(chunks))
+        finally:
+            self._session.delete(*backups, _BACKUP)
+        with tarfile.open(fileobj=content, mode='r:') as tar:
+            return [(entry.name.removeprefix(_CONTENT),
+                     tar.extractfile(entry).read())  # type: ignore[union-attr]
+                    for entry in tar if entry.isfile() and
+                    entry.name.startswith(_CONTENT)]
+
+    def _folder(self, name: str) -> dict[str, dict[str, str]]:
+        return {DEVICE: {'type': 'disk', 'pool': self._pool, 'source': name,
+                         'path': PATH, 'readonly': 'true'}}
 
 
 def volume_name(instance: objects.Instance) -> str:
@@ -197,7 +273,7 @@ def _backup(name: str, uuid: str,
         _add(tar, 'backup/index.yaml', now, json.dumps(index).encode())
         seen: set[str] = set()
         for path, content in files:
-            path = f'backup/volume/{path}'
+            path = f'{_CONTENT}{path}'
             for folder in _parents(path):
                 if folder not in seen:
                     seen.add(folder)

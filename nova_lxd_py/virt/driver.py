@@ -104,8 +104,7 @@ class LXDDriver(driver.ComputeDriver):
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._snapshots = snapshot.Snapshots(self._session, options,
                                              self._guests, image_api)
-        config_drives = configdrive.ConfigDrives(self._session,
-                                                 options.storage_pool)
+        config_drives = configdrive.ConfigDrives(self._session, options)
         self._passwords = lxd_password.Passwords(self._session, options,
                                                  self._guests)
         self._rescues = rescue.Rescues(

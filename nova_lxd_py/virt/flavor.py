@@ -50,11 +50,13 @@ SPEC_PRIVILEGED = 'lxd:privileged_allowed'
 SPEC_ISOLATED = 'lxd:isolated'
 SPEC_PROCESSES = 'lxd:max_processes'
 SPEC_VOLUME_MODE = 'lxd:volume_mode'
+SPEC_CONFIG_DRIVE_DEVICE = 'lxd:config_drive_device'
 
 #: Every extra spec of the ``lxd:`` namespace that means something.
 KNOWN_SPECS = frozenset({
     SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED, SPEC_PROCESSES,
-    SPEC_VOLUME_MODE, passthrough.SPEC_GPU, passthrough.SPEC_USB})
+    SPEC_VOLUME_MODE, SPEC_CONFIG_DRIVE_DEVICE, passthrough.SPEC_GPU,
+    passthrough.SPEC_USB})
 
 #: LXD keys that this module decides on. A resize removes those of them that
 #: the new flavor does not set.
@@ -147,7 +149,8 @@ def check(flavor: Any) -> None:
             f'flavor {flavor.name} has the unknown extra spec '
             f'{", ".join(unknown)}; those that exist are '
             f'{", ".join(sorted(KNOWN_SPECS))}'))
-    for spec in (SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED):
+    for spec in (SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED,
+                 SPEC_CONFIG_DRIVE_DEVICE):
         flag(flavor, spec)
     if flag(flavor, SPEC_PRIVILEGED) and flag(flavor, SPEC_ISOLATED):
         raise exception.InvalidInput(reason=(

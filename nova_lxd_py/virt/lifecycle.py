@@ -118,6 +118,7 @@ class Lifecycle:
         with self._guests.lock(instance.uuid), undo.Undo(instance) as undone:
             _refuse_root_volume(instance, block_device_info)
             files.check(injected_files)
+            self._config_drives.check(instance)
             self._make_room(instance)
             fingerprint = self._images.ensure(context, image_meta, instance)
             # Neutron has allocated the ports meanwhile.
@@ -129,19 +130,18 @@ class Lifecycle:
                 undone.step(
                     'delete its config drive',
                     lambda: self._config_drives.remove(instance))
-                drive = self._config_drives.build(
+                extra = self._config_drives.build(
                     context, instance, ports, injected_files, admin_password)
                 undone.step(
                     'delete its ephemeral disks',
                     lambda: self._disks.delete(instance))
-                extra = self._disks.create(instance, block_device_info)
+                extra.update(self._disks.create(instance, block_device_info))
                 undone.step(
                     'disconnect its volumes',
                     lambda: self._volumes.disconnect_all(
                         instance, block_device_info, force=True))
                 extra.update(self._volumes.connect_all(
                     context, instance, block_device_info))
-                extra.update(_drive_device(drive))
                 undone.step(
                     'delete its LXD instance',
                     lambda: self._discard(instance))
@@ -409,8 +409,7 @@ class Lifecycle:
         config.update({lxd_instance.KEY_ROLE: guest.role,
                        lxd_instance.KEY_SUSPENDED: None,
                        lxd_instance.KEY_QUIESCED: None})
-        devices.update(_drive_device(
-            self._config_drives.ensure(context, instance, ports)))
+        devices.update(self._config_drives.ensure(context, instance, ports))
         if guest.role == lxd_instance.ROLE_RESCUE:
             self._rescues.hold_root(self._guests.get(instance))
         else:
@@ -430,10 +429,6 @@ def _is_reverted_here(instance: objects.Instance, guest: lxd_instance.Guest
     return (instance.task_state == task_states.RESIZE_REVERTING and
             not instance.deleted and
             lxd_instance.KEY_RESIZE in guest.config)
-
-
-def _drive_device(drive: dict[str, str] | None) -> dict[str, dict[str, str]]:
-    return {configdrive.DEVICE: drive} if drive else {}
 
 
 def _refuse_root_volume(instance: objects.Instance,

@@ -29,6 +29,7 @@ from typing import Any
 from nova import exception
 from oslo_log import log as logging
 
+from nova_lxd_py.virt import configdisk
 from nova_lxd_py.virt import cpus
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import idmap
@@ -89,6 +90,7 @@ def check(session: lxd.Session, conf: Any) -> None:
     check_name_template(conf.instance_name_template)
     check_instances_path(conf.instances_path)
     check_console_command(conf.lxd.serial_console_command)
+    check_config_drives(session, conf.lxd)
     connect(session, conf.lxd.startup_timeout)
     try:
         check_extensions(session, conf.lxd)
@@ -359,6 +361,20 @@ def check_console_command(command: str) -> None:
         raise StartupError(
             '[lxd] serial_console_command is empty; name a program in the '
             'guest such as "login"')
+
+
+def check_config_drives(session: lxd.Session, options: Any) -> None:
+    """See that config drives can be what they are to be.
+
+    :param session: the way to LXD; it need not answer.
+    :param options: the ``[lxd]`` option group.
+    :raises StartupError: they cannot.
+    """
+    if not options.config_drive_device:
+        return
+    reason = configdisk.lacking(session.is_local)
+    if reason:
+        raise StartupError(f'[lxd] config_drive_device is on, but {reason}')
 
 
 # -- names ------------------------------------------------------------------

@@ -153,11 +153,12 @@ class Rescues:
             own = self._guests.get(instance)
             self._leave(instance, own)
             # Its devices are still those that it had; after a reboot of the
-            # host the ports' may be missing.
-            self._vifs.plug(instance, instance.get_network_info() or (),
-                            guest_stopped=True)
-            own.update(devices=self._volumes.reconnect(
-                context, instance, own))
+            # host some may be missing, or other devices have their names.
+            ports = instance.get_network_info() or ()
+            self._vifs.plug(instance, ports, guest_stopped=True)
+            own.update(devices={
+                **self._config_drives.ensure(context, instance, ports),
+                **self._volumes.reconnect(context, instance, own)})
             own.start()
         self._watcher.forget(instance)
 
@@ -212,9 +213,7 @@ class Rescues:
                 ) -> lxd_instance.Guest:
         wanted = self._definitions.define(instance, ports)
         devices = dict(wanted.devices)
-        drive = self._config_drives.ensure(context, instance, ports)
-        if drive is not None:
-            devices[configdrive.DEVICE] = drive
+        devices.update(self._config_drives.ensure(context, instance, ports))
         devices[definition.RESCUE_DEVICE] = self._root_of(instance, own)
         config = {**wanted.config, **_uid_range(own),
                   lxd_instance.KEY_ROLE: lxd_instance.ROLE_RESCUE,

@@ -59,7 +59,7 @@ class ConfigDriveTestCase(base.BaseTestCase):
         self.context = nova_context.RequestContext(
             'user', 'project', is_admin=False)
         self.drives = configdrive.ConfigDrives(
-            session.Session(conf.CONF.lxd), 'default')
+            session.Session(conf.CONF.lxd), conf.CONF.lxd)
 
     def instance(self, **kwargs: Any) -> objects.Instance:
         values: dict[str, Any] = {
@@ -93,14 +93,15 @@ class BuildTestCase(ConfigDriveTestCase):
 
     def test_not_wanted(self) -> None:
         with self.lxd.recording() as requests:
-            self.assertIsNone(self.drives.build(
+            self.assertEqual({}, self.drives.build(
                 self.context, self.instance(config_drive=''), []))
         self.assertEqual([], requests)
 
     def test_device(self) -> None:
         self.assertEqual(
-            {'type': 'disk', 'pool': 'default', 'source': NAME,
-             'path': '/config-drive', 'readonly': 'true'},
+            {'config-drive': {
+                'type': 'disk', 'pool': 'default', 'source': NAME,
+                'path': '/config-drive', 'readonly': 'true'}},
             self.drives.build(self.context, self.instance(), []))
 
     def test_volume_says_whose_it_is(self) -> None:
@@ -185,17 +186,18 @@ class LaterTestCase(ConfigDriveTestCase):
                           self.instance())
 
     def test_ensure_keeps_it(self) -> None:
-        device = self.drives.build(self.context, self.instance(), [], (), 'pw')
-        self.assertEqual(device, self.drives.ensure(
+        devices = self.drives.build(self.context, self.instance(), [], (),
+                                    'pw')
+        self.assertEqual(devices, self.drives.ensure(
             self.context, self.instance(), []))
         self.assertEqual('pw', self.metadata()['admin_pass'])
 
     def test_ensure_makes_it_anew(self) -> None:
-        device = self.drives.ensure(self.context, self.instance(), [])
-        self.assertEqual(NAME, device and device['source'])
+        devices = self.drives.ensure(self.context, self.instance(), [])
+        self.assertEqual(NAME, devices['config-drive']['source'])
         self.assertNotIn('admin_pass', self.metadata())
 
     def test_ensure_not_wanted(self) -> None:
-        self.assertIsNone(self.drives.ensure(
+        self.assertEqual({}, self.drives.ensure(
             self.context, self.instance(config_drive=''), []))
         self.assertEqual({}, self.volumes)

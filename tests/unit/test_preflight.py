@@ -236,6 +236,14 @@ class ConnectionTestCase(PreflightTestCase):
                         serial_console_command='sh -c "exec login"')
         self.check()
 
+    def test_config_drive_device(self) -> None:
+        self.cfg.config(mkisofs_cmd='/no/such/mkisofs')
+        self.check()
+        self.cfg.config(group='lxd', config_drive_device=True)
+        self.assert_stops('config_drive_device', 'genisoimage')
+        self.cfg.config(mkisofs_cmd='true')
+        self.check()
+
 
 def _refuse(*args: object) -> None:
     raise PermissionError(13, 'Permission denied')

@@ -72,7 +72,7 @@ class RescueTestCase(session_case.SessionTestCase):
             definition.Definitions(self.session, options,
                                    host.Host(self.session, options), vifs),
             vifs, _Images(self.session),
-            configdrive.ConfigDrives(self.session, 'default'),
+            configdrive.ConfigDrives(self.session, conf.CONF.lxd),
             password.Passwords(self.session, options, self.guests),
             attachments.Attachments(self.guests,
                                     volume_manager.VolumeManager(options),

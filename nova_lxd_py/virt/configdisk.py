@@ -1,0 +1,183 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Config drives as disks: read-only block devices labelled ``config-2``.
+
+For guests that do not look into a folder: ``blkid -L config-2`` finds one, and
+whoever may not mount it, which in containers are all but privileged ones, can
+read it with isoinfo, mtools or bsdtar.
+
+The device is a read-only loop device on a file that Nova's own builder makes
+of what is in the folder. The file is deleted as soon as the loop device holds
+it, so the kernel frees it with the device, which lives as long as the server
+has its config drive; after a reboot of the host it is made again. In the guest
+it must have the name that it has on the host, since blkid goes through
+``/proc/partitions``, which is the host's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import contextlib
+import os
+import shutil
+
+from nova import conf as nova_conf
+from nova import exception
+from nova import objects
+from nova import utils
+from nova.virt import configdrive as nova_configdrive
+from oslo_concurrency import processutils
+from oslo_config import cfg
+from oslo_log import log as logging
+from oslo_utils import strutils
+
+from nova_lxd_py.virt import flavor as lxd_flavor
+from nova_lxd_py.virt.volume import loop
+
+LOG = logging.getLogger(__name__)
+CONF = nova_conf.CONF
+
+#: Property of images, as Nova keeps it with the servers made from them.
+_PROPERTY = 'lxd_config_drive_device'
+
+#: LXD devices of the drive and where they are in the guest; None for the name
+#: that the device has on the host.
+_PATHS = {'config-drive-disk': None,
+          'config-drive-label': '/dev/disk/by-label/config-2'}
+
+
+def is_wanted(instance: objects.Instance, options: cfg.ConfigOpts.GroupAttr
+              ) -> bool:
+    """Decide whether a server's config drive is a block device as well.
+
+    What its flavor says counts before what its image says, then comes the
+    host.
+
+    :param instance: the server, which has a config drive.
+    :param options: the ``[lxd]`` option group.
+    :raises nova.exception.InvalidInput: the flavor or the image says neither
+        yes nor no.
+    """
+    flavor = lxd_flavor.flag(instance.flavor,
+                             lxd_flavor.SPEC_CONFIG_DRIVE_DEVICE)
+    if flavor is not None:
+        return flavor
+    value = instance.system_metadata.get(f'image_{_PROPERTY}')
+    if value is None:
+        return options.config_drive_device
+    try:
+        return strutils.bool_from_string(value, strict=True)
+    except ValueError as exc:
+        raise exception.InvalidInput(reason=(
+            f'property {_PROPERTY} of the image is "{value}"; set it to true '
+            f'or false')) from exc
+
+
+def lacking(is_local: bool) -> str | None:
+    """Tell what the host lacks for making the devices.
+
+    :param is_local: whether LXD is this host's.
+    :returns: a sentence for the operator, None if it lacks nothing.
+    """
+    if not is_local:
+        return ('config drives can be block devices only where LXD is '
+                'reached through its unix socket')
+    if CONF.config_drive_format == 'vfat':
+        program, package = 'mkfs.vfat', 'dosfstools'
+    else:
+        program, package = CONF.mkisofs_cmd, 'genisoimage'
+    if shutil.which(program):
+        return None
+    return (f'the host has no {program}, which makes config drives of the '
+            f'format {CONF.config_drive_format}; install {package}, or set '
+            f'[DEFAULT] mkisofs_cmd or config_drive_format')
+
+
+def check(is_local: bool) -> None:
+    """See that this host can make the devices.
+
+    :param is_local: whether LXD is this host's.
+    :raises nova.exception.ComputeResourcesUnavailable: it cannot; Nova tries
+        another one.
+    """
+    reason = lacking(is_local)
+    if reason:
+        raise exception.ComputeResourcesUnavailable(reason=reason)
+
+
+def find(name: str) -> str | None:
+    """Look for the device of a config drive.
+
+    :param name: of the drive, which is that of the device's file.
+    :returns: path of the device.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for device in os.listdir('/sys/block'):
+            with contextlib.suppress(OSError), open(
+                    f'/sys/block/{device}/loop/backing_file',
+                    encoding='utf-8', errors='replace') as stream:
+                file = stream.read().strip().removesuffix(' (deleted)')
+                if os.path.basename(file) == name:
+                    return f'/dev/{device}'
+    return None
+
+
+def make(instance: objects.Instance, name: str,
+         files: Iterable[tuple[str, str | bytes]]) -> str:
+    """Make the device of a config drive.
+
+    :param instance: the server; it has none.
+    :param name: of the drive.
+    :param files: pairs of relative path and content.
+    :returns: path of the device.
+    :raises nova.exception.ComputeResourcesUnavailable: the host cannot make
+        it; nothing is left of it.
+    """
+    builder = nova_configdrive.ConfigDriveBuilder()
+    builder.mdfiles.extend(files)
+    try:
+        with utils.tempdir() as folder:
+            path = os.path.join(folder, name)
+            builder.make_drive(path)
+            device = loop.attach(path, instance.uuid, True)
+    except (processutils.ProcessExecutionError, OSError,
+            exception.ConfigDriveMountFailed) as exc:
+        LOG.error('Could not make the block device of the config drive: %s',
+                  exc, instance=instance)
+        raise exception.ComputeResourcesUnavailable(
+            reason='the host could not make the block device of the config '
+                   'drive; its log tells the operator why') from exc
+    LOG.debug('The config drive is %s as well', device, instance=instance)
+    return device
+
+
+def remove(instance: objects.Instance, name: str) -> None:
+    """Take the device of a config drive away; none is a success.
+
+    :param instance: the server, whose guest does not run.
+    :param name: of the drive.
+    """
+    # This saves nearly all servers a question to the privileged daemon.
+    if find(name) is not None:
+        loop.detach(instance.uuid, True)
+
+
+def devices(path: str) -> dict[str, dict[str, str]]:
+    """Describe the device of a config drive to LXD.
+
+    :param path: of the device on the host.
+    :returns: LXD devices by name.
+    """
+    return {name: {'type': 'unix-block', 'source': path,
+                   'path': in_guest or path, 'mode': '0400'}
+            for name, in_guest in _PATHS.items()}

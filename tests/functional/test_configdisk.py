@@ -1,0 +1,313 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Config drives as block devices, on a real LXD."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import types
+from typing import Any
+import unittest
+
+from nova.compute import vm_states
+from nova import exception
+from nova.network import model as network_model
+from nova import objects
+
+from nova_lxd_py.virt import configdrive
+from tests.functional import busybox_image
+from tests.functional import driver_host
+from tests.functional import lab_volumes
+from tests.functional import lxd_daemon
+
+NO_LXD = lxd_daemon.missing()
+if not NO_LXD and not shutil.which('isoinfo'):
+    NO_LXD = 'the package genisoimage is not installed'
+
+CONF = driver_host.CONF
+
+LABEL = '/dev/disk/by-label/config-2'
+METADATA = '/openstack/latest/meta_data.json'
+
+
+def programs(*names: str) -> dict[str, bytes]:
+    """Take programs of this host, with their libraries, into an image.
+
+    :returns: content by path in the guest; ``guest_command`` runs them.
+    """
+    found = {}
+    for name in names:
+        path = shutil.which(name, path=f'{os.environ["PATH"]}:/usr/sbin')
+        assert path
+        paths = [word for word in subprocess.run(
+            ['ldd', path], check=True, capture_output=True, text=True
+            ).stdout.split() if word.startswith('/')]
+        for file in (path, *paths):
+            base = os.path.basename(file)
+            found['root/' + ('ld.so' if base.startswith('ld-') else base)] = (
+                pathlib.Path(file).read_bytes())
+    return found
+
+
+class ConfigDiskCase(unittest.TestCase):
+
+    daemon = False
+
+    def setUp(self) -> None:
+        super().setUp()
+        # Nova looks for its release beside its configuration files.
+        CONF([], default_config_files=[], default_config_dirs=[])
+        self.host = driver_host.DriverHost()
+        self.host.setUp()
+        self.addCleanup(self.host.cleanUp)
+        # For its way of having things done as root.
+        self.storage = lab_volumes.Storage(lab_volumes.FileVolume,
+                                           daemon=self.daemon)
+        self.storage.setUp()
+        self.addCleanup(self.storage.cleanUp)
+        self.image = self.host.image(busybox_image.unified(
+            programs('blkid', 'isoinfo')))
+        before = self.loops()
+        self.addCleanup(lambda: self.assertEqual(before, self.loops()))
+
+    def loops(self) -> set[str]:
+        """Loop devices of config drives on this host."""
+        return {str(path) for path in
+                pathlib.Path('/sys/block').glob('loop*/loop/backing_file')
+                if '/config-drive-' in path.read_text()}
+
+    def instance(self, extra_specs: dict[str, str] | None = None,
+                 **fields: Any) -> objects.Instance:
+        return self.host.instance(
+            self.image, {'lxd:config_drive_device': 'true',
+                         **(extra_specs or {})},
+            **{'config_drive': 'True', **fields})
+
+    def spawn(self, *args: Any, **kwargs: Any) -> objects.Instance:
+        server = self.host.spawn(
+            self.instance(*args, **kwargs), self.image,
+            admin_password='s3cret',
+            injected_files=[('/etc/motd', b'\x00\xff')])
+        self.addCleanup(self.destroy, server)
+        return server
+
+    def destroy(self, server: objects.Instance) -> None:
+        self.host.driver.destroy(self.host.context, server, [])
+
+    def program(self, server: Any, *command: str) -> str:
+        return self.host.run(
+            server, 'sh', '-c', 'chmod +x /root/ld.so; exec /root/ld.so '
+            f'--library-path /root /root/{" ".join(command)}')
+
+    def device(self, server: Any) -> str:
+        return self.program(server, 'blkid', '-c', '/dev/null', '-L',
+                            'config-2').strip()
+
+    def metadata(self, server: Any, device: str = LABEL) -> dict[str, Any]:
+        return json.loads(self.program(server, 'isoinfo', '-R', '-x',
+                                       METADATA, '-i', device))
+
+    def reboot_host(self, server: objects.Instance) -> None:
+        """Take away what a host loses that is rebooted."""
+        self.host.driver.power_off(server)
+        for path in self.loops():
+            subprocess.run(['losetup', '--detach',
+                            f'/dev/{path.split("/")[3]}'], check=True)
+        self.assertEqual(set(), self.loops())
+
+    def assert_fails_in(self, server: objects.Instance, script: str) -> str:
+        with self.assertRaises(AssertionError) as caught:
+            self.host.run(server, 'sh', '-c', script)
+        return str(caught.exception)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class ConfigDiskTest(ConfigDiskCase):
+
+    def test_found_by_its_label(self) -> None:
+        server = self.spawn()
+        device = self.device(server)
+        for path in (device, LABEL):
+            found = self.metadata(server, path)
+            self.assertEqual(server.uuid, found['uuid'])
+            self.assertEqual('s3cret', found['admin_pass'])
+        # The folder is there as well.
+        self.assertEqual(found, json.loads(self.host.run(
+            server, 'cat', f'/config-drive{METADATA}')))
+        self.assertEqual('0 0 400', self.host.run(
+            server, 'stat', '-c', '%u %g %a', device).strip())
+
+    def test_guests_cannot_change_it(self) -> None:
+        for specs in ({}, {'lxd:privileged_allowed': 'true'}):
+            server = self.spawn(specs)
+            device = self.device(server)
+            self.assert_fails_in(
+                server, f'dd if=/dev/zero of={device} bs=512 count=1 '
+                        f'conv=fsync')
+            # Nor take it off its file, to wait for what comes next there.
+            self.assertIn('not permitted', self.assert_fails_in(
+                server, f'busybox losetup -d {device}'))
+            self.assertEqual(server.uuid, self.metadata(server)['uuid'])
+            self.destroy(server)
+            self.assertEqual(set(), self.loops())
+
+    def test_not_asked_for(self) -> None:
+        server = self.host.spawn(self.host.instance(
+            self.image, config_drive='True'), self.image)
+        self.addCleanup(self.destroy, server)
+        self.assert_fails_in(server, f'ls {LABEL}')
+        self.assertEqual(set(), self.loops())
+        self.destroy(self.spawn(config_drive=''))
+
+    def test_same_after_reboots(self) -> None:
+        server = self.spawn()
+        device = self.device(server)
+        content = self.metadata(server)
+        driver, context = self.host.driver, self.host.context
+        for kind in ('SOFT', 'HARD', 'HARD'):
+            driver.reboot(context, server, [], kind)
+            self.assertEqual(device, self.device(server))
+        driver.power_off(server)
+        self.host.restart_driver()
+        driver = self.host.driver
+        driver.power_on(context, server, [])
+        self.assertEqual(device, self.device(server))
+        for _turn in range(2):
+            self.reboot_host(server)
+            driver.power_on(context, server, [])
+            self.assertEqual(content, self.metadata(server, self.device(
+                server)))
+            self.assertEqual(1, len(self.loops()))
+        self.assertEqual([], self.backups(server))
+
+    def backups(self, server: objects.Instance) -> list[Any]:
+        return self.host.lxd.api.must(
+            'GET', f'/1.0/storage-pools/{self.host.lxd.pool}/volumes/custom/'
+            f'{configdrive.volume_name(server)}/backups',
+            params={'project': self.host.project})
+
+    def test_left_over_of_an_interrupted_start(self) -> None:
+        server = self.spawn()
+        self.reboot_host(server)
+        self.host.lxd.api.must(
+            'POST', f'/1.0/storage-pools/{self.host.lxd.pool}/volumes/custom/'
+            f'{configdrive.volume_name(server)}/backups',
+            {'name': 'read-back'}, params={'project': self.host.project})
+        self.host.driver.power_on(self.host.context, server, [])
+        self.assertEqual(server.uuid, self.metadata(server)['uuid'])
+        self.assertEqual([], self.backups(server))
+
+    def test_left_over_of_an_interrupted_build(self) -> None:
+        server = self.spawn()
+        # What is not there any more when nova-compute dies in the middle.
+        self.host.lxd.api.must(
+            'PUT', f'/1.0/instances/{server.name}/state',
+            {'action': 'stop', 'force': True},
+            params={'project': self.host.project})
+        self.host.lxd.api.must('DELETE', f'/1.0/instances/{server.name}',
+                               params={'project': self.host.project})
+        self.host.spawn(server, self.image)
+        self.assertEqual(1, len(self.loops()))
+        self.assertNotIn('admin_pass', self.metadata(server))
+        self.destroy(server)
+        self.destroy(server)
+        self.assertEqual(set(), self.loops())
+
+    def test_build_that_fails(self) -> None:
+        broken = self.host.image(busybox_image.unified({'sbin/init': b''}))
+        server = self.instance()
+        self.assertRaises(exception.NovaException, self.host.spawn, server,
+                          broken)
+        self.assertEqual(set(), self.loops())
+        self.assertEqual([], self.host.lxd_volumes())
+
+    def test_disk_kept(self) -> None:
+        server = self.spawn()
+        self.host.driver.destroy(self.host.context, server, [],
+                                 destroy_disks=False)
+        self.assertEqual(set(), self.loops())
+
+    def test_no_longer_asked_for(self) -> None:
+        server = self.spawn()
+        server.flavor.extra_specs.clear()
+        self.host.driver.reboot(self.host.context, server, [], 'HARD')
+        self.assert_fails_in(server, f'ls {LABEL}')
+        self.destroy(server)
+        self.assertEqual(set(), self.loops())
+
+    def test_rescue(self) -> None:
+        server = self.spawn()
+        server.info_cache = objects.InstanceInfoCache(
+            instance_uuid=server.uuid,
+            network_info=network_model.NetworkInfo())
+        self.host.driver.rescue(self.host.context, server, [], self.image,
+                                None, {}, [])
+        server.vm_state = vm_states.RESCUED
+        other = types.SimpleNamespace(name=f'{server.name}-rescue')
+        self.assertEqual(server.uuid, self.metadata(other)['uuid'])
+        self.reboot_host(server)
+        # Something else gets the device's name.
+        other_disk = self.storage.folder / 'other'
+        other_disk.write_bytes(bytes(1 << 20))
+        taken = subprocess.run(
+            ['losetup', '--find', '--show', str(other_disk)], check=True,
+            capture_output=True, text=True).stdout.strip()
+        try:
+            self.host.driver.unrescue(self.host.context, server)
+            self.assertEqual(server.uuid, self.metadata(
+                server, self.device(server))['uuid'])
+        finally:
+            subprocess.run(['losetup', '--detach', taken], check=True)
+
+    def test_program_is_missing(self) -> None:
+        CONF.set_override('mkisofs_cmd', 'no-such-program')
+        self.addCleanup(CONF.clear_override, 'mkisofs_cmd')
+        with self.assertRaisesRegex(exception.ComputeResourcesUnavailable,
+                                    'no-such-program.*install genisoimage'):
+            self.host.spawn(self.instance(), self.image)
+        self.assertEqual({}, self.host.lxd_instances())
+        self.assertEqual([], self.host.lxd_volumes())
+
+    def test_program_fails(self) -> None:
+        CONF.set_override('mkisofs_cmd', 'false')
+        self.addCleanup(CONF.clear_override, 'mkisofs_cmd')
+        with self.assertRaises(exception.ComputeResourcesUnavailable):
+            self.host.spawn(self.instance(), self.image)
+        self.assertEqual([], self.host.lxd_volumes())
+        self.assertEqual(set(), self.loops())
+
+    @unittest.skipUnless(shutil.which('mkfs.vfat'), 'needs dosfstools')
+    def test_vfat(self) -> None:
+        CONF.set_override('config_drive_format', 'vfat')
+        self.addCleanup(CONF.clear_override, 'config_drive_format')
+        server = self.spawn()
+        self.assertIn('TYPE="vfat"', self.program(
+            server, 'blkid', '-c', '/dev/null', LABEL))
+        self.assertIn(server.uuid, self.host.run(
+            server, 'grep', '-a', '-m1', server.uuid, LABEL))
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class DaemonConfigDiskTest(ConfigDiskCase):
+    """The same with the rights that it has in operation."""
+
+    daemon = True
+
+    def test_found_by_its_label(self) -> None:
+        server = self.spawn()
+        self.assertEqual(server.uuid, self.metadata(
+            server, self.device(server))['uuid'])

@@ -1,0 +1,71 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Who says whether a config drive is a block device, and what it takes."""
+
+from __future__ import annotations
+
+import types
+
+from nova import exception
+from oslo_config import fixture as config_fixture
+from oslotest import base
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt import configdisk
+
+
+class ConfigDiskTestCase(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cfg = self.useFixture(config_fixture.Config(conf.CONF))
+
+    def wanted(self, flavor: str | None = None, image: str | None = None,
+               host: bool = False) -> bool:
+        self.cfg.config(group='lxd', config_drive_device=host)
+        specs = {} if flavor is None else {
+            'lxd:config_drive_device': flavor}
+        data = {} if image is None else {
+            'image_lxd_config_drive_device': image}
+        return configdisk.is_wanted(types.SimpleNamespace(
+            flavor=types.SimpleNamespace(name='small', extra_specs=specs),
+            system_metadata=data), conf.CONF.lxd)
+
+    def test_flavor_then_image_then_host(self) -> None:
+        for flavor, image, host, wanted in (
+                (None, None, False, False), (None, None, True, True),
+                (None, 'true', False, True), (None, 'no', True, False),
+                ('true', 'false', False, True),
+                ('false', 'true', True, False)):
+            self.assertIs(wanted, self.wanted(flavor, image, host))
+
+    def test_neither_yes_nor_no(self) -> None:
+        for values in (('maybe', None), (None, '')):
+            error = self.assertRaises(exception.InvalidInput, self.wanted,
+                                      *values)
+            self.assertIn('lxd', str(error))
+            self.assertIn('true', str(error))
+
+    def test_what_is_lacking(self) -> None:
+        self.cfg.config(mkisofs_cmd='/bin/true')
+        self.assertIsNone(configdisk.lacking(True))
+        self.assertIn('socket', configdisk.lacking(False) or '')
+        self.cfg.config(mkisofs_cmd='/no/such/mkisofs')
+        text = configdisk.lacking(True) or ''
+        for word in ('/no/such/mkisofs', 'genisoimage', 'mkisofs_cmd'):
+            self.assertIn(word, text)
+        self.assertRaises(exception.ComputeResourcesUnavailable,
+                          configdisk.check, True)
+
+    def test_none_is_there(self) -> None:
+        self.assertIsNone(configdisk.find('config-drive-x'))
