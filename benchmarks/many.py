@@ -12,7 +12,8 @@
 
 """Many servers at once, against a plain loop over LXD's REST API.
 
-    sudo python -m benchmarks.many [--servers N] [--parallel N] [--rounds N]
+    sudo python -m benchmarks.many [--image FILE] [--servers N] [--parallel N]
+                                   [--rounds N]
 
 Both make, and then delete, the same number of instances of one image with the
 same number of threads (Nova: [DEFAULT] max_concurrent_builds, 10).
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from concurrent import futures
+import pathlib
 import statistics
 import sys
 import time
@@ -62,13 +64,13 @@ def config(number: int) -> dict[str, str]:
             'security.idmap.size': '65536'}
 
 
-def compare(lxd: lxd_daemon.RealLXD, title: str, options: argparse.Namespace,
-            **settings: Any) -> None:
+def compare(lxd: lxd_daemon.RealLXD, content: bytes, title: str,
+            options: argparse.Namespace, **settings: Any) -> None:
     """Measure both ways some times and print what they managed."""
     rates: dict[str, list[float]] = {
         key: [] for key in ('spawn', 'destroy', 'launch', 'delete')}
     with driver_host.DriverHost(lxd, **settings) as host:
-        image = host.image(busybox_image.unified())
+        image = host.image(content)
         # The first two bring the image and its template into the pool.
         for _ in range(2):
             host.driver.destroy(host.context, host.spawn(
@@ -103,6 +105,8 @@ def compare(lxd: lxd_daemon.RealLXD, title: str, options: argparse.Namespace,
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog='benchmarks.many', description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('--image', help='root filesystem or LXD image, by '
+                        'default a tiny one that boots busybox')
     parser.add_argument('--servers', type=int, default=50)
     parser.add_argument('--parallel', type=int, default=10)
     parser.add_argument('--rounds', type=int, default=3)
@@ -110,12 +114,14 @@ def main() -> None:
     lacking = lxd_daemon.missing()
     if lacking:
         sys.exit(lacking)
+    content = (pathlib.Path(options.image).read_bytes() if options.image
+               else busybox_image.unified())
     print(f'{options.servers} servers, {options.parallel} at a time, btrfs, '
           f'medians of {options.rounds}')
     with lxd_daemon.RealLXD() as lxd:
-        compare(lxd, 'from the image, own range', options,
+        compare(lxd, content, 'from the image, own range', options,
                 idmap_isolation='server')
-        compare(lxd, 'from a template, own project', options,
+        compare(lxd, content, 'from a template, own project', options,
                 idmap_isolation='project')
 
 

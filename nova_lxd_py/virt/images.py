@@ -90,6 +90,8 @@ class ImageStore:
         self._image_api = image_api or glance.API()
         self._imports = threading.BoundedSemaphore(
             options.image_parallel_imports)
+        # Which image an alias meant the last time it was looked up.
+        self._fingerprints: dict[str, str] = {}
 
     # -- in -----------------------------------------------------------------
 
@@ -155,12 +157,24 @@ class ImageStore:
                                     instance), True
 
     def _find(self, image_id: str) -> dict[str, Any] | None:
+        name = ALIAS_PREFIX + image_id
         try:
-            alias = self._session.get('images', 'aliases',
-                                      ALIAS_PREFIX + image_id)
-            return self._session.get('images', alias['target'])
+            # An image names its aliases: one request instead of two.
+            if image_id in self._fingerprints:
+                image = self._session.get('images',
+                                          self._fingerprints[image_id])
+                if any(alias['name'] == name for alias in image['aliases']):
+                    return image
+        except errors.NotFound:
+            pass
+        self._fingerprints.pop(image_id, None)
+        try:
+            alias = self._session.get('images', 'aliases', name)
+            image = self._session.get('images', alias['target'])
         except errors.NotFound:
             return None
+        self._fingerprints[image_id] = alias['target']
+        return image
 
     def _mark_used(self, image: dict[str, Any]) -> None:
         if image['properties'].get(PROPERTY_UNUSED):

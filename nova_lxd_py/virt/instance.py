@@ -81,8 +81,9 @@ POWER_STATES = {
 
 #: Seconds between attempts while another operation holds an instance.
 BUSY_POLL = 0.1
-#: Seconds between looks at whether a new instance has its uid range.
-RANGE_POLL = 0.005
+#: Seconds between looks at whether a new instance has its uid range. LXD
+#: takes about as long, and each look costs it time in which it does not work.
+RANGE_POLL = 0.02
 #: Attempts at a change that keeps colliding with other changes.
 UPDATE_ATTEMPTS = 10
 
@@ -447,6 +448,7 @@ class Guests:
         which is one of the first things it does, or has given up."""
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
+            time.sleep(RANGE_POLL)
             try:
                 info = self._session.get('instances', name)
                 if info['config'].get('volatile.idmap.base'):
@@ -455,7 +457,6 @@ class Guests:
                 pass
             if not operation.is_running():
                 return
-            time.sleep(RANGE_POLL)
 
     @staticmethod
     def lock(uuid: str) -> contextlib.AbstractContextManager[Any]:
