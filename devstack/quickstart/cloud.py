@@ -39,6 +39,9 @@ SERVICES = {
 # Volume types, each with the back end of the same name.
 VOLUME_TYPES = ('loop', 'nfs')
 
+# Addresses of networks that Neutron makes by itself.
+AUTOMATIC_NETS = '10.25.0.0/16'
+
 # name, vCPUs, MiB of memory, GiB of root disk
 FLAVORS = (
     ('lxd.tiny', 1, 256, 2),
@@ -186,8 +189,14 @@ def network() -> None:
     public = cloud.network.find_network('public')
     if public is None:
         public = cloud.network.create_network(
-            name='public', is_router_external=True,
+            name='public', is_router_external=True, is_default=True,
             provider_network_type='flat', provider_physical_network='public')
+    if not cloud.network.find_subnet_pool('automatic'):
+        # With a default network outside, what "server create --nic auto"
+        # takes the networks of projects without any from.
+        cloud.network.create_subnet_pool(
+            name='automatic', prefixes=[AUTOMATIC_NETS],
+            default_prefix_length=26, is_shared=True, is_default=True)
     prefix = env('QS_PUBLIC_NET')
     if not cloud.network.find_subnet('public-subnet'):
         cloud.network.create_subnet(
