@@ -212,12 +212,21 @@ class Watcher:
             # of an instance, too, that it then fails to make, and never that
             # it is gone: it counts only once somebody has asked for it.
             with contextlib.suppress(errors.NotFound):
-                self._remember(self._guests.by_name(name), changes,
-                               fresh=False)
+                self._remember(self._newcomer(name), changes, fresh=False)
             return
         transition = TRANSITIONS.get(action)
         if transition is not None:
             self._report(name, known, transition)
+
+    def _newcomer(self, name: str) -> lxd_instance.Guest:
+        """Learn of an instance that was not known; LXD need not be asked of
+        those that the driver itself is making."""
+        config = self._guests.arrivals.announce(name)
+        if config is None:
+            return self._guests.by_name(name)
+        return lxd_instance.Guest(self._session, {
+            'name': name, 'config': config, 'devices': {},
+            'status': 'Stopped'})
 
     def _report(self, name: str, known: _Known, transition: int) -> None:
         if known.role not in (lxd_instance.ROLE_SERVER,

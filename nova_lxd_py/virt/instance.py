@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import contextlib
 import datetime
+import threading
 import time
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from oslo_concurrency import lockutils
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
+from nova_lxd_py.virt import arrivals
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import operations
 from nova_lxd_py.virt import session as lxd
@@ -81,9 +83,9 @@ POWER_STATES = {
 
 #: Seconds between attempts while another operation holds an instance.
 BUSY_POLL = 0.1
-#: Seconds between looks at whether a new instance has its uid range. LXD
-#: takes about as long, and each look costs it time in which it does not work.
-RANGE_POLL = 0.02
+#: Seconds between looks at whether a new instance has its uid range, if LXD
+#: does not say so itself.
+RANGE_POLL = 0.1
 #: Attempts at a change that keeps colliding with other changes.
 UPDATE_ATTEMPTS = 10
 
@@ -338,6 +340,8 @@ class Guests:
 
     def __init__(self, session: lxd.Session) -> None:
         self._session = session
+        #: Those that are being made, for whoever follows LXD's events.
+        self.arrivals = arrivals.Arrivals()
 
     def all(self) -> list[Guest]:
         """List everything of ours, whatever its role, with one request.
@@ -429,26 +433,30 @@ class Guests:
             'config': dict(config), 'profiles': [],
             'devices': {key: dict(value) for key, value in devices.items()}}
         patience = timeout or self._session.operation_timeout
-        if config.get('security.idmap.isolated') != 'true':
-            self._session.post('instances', timeout=patience, body=body)
-        else:
-            # LXD 5.0 takes an instance that it is just making for one with a
-            # range from id 0 on, and gives ranges away twice or below the
-            # host's subordinate ids.
-            with lockutils.lock('lxd-uid-ranges', lock_file_prefix=None):
-                operation = self._session.submit('post', 'instances',
-                                                 body=body)
-                self._await_range(name, operation, patience)
-            operation.wait(patience)
+        with self.arrivals.expected(name, config) as announced:
+            if config.get('security.idmap.isolated') != 'true':
+                self._session.post('instances', timeout=patience, body=body)
+            else:
+                # LXD 5.0 takes an instance that it is just making for one
+                # with a range from id 0 on, and gives ranges away twice or
+                # below the host's subordinate ids.
+                with lockutils.lock('lxd-uid-ranges', lock_file_prefix=None):
+                    operation = self._session.submit('post', 'instances',
+                                                     body=body)
+                    self._await_range(name, operation, announced, patience)
+                operation.wait(patience)
         return self.by_name(name)
 
     def _await_range(self, name: str, operation: operations.Operation,
-                     patience: float) -> None:
+                     announced: threading.Event, patience: float) -> None:
         """Wait until LXD has written down the uid range of a new instance,
         which is one of the first things it does, or has given up."""
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            time.sleep(RANGE_POLL)
+            # LXD says so after that. If nobody listens, it has to be asked,
+            # which costs it time in which it does not work.
+            if announced.wait(RANGE_POLL):
+                announced.clear()
             try:
                 info = self._session.get('instances', name)
                 if info['config'].get('volatile.idmap.base'):
