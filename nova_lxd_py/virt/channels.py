@@ -25,12 +25,15 @@ ERRORS = (websocket.WebSocketException, OSError, EOFError)
 
 
 def hang_up(channel: websocket.WebSocket) -> None:
-    """Close a websocket that other threads may be reading or writing.
+    """End a websocket that other threads may be reading or writing.
 
     They are woken up, also one that waits for LXD's part of a goodbye: the
     library's own ``abort()`` does nothing once either side has begun with
     that. Nothing is said, since to say it could take as long as LXD does not
     read. Again is no change.
+
+    The socket is closed when the last of them lets go of it: under eventlet,
+    who waits for one that is closed before its turn comes is never woken up.
 
     :param channel: the websocket.
     """
@@ -38,5 +41,3 @@ def hang_up(channel: websocket.WebSocket) -> None:
     if connection is not None:
         with contextlib.suppress(*ERRORS):
             connection.shutdown(socket.SHUT_RDWR)
-    with contextlib.suppress(*ERRORS):
-        channel.shutdown()

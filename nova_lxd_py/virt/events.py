@@ -139,6 +139,8 @@ class Watcher:
                     self._read(self._channel)
                 finally:
                     channels.hang_up(self._channel)
+                    # Nobody else reads it.
+                    self._channel.shutdown()
             except (errors.LXDError, websocket.WebSocketException,
                     OSError, ValueError) as exc:
                 if self._connected and not self._stopping.is_set():

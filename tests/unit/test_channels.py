@@ -111,6 +111,7 @@ class HangUpTestCase(base.BaseTestCase):
         self.channel.sock = near
         self.channel.connected = True
         self.channel.settimeout(60)
+        self.addCleanup(self.channel.shutdown)
         self.threads: list[threading.Thread] = []
 
     def run_in_thread(self, function: Callable[..., Any], *args: Any,
@@ -131,7 +132,6 @@ class HangUpTestCase(base.BaseTestCase):
         for thread in self.threads:
             thread.join(5)
             self.assertFalse(thread.is_alive())
-        self.assertIsNone(self.channel.sock)
         channels.hang_up(self.channel)
 
     def test_reader(self) -> None:
