@@ -19,6 +19,7 @@ is left of them is looked for on the host itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import json
 import os
 import pathlib
@@ -175,6 +176,11 @@ class Host:
                      if port_id[:11] in name]
             left += [f'interface {name}' for name in self.links()
                      if port_id[:11] in name]
+        for path in pathlib.Path('/sys/block').glob('loop*/loop/backing_file'):
+            # Others come and go.
+            with contextlib.suppress(OSError):
+                if server_id in path.read_text():
+                    left.append(f'loop device {path.parts[3]}')
         state = PREFIX / 'data' / 'nova'
         left += [f'file {path}' for path in state.rglob(f'*{server_id}*')]
         return left

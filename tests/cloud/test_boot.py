@@ -149,8 +149,17 @@ class BootTest(cloud.CloudTestCase):
         self.assertIn('3 packets received', output)
 
     def test_config_drive(self) -> None:
-        server = self.boot(config_drive=True, user_data=encoded(
-            '#!/bin/sh\necho from the drive >/tmp/user-data\n'))
+        model = self.admin.compute.find_flavor('lxd.tiny',
+                                               ignore_missing=False)
+        flavor = self.admin.compute.create_flavor(
+            name=self.unique('drive'), vcpus=model.vcpus, ram=model.ram,
+            disk=model.disk)
+        self.addCleanup(self.admin.compute.delete_flavor, flavor.id)
+        self.admin.compute.create_flavor_extra_specs(
+            flavor.id, {'lxd:config_drive_device': 'true'})
+        server = self.boot(
+            flavor=flavor.name, config_drive=True, user_data=encoded(
+                '#!/bin/sh\necho from the drive >/tmp/user-data\n'))
         address = self.floating_ip(server.id)
         metadata = json.loads(self.ssh(
             address, 'cat /config-drive/openstack/latest/meta_data.json',
@@ -164,6 +173,13 @@ class BootTest(cloud.CloudTestCase):
         self.assertEqual(
             '', self.ssh(address, 'find /config-drive -perm /o+rwx'
                          ' ! -type d', user='root'))
+        # The same as a disk of that label.
+        device = '/dev/disk/by-label/config-2'
+        self.assertEqual('config-2', self.ssh(
+            address, f'head -c 32840 {device} | tail -c 32', user='root'
+        ).partition(' ')[0])
+        self.assertNotEqual('0', self.ssh(
+            address, f'grep -a -c {server.id} {device}', user='root'))
         ports = [port.id for port in self.ports(server.id)]
         self.delete(server.id)
         self.assert_gone(server.id, ports)
