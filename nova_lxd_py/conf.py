@@ -380,9 +380,10 @@ empty volume that is to be mounted gets the first one. The host needs e2fsprogs
 or xfsprogs, and a kernel that mounts with mapped user ids (Linux 5.12 for
 ext4, 5.19 for xfs).
 
-Empty, which is the default, volumes are block devices always. The host's
-kernel reads what is on a volume when it mounts it, and whoever owns the volume
-may have prepared it: allow only filesystems whose code you trust with that.
+Empty, which is the default, volumes are block devices always, and servers
+cannot boot from volumes. The host's kernel reads what is on a volume when it
+mounts it, and whoever owns the volume may have prepared it: allow only
+filesystems whose code you trust with that.
 """),
     cfg.StrOpt(
         'volume_mount_directory',
@@ -391,6 +392,16 @@ may have prepared it: allow only filesystems whose code you trust with that.
         help="""
 Directory below which volumes are mounted that servers get as filesystems. LXD
 must see it at the same path.
+"""),
+    cfg.StrOpt(
+        'volume_root_directory',
+        default='/run/nova-lxd-py',
+        help="""
+Directory below which volumes are mounted that servers boot from. LXD must see
+it at the same path, and the root users of containers have to get there: every
+folder on the way needs the permission to pass through (``x``) for everybody,
+which Nova's own state directory often has not. What is in it is closed to all
+others.
 """),
     cfg.StrOpt(
         'volume_nfs_options',

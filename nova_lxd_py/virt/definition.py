@@ -34,6 +34,7 @@ from nova_lxd_py.virt import numa
 from nova_lxd_py.virt import passthrough
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt.vif import manager as vif_manager
+from nova_lxd_py.virt.volume import roots
 
 #: Keys that LXD itself keeps, or that were decided when the instance was made.
 _KEPT_KEYS = ('volatile.', 'image.', 'security.idmap.')
@@ -143,9 +144,10 @@ def corrections(guest: lxd_instance.Guest, wanted: Definition,
         :meth:`nova_lxd_py.virt.instance.Guest.update`.
     """
     config: dict[str, str | None] = dict(wanted.config)
+    kept_keys = _STATE_KEYS + (roots.KEYS if roots.of_guest(guest) else ())
     for key in guest.config:
         if (key not in config and not key.startswith(_KEPT_KEYS) and
-                key not in _STATE_KEYS):
+                key not in kept_keys):
             config[key] = None
     devices: dict[str, Mapping[str, str] | None] = dict(wanted.devices)
     if guest.role == lxd_instance.ROLE_RESCUE:

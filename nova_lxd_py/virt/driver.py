@@ -24,6 +24,7 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py import conf
+from nova_lxd_py.virt import bootvolume
 from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import console
 from nova_lxd_py.virt import cpu_moves
@@ -31,6 +32,7 @@ from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import diagnostics
 from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import events
+from nova_lxd_py.virt import firstboot
 from nova_lxd_py.virt import host as lxd_host
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
@@ -51,6 +53,7 @@ from nova_lxd_py.virt.volume import attachments
 from nova_lxd_py.virt.volume import devices as volume_devices
 from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import manager as volume_manager
+from nova_lxd_py.virt.volume import roots
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -98,9 +101,14 @@ class LXDDriver(driver.ComputeDriver):
         self._diagnostics = diagnostics.Diagnostics(self._guests)
         self._serial_consoles = serial.SerialConsoles(
             self._session, options, self._guests, self._watcher)
+        volumes = volume_manager.VolumeManager(options)
         self._attachments = attachments.Attachments(
-            self._guests, volume_manager.VolumeManager(options),
-            filesystems.Filesystems(options))
+            self._guests, volumes, filesystems.Filesystems(options))
+        self._boot_volumes = bootvolume.BootVolumes(
+            self._session, self._guests,
+            roots.RootVolumes(options, self._guests, volumes),
+            firstboot.FirstBoots(self._session, options, self._guests,
+                                 self._images))
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._snapshots = snapshot.Snapshots(self._session, options,
                                              self._guests, image_api)
@@ -117,11 +125,12 @@ class LXDDriver(driver.ComputeDriver):
             virtapi, options, self._guests, self._watcher, self._definitions,
             self._vifs, self._images, self._templates, config_drives,
             ephemeral_disks, root_disks, self._rescues, self._snapshots,
-            self._passwords, self._serial_consoles, self._attachments)
+            self._passwords, self._serial_consoles, self._attachments,
+            self._boot_volumes)
         self._migrations = lxd_migration.Migrations(
             self._session, options, self._guests, self._definitions,
             self._vifs, self._templates, ephemeral_disks, root_disks,
-            self._lifecycle, self._attachments)
+            self._lifecycle, self._attachments, self._boot_volumes)
 
     # -- service ------------------------------------------------------------
 
@@ -129,6 +138,7 @@ class LXDDriver(driver.ComputeDriver):
         preflight.check(self._session, CONF)
         self._snapshots.recover()
         self._rescues.recover()
+        self._boot_volumes.recover()
         self._serial_consoles.recover()
         self._watcher.start()
         LOG.info('LXD %s at %s: servers go to project %s, pool %s',
@@ -303,11 +313,15 @@ class LXDDriver(driver.ComputeDriver):
 
     def detach_volume(self, context, connection_info, instance, mountpoint,
                       encryption=None):
-        self._attachments.detach(instance, connection_info, mountpoint)
+        if not self._boot_volumes.detach(instance, connection_info):
+            self._attachments.detach(instance, connection_info, mountpoint)
 
     def extend_volume(self, context, connection_info, instance,
                       requested_size):
-        self._attachments.extend(instance, connection_info, requested_size)
+        if not self._boot_volumes.extend(instance, connection_info,
+                                         requested_size):
+            self._attachments.extend(instance, connection_info,
+                                     requested_size)
 
     # -- images -------------------------------------------------------------
 

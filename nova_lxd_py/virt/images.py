@@ -95,15 +95,28 @@ class ImageStore:
 
     # -- in -----------------------------------------------------------------
 
+    def describe(self, context: Any, image_id: str) -> objects.ImageMeta:
+        """Ask Glance about an image.
+
+        :param context: the request's context.
+        :param image_id: Glance's id of the image.
+        :returns: Nova's description of it.
+        :raises nova.exception.ImageNotFound: Glance does not have it.
+        """
+        return objects.ImageMeta.from_image_ref(context, self._image_api,
+                                                image_id)
+
     def ensure(self, context: Any, image_meta: objects.ImageMeta,
-               instance: objects.Instance) -> str:
+               instance: objects.Instance, disk_gb: int | None = None) -> str:
         """Have an image in LXD, for a server to be made from it.
 
         However many servers ask at once, it is transferred once.
 
         :param context: the request's context, for Glance.
         :param image_meta: the image; its id must be set.
-        :param instance: the server, whose flavor the image must fit.
+        :param instance: the server.
+        :param disk_gb: GiB that the image must fit into, 0 for any number; by
+            default what the server's flavor has.
         :returns: the image's fingerprint in LXD.
         :raises nova.exception.FlavorDiskSmallerThanImage: it does not fit.
         :raises nova.exception.FlavorDiskSmallerThanMinDisk: the image says so
@@ -113,10 +126,12 @@ class ImageStore:
         :raises nova.exception.NovaException: Glance does not give it.
         :raises errors.LXDError: LXD does not take it.
         """
-        _check_min_disk(image_meta, instance)
+        if disk_gb is None:
+            disk_gb = instance.flavor.root_gb
+        _check_min_disk(image_meta, disk_gb)
         image, _new = self._have(context, image_meta,
                                  instance.trusted_certs, instance)
-        _check_size(image, instance)
+        _check_size(image, disk_gb)
         return image['fingerprint']
 
     def cache_image(self, context: Any, image_id: str) -> bool:
@@ -129,9 +144,8 @@ class ImageStore:
         :returns: True if it had to be transferred, False if it was there.
         :raises nova.exception.NovaException: as in :meth:`ensure`.
         """
-        meta = objects.ImageMeta.from_image_ref(context, self._image_api,
-                                                image_id)
-        return self._have(context, meta, None, None)[1]
+        return self._have(context, self.describe(context, image_id), None,
+                          None)[1]
 
     def _have(self, context: Any, meta: objects.ImageMeta,
               trusted_certs: Any, instance: Any
@@ -425,10 +439,10 @@ def _unpacked_size(image: dict[str, Any]) -> int:
     return _number(image['properties'].get(PROPERTY_SIZE)) or 0
 
 
-def _check_size(image: dict[str, Any], instance: objects.Instance) -> None:
+def _check_size(image: dict[str, Any], disk_gb: int) -> None:
     """LXD enforces a root disk's size on some pools only, and when it is
     late: so compare before anything is made."""
-    size, disk = _unpacked_size(image), instance.flavor.root_gb << 30
+    size, disk = _unpacked_size(image), disk_gb << 30
     if disk and size > disk:
         raise exception.FlavorDiskSmallerThanImage(flavor_size=disk,
                                                    image_size=size)
@@ -439,10 +453,8 @@ def _description(meta: objects.ImageMeta) -> str:
     return f'Glance image {name}'[:_LONGEST_NAME]
 
 
-def _check_min_disk(meta: objects.ImageMeta, instance: objects.Instance
-                    ) -> None:
+def _check_min_disk(meta: objects.ImageMeta, disk_gb: int) -> None:
     wanted = (meta.min_disk if meta.obj_attr_is_set('min_disk') else 0) or 0
-    disk = instance.flavor.root_gb
-    if disk and wanted > disk:
+    if disk_gb and wanted > disk_gb:
         raise exception.FlavorDiskSmallerThanMinDisk(
-            flavor_size=disk << 30, image_min_disk=wanted << 30)
+            flavor_size=disk_gb << 30, image_min_disk=wanted << 30)

@@ -56,6 +56,10 @@ KEY_QUIESCED = 'user.nova.quiesced'
 #: On a server that is resized on this host, until that is confirmed or
 #: reverted: which of Nova's migrations it is.
 KEY_RESIZE = 'user.nova.resize'
+#: Which volume a server boots from, for as long as its LXD instance exists,
+#: and its block device on the host while that is connected.
+KEY_ROOT_VOLUME = 'user.nova.root_volume'
+KEY_ROOT_DEVICE = 'user.nova.root_device'
 #: TCP port of a server's serial console, so that a restarted nova-compute
 #: gives it the same one and nobody else gets it.
 KEY_SERIAL_PORT = 'user.nova.serial_port'
@@ -67,9 +71,12 @@ ROLE_SNAPSHOT = 'snapshot'
 #: A copy of a server's root disk that tells whether it fits a smaller quota.
 ROLE_PROBE = 'probe'
 ROLE_TEMPLATE = 'template'
+#: An image that is being unpacked to a volume.
+ROLE_UNPACKED = 'unpacked'
 
 _SUFFIXES = {ROLE_SERVER: '', ROLE_RESCUE: '-rescue',
-             ROLE_SNAPSHOT: '-snapshot', ROLE_PROBE: '-probe'}
+             ROLE_SNAPSHOT: '-snapshot', ROLE_PROBE: '-probe',
+             ROLE_UNPACKED: '-unpacked'}
 
 #: LXD's instance status to Nova's power state. Whatever is not listed, such as
 #: LXD's Error, says nothing certain about the guest: Nova only warns about
@@ -96,7 +103,7 @@ def lxd_name(instance: Any, role: str = ROLE_SERVER) -> str:
     """Name the LXD instance of a server.
 
     :param instance: the :class:`nova.objects.Instance`.
-    :param role: ROLE_SERVER, ROLE_RESCUE or ROLE_SNAPSHOT.
+    :param role: one of the ROLE constants.
     :returns: the name that its LXD instance gets.
     """
     return instance.name + _SUFFIXES[role]
@@ -417,7 +424,8 @@ class Guests:
     def create(self, name: str, source: Mapping[str, Any],
                config: Mapping[str, str],
                devices: Mapping[str, Mapping[str, str]],
-               timeout: float | None = None) -> Guest:
+               timeout: float | None = None,
+               progress: operations.Progress | None = None) -> Guest:
         """Make an LXD instance; it is not started.
 
         :param name: LXD's name for it.
@@ -425,6 +433,7 @@ class Guests:
         :param config: all its configuration keys.
         :param devices: all its devices; profiles are never used.
         :param timeout: seconds; ``[lxd] operation_timeout`` by default.
+        :param progress: see :meth:`.operations.Operation.wait`.
         :returns: the new guest.
         :raises errors.LXDError: LXD could not make it, and has kept nothing.
         """
@@ -435,7 +444,8 @@ class Guests:
         patience = timeout or self._session.operation_timeout
         with self.arrivals.expected(name, config) as announced:
             if config.get('security.idmap.isolated') != 'true':
-                self._session.post('instances', timeout=patience, body=body)
+                self._session.post('instances', timeout=patience, body=body,
+                                   progress=progress)
             else:
                 # LXD 5.0 takes an instance that it is just making for one
                 # with a range from id 0 on, and gives ranges away twice or
@@ -444,7 +454,7 @@ class Guests:
                     operation = self._session.submit('post', 'instances',
                                                      body=body)
                     self._await_range(name, operation, announced, patience)
-                operation.wait(patience)
+                operation.wait(patience, progress)
         return self.by_name(name)
 
     def _await_range(self, name: str, operation: operations.Operation,

@@ -22,11 +22,11 @@ from nova.compute import task_states
 from nova import context as nova_context
 from nova import exception
 from nova import objects
-from nova.virt import driver as virt_driver
 from nova.virt import virtapi as nova_virtapi
 from oslo_config import cfg
 from oslo_log import log as logging
 
+from nova_lxd_py.virt import bootvolume
 from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import device_tags
@@ -46,6 +46,7 @@ from nova_lxd_py.virt import undo
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
 from nova_lxd_py.virt.volume import devices as volume_devices
+from nova_lxd_py.virt.volume import roots
 
 LOG = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Lifecycle:
     :param passwords: sets their administrators' passwords.
     :param serial_consoles: their serial consoles.
     :param volumes: their Cinder volumes.
+    :param boot_volumes: those of them that they boot from.
     """
 
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
@@ -84,7 +86,8 @@ class Lifecycle:
                  snapshots: snapshot.Snapshots,
                  passwords: lxd_password.Passwords,
                  serial_consoles: serial.SerialConsoles,
-                 volumes: attachments.Attachments) -> None:
+                 volumes: attachments.Attachments,
+                 boot_volumes: bootvolume.BootVolumes) -> None:
         self._virtapi = virtapi
         self._options = options
         self._guests = guests
@@ -101,6 +104,7 @@ class Lifecycle:
         self._passwords = passwords
         self._serial_consoles = serial_consoles
         self._volumes = volumes
+        self._boot_volumes = boot_volumes
 
     # -- up -----------------------------------------------------------------
 
@@ -116,11 +120,13 @@ class Lifecycle:
         """
         began = time.monotonic()
         with self._guests.lock(instance.uuid), undo.Undo(instance) as undone:
-            _refuse_root_volume(instance, block_device_info)
             files.check(injected_files)
             self._config_drives.check(instance)
             self._make_room(instance)
-            fingerprint = self._images.ensure(context, image_meta, instance)
+            on_volume = roots.find(block_device_info) is not None
+            if not on_volume:
+                fingerprint = self._images.ensure(context, image_meta,
+                                                  instance)
             # Neutron has allocated the ports meanwhile.
             ports = list(network_info or ())
             undone.step('unplug its ports',
@@ -138,20 +144,29 @@ class Lifecycle:
                 extra.update(self._disks.create(instance, block_device_info))
                 undone.step(
                     'disconnect its volumes',
-                    lambda: self._volumes.disconnect_all(
-                        instance, block_device_info, force=True))
+                    lambda: self._disconnect_volumes(instance, None,
+                                                     block_device_info))
                 extra.update(self._volumes.connect_all(
                     context, instance, block_device_info))
                 undone.step(
                     'delete its LXD instance',
                     lambda: self._discard(instance))
-                guest = self._create(
-                    instance, image_meta, ports, fingerprint, extra,
-                    disks.swap_mb(instance.flavor, block_device_info))
-            files.inject(instance, guest, injected_files)
+                swap_mb = disks.swap_mb(instance.flavor, block_device_info)
+                if on_volume:
+                    guest = self._create_on_volume(
+                        context, instance, ports, block_device_info, extra,
+                        swap_mb)
+                else:
+                    guest = self._create(instance, image_meta, ports,
+                                         fingerprint, extra, swap_mb)
+                    files.inject(instance, guest, injected_files)
             if power_on:
+                self._boot_volumes.mount(instance, guest, block_device_info)
                 self._volumes.mount_all(instance, guest, block_device_info)
                 guest.start()
+                if on_volume:
+                    # LXD writes to the root on the volume while it runs.
+                    files.inject(instance, guest, injected_files)
                 self._passwords.give(instance, guest, admin_password)
             undone.forget()
         self._watcher.forget(instance)
@@ -190,6 +205,30 @@ class Lifecycle:
             raise self._images.explain_create_failure(
                 exc, instance, image_meta) from exc
 
+    def _create_on_volume(self, context: nova_context.RequestContext,
+                          instance: objects.Instance, ports: list[Any],
+                          block_device_info: dict[str, Any] | None,
+                          extra_devices: dict[str, dict[str, str]],
+                          swap_mb: int) -> lxd_instance.Guest:
+        """Make the stub of a server that boots from a volume."""
+        keys = self._boot_volumes.connect(instance, None, block_device_info)
+        self._boot_volumes.prepare(context, instance, block_device_info)
+        wanted = self._definitions.define(instance, ports, swap_mb)
+        return self._guests.create(
+            lxd_instance.lxd_name(instance),
+            self._boot_volumes.source(),
+            {**wanted.config, **self._templates.uid_range(instance), **keys},
+            {**wanted.devices, **extra_devices,
+             rootdisk.DEVICE: {'type': 'disk', 'path': '/',
+                               'pool': self._options.storage_pool}})
+
+    def _disconnect_volumes(self, instance: objects.Instance,
+                            root_volume: str | None,
+                            block_device_info: dict[str, Any] | None) -> None:
+        self._volumes.disconnect_all(instance, block_device_info, force=True)
+        self._boot_volumes.disconnect(instance, root_volume,
+                                      block_device_info, force=True)
+
     # -- down ---------------------------------------------------------------
 
     def destroy(self, instance: objects.Instance, network_info: Any,
@@ -210,8 +249,13 @@ class Lifecycle:
                 if volume_devices.of_guest(guest):
                     guest.stop()
                     self._volumes.release(instance, guest, block_device_info)
+                    self._boot_volumes.release(instance, guest,
+                                               block_device_info)
                 return
-            volumes = volume_devices.of_guest(guest) if guest else {}
+            root_volume = roots.of_guest(guest)
+            volumes = [name for name, device in (
+                volume_devices.of_guest(guest) if guest else {}).items()
+                if device['type'] != volume_devices.ROOT]
             if destroy_disks:
                 self._discard(instance)
                 self._disks.delete(instance)
@@ -220,12 +264,15 @@ class Lifecycle:
                 guest.stop()
                 guest.update(devices={
                     name: None for name, device in guest.devices.items()
-                    if device.get('path') != '/'})
+                    if device.get('path') != '/'},
+                    config={lxd_instance.KEY_ROOT_DEVICE: None})
             # Not before: somebody may ask for a console until it is gone.
             self._serial_consoles.remove(instance)
             # Nova frees them in Cinder next: nothing may be left of them.
             self._volumes.clear(instance, volumes, block_device_info,
                                 force=destroy_disks)
+            self._boot_volumes.disconnect(
+                instance, root_volume, block_device_info, force=destroy_disks)
             self._vifs.unplug(instance, network_info or ())
             self._config_drives.remove(instance)
         self._watcher.forget(instance)
@@ -414,10 +461,13 @@ class Lifecycle:
             self._rescues.hold_root(self._guests.get(instance))
         else:
             devices.update(self._disks.ensure(instance, block_device_info))
+            config.update(self._boot_volumes.connect(instance, guest,
+                                                     block_device_info))
             devices.update(self._volumes.connect_all(
                 context, instance, block_device_info))
         self._root_disks.update(instance, guest, config, devices)
         if guest.role != lxd_instance.ROLE_RESCUE:
+            self._boot_volumes.mount(instance, guest, block_device_info)
             self._volumes.mount_all(instance, guest, block_device_info)
         self._root_disks.start(instance, guest)
 
@@ -429,14 +479,3 @@ def _is_reverted_here(instance: objects.Instance, guest: lxd_instance.Guest
     return (instance.task_state == task_states.RESIZE_REVERTING and
             not instance.deleted and
             lxd_instance.KEY_RESIZE in guest.config)
-
-
-def _refuse_root_volume(instance: objects.Instance,
-                        block_device_info: dict[str, Any] | None) -> None:
-    for volume in virt_driver.block_device_info_get_mapping(
-            block_device_info):
-        if volume.get('boot_index') == 0:
-            raise exception.BuildAbortException(
-                instance_uuid=instance.uuid,
-                reason='this host cannot boot servers from volumes yet; '
-                       'create the server from an image')

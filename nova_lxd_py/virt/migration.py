@@ -40,6 +40,7 @@ from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import units
 
+from nova_lxd_py.virt import bootvolume
 from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import errors
@@ -89,7 +90,8 @@ class Migrations:
                  ephemeral_disks: disks.Disks,
                  root_disks: rootdisk.RootDisks,
                  lives: lifecycle.Lifecycle,
-                 volumes: attachments.Attachments) -> None:
+                 volumes: attachments.Attachments,
+                 boot_volumes: bootvolume.BootVolumes) -> None:
         self._session = session
         self._options = options
         self._guests = guests
@@ -100,6 +102,7 @@ class Migrations:
         self._root_disks = root_disks
         self._lifecycle = lives
         self._volumes = volumes
+        self._boot_volumes = boot_volumes
 
     # -- the steps of a resize ----------------------------------------------
 
@@ -154,6 +157,8 @@ class Migrations:
                 if _has_volumes(block_device_info):
                     self._volumes.release(instance, guest.reload(),
                                           block_device_info)
+                    self._boot_volumes.release(instance, guest,
+                                               block_device_info)
         except (errors.LXDError, exception.InvalidInput,
                 exception.ComputeResourcesUnavailable,
                 exception.ResizeError) as exc:

@@ -35,6 +35,7 @@ from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import flavor as lxd_flavor
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
+from nova_lxd_py.virt.volume import roots
 
 LOG = logging.getLogger(__name__)
 
@@ -85,6 +86,10 @@ class RootDisks:
         :param devices: as for :meth:`Guest.update`.
         :raises errors.LXDError: LXD refuses the result; nothing is changed.
         """
+        if roots.of_guest(guest):
+            # The root disk is an empty one that nothing is ever written to.
+            devices = {name: device for name, device in devices.items()
+                       if name != DEVICE}
         fitting = self._fitting(instance, guest, devices)
         try:
             guest.update(config, fitting)

@@ -279,6 +279,9 @@ class Snapshots:
         :raises nova.exception.InstanceQuiesceNotSupported: the image does not.
         """
         if not _must_quiesce(image_meta):
+            # A snapshot of its volumes is made all the same, and gets at
+            # least what has been written until now.
+            self._sync()
             raise exception.InstanceQuiesceNotSupported(
                 instance_id=instance.uuid,
                 reason='a container is quiesced by freezing it; set '
@@ -287,7 +290,10 @@ class Snapshots:
             guest = self._guests.active(instance)
             if guest.power_state == power_state.RUNNING:
                 self._freeze(guest)
-        # What the guest has written may not have left the host's memory.
+        self._sync()
+
+    def _sync(self) -> None:
+        """Write what guests have written and the host has in its memory."""
         processutils.execute('sync', timeout=self._options.operation_timeout)
 
     def unquiesce(self, instance: objects.Instance) -> None:

@@ -24,8 +24,8 @@ from tests.cloud import cloud
 PATH = '/dev/vdb'
 
 
-class VolumeCases:
-    """What holds on every back end."""
+class VolumeTools:
+    """What tests of volumes do."""
 
     volume_type = ''
 
@@ -129,7 +129,15 @@ class VolumeCases:
         except AssertionError:
             self.assertEqual([], self.left_of_volume(volume_id))
 
-    # -- tests
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        self.cloud.block_storage.delete_snapshot(snapshot_id)
+        cloud.wait_for('the end of the snapshot', lambda: not any(
+            snapshot.id == snapshot_id for snapshot in
+            self.cloud.block_storage.snapshots()), cloud.ACTION_TIMEOUT)
+
+
+class VolumeCases(VolumeTools):
+    """What holds on every back end."""
 
     def test_attach_and_detach(self) -> None:
         server, other = self.boot(), self.boot()
@@ -289,7 +297,7 @@ class BlockVolumeTest(VolumeCases, cloud.CloudTestCase):
         written = self.write(server)
         snapshot = self.cloud.block_storage.create_snapshot(
             volume_id=volume.id, force=True, name=self.unique('test'))
-        self.addCleanup(self._delete_snapshot, snapshot.id)
+        self.addCleanup(self.delete_snapshot, snapshot.id)
         cloud.wait_for('the snapshot', lambda: (
             self.cloud.block_storage.get_snapshot(snapshot.id).status ==
             'available'), cloud.ACTION_TIMEOUT)
@@ -299,12 +307,6 @@ class BlockVolumeTest(VolumeCases, cloud.CloudTestCase):
         self.assertEqual(written, self.read(server, '/dev/vdc'))
         self.detach(server, copy)
         self.detach(server, volume)
-
-    def _delete_snapshot(self, snapshot_id: str) -> None:
-        self.cloud.block_storage.delete_snapshot(snapshot_id)
-        cloud.wait_for('the end of the snapshot', lambda: not any(
-            snapshot.id == snapshot_id for snapshot in
-            self.cloud.block_storage.snapshots()), cloud.ACTION_TIMEOUT)
 
 
 class FileVolumeTest(VolumeCases, cloud.CloudTestCase):

@@ -207,6 +207,11 @@ exec /bin/mount "$@"
         self._made.append(made)
         return made
 
+    def delete(self, volume: Volume) -> None:
+        """Delete a volume."""
+        self._made.remove(volume)
+        volume.close()
+
     def left_on_host(self) -> set[str]:
         """Loop devices and mounts that the driver has made and not removed."""
         own = {volume.device for volume in self._made

@@ -444,7 +444,10 @@ class Attachments:
 
 
 def _mapping(block_device_info: _BlockDeviceInfo) -> list[Any]:
-    return virt_driver.block_device_info_get_mapping(block_device_info)
+    """List the volumes, but not the one that the server boots from."""
+    return [volume for volume in
+            virt_driver.block_device_info_get_mapping(block_device_info)
+            if volume.get('boot_index') != 0]
 
 
 def _recorded(context: nova_context.RequestContext,

@@ -31,6 +31,10 @@ PREFIX = 'volume-'
 #: Key of an LXD device with a mounted volume: the volume's block device.
 KEY_SOURCE = 'user.nova.device'
 
+#: Type of what stands for the volume that a server has booted from, which is
+#: no device of LXD's.
+ROOT = 'root'
+
 #: Where a tenant may ask for a volume in the guest: the names that disks have
 #: there, not those of /dev/null and the like.
 _GUEST_PATH = re.compile(r'/dev/(?:sd|vd|hd|xvd)[a-z]{1,2}(?:[1-9][0-9]?)?')
@@ -55,10 +59,17 @@ def of_guest(guest: lxd_instance.Guest
 
     :param guest: the guest, just read.
     :returns: LXD devices by name. Copies of a server's root disk have empty
-        ones of the same names, which do not count.
+        ones of the same names, which do not count. The volume that it has
+        booted from is among them, with the type ROOT.
     """
-    return {key: device for key, device in guest.devices.items()
-            if key.startswith(PREFIX) and device['type'] != 'none'}
+    found: dict[str, Mapping[str, str]] = {
+        key: device for key, device in guest.devices.items()
+        if key.startswith(PREFIX) and device['type'] != 'none'}
+    path = guest.config.get(lxd_instance.KEY_ROOT_DEVICE)
+    if path:
+        found[name(guest.config[lxd_instance.KEY_ROOT_VOLUME])] = {
+            'type': ROOT, 'source': path}
+    return found
 
 
 def guest_path(mountpoint: str) -> str:

@@ -44,7 +44,7 @@ BLOCK = 'block'
 FILESYSTEM = 'filesystem'
 
 #: Under this key of the connection the mode is kept while it is attached.
-_KEY = 'lxd_mode'
+KEY_MODE = 'lxd_mode'
 
 #: Where tenants and administrators may say which mode they want.
 METADATA = 'lxd_volume_mode'
@@ -81,8 +81,8 @@ class Filesystems:
         :raises nova.exception.VolumeAttachFailed: what was asked for cannot
             be had.
         """
-        if _KEY in connection_info:
-            return connection_info[_KEY]
+        if KEY_MODE in connection_info:
+            return connection_info[KEY_MODE]
         mode = self._options.volume_mode
         if self._options.volume_filesystems:
             mode = self._wanted(context, instance, identifier) or mode
@@ -98,7 +98,7 @@ class Filesystems:
                 volume_id=identifier,
                 reason='a filesystem cannot be mounted by several servers at '
                        'a time; attach it as a block device')
-        connection_info[_KEY] = mode
+        connection_info[KEY_MODE] = mode
         return mode
 
     def _wanted(self, context: nova_context.RequestContext | None,
@@ -181,7 +181,7 @@ class Filesystems:
         :raises base.Refused: there is no filesystem, or the kernel cannot do
             it.
         """
-        uid, gid, size = _id_range(guest)
+        uid, gid, size = id_range(guest)
         mounts.prepare(self.target(identifier))
         try:
             mounts.mount(base.device_path(connection_info) or '',
@@ -189,13 +189,7 @@ class Filesystems:
                          self.target(identifier),
                          is_read_only(connection_info), uid, gid, size)
         except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-                LOG.error('The kernel cannot mount volume %(volume)s with '
-                          'mapped ids, which takes Linux 5.12, for xfs 5.19: '
-                          '%(error)s', {'volume': identifier, 'error': error})
-                raise base.Refused(
-                    'the kernel of the host cannot map the user ids of its '
-                    'filesystem; attach it as a block device') from None
+            refuse_old_kernel(identifier, error)
             raise
 
     def unmount(self, identifier: str, force: bool) -> bool:
@@ -247,9 +241,25 @@ class Filesystems:
                     self.target(identifier))
 
 
+def refuse_old_kernel(identifier: str, error: OSError) -> None:
+    """Say so where it is the kernel that cannot mount with mapped ids.
+
+    :param identifier: Cinder's id of the volume.
+    :param error: what the kernel said.
+    :raises base.Refused: it cannot.
+    """
+    if error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        LOG.error('The kernel cannot mount volume %(volume)s with mapped ids, '
+                  'which takes Linux 5.12, for xfs 5.19: %(error)s',
+                  {'volume': identifier, 'error': error})
+        raise base.Refused(
+            'the kernel of the host cannot map the user ids of its '
+            'filesystem; attach it as a block device') from None
+
+
 def is_filesystem(connection_info: Mapping[str, Any]) -> bool:
     """Whether a volume has been attached as a filesystem."""
-    return connection_info.get(_KEY) == FILESYSTEM
+    return connection_info.get(KEY_MODE) == FILESYSTEM
 
 
 def is_read_only(connection_info: Mapping[str, Any]) -> bool:
@@ -266,11 +276,13 @@ def guest_folder(path: str) -> str:
     return '/mnt/' + path.removeprefix('/dev/')
 
 
-def _id_range(guest: lxd_instance.Guest) -> tuple[int, int, int]:
+def id_range(guest: lxd_instance.Guest) -> tuple[int, int, int]:
     """Read which ids of the host a guest has, or gets at its next start.
 
+    :param guest: the guest, just read.
     :returns: first user id, first group id, and how many; 0 for a guest with
         the ids of the host.
+    :raises base.Refused: LXD does not say.
     """
     if guest.config.get('security.privileged') == 'true':
         return 0, 0, 0

@@ -49,11 +49,11 @@ MAKERS = {'ext4': ('mkfs.ext4', '-q', '-E', 'root_owner=0:0,nodiscard'),
 _MOUNT_DATA = {'ext4': 'errors=remount-ro', 'xfs': 'nouuid'}
 
 # From linux/mount.h.
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _AT_EMPTY_PATH, _AT_FDCWD = 0x1000, -100
-_MOUNT_ATTR_IDMAP = 0x00100000
+MOUNT_ATTR_NOSUID, MOUNT_ATTR_IDMAP = 0x2, 0x00100000
 # The same on every architecture.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 
@@ -67,13 +67,17 @@ _PATIENCE = 10.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _MountAttributes(ctypes.Structure):
+class MountAttributes(ctypes.Structure):
     _fields_ = [('attr_set', ctypes.c_uint64), ('attr_clr', ctypes.c_uint64),
                 ('propagation', ctypes.c_uint64),
                 ('userns_fd', ctypes.c_uint64)]
 
 
-def _device(path: str) -> str:
+def checked_device(path: str) -> str:
+    """See that a path is one of a block device.
+
+    :raises ValueError: it is not.
+    """
     if not isinstance(path, str) or not _DEVICE.fullmatch(path):
         raise ValueError(f'{path!r} is not the path of a device')
     if not stat.S_ISBLK(os.stat(path).st_mode):
@@ -81,7 +85,11 @@ def _device(path: str) -> str:
     return path
 
 
-def _target(path: str) -> str:
+def checked_target(path: str) -> str:
+    """See that a path is one of a folder that is named after a volume.
+
+    :raises ValueError: it is not.
+    """
     if (not isinstance(path, str) or not _TARGET.fullmatch(path) or
             os.path.normpath(path) != path):
         raise ValueError(f'{path!r} is not a folder for a volume')
@@ -108,7 +116,12 @@ def _execute(*command: str) -> subprocess.CompletedProcess[str]:
                               'LC_ALL': 'C'})
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
+    """Run a program of the host.
+
+    :returns: its output.
+    :raises OSError: it failed.
+    """
     done = _execute(*command)
     if done.returncode:
         raise OSError(errno.EIO, f'{command[0]} failed '
@@ -125,10 +138,10 @@ def content(device: str) -> str:
         on it; something else, such as ``unknown``, for any other content.
     :raises OSError: if it cannot be read.
     """
-    path = os.path.realpath(_device(device))
+    path = os.path.realpath(checked_device(device))
     # Not by the cache: it may remember another device.
     probe = _execute('blkid', '--probe', '--output', 'export', path)
-    signatures = _run('wipefs', '--no-act', '--parsable', path)
+    signatures = run('wipefs', '--no-act', '--parsable', path)
     if probe.returncode == 2 and not [
             line for line in signatures.splitlines()
             if not line.startswith('#')]:
@@ -155,13 +168,13 @@ def make(device: str, kind: str, label: str) -> None:
     if not isinstance(label, str) or not re.fullmatch(r'[a-z0-9-]{1,12}',
                                                       label):
         raise ValueError(f'{label!r} is not a label')
-    path = os.path.realpath(_device(device))
+    path = os.path.realpath(checked_device(device))
     # Without -F and -f both refuse where they find something.
-    _run(*maker, '-L', label, path)
+    run(*maker, '-L', label, path)
 
 
 @contextlib.contextmanager
-def _user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
+def user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
     """Open a user namespace that maps ids as a guest's does."""
     own = os.stat('/proc/self/ns/user').st_ino
     process = subprocess.Popen(
@@ -191,31 +204,133 @@ def _user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+def clone_tree(folder: int) -> int:
+    """Make another mount of an open folder, which is nowhere yet.
+
+    :param folder: descriptor of the folder.
+    :returns: descriptor of the mount.
+    :raises OSError: the kernel refuses.
+    """
+    return _checked(_libc.syscall(
+        _SYS_OPEN_TREE, folder, b'',
+        _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC), 'open_tree')
+
+
+def set_attributes(tree: int, attributes: MountAttributes) -> None:
+    """Change a mount.
+
+    :param tree: descriptor of the mount.
+    :param attributes: what to change.
+    :raises OSError: the kernel refuses.
+    """
+    _checked(_libc.syscall(
+        _SYS_MOUNT_SETATTR, tree, b'', _AT_EMPTY_PATH,
+        ctypes.byref(attributes), ctypes.sizeof(attributes)),
+        'mount_setattr')
+
+
+def place_tree(tree: int, target: str) -> None:
+    """Put a mount where it is to be found.
+
+    :param tree: descriptor of the mount.
+    :param target: the folder.
+    :raises OSError: the kernel refuses.
+    """
+    _checked(_libc.syscall(
+        _SYS_MOVE_MOUNT, tree, b'', _AT_FDCWD, os.fsencode(target),
+        _MOVE_MOUNT_F_EMPTY_PATH), 'move_mount')
+
+
 def _map_ids(target: str, uid_base: int, gid_base: int, size: int) -> None:
     """Put a mount with mapped ids in place of a plain one."""
-    tree = _checked(_libc.syscall(
-        _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(target),
-        _OPEN_TREE_CLONE | os.O_CLOEXEC), 'open_tree')
+    folder = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with _user_namespace(uid_base, gid_base, size) as namespace:
-            attributes = _MountAttributes(attr_set=_MOUNT_ATTR_IDMAP,
-                                          userns_fd=namespace)
-            _checked(_libc.syscall(
-                _SYS_MOUNT_SETATTR, tree, b'', _AT_EMPTY_PATH,
-                ctypes.byref(attributes), ctypes.sizeof(attributes)),
-                'mount_setattr')
+        tree = clone_tree(folder)
+    finally:
+        os.close(folder)
+    try:
+        with user_namespace(uid_base, gid_base, size) as namespace:
+            set_attributes(tree, MountAttributes(
+                attr_set=MOUNT_ATTR_IDMAP, userns_fd=namespace))
         _checked(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW),
                  'umount')
-        _checked(_libc.syscall(
-            _SYS_MOVE_MOUNT, tree, b'', _AT_FDCWD, os.fsencode(target),
-            _MOVE_MOUNT_F_EMPTY_PATH), 'move_mount')
+        place_tree(tree, target)
     finally:
         os.close(tree)
 
 
-def _mounted(target: str) -> bool:
+def is_mounted(target: str) -> bool:
+    """Whether something is mounted at a folder."""
     with open('/proc/self/mountinfo', encoding='utf-8') as stream:
         return any(line.split()[4] == target for line in stream)
+
+
+def check_ids(uid_base: int, gid_base: int, size: int) -> None:
+    """See that ids are those of a guest.
+
+    :param uid_base: user of the host that is root in the guest.
+    :param gid_base: group of the host that is root's in the guest.
+    :param size: how many ids follow in both; 0 for the ids of the host.
+    :raises ValueError: they are not.
+    """
+    for number in (uid_base, gid_base, size):
+        if not isinstance(number, int) or not 0 <= number < 2 ** 32:
+            raise ValueError(f'{number!r} is not an id')
+    if size and not (uid_base and gid_base):
+        raise ValueError('A guest cannot be root of the host')
+
+
+def attach_plain(device: str, kind: str, target: str, flags: int) -> None:
+    """Mount a filesystem as it is.
+
+    :param device: path of the volume's block device.
+    :param kind: one of MAKERS.
+    :param target: the folder.
+    :param flags: for mount(2).
+    :raises OSError: the kernel refuses.
+    """
+    path, kind = os.path.realpath(checked_device(device)), _kind(kind)
+    _checked(_libc.mount(
+        os.fsencode(path), os.fsencode(target), kind.encode('ascii'),
+        ctypes.c_ulong(flags), _MOUNT_DATA[kind].encode('ascii')), 'mount')
+
+
+def detach_mounts(target: str, force: bool) -> bool:
+    """Unmount whatever is mounted at a folder.
+
+    :param target: the folder.
+    :param force: if something uses it still, have it go as soon as that ends.
+    :returns: whether there was anything.
+    :raises OSError: something uses it (errno EBUSY), without force.
+    """
+    found = False
+    while is_mounted(target):
+        found = True
+        _checked(_libc.umount2(
+            os.fsencode(target),
+            _UMOUNT_NOFOLLOW | (_MNT_DETACH if force else 0)), 'umount')
+    return found
+
+
+def sync_filesystem(descriptor: int) -> None:
+    """Write all that a filesystem has in the host's memory.
+
+    :param descriptor: of anything on it.
+    :raises OSError: it could not be written.
+    """
+    _checked(_libc.syncfs(descriptor), 'syncfs')
+
+
+def make_folder(target: str) -> None:
+    """Make the folder of a mount, which nobody can use before.
+
+    :param target: the folder.
+    """
+    os.makedirs(os.path.dirname(checked_target(target)), mode=0o711,
+                exist_ok=True)
+    # A guest that got the bare folder could not write to it.
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(target, mode=0o000)
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
@@ -224,10 +339,7 @@ def prepare(target: str) -> None:
 
     :param target: the folder.
     """
-    os.makedirs(os.path.dirname(_target(target)), mode=0o711, exist_ok=True)
-    # A guest that got the bare folder could not write to it.
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(target, mode=0o000)
+    make_folder(target)
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
@@ -248,19 +360,11 @@ def mount(device: str, kind: str, target: str, read_only: bool,
         with the ids of the host.
     :raises OSError: if the kernel refuses.
     """
-    for number in (uid_base, gid_base, size):
-        if not isinstance(number, int) or not 0 <= number < 2 ** 32:
-            raise ValueError(f'{number!r} is not an id')
-    if size and not (uid_base and gid_base):
-        raise ValueError('A guest cannot be root of the host')
-    path, kind = os.path.realpath(_device(device)), _kind(kind)
-    while _mounted(_target(target)):
-        _checked(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW),
-                 'umount')
-    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
-    _checked(_libc.mount(
-        os.fsencode(path), os.fsencode(target), kind.encode('ascii'),
-        ctypes.c_ulong(flags), _MOUNT_DATA[kind].encode('ascii')), 'mount')
+    check_ids(uid_base, gid_base, size)
+    path, kind = os.path.realpath(checked_device(device)), _kind(kind)
+    detach_mounts(checked_target(target), False)
+    flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
+    attach_plain(path, kind, target, flags)
     if size:
         try:
             _map_ids(target, uid_base, gid_base, size)
@@ -278,12 +382,7 @@ def unmount(target: str, force: bool) -> bool:
     :returns: whether it was mounted.
     :raises OSError: if something uses it (errno EBUSY), without force.
     """
-    found = False
-    while _mounted(_target(target)):
-        found = True
-        _checked(_libc.umount2(
-            os.fsencode(target),
-            _UMOUNT_NOFOLLOW | (_MNT_DETACH if force else 0)), 'umount')
+    found = detach_mounts(checked_target(target), force)
     with contextlib.suppress(OSError):
         os.rmdir(target)
     return found
@@ -296,7 +395,7 @@ def is_held(device: str) -> bool:
     :param device: path of the block device.
     """
     try:
-        os.close(os.open(_device(device),
+        os.close(os.open(checked_device(device),
                          os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == errno.EBUSY:
@@ -314,10 +413,10 @@ def grow(device: str, kind: str, target: str) -> None:
     :param target: where it is mounted.
     :raises OSError: if the kernel refuses.
     """
-    path = os.path.realpath(_device(device))
-    if not _mounted(_target(target)):
+    path = os.path.realpath(checked_device(device))
+    if not is_mounted(checked_target(target)):
         raise FileNotFoundError(errno.ENOENT, 'It is not mounted', target)
     if _kind(kind) == 'xfs':
-        _run('xfs_growfs', '-d', target)
+        run('xfs_growfs', '-d', target)
     else:
-        _run('resize2fs', path)
+        run('resize2fs', path)

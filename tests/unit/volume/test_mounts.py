@@ -53,14 +53,15 @@ class InputTestCase(base.BaseTestCase):
                      f'/mnt/{VOLUME}/', f'//{VOLUME}', f'/mnt/{VOLUME}x'):
             self.assertRaises(ValueError, mounts.prepare, path)
             self.assertRaises(ValueError, mounts.unmount, path, True)
-            with mock.patch.object(mounts, '_device', lambda path: path):
+            with mock.patch.object(mounts, 'checked_device',
+                                   lambda path: path):
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
                                   path, False, 1, 1, 1)
                 self.assertRaises(ValueError, mounts.grow, '/dev/x', 'ext4',
                                   path)
 
     def test_kinds_labels_and_ids(self) -> None:
-        with mock.patch.object(mounts, '_device', lambda path: path):
+        with mock.patch.object(mounts, 'checked_device', lambda path: path):
             for kind in ('btrfs', 'vfat', '', None):
                 self.assertRaises(ValueError, mounts.make, '/dev/x', kind, 'x')
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', kind,
@@ -97,12 +98,12 @@ class IdRangeTestCase(base.BaseTestCase):
                 'Maprange': 65536}
 
     def test_ranges(self) -> None:
-        self.assertEqual((100, 200, 65536), filesystems._id_range(self.guest(
+        self.assertEqual((100, 200, 65536), filesystems.id_range(self.guest(
             [self.entry(True, False, 100), self.entry(False, True, 200)])))
-        self.assertEqual((100, 100, 65536), filesystems._id_range(self.guest(
+        self.assertEqual((100, 100, 65536), filesystems.id_range(self.guest(
             [self.entry(True, True, 100)])))
-        self.assertEqual((0, 0, 0), filesystems._id_range(self.guest(
+        self.assertEqual((0, 0, 0), filesystems.id_range(self.guest(
             None, **{'security.privileged': 'true'})))
         for idmap in (None, [], [self.entry(True, False, 100)]):
-            self.assertRaises(volume_base.Refused, filesystems._id_range,
+            self.assertRaises(volume_base.Refused, filesystems.id_range,
                               self.guest(idmap))

@@ -1,0 +1,120 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Servers that boot from Cinder volumes, as users have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openstack import exceptions
+
+from tests.cloud import cloud
+from tests.cloud import test_volumes
+
+
+class BootFromVolumeTest(test_volumes.VolumeTools, cloud.CloudTestCase):
+    volume_type = 'loop'
+
+    def boot_from(self, **source: Any) -> tuple[Any, str]:
+        """Make a server that boots from a volume.
+
+        :returns: it, and the volume's id.
+        """
+        server = self.boot(None, block_device_mapping=[{
+            'boot_index': 0, 'destination_type': 'volume',
+            'delete_on_termination': False, **source}])
+        volume = server.attached_volumes[0]['id']
+        self.addCleanup(self.delete_volume, volume)
+        return server, volume
+
+    def fill(self, server: Any) -> str:
+        return self.execute(
+            server, 'dd if=/dev/urandom of=/root/data bs=1M count=4 '
+            '2>/dev/null; chown 7:8 /root/data; sha256sum </root/data')
+
+    def sum(self, server: Any) -> str:
+        return self.execute(server, 'sha256sum </root/data')
+
+    def image(self) -> str:
+        return self.image_id(self.cloud, cloud.TINY)
+
+    def test_life(self) -> None:
+        """From the image to a volume, and from that to another server."""
+        server, volume = self.boot_from(
+            source_type='image', uuid=self.image(), volume_size=1,
+            volume_type=self.volume_type)
+        filled = self.fill(server)
+        for kind in ('SOFT', 'HARD'):
+            self.cloud.compute.reboot_server(server.id, kind)
+            self.wait_status(server.id, 'ACTIVE')
+            self.assertEqual(filled, self.sum(server))
+        self.cloud.compute.stop_server(server.id)
+        self.wait_status(server.id, 'SHUTOFF')
+        self.cloud.compute.start_server(server.id)
+        self.wait_status(server.id, 'ACTIVE')
+        self.assertEqual(filled, self.sum(server))
+        # Placement has no disk of it.
+        allocations = self.admin.placement.get(
+            f'/allocations/{server.id}').json()['allocations']
+        self.assertNotIn('DISK_GB', str(allocations))
+        self.assertRaises(exceptions.HttpException,
+                          self.cloud.compute.rescue_server, server.id)
+        self.delete(server.id)
+        self.assert_gone(server.id, [])
+        self.wait_volume(volume, 'available')
+        self.assert_released(volume)
+        second, _volume = self.boot_from(source_type='volume', uuid=volume)
+        self.assertEqual(filled, self.sum(second))
+
+    def test_snapshot(self) -> None:
+        """An image of such a server is snapshots of its volumes."""
+        server, _volume = self.boot_from(
+            source_type='image', uuid=self.image(), volume_size=1,
+            volume_type=self.volume_type)
+        filled = self.fill(server)
+        image = self.cloud.compute.create_server_image(
+            server.id, self.unique('test'), wait=True,
+            timeout=cloud.ACTION_TIMEOUT)
+        self.addCleanup(self._delete_image, image.id)
+        other = self.boot(image.id)
+        self.addCleanup(self.delete_volume, other.attached_volumes[0]['id'])
+        self.assertEqual(filled, self.sum(other))
+        self.assertEqual(filled, self.sum(server))
+
+    def _delete_image(self, image_id: str) -> None:
+        image = self.cloud.image.get_image(image_id)
+        self.cloud.image.delete_image(image_id)
+        for device in image.to_dict()['block_device_mapping'] or []:
+            self.delete_snapshot(device['snapshot_id'])
+
+    def test_new_image(self) -> None:
+        """A rebuild with another image for the volume."""
+        server, volume = self.boot_from(
+            source_type='image', uuid=self.image(), volume_size=1,
+            volume_type=self.volume_type)
+        self.fill(server)
+        self.cloud.compute.post(
+            f'/servers/{server.id}/action', microversion='2.93',
+            json={'rebuild': {'imageRef': self.image()}})
+        cloud.wait_for('the rebuild', lambda: self.cloud.compute.get_server(
+            server.id).status != 'ACTIVE', 10, 0.05)
+        self.wait_status(server.id, 'ACTIVE', cloud.BOOT_TIMEOUT)
+        self.assertEqual('', self.execute(server, 'ls /root/data 2>/dev/null '
+                                          '|| true'))
+        filled = self.fill(server)
+        self.cloud.compute.reboot_server(server.id, 'HARD')
+        self.wait_status(server.id, 'ACTIVE')
+        self.assertEqual(filled, self.sum(server))
+        self.delete(server.id)
+        self.wait_volume(volume, 'available')
+        self.assert_released(volume)

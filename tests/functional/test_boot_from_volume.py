@@ -1,0 +1,627 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Servers that boot from volumes, with a real LXD."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import subprocess
+import time
+from typing import Any
+import unittest
+
+import fixtures
+from nova.compute import power_state
+from nova.compute import task_states
+from nova import exception
+from nova import objects
+from oslo_utils import units
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt import errors
+from tests.functional import busybox_image
+from tests.functional import faulty_proxy
+from tests.functional import lab_volumes
+from tests.functional import lxd_daemon
+from tests.functional import test_volumes
+
+CONF = conf.CONF
+NO_LXD = lxd_daemon.missing()
+
+Mapping = test_volumes.Mapping
+ROOT_PATH = '/dev/vda'
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+class BootHost(test_volumes.Host):
+    """A host, and a Cinder that makes volumes from images."""
+
+    filesystem = 'ext4'
+    kind: type[lab_volumes.Volume] = lab_volumes.FileVolume
+    options: dict[str, Any] = {}
+
+    def setUp(self) -> None:
+        folder = fixtures.TempDir()
+        folder.setUp()
+        self.addCleanup(folder.cleanUp)
+        self.roots = pathlib.Path(folder.path)
+        self.roots.chmod(0o711)
+        self.options = {'volume_filesystems': [self.filesystem],
+                        'volume_root_directory': folder.path,
+                        'idmap_isolation': 'server', **self.options}
+        super().setUp()
+        #: What Cinder knows of its volumes, by their ids.
+        self.about: dict[str, dict[str, Any]] = {}
+        patch = fixtures.MonkeyPatch(
+            'nova.volume.cinder.API.get',
+            lambda _self, context, identifier, *args: {
+                'size': 1, 'volume_metadata': {},
+                'volume_image_metadata': self.about.get(identifier, {})})
+        patch.setUp()
+        self.addCleanup(patch.cleanUp)
+        self.image = self.host.image(busybox_image.unified(
+            {'etc/motd': b'from the image\n'}))
+
+    # -- what Cinder does ---------------------------------------------------
+
+    def copy_image(self, volume: lab_volumes.Volume,
+                   image: objects.ImageMeta | None = None) -> None:
+        """Put an image onto a volume, as Cinder does it."""
+        image = image or self.image
+        data = self.host.glance.data(image.id)
+        with open(volume.file, 'r+b') as stream:
+            stream.write(data + bytes(-len(data) % 512))
+            os.fsync(stream.fileno())
+        self.about[volume.id] = {
+            'image_id': image.id, 'size': str(len(data)),
+            'checksum': hashlib.md5(data, usedforsecurity=False).hexdigest(),
+            'disk_format': 'raw', 'container_format': 'bare'}
+
+    def volume_from_image(self, image: objects.ImageMeta | None = None
+                          ) -> lab_volumes.Volume:
+        volume = self.storage.volume()
+        self.copy_image(volume, image)
+        return volume
+
+    def clone(self, volume: lab_volumes.Volume) -> lab_volumes.Volume:
+        """Make a volume from a snapshot of another one."""
+        made = self.storage.volume()
+        run('cp', '--sparse=always', str(volume.file), str(made.file))
+        if volume.id in self.about:
+            self.about[made.id] = self.about[volume.id]
+        return made
+
+    # -- what Nova does -----------------------------------------------------
+
+    def described(self, volume: lab_volumes.Volume, *others: Mapping,
+                  **more: Any) -> dict[str, Any]:
+        """Describe the disks of a server that boots from a volume."""
+        mapping = Mapping(volume, ROOT_PATH)
+        mapping['boot_index'] = 0
+        return {'root_device_name': ROOT_PATH, 'swap': None, 'ephemerals': [],
+                'block_device_mapping': [mapping, *others], **more}
+
+    def boot(self, volume: lab_volumes.Volume, server: Any = None,
+             info: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        if server is None:
+            server = self.host.instance(root_gb=20)
+        return self.host.spawn(server, image=objects.ImageMeta.from_dict({}),
+                               block_device_info=info or self.described(
+                                   volume), **kwargs)
+
+    # -- what the guest does ------------------------------------------------
+
+    def fill(self, server: Any) -> str:
+        self.host.run(server, 'sh', '-c',
+                      'dd if=/dev/urandom of=/root/data bs=1M count=4 && '
+                      'chown 7:8 /root/data && chmod 4755 /root/data && sync')
+        return self.sum(server)
+
+    def sum(self, server: Any) -> str:
+        """Checksum, owners and modes of what the guest has."""
+        return self.host.run(
+            server, 'sh', '-c', 'busybox sha256sum /root/data; busybox stat '
+            '-c "%u %g %a" / /bin/busybox /root/data')
+
+    def root_device(self, server: Any) -> str:
+        mounts = self.host.run(server, 'cat', '/proc/self/mounts')
+        return next(line for line in mounts.splitlines()
+                    if line.split()[1] == '/')
+
+    def pools(self) -> list[str]:
+        found = self.host.lxd.api.must('GET', '/1.0/storage-pools')
+        return [url for url in found if 'nova-boot-' in url]
+
+    def assert_clean(self) -> None:
+        self.assertEqual(set(), self.storage.left_on_host())
+        self.assertEqual([], self.pools())
+        folder = pathlib.Path(CONF.lxd.volume_mount_directory)
+        self.assertEqual([], list(folder.iterdir()) if folder.exists() else [])
+        self.assertEqual([], list(self.roots.iterdir()))
+
+
+class BootCases(BootHost):
+    """What holds for every back end and every filesystem."""
+
+    def test_from_image_and_on_another_server(self) -> None:
+        volume = self.volume_from_image()
+        server = self.boot(volume)
+        self.assertEqual(power_state.RUNNING, self.host.state(server))
+        self.assertIn(self.filesystem, self.root_device(server))
+        self.assertEqual('from the image\n',
+                         self.host.run(server, 'cat', '/etc/motd'))
+        filled = self.fill(server)
+        self.assertTrue(filled.endswith(
+            '\n0 0 755\n0 0 755\n7 8 4755\n'), filled)
+        self.assertEqual([], self.pools())
+        self.assertEqual([server.name], list(self.host.lxd_instances()))
+        root = self.host.lxd_instances()[server.name]['devices']['root']
+        self.assertNotIn('size', root)
+        self.destroy(server, self.described(volume))
+        self.assertEqual({}, self.host.lxd_instances())
+        self.assert_clean()
+        # It has another range of user ids now.
+        first = self.boot(self.volume_from_image())
+        second = self.boot(volume)
+        self.assertEqual(filled, self.sum(second))
+        ranges = {entry['config']['volatile.idmap.base'] for entry in
+                  self.host.lxd_instances().values()}
+        self.assertEqual(2, len(ranges))
+        for server in (first, second):
+            self.destroy(server)
+        self.assert_clean()
+
+    def test_programs_change_their_user(self) -> None:
+        server = self.boot(self.volume_from_image())
+        self.host.run(server, 'sh', '-c', 'cp /bin/busybox /bin/su && '
+                      'chmod 4755 /bin/su && echo '
+                      '"u:x:7:7:u:/:/bin/sh" >> /etc/passwd')
+        line = self.root_device(server)
+        self.assertNotIn('nosuid', line)
+        self.assertIn('nodev', line)
+        self.destroy(server)
+
+    def test_every_kind_of_image(self) -> None:
+        for content in (busybox_image.rootfs(), busybox_image.rootfs(mode='w'),
+                        busybox_image.rootfs(mode='w:xz')):
+            volume = self.volume_from_image(self.host.image(content))
+            server = self.boot(volume)
+            self.host.run(server, 'true')
+            self.destroy(server, self.described(volume))
+        self.assert_clean()
+
+    def test_reboots_and_restarts(self) -> None:
+        volume = self.volume_from_image()
+        server = self.boot(volume)
+        filled = self.fill(server)
+        info = self.described(volume)
+        for kind in ('SOFT', 'HARD', 'HARD'):
+            self.reboot(server, info, kind)
+            self.assertEqual(filled, self.sum(server), kind)
+        self.host.run(server, 'reboot')
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.assertEqual(filled, self.sum(server))
+                break
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        self.host.restart_driver()
+        self.assertEqual(filled, self.sum(server))
+        self.host.driver.power_off(server)
+        self.host.driver.power_off(server)
+        for _turn in range(2):
+            self.host.driver.power_on(self.host.context, server, [],
+                                      self.described(volume))
+            self.assertEqual(filled, self.sum(server))
+        self.host.driver.pause(server)
+        self.host.driver.unpause(server)
+        self.assertEqual(filled, self.sum(server))
+        # Without its volume it must not start from an empty disk.
+        self.host.driver.power_off(server)
+        self.assertRaises(exception.VolumeAttachFailed,
+                          self.host.driver.power_on, self.host.context,
+                          server, [], test_volumes.described())
+        self.destroy(server, self.described(volume))
+        self.destroy(server, self.described(volume))
+        self.assert_clean()
+
+    def test_destroy_without_the_connection(self) -> None:
+        for stopped in (True, False):
+            server = self.boot(self.volume_from_image())
+            if stopped:
+                self.host.driver.power_off(server)
+            self.destroy(server, test_volumes.described())
+            self.assert_clean()
+
+    def test_with_other_disks(self) -> None:
+        data = Mapping(self.storage.volume())
+        volume = self.volume_from_image()
+        info = self.described(
+            volume, data, ephemerals=[{
+                'device_name': '/dev/vdc', 'size': 1, 'guest_format': None,
+                'device_type': None, 'disk_bus': None}],
+            swap={'device_name': '/dev/vdd', 'swap_size': 64})
+        server = self.boot(volume, self.host.instance(
+            root_gb=0, ephemeral_gb=1, swap=64), info)
+        written = self.write(server)
+        self.host.run(server, 'touch', '/mnt/x')
+        hot = self.attach(server, self.storage.volume(), '/dev/vde')
+        self.reboot(server, info)
+        self.assertEqual(written, self.read(server))
+        self.host.run(server, 'ls', '/mnt/x')
+        self.detach(server, hot, '/dev/vde')
+        self.destroy(server, info)
+        self.assert_clean()
+
+    def test_files_and_password(self) -> None:
+        # Busybox of distributions lacks chpasswd: one that notes its input.
+        image = self.host.image(busybox_image.unified({
+            'bin/chpasswd': b'#!/bin/sh\ncat >> /root/input\n'}))
+        server = self.boot(self.volume_from_image(image), injected_files=[
+            ('/etc/new/file', b'content')], admin_password='Geheim1')
+        self.assertEqual('content',
+                         self.host.run(server, 'cat', '/etc/new/file'))
+        self.host.driver.set_admin_password(server, 'Other2')
+        self.assertEqual('root:Geheim1\nroot:Other2\n',
+                         self.host.run(server, 'cat', '/root/input'))
+        self.destroy(server)
+
+    def test_snapshot(self) -> None:
+        """Nova asks the driver to quiesce the server, and has Cinder make
+        snapshots of its volumes."""
+        volume = self.volume_from_image()
+        server = self.boot(volume)
+        filled = self.fill(server)
+        self.host.run(server, 'sh', '-c', 'echo last > /root/unsynced')
+        self.assertRaises(exception.InstanceQuiesceNotSupported,
+                          self.host.driver.quiesce, self.host.context, server,
+                          self.image)
+        clone = self.clone(volume)
+        other = self.boot(clone)
+        self.assertEqual(filled, self.sum(other))
+        self.assertEqual('last\n', self.host.run(other, 'cat',
+                                                 '/root/unsynced'))
+        self.assertEqual(filled, self.sum(server))
+        for each in (server, other):
+            self.destroy(each)
+        self.assert_clean()
+
+    def test_rebuild(self) -> None:
+        """Nova destroys the server and detaches its root, has Cinder copy
+        the image to the volume, and makes the server anew."""
+        volume = self.volume_from_image()
+        server = self.boot(volume)
+        self.fill(server)
+        info = self.described(volume)
+        self.host.driver.power_off(server)
+        self.destroy(server, info)
+        root = info['block_device_mapping'][0]
+        self.detach(server, root['connection_info'], ROOT_PATH)
+        self.assert_clean()
+        new = self.host.image(busybox_image.unified({'etc/motd': b'new\n'}))
+        self.copy_image(volume, new)
+        self.boot(volume, server)
+        self.assertEqual('new\n', self.host.run(server, 'cat', '/etc/motd'))
+        with self.assertRaises(AssertionError):
+            self.sum(server)
+        # Without a new image the data stay.
+        filled = self.fill(server)
+        info = self.described(volume)
+        self.reboot(server, info)
+        self.host.driver.power_off(server)
+        root = info['block_device_mapping'][0]
+        self.detach(server, root['connection_info'], ROOT_PATH)
+        self.assertEqual(set(), self.storage.left_on_host())
+        self.destroy(server, info)
+        self.boot(volume, server)
+        self.assertEqual(filled, self.sum(server))
+        self.destroy(server)
+
+    def test_running_root_is_not_detached(self) -> None:
+        volume = self.volume_from_image()
+        info = self.described(volume)
+        server = self.boot(volume, info=info)
+        root = info['block_device_mapping'][0]
+        self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
+                          root['connection_info'], ROOT_PATH)
+        self.fill(server)
+        # Nor is it given to another one.
+        self.assertRaises(exception.VolumeAttachFailed, self.attach,
+                          self.host.spawn(), volume)
+        self.assertRaises(exception.VolumeAttachFailed, self.boot, volume)
+        self.fill(server)
+        self.destroy(server)
+
+    def test_resize_and_back(self) -> None:
+        volume = self.volume_from_image()
+        mapping = self.described(volume)
+        server = self.boot(volume, info=mapping)
+        filled = self.fill(server)
+        old, new = server.flavor, server.flavor.obj_clone()
+        new.memory_mb, new.root_gb = 192, 5
+        migration = objects.Migration(source_compute='testhost',
+                                      dest_compute='testhost', id=1)
+        self.host.driver.migrate_disk_and_power_off(
+            self.host.context, server, self.host.driver.get_host_ip_addr(),
+            new, [], mapping, timeout=0)
+        self.assertEqual(set(), self.storage.left_on_host())
+        server.old_flavor, server.flavor = old, new
+        server.new_flavor = new
+        mapping = self.described(volume)
+        self.host.driver.finish_migration(
+            self.host.context, migration, server, {}, [],
+            server.image_meta, False, {}, mapping, True)
+        self.assertEqual(filled, self.sum(server))
+        self.assertEqual('192MiB', self.host.lxd_instances()[server.name][
+            'config']['limits.memory'])
+        server.task_state = task_states.RESIZE_REVERTING
+        self.destroy(server, mapping)
+        self.assertEqual(set(), self.storage.left_on_host())
+        server.flavor = old
+        mapping = self.described(volume)
+        self.host.driver.finish_revert_migration(
+            self.host.context, server, [], migration, mapping, True)
+        server.task_state = None
+        self.assertEqual(filled, self.sum(server))
+        root = self.host.lxd_instances()[server.name]['devices']['root']
+        self.assertNotIn('size', root)
+        self.destroy(server, mapping)
+        self.assert_clean()
+
+    # -- interruptions ------------------------------------------------------
+
+    def test_interrupted_first_boot(self) -> None:
+        for contents in ((), ('nova-unpack/containers/x',)):
+            volume = self.volume_from_image()
+            folder = pathlib.Path(self.host.useFixture(
+                fixtures.TempDir()).path)
+            run(f'mkfs.{self.filesystem}', '-q', '-f' if self.filesystem ==
+                'xfs' else '-F', str(volume.file))
+            run('mount', '-o', 'loop', str(volume.file), str(folder))
+            for path in contents:
+                (folder / path).mkdir(parents=True)
+            run('umount', str(folder))
+            server = self.boot(volume)
+            self.assertEqual('from the image\n',
+                             self.host.run(server, 'cat', '/etc/motd'))
+            self.destroy(server, self.described(volume))
+        # Blank, as it is for a moment.
+        volume = self.volume_from_image()
+        with open(volume.file, 'r+b') as stream:
+            stream.write(bytes(2 * units.Mi))
+        self.destroy(self.boot(volume))
+        self.assert_clean()
+
+    def test_crash_while_unpacking(self) -> None:
+        """nova-compute ends while LXD unpacks."""
+        volume = self.volume_from_image()
+        server = self.host.instance(root_gb=0)
+        with fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.volume.rootfs.complete', _crash), \
+            fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.undo.Undo.step', lambda *args: None), \
+            fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.session.Session.delete',
+                lambda *args, **kwargs: None), \
+            fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.volume.rootfs.close_workshop',
+                lambda *args: None):
+            self.assertRaises(_Crash, self.boot, volume, server)
+        self.assertEqual(1, len(self.pools()))
+        self.host.restart_driver()
+        self.assertEqual([], self.pools())
+        self.boot(volume, server)
+        self.assertEqual('from the image\n',
+                         self.host.run(server, 'cat', '/etc/motd'))
+        self.destroy(server)
+        self.assert_clean()
+
+    def test_after_a_reboot_of_the_host(self) -> None:
+        volume = self.volume_from_image()
+        server = self.boot(volume)
+        filled = self.fill(server)
+        self.host.driver.power_off(server)
+        with open('/proc/self/mounts', encoding='utf-8') as stream:
+            for line in stream:
+                if volume.id in line.split()[1]:
+                    run('umount', line.split()[1])
+        self.host.driver.resume_state_on_host_boot(
+            self.host.context, server, [], [], self.described(volume))
+        self.assertEqual(filled, self.sum(server))
+        self.destroy(server)
+
+    def test_lxd_fails(self) -> None:
+        """Whichever request goes wrong: nothing is left, and the next attempt
+        works."""
+        self.destroy(self.boot(self.volume_from_image()))
+        for how in faulty_proxy.Spoil:
+            number = 0
+            while self._boot_with_failure(number, how):
+                number += 1
+            self.assertGreater(number, 5)
+
+    def _boot_with_failure(self, number: int, how: faulty_proxy.Spoil
+                           ) -> bool:
+        """Have one request fail.
+
+        :returns: whether there were as many.
+        """
+        volume = self.volume_from_image()
+        server = self.host.instance(root_gb=0)
+        self.proxy.spoil(number, how)
+        with contextlib.suppress(exception.NovaException, errors.LXDError):
+            self.boot(volume, server)
+        spoilt = self.proxy.spoilt
+        self.proxy.behave()
+        self.destroy(server, self.described(volume))
+        self.host.driver._boot_volumes.recover()
+        self.assert_clean()
+        self.destroy(self.boot(volume, server))
+        self.storage.delete(volume)
+        return spoilt is not None
+
+    # -- what cannot be -----------------------------------------------------
+
+    def test_refusals(self) -> None:
+        cases = []
+        volume = self.storage.volume()
+        cases.append((volume, 'it is empty'))
+        for offset, content in ((0, b'\x7fELF'), (510, b'\x55\xaa'),
+                                (4096, b'something')):
+            volume = self.volume_from_image()
+            with open(volume.file, 'r+b') as stream:
+                stream.seek(offset)
+                stream.write(content)
+            cases.append((volume, 'it holds'))
+        volume = self.volume_from_image()
+        self.about[volume.id]['checksum'] = None
+        cases.append((volume, 'it holds'))
+        volume = self.volume_from_image()
+        self.about[volume.id]['image_id'] = volume.id
+        cases.append((volume, 'not in Glance'))
+        for made in ({}, {'some': 'thing'}):
+            volume = self.storage.volume()
+            self._make_filesystem(volume, made)
+            cases.append((volume, 'no root' if made else 'empty'))
+        for volume, reason in cases:
+            before = volume.checksum(1 << 20)
+            self.assertRaisesRegex(exception.BuildAbortException, reason,
+                                   self.boot, volume)
+            if 'filesystem' not in reason:
+                self.assertEqual(before, volume.checksum(1 << 20), reason)
+            self.assertEqual({}, self.host.lxd_instances())
+            self.assert_clean()
+
+    def test_policy(self) -> None:
+        for change, reason in ((('multiattach', True), 'several servers'),
+                               (('data', {'access_mode': 'ro'}), 'read-only')):
+            info = self.described(self.volume_from_image())
+            connection = info['block_device_mapping'][0]['connection_info']
+            key, value = change
+            connection[key] = {**connection['data'], **value} if isinstance(
+                value, dict) else value
+            self.assertRaisesRegex(
+                exception.BuildAbortException, reason, self.boot,
+                self.storage.volume(), info=info)
+        CONF.set_override('volume_filesystems', [], 'lxd')
+        self.assertRaisesRegex(
+            exception.BuildAbortException, 'volume_filesystems', self.boot,
+            self.volume_from_image())
+        CONF.set_override('volume_filesystems', [self.filesystem], 'lxd')
+        self.assert_clean()
+
+    def test_links_lead_nowhere(self) -> None:
+        """What a tenant has prepared must not show the host's files."""
+        for links in ({'rootfs': '/'}, {'rootfs': '/', 'etc': '/etc',
+                                        'sbin': '/sbin'},
+                      {'nova-unpack': '/root'}):
+            volume = self.storage.volume()
+            self._make_filesystem(volume, links)
+            self.about[volume.id] = {}
+            try:
+                server = self.boot(volume)
+            except exception.NovaException:
+                self.assert_clean()
+                continue
+            self.assertEqual(power_state.SHUTDOWN, self.host.state(server))
+
+    def test_too_small(self) -> None:
+        big = self.host.image(busybox_image.unified(
+            {'big': bytes(80 * units.Mi)}))
+        volume = self.storage.volume(64 * units.Mi)
+        self.copy_image(volume, big)
+        self.assertRaisesRegex(exception.BuildAbortException,
+                               'does not fit', self.boot, volume)
+        self.assert_clean()
+
+    def _make_filesystem(self, volume: lab_volumes.Volume,
+                         links: dict[str, str]) -> None:
+        folder = pathlib.Path(self.host.useFixture(fixtures.TempDir()).path)
+        run(f'mkfs.{self.filesystem}', '-q', str(volume.file))
+        run('mount', '-o', 'loop', str(volume.file), str(folder))
+        for name, target in links.items():
+            (folder / name).symlink_to(target)
+        run('umount', str(folder))
+
+
+class _Crash(BaseException):
+    """nova-compute ends here."""
+
+
+def _crash(*_args: Any) -> None:
+    raise _Crash()
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class Ext4BootTest(BootCases, unittest.TestCase):
+    """On a file of a share, with a range of user ids for each server."""
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class XfsBootTest(BootHost, unittest.TestCase):
+    """On a block device, with privileges of the daemon alone."""
+
+    filesystem = 'xfs'
+    daemon = True
+    test_from_image_and_on_another_server = (
+        BootCases.test_from_image_and_on_another_server)
+    test_rebuild = BootCases.test_rebuild
+    test_snapshot = BootCases.test_snapshot
+
+    def test_extend(self) -> None:
+        volume = self.volume_from_image()
+        info = self.described(volume)
+        server = self.boot(volume, info=info)
+        filled = self.fill(server)
+        before = self._size(server)
+        volume.extend(2 * units.Gi)
+        self.host.driver.extend_volume(
+            self.host.context,
+            info['block_device_mapping'][0]['connection_info'], server,
+            2 * units.Gi)
+        self.assertGreater(self._size(server), before + 900 * 1024)
+        self.assertEqual(filled, self.sum(server))
+        self.destroy(server, info)
+
+    def _size(self, server: Any) -> int:
+        """Of the filesystem as the guest sees it, in KiB."""
+        return int(self.host.run(server, 'busybox', 'df', '-k', '/'
+                                 ).splitlines()[1].split()[1])
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class LocalBootTest(BootHost, unittest.TestCase):
+    """On a block device, with one range of user ids for all."""
+
+    kind = lab_volumes.LocalVolume
+    options = {'idmap_isolation': 'off'}
+    test_reboots_and_restarts = BootCases.test_reboots_and_restarts
+
+    def test_privileged(self) -> None:
+        server = self.boot(self.volume_from_image(), self.host.instance(
+            extra_specs={'lxd:privileged_allowed': 'true'}))
+        self.fill(server)
+        for wrapper in self.roots.iterdir():
+            # Its programs are root's on the host as well.
+            self.assertEqual(0o100, wrapper.stat().st_mode & 0o777)
+        self.destroy(server)
+        self.assert_clean()

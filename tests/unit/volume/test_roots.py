@@ -1,0 +1,186 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+from unittest import mock
+
+import fixtures
+from nova import exception
+from nova import objects
+from oslotest import base
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt import definition
+from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import stub
+from nova_lxd_py.virt.volume import attachments
+from nova_lxd_py.virt.volume import devices
+from nova_lxd_py.virt.volume import filesystems
+from nova_lxd_py.virt.volume import rootfs
+from nova_lxd_py.virt.volume import roots
+
+objects.register_all()
+
+VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
+OTHER = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e12'
+TARGET = f'/run/x/root-{VOLUME}/{VOLUME}'
+
+
+def guest(**config: str) -> lxd_instance.Guest:
+    return lxd_instance.Guest(None, {
+        'name': 'g', 'config': config,
+        'devices': {f'volume-{OTHER}': {'type': 'unix-block',
+                                        'source': '/dev/x'}}})
+
+
+class RootsTestCase(base.BaseTestCase):
+    """nova_lxd_py.virt.volume.roots and what knows of root volumes."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.info = {'block_device_mapping': [
+            {'boot_index': None, 'connection_info': {}},
+            {'boot_index': 0, 'connection_info': {'data': {}}}]}
+        self.stub = guest(**{
+            'raw.lxc': 'lxc.rootfs.path = dir:/x', 'raw.idmap': '',
+            lxd_instance.KEY_ROOT_VOLUME: VOLUME,
+            lxd_instance.KEY_ROOT_DEVICE: '/dev/y'})
+
+    def test_which_volume(self) -> None:
+        self.assertIs(self.info['block_device_mapping'][1],
+                      roots.find(self.info))
+        self.assertIsNone(roots.find(None))
+        self.assertIsNone(roots.find({'block_device_mapping': [
+            self.info['block_device_mapping'][0]]}))
+        self.assertEqual(VOLUME, roots.of_guest(self.stub))
+        self.assertIsNone(roots.of_guest(guest()))
+        self.assertIsNone(roots.of_guest(None))
+        # It is none of those that a server has beside it.
+        self.assertEqual([self.info['block_device_mapping'][0]],
+                         attachments._mapping(self.info))
+
+    def test_it_counts_as_held_while_connected(self) -> None:
+        self.assertEqual([self.stub],
+                         devices.holders([guest(), self.stub], VOLUME))
+        found = devices.of_guest(self.stub)
+        self.assertEqual({f'volume-{VOLUME}', f'volume-{OTHER}'}, set(found))
+        self.assertEqual('/dev/y', devices.source(found[f'volume-{VOLUME}']))
+        released = guest(**{lxd_instance.KEY_ROOT_VOLUME: VOLUME})
+        self.assertEqual([], devices.holders([released], VOLUME))
+
+    def test_keys_survive_corrections(self) -> None:
+        wanted = definition.Definition({}, {})
+        changes, _devices = definition.corrections(self.stub, wanted)
+        self.assertEqual({'raw.idmap': None}, changes)
+        by_hand = guest(**{'raw.lxc': 'lxc.net.0.type = none'})
+        self.assertEqual({'raw.lxc': None},
+                         definition.corrections(by_hand, wanted)[0])
+
+    def test_policy(self) -> None:
+        options = mock.Mock(volume_filesystems=['ext4'])
+        volumes = roots.RootVolumes(options, mock.Mock(), mock.Mock())
+        server = objects.Instance(uuid=OTHER)
+        volume: dict[str, Any] = {'connection_info': {'data': {}}}
+        volumes.check(server, volume)
+        for info, allowed, reason in (
+                ({'data': {'access_mode': 'ro'}}, ['ext4'], 'read-only'),
+                ({'data': {}, 'multiattach': True}, ['xfs'], 'multiattach'),
+                ({'data': {}}, [], 'volume_filesystems')):
+            options.volume_filesystems = allowed
+            volume['connection_info'] = info
+            error = self.assertRaises(exception.BuildAbortException,
+                                      volumes.check, server, volume)
+            self.assertIn(reason, str(error))
+
+    def test_places(self) -> None:
+        volumes = roots.RootVolumes(conf.CONF.lxd, mock.Mock(), mock.Mock())
+        target = volumes.target(VOLUME)
+        self.assertEqual(target, rootfs._root_target(target))
+        self.assertTrue(roots.is_root({filesystems.KEY_MODE: 'root'}))
+        self.assertFalse(roots.is_root({filesystems.KEY_MODE: 'block'}))
+
+    def test_refusals_say_what_to_do(self) -> None:
+        self.assertIn('it is empty', roots.refusal('', ['ext4']))
+        self.assertIn('it holds dos', roots.refusal('dos', ['ext4', 'xfs']))
+
+    def test_stub_is_always_the_same(self) -> None:
+        self.assertEqual(stub.archive('x86_64'), stub.archive('x86_64'))
+        self.assertNotEqual(stub.archive('x86_64'), stub.archive('aarch64'))
+
+
+class RootFilesystemTestCase(base.BaseTestCase):
+    """nova_lxd_py.virt.volume.rootfs."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        rootfs.privileged.context.set_client_mode(False)
+        self.addCleanup(rootfs.privileged.context.set_client_mode, True)
+        self.folder = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+
+    def find(self, *names: str, **links: str) -> str:
+        folder = self.folder / str(len(list(self.folder.iterdir())))
+        folder.mkdir()
+        for name in names:
+            (folder / name).mkdir(parents=True)
+        for name, target in links.items():
+            (folder / name).symlink_to(target)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            return rootfs._find(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def test_what_is_there(self) -> None:
+        self.assertEqual(rootfs.READY, self.find('rootfs', 'lost+found'))
+        self.assertEqual(rootfs.READY, self.find(
+            'etc', 'usr', sbin='usr/sbin'))
+        self.assertEqual(rootfs.READY, self.find('rootfs', 'nova-unpack'))
+        self.assertEqual(rootfs.UNFINISHED, self.find())
+        self.assertEqual(rootfs.UNFINISHED, self.find('lost+found'))
+        self.assertEqual(rootfs.UNFINISHED, self.find('nova-unpack/x'))
+        self.assertEqual(rootfs.OTHER, self.find('etc'))
+        self.assertEqual(rootfs.OTHER, self.find('data'))
+
+    def test_links_are_none_of_it(self) -> None:
+        self.assertEqual(rootfs.OTHER, self.find(rootfs='/'))
+        self.assertEqual(rootfs.OTHER, self.find(**{'nova-unpack': '/'}))
+
+    def test_comparing(self) -> None:
+        file = self.folder / 'volume'
+        file.write_bytes(b'image' + bytes(100))
+        self.assertEqual('78805a221a988e79ef3f42d7c5bfd418',
+                         rootfs._digest(str(file), 5))
+        self.assertEqual('', rootfs._digest(str(file), 1000))
+        for size in (0, -1, None, '5'):
+            self.assertRaises(ValueError, rootfs._digest, str(file), size)
+
+    def test_targets(self) -> None:
+        for path in ('/', None, f'/run/{VOLUME}/{VOLUME}',
+                     f'/run/root-{OTHER}/{VOLUME}', TARGET + '/',
+                     f'/run/../root-{VOLUME}/{VOLUME}'):
+            self.assertRaises(ValueError, rootfs.unmount, path, True)
+            self.assertRaises(ValueError, rootfs.mount, '/dev/x', 'ext4',
+                              path, 1, 1, 1)
+        self.assertRaises(ValueError, rootfs.mount, '/dev/x', 'ext4', TARGET,
+                          0, 0, 65536)
+        self.assertRaises(ValueError, rootfs.examine, '/dev/x', 'ext4', '/')
+        for function in (rootfs.complete, rootfs.close_workshop):
+            self.assertRaises(ValueError, function, '/mnt')
+
+    def test_nothing_is_mounted(self) -> None:
+        target = self.folder / f'root-{VOLUME}' / VOLUME
+        self.assertFalse(rootfs.unmount(str(target), False))
+        rootfs.close_workshop(str(self.folder / VOLUME))
