@@ -49,9 +49,10 @@ marked with *.
 
 The last one runs only when it is named, because it takes an hour:
 
-  tempest    * OpenStack's own tests, those of Nova and of scenarios or what
-               the regular expression selects, against the same cloud; what
-               is left of them is in .venv/tempest/run
+  tempest    * OpenStack's own tests, those of Nova and of scenarios, and
+               those of this project's plugin, or what the regular expression
+               selects, against the same cloud; what is left of them is in
+               .venv/tempest/run
 
 Environment: PYTHON (default python3), NOVA_LXD_TEST_NO_UV=1 (install with pip
 alone), KEEP_CLOUD=1 (leave the cloud of the stage "cloud" running).
@@ -138,7 +139,7 @@ need_nova32() {
 }
 
 need_tempest() {
-    make_env "$TEMPEST" constraints.txt -- tempest openstacksdk
+    make_env "$TEMPEST" constraints.txt -- --editable '.[tempest]' openstacksdk
 }
 
 # The distribution's packages that tests with root need, without letting the
@@ -253,7 +254,7 @@ need_cloud() {
 }
 
 # Tests of Nova, and the scenarios: servers, with volumes and networks.
-readonly TEMPEST_DEFAULT='^tempest\.(api\.compute|scenario)\.'
+readonly TEMPEST_DEFAULT='^(tempest\.(api\.compute|scenario)|nova_lxd_py)\.'
 
 stage_tempest() {
     is_root || { echo 'Needs root.'; return 1; }

@@ -241,6 +241,11 @@ class Cloud:
                 'api_v2': True,
                 'import_image': True,
             },
+            'lxd': {
+                'mounted_volumes': True,
+                # Many guests share two CPUs.
+                'longest_pause': 1000,
+            },
             'scenario': {
                 'img_file': self.image_file,
                 'img_disk_format': 'raw',
