@@ -16,10 +16,11 @@ Cinder copies the image to the volume byte by byte. For a virtual machine that
 is a disk; for a container it is an archive, of which the driver makes a
 filesystem before the server boots:
 
-1. The image is fetched into LXD's image store, as for any other server. From
-   here on there are two copies of it, so the one on the volume can go.
-2. The volume is compared with what Cinder knows of its image. If it holds just
-   that, it gets a filesystem; anything else on it is never overwritten.
+1. The volume is compared with what Cinder knows of its image. If it holds
+   anything else, that is never overwritten.
+2. The image is brought into LXD's image store, as for any other server; from
+   the volume itself if Glance does not have it any more. From here on there
+   are two copies, so the one on the volume can give way to a filesystem.
 3. LXD itself unpacks the image to the volume: the volume is a storage pool of
    LXD's for this moment. The driver never unpacks what a tenant has packed.
 4. What LXD has unpacked gets the name ``rootfs``, as the last step. A volume
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import contextlib
+import errno
 import os
 import time
 from typing import Any
@@ -64,6 +66,8 @@ POOL_PREFIX = 'nova-boot-'
 KEY_POOL_OWNER = 'user.nova.lxd_project'
 
 _LABEL_LENGTH = 12
+#: Bytes of an image to read from a volume at a time; many wait to be sent.
+_PART = 512 << 10
 #: LXD's name for the progress of unpacking.
 _PROGRESS = 'create_instance_from_image_unpack_progress'
 _NO_SPACE = 'no space left'
@@ -302,16 +306,27 @@ class _FirstBoot:
         """
         image_id = self._about['image_id']
         try:
-            self.image = self._images.describe(context, image_id)
+            source = None
+            try:
+                self.image = self._images.describe(context, image_id)
+            except (exception.ImageNotFound, exception.ImageNotAuthorized):
+                source = self._copy_on_volume(image_id)
             return self._images.ensure(context, self.image, self._instance,
-                                       disk_gb=self._size_gb or 0)
-        except (exception.ImageNotFound, exception.ImageNotAuthorized):
-            raise self.refusal(
-                f'its image {image_id}, of which its root filesystem has to '
-                f'be made at the first boot, is not in Glance any '
-                f'more') from None
+                                       self._size_gb or 0, source)
         except exception.FlavorDiskTooSmall:
             raise self.refusal(_TOO_SMALL) from None
+
+    def _copy_on_volume(self, image_id: str) -> _CopyOnVolume:
+        """Take the image from the volume, since Glance does not have it."""
+        if not self._holds_image:
+            raise self.refusal(
+                f'its image {image_id}, of which its root filesystem has to '
+                f'be made at the first boot, is not in Glance any more')
+        _checksum, size = self._checksum()
+        self.image = objects.ImageMeta.from_dict({
+            'id': image_id, 'size': size, 'name': self._about.get(
+                'image_name') or image_id, 'properties': {}})
+        return _CopyOnVolume(self._path, size)
 
     def make_filesystem(self) -> None:
         """Put a filesystem in place of the image, unless there is one.
@@ -352,6 +367,30 @@ class _FirstBoot:
                         'unpacking: %(error)s',
                         {'volume': self._identifier, 'error': error},
                         instance=self._instance)
+
+
+class _CopyOnVolume:
+    """The image that a volume holds, as Glance would give it.
+
+    :param path: of the volume's block device.
+    :param size: bytes of the image.
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path = path
+        self._size = size
+
+    def download(self, context: nova_context.RequestContext, image_id: str,
+                 data: Any, trusted_certs: Any = None) -> None:
+        """See :meth:`nova.image.glance.API.download`."""
+        position = 0
+        while position < self._size:
+            chunk = rootfs.read(self._path, position,
+                                min(_PART, self._size - position))
+            if not chunk:
+                raise OSError(errno.EIO, 'The volume ends within its image')
+            data.write(chunk)
+            position += len(chunk)
 
 
 class _Report:

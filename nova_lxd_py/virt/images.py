@@ -107,7 +107,8 @@ class ImageStore:
                                                 image_id)
 
     def ensure(self, context: Any, image_meta: objects.ImageMeta,
-               instance: objects.Instance, disk_gb: int | None = None) -> str:
+               instance: objects.Instance, disk_gb: int | None = None,
+               source: Any = None) -> str:
         """Have an image in LXD, for a server to be made from it.
 
         However many servers ask at once, it is transferred once.
@@ -117,6 +118,8 @@ class ImageStore:
         :param instance: the server.
         :param disk_gb: GiB that the image must fit into, 0 for any number; by
             default what the server's flavor has.
+        :param source: what to download it from, where it is not in Glance
+            any more; an object with Glance's method ``download``.
         :returns: the image's fingerprint in LXD.
         :raises nova.exception.FlavorDiskSmallerThanImage: it does not fit.
         :raises nova.exception.FlavorDiskSmallerThanMinDisk: the image says so
@@ -130,7 +133,7 @@ class ImageStore:
             disk_gb = instance.flavor.root_gb
         _check_min_disk(image_meta, disk_gb)
         image, _new = self._have(context, image_meta,
-                                 instance.trusted_certs, instance)
+                                 instance.trusted_certs, instance, source)
         _check_size(image, disk_gb)
         return image['fingerprint']
 
@@ -148,7 +151,7 @@ class ImageStore:
                           None)[1]
 
     def _have(self, context: Any, meta: objects.ImageMeta,
-              trusted_certs: Any, instance: Any
+              trusted_certs: Any, instance: Any, source: Any = None
               ) -> tuple[dict[str, Any], bool]:
         """Find an image, or transfer it.
 
@@ -167,8 +170,8 @@ class ImageStore:
                 if image is not None:
                     return self._check_again(context, meta, trusted_certs,
                                              instance, image), False
-                return self._import(context, meta, trusted_certs,
-                                    instance), True
+                return self._import(context, meta, trusted_certs, instance,
+                                    source), True
 
     def _find(self, image_id: str) -> dict[str, Any] | None:
         name = ALIAS_PREFIX + image_id
@@ -232,10 +235,13 @@ class ImageStore:
             demanded, properties.get(PROPERTY_CHECKED))}
 
     def _import(self, context: Any, meta: objects.ImageMeta,
-                trusted_certs: Any, instance: Any) -> dict[str, Any]:
-        LOG.info('Transferring image %s from Glance to LXD', meta.id,
+                trusted_certs: Any, instance: Any, source: Any
+                ) -> dict[str, Any]:
+        LOG.info('Transferring image %s from %s to LXD', meta.id,
+                 'Glance' if source is None else 'a volume',
                  instance=instance)
-        imported = self._transfer(context, meta, trusted_certs, instance)
+        imported = self._transfer(context, meta, trusted_certs, instance,
+                                  source)
         with contextlib.ExitStack() as undo:
             if not imported.existed:
                 undo.callback(image_transfer.drop_unnamed, self._session,
@@ -252,10 +258,10 @@ class ImageStore:
         return self._session.get('images', imported.fingerprint)
 
     def _transfer(self, context: Any, meta: objects.ImageMeta,
-                  trusted_certs: Any, instance: Any
+                  trusted_certs: Any, instance: Any, source: Any = None
                   ) -> image_transfer.Imported:
         return image_transfer.Transfer(
-            self._session, self._image_api, meta,
+            self._session, source or self._image_api, meta,
             self._options.image_max_unpacked_gb << 30,
             self._options.image_timeout, instance,
         ).run(context, trusted_certs, {PROPERTY_IMAGE: meta.id,

@@ -387,6 +387,24 @@ class BootCases(BootHost):
         self.destroy(server, mapping)
         self.assert_clean()
 
+    def test_image_is_gone(self) -> None:
+        """Deleted in Glance, and not in LXD either."""
+        image = self.host.image(busybox_image.rootfs({'etc/motd': b'gone\n'}))
+        volume = self.volume_from_image(image)
+        second = self.clone(volume)
+        self.host.glance.delete(self.host.context, image.id)
+        server = self.boot(volume)
+        self.assertEqual('gone\n', self.host.run(server, 'cat', '/etc/motd'))
+        self.destroy(server)
+        # Interrupted, its bytes are nowhere.
+        with open(second.file, 'r+b') as stream:
+            stream.write(bytes(2 * units.Mi))
+        self.about[second.id] = {**self.about[volume.id],
+                                 'image_id': volume.id}
+        self.assertRaisesRegex(exception.BuildAbortException, 'not in Glance',
+                               self.boot, second)
+        self.assert_clean()
+
     # -- interruptions ------------------------------------------------------
 
     def test_interrupted_first_boot(self) -> None:
@@ -495,9 +513,6 @@ class BootCases(BootHost):
         volume = self.volume_from_image()
         self.about[volume.id]['checksum'] = None
         cases.append((volume, 'it holds'))
-        volume = self.volume_from_image()
-        self.about[volume.id]['image_id'] = volume.id
-        cases.append((volume, 'not in Glance'))
         for made in ({}, {'some': 'thing'}):
             volume = self.storage.volume()
             self._make_filesystem(volume, made)

@@ -53,7 +53,8 @@ _WHOLE = ('etc', 'sbin')
 
 #: Bytes that are cleared at the beginning of a volume.
 _HEAD = 1 << 20
-_CHUNK = 4 << 20
+#: Bytes to read at a time.
+CHUNK = 4 << 20
 
 _WRAPPER = 'root-'
 
@@ -96,7 +97,7 @@ def _digest(path: str, size: int) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, 'rb', buffering=0) as stream:
         while size > 0:
-            chunk = stream.read(min(_CHUNK, size))
+            chunk = stream.read(min(CHUNK, size))
             if not chunk:
                 return ''
             digest.update(chunk)
@@ -104,6 +105,22 @@ def _digest(path: str, size: int) -> str:
         # The guest's data should not have to make room for it.
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return digest.hexdigest()
+
+
+@privileged.context.entrypoint_with_timeout(mounts.TIMEOUT)
+def read(device: str, position: int, size: int) -> bytes:
+    """Read a part of the image that a volume holds.
+
+    :param device: path of the volume's block device.
+    :param position: of its first byte.
+    :param size: bytes, CHUNK at most.
+    :raises OSError: it cannot be read.
+    """
+    if not isinstance(position, int) or position < 0 or size > CHUNK:
+        raise ValueError(f'{size!r} bytes from {position!r} are no part')
+    with open(mounts.checked_device(device), 'rb', buffering=0) as stream:
+        stream.seek(position)
+        return stream.read(size)
 
 
 @privileged.context.entrypoint_with_timeout(READ_TIMEOUT)
