@@ -404,6 +404,16 @@ which Nova's own state directory often has not. What is in it is closed to all
 others.
 """),
     cfg.StrOpt(
+        'volume_encryption_directory',
+        default=nova_paths.state_path_def('encrypted-volumes'),
+        sample_default='$state_path/encrypted-volumes',
+        help="""
+Directory for links to the devices of encrypted volumes, one for each while it
+is attached. os-brick's encryptors need them; nothing in them is secret.
+The host needs cryptsetup, device-mapper in its kernel, and ``[key_manager]``
+as Cinder has it.
+"""),
+    cfg.StrOpt(
         'volume_nfs_options',
         help="""
 Mount options for NFS shares with volumes, as ``mount -o`` takes them; see

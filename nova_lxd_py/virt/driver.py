@@ -136,6 +136,8 @@ class LXDDriver(driver.ComputeDriver):
 
     def init_host(self, host):
         preflight.check(self._session, CONF)
+        # Before the servers that stood still for it run on.
+        self._attachments.recover()
         self._snapshots.recover()
         self._rescues.recover()
         self._boot_volumes.recover()
@@ -309,7 +311,7 @@ class LXDDriver(driver.ComputeDriver):
     def attach_volume(self, context, connection_info, instance, mountpoint,
                       disk_bus=None, device_type=None, encryption=None):
         self._attachments.attach(context, instance, connection_info,
-                                 mountpoint)
+                                 mountpoint, encryption)
 
     def detach_volume(self, context, connection_info, instance, mountpoint,
                       encryption=None):
@@ -320,8 +322,13 @@ class LXDDriver(driver.ComputeDriver):
                       requested_size):
         if not self._boot_volumes.extend(instance, connection_info,
                                          requested_size):
-            self._attachments.extend(instance, connection_info,
+            self._attachments.extend(context, instance, connection_info,
                                      requested_size)
+
+    def swap_volume(self, context, old_connection_info, new_connection_info,
+                    instance, mountpoint, resize_to):
+        self._attachments.swap(context, instance, old_connection_info,
+                               new_connection_info, mountpoint, resize_to)
 
     # -- images -------------------------------------------------------------
 

@@ -316,6 +316,22 @@ class Guest:
             self._info = {**info, **wanted}
             return
 
+    def add_devices(self, devices: Mapping[str, Mapping[str, str]]) -> None:
+        """Add or replace devices, and keep all others. Takes LXD less time
+        than :meth:`update`.
+
+        :param devices: the devices.
+        :raises errors.LXDError: LXD refuses it, or may have done it.
+        """
+        if all(self.devices.get(key) == value
+               for key, value in devices.items()):
+            return
+        added = {key: dict(value) for key, value in devices.items()}
+        self._when_free(lambda: self._session.patch(
+            'instances', self.name, body={'devices': added},
+            timeout=self._session.operation_timeout))
+        self._info = {**self._info, 'devices': {**self.devices, **added}}
+
     def delete(self) -> None:
         """Stop it by force and delete it with its root disk; one that is gone
         already is a success.

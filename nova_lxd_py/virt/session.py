@@ -215,7 +215,9 @@ class Session:
         :raises errors.LXDError: as fits.
         """
         answer = self._decoded(method, path, self._request(
-            method, path, body=body, params=params, etag=etag))
+            method, path, body=body, params=params, etag=etag,
+            # It answers when it has done it.
+            timeout=timeout if method == 'patch' else None))
         if answer.get('type') != 'async':
             return answer.get('metadata')
         operation = operations.Operation(

@@ -290,6 +290,72 @@ class BlockVolumeTest(VolumeCases, cloud.CloudTestCase):
         return self.execute(server, 'sha256sum </mnt/vdb/data; '
                             'stat -c "%u %g" /mnt/vdb/data')
 
+    def test_moved_to_other_storage(self) -> None:
+        """Cinder moves an attached volume, and has Nova exchange it."""
+        server = self.boot()
+        volume = self.make_volume()
+        self.attach(server, volume)
+        written = self.write(server)
+        self.admin.block_storage.retype_volume(volume.id, 'nfs', 'on-demand')
+
+        def moved() -> bool:
+            found = self.admin.block_storage.get_volume(volume.id)
+            self.assertNotEqual('error', found.migration_status)
+            return found.volume_type == 'nfs' and found.status == 'in-use'
+        cloud.wait_for('the volume on its new storage', moved, 120)
+        self.assertEqual(written, self.read(server))
+        self.cloud.compute.reboot_server(server.id, 'HARD')
+        self.wait_status(server.id, 'ACTIVE')
+        self.assertEqual(written, self.read(server))
+        self.detach(server, volume)
+        self.assert_released(volume.id)
+        self.assertEqual('no', self.execute(
+            server, f'[ -e {PATH} ] && echo yes || echo no'))
+        self.attach(server, volume)
+        self.assertEqual(written, self.read(server))
+        self.detach(server, volume)
+
+    def test_several_servers(self) -> None:
+        kind = self.admin.block_storage.create_type(
+            name=self.unique('shared'), extra_specs={
+                'volume_backend_name': 'loop', 'multiattach': '<is> True'})
+        self.addCleanup(self.admin.block_storage.delete_type, kind.id)
+        self.volume_type = kind.name
+        servers = [self.boot(), self.boot()]
+        volume = self.make_volume()
+        for server in servers:
+            self.cloud.compute.create_volume_attachment(
+                server.id, volume_id=volume.id, device=PATH)
+            cloud.wait_for('the volume in the server', lambda: self.execute(
+                server, f'[ -b {PATH} ] && echo yes || echo no') == 'yes', 60)
+        written = self.write(servers[0])
+        self.assertEqual(written, self.read(servers[1]))
+        self.cloud.compute.delete_volume_attachment(servers[0].id, volume.id)
+        cloud.wait_for('one server less', lambda: len(
+            self.cloud.block_storage.get_volume(volume.id).attachments) == 1,
+            60)
+        self.assertEqual(written, self.read(servers[1]))
+        self.detach(servers[1], volume)
+        self.assert_released(volume.id)
+        # Mounted, it would be a filesystem in two places.
+        self.cloud.block_storage.set_volume_metadata(
+            volume.id, lxd_volume_mode='filesystem')
+        self.cloud.compute.create_volume_attachment(
+            servers[0].id, volume_id=volume.id, device=PATH)
+        self.wait_volume(volume.id, 'available')
+        self.assertIn('several servers', self._last_failure(servers[0]))
+
+    def _last_failure(self, server: Any) -> str:
+        """What Nova tells administrators of the last action that failed."""
+        actions = self.admin.compute.get(
+            f'/servers/{server.id}/os-instance-actions',
+            microversion='2.84').json()['instanceActions']
+        failed = self.admin.compute.get(
+            f'/servers/{server.id}/os-instance-actions/'
+            f'{actions[0]["request_id"]}', microversion='2.84').json()
+        return ' '.join(str(event['traceback']) for event in
+                        failed['instanceAction']['events'])
+
     def test_clone_and_snapshot(self) -> None:
         server = self.boot()
         volume = self.make_volume()

@@ -127,6 +127,12 @@ class DriverHost(fixtures.Fixture):
         self.addCleanup(started.cleanup_host, CONF.host)
         return started
 
+    @staticmethod
+    def another_driver() -> driver.LXDDriver:
+        """Make a driver with connections of its own for a process that is
+        copied from this one."""
+        return driver.LXDDriver(VirtAPI())
+
     def restart_driver(self) -> None:
         """Replace the driver, which keeps nothing in memory that matters."""
         self.driver.cleanup_host(CONF.host)

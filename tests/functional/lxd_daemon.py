@@ -245,6 +245,17 @@ class RealLXD(contextlib.AbstractContextManager['RealLXD']):
                 subprocess.run(['losetup', '--detach', device], check=False,
                                capture_output=True)
 
+    def wait_for_operations(self) -> None:
+        """Wait until it has done what it was asked for."""
+        deadline = time.monotonic() + DAEMON_TIMEOUT
+        while any(operation['class'] == 'task' for operation in self.api.must(
+                'GET', '/1.0/operations', params={
+                    'recursion': 1, 'all-projects': 'true'}).get(
+                        'running', ())):
+            if time.monotonic() > deadline:
+                raise RuntimeError('LXD does not finish what it does')
+            time.sleep(0.05)
+
     # -- contents -----------------------------------------------------------
 
     def add_project(self, name: str) -> None:

@@ -10,18 +10,29 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Many steps in no order, after which nothing of the volumes is left."""
+"""Many steps in no order, after which nothing of the volumes is left.
+
+Some of them are kills: of LXD, and of a process that has the driver, in the
+middle of what they do. The environment variable VOLUME_STEPS says how many
+steps, VOLUME_SEED repeats those of an earlier run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import fcntl
 import os
+import pathlib
 import random
+import threading
+import time
 import unittest
 
 import fixtures
 from nova import exception
 from oslo_utils import units
 
+from tests.functional import killed_process
 from tests.functional import lab_volumes
 from tests.functional import lxd_daemon
 from tests.functional import test_volumes
@@ -29,88 +40,197 @@ from tests.functional import test_volumes
 NO_LXD = lxd_daemon.missing()
 
 STEPS = int(os.environ.get('VOLUME_STEPS', '40'))
+SEED = int(os.environ.get('VOLUME_SEED', '0'))
+
+CHOICES = (
+    'attach', 'attach', 'attach', 'detach', 'detach', 'extend', 'hard',
+    'soft', 'restart', 'fail', 'stop', 'kill driver', 'kill driver',
+    'kill lxd', 'kill lxd')
 
 
-@unittest.skipIf(NO_LXD, NO_LXD or '')
+@unittest.skipIf(NO_LXD or os.environ.get('LXD_SOCKET'),
+                 NO_LXD or 'It kills LXD, and LXD_SOCKET names one that is '
+                 'not its own')
 class RandomStepsTest(test_volumes.Host, unittest.TestCase):
+    """One server, three volumes."""
 
     kind = lab_volumes.FileVolume
     options = {'volume_filesystems': ['ext4']}
+    modes = ('block', 'filesystem', 'block')
+    paths = ('/dev/vdb', '/dev/vdc', '/dev/vdd')
 
     def setUp(self) -> None:
+        daemon = lxd_daemon.LXDDaemon()
+        daemon.setUp()
+        self.addCleanup(daemon.cleanUp)
+        self.daemon_of_its_own = daemon.lxd
         super().setUp()
         patch = fixtures.MonkeyPatch('nova.volume.cinder.API.get',
                                      lambda *args: {})
         patch.setUp()
         self.addCleanup(patch.cleanUp)
-        seed = random.randrange(1 << 30)
-        self.random = random.Random(seed)
-        self.seed = seed
+        self.seed = SEED or random.randrange(1, 1 << 30)
+        self.random = random.Random(self.seed)
+        self.mappings: dict[int, test_volumes.Mapping] = {}
+        self.written: dict[int, str] = {}
+
+    def lxd(self) -> lxd_daemon.RealLXD:
+        return self.daemon_of_its_own
+
+    # -- what can be done ---------------------------------------------------
+
+    def step(self, name: str, number: int) -> None:
+        """Do one thing, if it can be done now."""
+        info = test_volumes.described(*self.mappings.values())
+        driver, context = self.host.driver, self.host.context
+        if name == 'attach' and number not in self.mappings:
+            self.mappings[number] = self.attached(number)
+        elif name == 'detach' and number in self.mappings:
+            self.detach(self.server, self.mappings.pop(number)[
+                'connection_info'], self.paths[number])
+        elif name == 'extend' and number in self.mappings and (
+                self.modes[number] == 'block'):
+            volume = self.volumes[number]
+            volume.extend(volume.size + units.Gi)
+            driver.extend_volume(
+                context, self.mappings[number]['connection_info'],
+                self.server, volume.size)
+            self.mappings[number].volume_size = volume.size // units.Gi
+        elif name == 'hard':
+            self.reboot(self.server, info)
+        elif name == 'soft':
+            self.reboot(self.server, info, 'SOFT')
+        elif name == 'restart':
+            self.host.restart_driver()
+        elif name == 'stop':
+            driver.power_off(self.server)
+            driver.power_on(context, self.server, [], info)
+        elif name == 'fail' and number in self.mappings:
+            broken = test_volumes.Mapping(self.volumes[number],
+                                          self.paths[number])
+            broken['connection_info']['driver_volume_type'] = 'pigeon'
+            self.assertRaises(
+                exception.VolumeDriverNotFound, driver.attach_volume, context,
+                broken['connection_info'], self.server, self.paths[number])
+        elif name.startswith('kill'):
+            self.kill(name, number)
+
+    def attached(self, number: int, driver=None) -> test_volumes.Mapping:
+        mapping = test_volumes.Mapping(self.volumes[number],
+                                       self.paths[number])
+        self.server.metadata = {'lxd_volume_mode': self.modes[number]}
+        (driver or self.host.driver).attach_volume(
+            self.host.context, mapping['connection_info'], self.server,
+            self.paths[number])
+        return mapping
+
+    def kill(self, name: str, number: int) -> None:
+        """Kill somebody who attaches, detaches or reboots, and do it again as
+        Nova or its user would."""
+        what = self.random.choice(('attach', 'detach', 'hard'))
+        if what != 'hard':
+            what = 'detach' if number in self.mappings else 'attach'
+        info = test_volumes.described(*self.mappings.values())
+        patience = self.random.uniform(0, 0.5 if what == 'hard' else 0.12)
+
+        def begin(driver) -> None:
+            if what == 'attach':
+                self.attached(number, driver)
+            elif what == 'detach':
+                driver.detach_volume(
+                    self.host.context,
+                    dict(self.mappings[number]['connection_info']),
+                    self.server, self.paths[number])
+            else:
+                driver.reboot(self.host.context, self.server, [], 'HARD',
+                              info)
+        if name == 'kill driver':
+            began = time.monotonic()
+            killed_process.run(
+                lambda: begin(self.host.another_driver()),
+                lambda: time.monotonic() > began + patience)
+            self.daemon_of_its_own.wait_for_operations()
+            self.host.restart_driver()
+        else:
+            self.kill_lxd(lambda: begin(self.host.driver), patience)
+        if what == 'hard':
+            # What became of the first is not known.
+            self.reboot(self.server, info)
+        elif what == 'detach':
+            self.detach(self.server, self.mappings.pop(number)[
+                'connection_info'], self.paths[number])
+        elif self.random.random() < 0.5:
+            self.mappings[number] = self.attached(number)
+        else:
+            # Nova never heard what became of the connection.
+            self.detach(self.server, self.volumes[number].connection(),
+                        self.paths[number])
+
+    def kill_lxd(self, action: Callable[[], None], patience: float) -> None:
+        def tried() -> None:
+            try:
+                action()
+            except exception.NovaException as error:
+                self.log_error(error)
+        thread = threading.Thread(target=tried)
+        thread.start()
+        time.sleep(patience)
+        self.daemon_of_its_own.kill()
+        thread.join()
+        self.daemon_of_its_own.start()
+
+    def log_error(self, error: Exception) -> None:
+        self.done[-1] += f' ({type(error).__name__})'
+
+    # -- the test -----------------------------------------------------------
 
     def test_nothing_is_left(self) -> None:
-        server = self.host.spawn()
-        volumes = [self.storage.volume() for _number in range(3)]
-        modes = ['block', 'filesystem', 'block']
-        paths = ['/dev/vdb', '/dev/vdc', '/dev/vdd']
-        written: dict[int, str] = {}
-        mappings: dict[int, test_volumes.Mapping] = {}
-        done = []
+        self.server = self.host.spawn()
+        self.volumes = [self.storage.volume() for _path in self.paths]
+        self.done: list[str] = []
         for _step in range(STEPS):
-            number = self.random.randrange(3)
-            step = self.random.choice((
-                'attach', 'attach', 'detach', 'detach', 'extend', 'hard',
-                'soft', 'restart', 'fail', 'stop'))
-            done.append(f'{step} {number}')
-            info = test_volumes.described(*mappings.values())
-            if step == 'attach' and number not in mappings:
-                mapping = test_volumes.Mapping(volumes[number], paths[number])
-                server.metadata = {'lxd_volume_mode': modes[number]}
-                self.host.driver.attach_volume(
-                    self.host.context, mapping['connection_info'], server,
-                    paths[number])
-                mappings[number] = mapping
-            elif step == 'detach' and number in mappings:
-                self.detach(server, mappings.pop(number)['connection_info'],
-                            paths[number])
-            elif (step == 'extend' and number in mappings and
-                    modes[number] == 'block'):
-                volume = volumes[number]
-                volume.extend(volume.size + units.Gi)
-                self.host.driver.extend_volume(
-                    self.host.context, mappings[number]['connection_info'],
-                    server, volume.size)
-                mappings[number].volume_size = volume.size // units.Gi
-            elif step == 'hard':
-                self.reboot(server, info)
-            elif step == 'soft':
-                self.reboot(server, info, 'SOFT')
-            elif step == 'restart':
-                self.host.restart_driver()
-            elif step == 'stop':
-                self.host.driver.power_off(server)
-                self.host.driver.power_on(self.host.context, server, [], info)
-            elif step == 'fail' and number in mappings:
-                broken = test_volumes.Mapping(volumes[number], paths[number])
-                broken['connection_info']['driver_volume_type'] = 'pigeon'
-                self.assertRaises(
-                    exception.VolumeDriverNotFound,
-                    self.host.driver.attach_volume, self.host.context,
-                    broken['connection_info'], server, paths[number])
-            for number in mappings:
-                where = (paths[number] if modes[number] == 'block' else
-                         paths[number].replace('/dev', '/mnt') + '/file')
-                if number not in written:
-                    written[number] = self.write(server, where, 1)
-                self.assertEqual(written[number],
-                                 self.read(server, where, 1),
-                                 f'seed {self.seed}: {done}')
-        self.destroy(server, test_volumes.described(*mappings.values()))
+            number = self.random.randrange(len(self.paths))
+            name = self.random.choice(CHOICES)
+            self.done.append(f'{name} {number}')
+            try:
+                self.step(name, number)
+                self.check_content()
+            except Exception as error:
+                raise AssertionError(
+                    f'VOLUME_SEED={self.seed}: {self.done}') from error
+        self.destroy(self.server,
+                     test_volumes.described(*self.mappings.values()))
         self.assertEqual(set(), self.storage.left_on_host(),
-                         f'seed {self.seed}: {done}')
+                         f'VOLUME_SEED={self.seed}: {self.done}')
         self.assertEqual([], os.listdir(self.mount_directory()))
+        self.assertEqual([], self.held_locks())
+
+    def check_content(self) -> None:
+        """See that each volume has what was written to it first."""
+        self.assertEqual({f'volume-{self.volumes[number].id}'
+                          for number in self.mappings},
+                         set(self.devices(self.server)))
+        for number in self.mappings:
+            where = (self.paths[number] if self.modes[number] == 'block' else
+                     self.paths[number].replace('/dev', '/mnt') + '/file')
+            if number not in self.written:
+                self.written[number] = self.write(self.server, where, 1)
+            self.assertEqual(self.written[number],
+                             self.read(self.server, where, 1))
+
+    def held_locks(self) -> list[str]:
+        """os-brick's file locks that somebody still holds."""
+        held = []
+        for path in pathlib.Path(lab_volumes.CONF.state_path).rglob(
+                '*os-brick*'):
+            with open(path, 'a', encoding='utf-8') as stream:
+                try:
+                    fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    held.append(path.name)
+        return held
 
     def mount_directory(self) -> str:
-        path = os.path.join(lab_volumes.CONF.state_path,
-                            'volumes')
+        path = os.path.join(lab_volumes.CONF.state_path, 'volumes')
         os.makedirs(path, exist_ok=True)
         return path

@@ -150,9 +150,12 @@ class SupportMatrixTestCase(base.BaseTestCase):
                 ('operation.device-tags', 'supports_device_tagging'),
                 ('operation.attach-tagged-volume',
                  'supports_tagged_attach_volume'),
-                ('operation.swap-volume', 'supports_swap_volume'),
                 ('operation.multiattach-volume', 'supports_multiattach'),
                 ('operation.trusted-certs', 'supports_trusted_certs')):
             self.assertEqual(
                 self.matrix[operation]['driver.lxd'] != 'missing',
                 bool(capabilities.get(capability)), operation)
+        # Nova has no capability for it.
+        self.assertEqual(
+            self.matrix['operation.swap-volume']['driver.lxd'] != 'missing',
+            'swap_volume' in vars(driver.LXDDriver))

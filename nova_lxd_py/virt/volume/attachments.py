@@ -22,25 +22,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 import contextlib
-import os
 from typing import Any
 
-from nova.compute import power_state
 from nova import context as nova_context
 from nova import exception
 from nova import objects
 from nova.virt import driver as virt_driver
 from oslo_log import log as logging
-from oslo_utils import excutils
 
 from nova_lxd_py.virt import device_tags
-from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import identity
+from nova_lxd_py.virt.volume import handover
+from nova_lxd_py.virt.volume import holders
 from nova_lxd_py.virt.volume import manager
-from nova_lxd_py.virt.volume import processes
+from nova_lxd_py.virt.volume import swap
 
 LOG = logging.getLogger(__name__)
 
@@ -62,12 +59,16 @@ class Attachments:
         self._guests = guests
         self._volumes = volumes
         self._filesystems = mounted
+        self._holders = holders.Holders(guests, volumes)
+        self._steps = handover.Handover(volumes, mounted, self._holders)
+        self._swaps = swap.Swaps(guests, mounted, self._steps)
 
     # -- one volume ---------------------------------------------------------
 
     def attach(self, context: nova_context.RequestContext,
                instance: objects.Instance, connection_info: dict[str, Any],
-               mountpoint: str) -> None:
+               mountpoint: str, encrypted: dict[str, Any] | None = None
+               ) -> None:
         """Give a server one more volume; a failure leaves nothing connected.
 
         See :meth:`nova.virt.driver.ComputeDriver.attach_volume`.
@@ -76,6 +77,7 @@ class Attachments:
         :param connection_info: Cinder's description of the connection, which
             gets what detaching needs to know.
         :param mountpoint: the device name of the volume.
+        :param encrypted: how it is encrypted, if it is.
         """
         identifier = manager.volume_id(connection_info)
         path = devices.guest_path(mountpoint)
@@ -83,15 +85,16 @@ class Attachments:
               contextlib.ExitStack() as undo):
             guest = self._guests.active(instance)
             recorded = _recorded(context, instance, identifier)
-            device = self._connect(
+            device = self._steps.connect(
                 context, instance, connection_info, path,
-                recorded.volume_size if recorded else None, undo)
+                recorded.volume_size if recorded else None, undo,
+                encrypted=encrypted)
             if recorded is not None and recorded.tag:
                 undo.callback(device_tags.forget_volume, instance, identifier)
                 device_tags.publish_volume(instance, recorded)
             if devices.name(identifier) not in devices.of_guest(guest):
-                self._mount(instance, guest, connection_info)
-            self._put_in(instance, guest, identifier, device, undo)
+                self._steps.mount(instance, guest, connection_info)
+            self._steps.put_in(instance, guest, identifier, device, undo)
             undo.pop_all()
         LOG.info('Attached volume %(volume)s at %(path)s',
                  {'volume': identifier, 'path': device['path']},
@@ -113,24 +116,47 @@ class Attachments:
         """
         identifier = manager.volume_id(connection_info)
         with self._guests.lock(instance.uuid), manager.lock(identifier):
-            for guest in self._guests.of(instance):
-                self._take_out(instance, guest, connection_info, mountpoint)
-            self._disconnect(instance, connection_info, force=False)
+            for guest in self._having(instance):
+                self._steps.take_out(instance, guest, connection_info,
+                                     mountpoint)
+            self._steps.disconnect(instance, connection_info, force=False)
         LOG.info('Detached volume %s', identifier, instance=instance)
 
-    def extend(self, instance: objects.Instance,
+    def _having(self, instance: objects.Instance) -> list[lxd_instance.Guest]:
+        """List the LXD instances of a server that may have volumes: its own
+        and, while it is rescued, its rescue instance."""
+        own = self._guests.find(instance)
+        if own is None:
+            return self._guests.of(instance)
+        if own.config.get(lxd_instance.KEY_RESCUED) != 'true':
+            return [own]
+        rescue = self._guests.find(instance, lxd_instance.ROLE_RESCUE)
+        return [own, rescue] if rescue else [own]
+
+    def swap(self, context: nova_context.RequestContext,
+             instance: objects.Instance, old: dict[str, Any],
+             new: dict[str, Any], mountpoint: str, size_gb: int | None
+             ) -> None:
+        """Put a volume in place of another one. See
+        :meth:`.swap.Swaps.swap`.
+        """
+        self._swaps.swap(context, instance, old, new, mountpoint, size_gb)
+
+    def extend(self, context: nova_context.RequestContext,
+               instance: objects.Instance,
                connection_info: dict[str, Any], size: int) -> None:
         """Show a server the new size of a volume.
 
         See :meth:`nova.virt.driver.ComputeDriver.extend_volume`.
 
+        :param context: for asking Cinder and the key manager.
         :param connection_info: Cinder's description of the connection.
         :param size: bytes that the volume has by now.
         :raises nova.exception.VolumeExtendFailed: the host does not see it.
         """
         identifier = manager.volume_id(connection_info)
         with self._guests.lock(instance.uuid), manager.lock(identifier):
-            self._volumes.extend(instance, connection_info, size)
+            self._volumes.extend(instance, connection_info, size, context)
             if filesystems.is_filesystem(connection_info):
                 with manager.explained('grow the filesystem of', instance,
                                        identifier,
@@ -138,6 +164,10 @@ class Attachments:
                     self._filesystems.grow(connection_info, identifier)
         LOG.info('Volume %(volume)s has %(size)d bytes now',
                  {'volume': identifier, 'size': size}, instance=instance)
+
+    def recover(self) -> None:
+        """Put right what the end of nova-compute has interrupted."""
+        self._swaps.recover()
 
     # -- all volumes of a server --------------------------------------------
 
@@ -163,9 +193,11 @@ class Attachments:
             identifier = manager.volume_id(connection_info)
             path = devices.guest_path(volume['mount_device'])
             with manager.lock(identifier), contextlib.ExitStack() as undo:
-                found[devices.name(identifier)] = self._connect(
+                found[devices.name(identifier)] = self._steps.connect(
                     context, instance, connection_info, path,
                     getattr(volume, 'volume_size', None), undo)
+                if filesystems.is_filesystem(connection_info):
+                    self._filesystems.prepare(identifier)
                 undo.pop_all()
             # Nobody else keeps what the connection has been found to be.
             volume['connection_info'] = connection_info
@@ -186,8 +218,8 @@ class Attachments:
         """
         for volume in _mapping(block_device_info):
             if filesystems.is_filesystem(volume['connection_info']):
-                self._mount(instance, guest.reload(),
-                            volume['connection_info'])
+                self._steps.mount(instance, guest.reload(),
+                                  volume['connection_info'])
 
     def reconnect(self, context: nova_context.RequestContext,
                   instance: objects.Instance, guest: lxd_instance.Guest
@@ -227,8 +259,8 @@ class Attachments:
             try:
                 with manager.lock(manager.volume_id(
                         volume['connection_info'])):
-                    self._disconnect(instance, volume['connection_info'],
-                                     force=force)
+                    self._steps.disconnect(
+                        instance, volume['connection_info'], force=force)
             except exception.NovaException as error:
                 if not force:
                     raise
@@ -251,12 +283,11 @@ class Attachments:
                  for volume in _mapping(block_device_info)
                  if volume.get('connection_info')}
         for name in names:
-            identifier = name.removeprefix(devices.PREFIX)
+            identifier = devices.volume(name)
             if identifier in known:
                 continue
             with manager.lock(identifier):
-                if not devices.others(self._guests.all(), instance,
-                                      identifier):
+                if not self._holders.others(instance, identifier):
                     LOG.warning('It had volume %s, which Nova does not '
                                 'mention', identifier, instance=instance)
                     with contextlib.suppress(OSError):
@@ -276,171 +307,6 @@ class Attachments:
         """
         guest.update(devices={name: None for name in devices.of_guest(guest)})
         self.disconnect_all(instance, block_device_info, force=False)
-
-    # -- steps --------------------------------------------------------------
-
-    def _connect(self, context: nova_context.RequestContext,
-                 instance: objects.Instance,
-                 connection_info: dict[str, Any], path: str,
-                 size_gb: int | None, undo: contextlib.ExitStack
-                 ) -> dict[str, str]:
-        """Connect one volume, and describe it as an LXD device."""
-        identifier = manager.volume_id(connection_info)
-        guests = self._guests.all()
-        holders = devices.holders(guests, identifier)
-        if (devices.others(guests, instance, identifier) and
-                not connection_info.get('multiattach')):
-            raise exception.VolumeAttachFailed(
-                volume_id=identifier,
-                reason='another server on the host still has it')
-        mode = self._filesystems.choose(context, instance, connection_info,
-                                        identifier)
-        source = self._volumes.connect(instance, connection_info, size_gb,
-                                       shared=bool(holders))
-        if not holders:
-            undo.callback(self._drop, instance, connection_info, force=True)
-        self._refuse_mix_up(instance, guests, identifier, source)
-        if mode == filesystems.FILESYSTEM:
-            with manager.explained('mount', instance, identifier,
-                                   exception.VolumeAttachFailed):
-                return {**self._filesystems.device(connection_info,
-                                                   identifier, path),
-                        devices.KEY_SOURCE: source}
-        if connection_info['data'].get('qos_specs'):
-            LOG.warning('Volume %s has front-end QoS limits, which LXD cannot '
-                        'apply to block devices; use the limits of the '
-                        'storage (consumer: back-end)', identifier,
-                        instance=instance)
-        return {'type': 'unix-block', 'source': source, 'path': path}
-
-    @staticmethod
-    def _put_in(instance: objects.Instance, guest: lxd_instance.Guest,
-                identifier: str, device: Mapping[str, str],
-                undo: contextlib.ExitStack) -> None:
-        """Put a connected volume into a guest.
-
-        LXD may have done it although it reports a failure, or its answer is
-        lost. The host must not be disconnected as long as that may be.
-        """
-        name = devices.name(identifier)
-        before = guest.devices.get(name)
-        try:
-            guest.update(devices={name: device})
-        except errors.LXDError:
-            with excutils.save_and_reraise_exception():
-                try:
-                    guest.update(devices={name: before})
-                except errors.LXDError as error:
-                    undo.pop_all()
-                    LOG.error('Volume %(volume)s stays connected, since LXD '
-                              'may have given it to the guest: %(error)s',
-                              {'volume': identifier, 'error': error},
-                              instance=instance)
-
-    def _refuse_mix_up(self, instance: objects.Instance,
-                       guests: Iterable[lxd_instance.Guest], identifier: str,
-                       source: str) -> None:
-        """See that a device is not the one of another volume as well."""
-        number = identity.device_number(source)
-        for guest in guests:
-            for name, device in devices.of_guest(guest).items():
-                if name == devices.name(identifier):
-                    continue
-                with contextlib.suppress(identity.WrongDevice):
-                    if number == identity.device_number(
-                            devices.source(device)):
-                        LOG.error('%(path)s turned up as volume %(volume)s, '
-                                  'but is device %(name)s of %(guest)s; the '
-                                  'host has a stale connection',
-                                  {'path': source, 'volume': identifier,
-                                   'name': name, 'guest': guest.name},
-                                  instance=instance)
-                        raise exception.VolumeAttachFailed(
-                            volume_id=identifier,
-                            reason='the host takes it for another volume')
-
-    def _disconnect(self, instance: objects.Instance,
-                    connection_info: dict[str, Any], *, force: bool) -> None:
-        identifier = manager.volume_id(connection_info)
-        if connection_info.get('multiattach'):
-            others = devices.others(self._guests.all(), instance, identifier)
-            if others:
-                LOG.info('Volume %(volume)s stays connected for %(others)s',
-                         {'volume': identifier, 'others': ', '.join(
-                             guest.name for guest in others)},
-                         instance=instance)
-                return
-        self._drop(instance, connection_info, force=force)
-
-    def _drop(self, instance: objects.Instance,
-              connection_info: dict[str, Any], *, force: bool) -> None:
-        """Unmount a volume that nobody uses, and disconnect the host."""
-        identifier = manager.volume_id(connection_info)
-        try:
-            with manager.explained('unmount', instance, identifier,
-                                   exception.VolumeDetachFailed):
-                self._filesystems.unmount(identifier, force)
-        except exception.VolumeDetachFailed:
-            if not force:
-                raise
-        self._volumes.disconnect(instance, connection_info, force=force)
-
-    def _mount(self, instance: objects.Instance, guest: lxd_instance.Guest,
-               connection_info: dict[str, Any]) -> None:
-        identifier = manager.volume_id(connection_info)
-        if filesystems.is_filesystem(connection_info):
-            with manager.explained('mount', instance, identifier,
-                                   exception.VolumeAttachFailed):
-                self._filesystems.mount(guest, connection_info, identifier)
-
-    def _take_out(self, instance: objects.Instance, guest: lxd_instance.Guest,
-                  connection_info: dict[str, Any], mountpoint: str) -> None:
-        """Take a volume out of a guest that does not use it."""
-        identifier = manager.volume_id(connection_info)
-        name = devices.name(identifier)
-        device = devices.of_guest(guest).get(name)
-        if device is None:
-            return
-        self._refuse_busy(guest, device, mountpoint)
-        guest.update(devices={name: None})
-        try:
-            # Something may have opened it in the last moment.
-            if device['type'] == 'disk':
-                self._filesystems.release(identifier, devices.source(device),
-                                          mountpoint)
-            else:
-                self._refuse_busy(guest, device, mountpoint)
-        except exception.DeviceDetachFailed:
-            with excutils.save_and_reraise_exception():
-                self._mount(instance, guest, connection_info)
-                guest.update(devices={name: device})
-                LOG.info('Volume %s has gone back to the guest, which uses it',
-                         identifier, instance=instance)
-
-    @staticmethod
-    def _refuse_busy(guest: lxd_instance.Guest, device: Mapping[str, str],
-                     mountpoint: str) -> None:
-        if guest.power_state == power_state.SHUTDOWN:
-            return
-        number = filesystem = 0
-        try:
-            if device['type'] == 'disk':
-                filesystem = os.stat(device['source']).st_dev
-            else:
-                number = identity.device_number(device['source'])
-            init = guest.state()['pid']
-        except (identity.WrongDevice, errors.NotFound, OSError):
-            # Nobody can use what is not there.
-            return
-        using = processes.users(init, number, filesystem) if init > 0 else []
-        if using:
-            LOG.info('%(device)s of %(guest)s is open in processes %(pids)s '
-                     'of the host', {'device': mountpoint, 'guest':
-                                     guest.name, 'pids': using})
-            raise exception.DeviceDetachFailed(
-                device=mountpoint,
-                reason=f'{len(using)} processes of the server use it; end '
-                       f'them first')
 
 
 def _mapping(block_device_info: _BlockDeviceInfo) -> list[Any]:

@@ -48,6 +48,15 @@ def name(identifier: str) -> str:
     return PREFIX + identifier
 
 
+def volume(device: str) -> str:
+    """Tell which volume an LXD device is.
+
+    :param device: its name, see :func:`name`.
+    :returns: Cinder's id of the volume.
+    """
+    return device.removeprefix(PREFIX)
+
+
 def source(device: Mapping[str, str]) -> str:
     """Tell which block device of the host an LXD device leads to."""
     return device.get(KEY_SOURCE) or device['source']

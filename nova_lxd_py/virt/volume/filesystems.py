@@ -24,6 +24,7 @@ from collections.abc import Mapping
 import errno
 import json
 import os
+import time
 from typing import Any
 
 from nova import context as nova_context
@@ -45,11 +46,16 @@ FILESYSTEM = 'filesystem'
 
 #: Under this key of the connection the mode is kept while it is attached.
 KEY_MODE = 'lxd_mode'
+#: Under this key is what was found, or made, on it when it was connected.
+_KEY_KIND = 'lxd_filesystem'
 
 #: Where tenants and administrators may say which mode they want.
 METADATA = 'lxd_volume_mode'
 
 _LABEL_LENGTH = 12
+
+#: Seconds for a device to be free once its filesystem is unmounted.
+_PATIENCE = 2.0
 
 
 class Filesystems:
@@ -93,11 +99,8 @@ class Filesystems:
                 volume_id=identifier,
                 reason=f'{METADATA} is "{mode}", which is neither '
                        f'"{BLOCK}" nor "{FILESYSTEM}"')
-        if mode == FILESYSTEM and connection_info.get('multiattach'):
-            raise exception.VolumeAttachFailed(
-                volume_id=identifier,
-                reason='a filesystem cannot be mounted by several servers at '
-                       'a time; attach it as a block device')
+        if mode == FILESYSTEM:
+            _refuse_sharing(connection_info, identifier)
         connection_info[KEY_MODE] = mode
         return mode
 
@@ -122,34 +125,48 @@ class Filesystems:
         """
         return os.path.join(self._options.volume_mount_directory, identifier)
 
+    @staticmethod
+    def adopt(old: Mapping[str, Any], new: dict[str, Any], identifier: str
+              ) -> None:
+        """Have one volume attached as another one is, whose content it gets.
+
+        :param old: connection of a volume that is attached.
+        :param new: connection of the other one.
+        :param identifier: Cinder's id of the other one.
+        :raises nova.exception.VolumeAttachFailed: that cannot be.
+        """
+        for key in (KEY_MODE, _KEY_KIND):
+            if key in old:
+                new[key] = old[key]
+        if is_filesystem(new):
+            _refuse_sharing(new, identifier)
+
     def device(self, connection_info: dict[str, Any], identifier: str,
-               path: str) -> dict[str, str]:
+               path: str, probe: bool = True) -> dict[str, str]:
         """Describe a connected volume as an LXD device, and see that it has a
         filesystem.
 
         :param connection_info: Cinder's description of the connection.
         :param identifier: Cinder's id of the volume.
         :param path: the device name of the volume.
+        :param probe: whether to look at what is on it.
         :returns: the device, which needs :meth:`mount` before a start.
         :raises base.Refused: there is something else on the volume.
         """
-        self.kind(connection_info, identifier, may_make=True)
-        mounts.prepare(self.target(identifier))
+        if probe:
+            connection_info[_KEY_KIND] = self._find_kind(connection_info,
+                                                         identifier)
         device = {'type': 'disk', 'source': self.target(identifier),
                   'path': guest_folder(path)}
         if is_read_only(connection_info):
             device['readonly'] = 'true'
         return device
 
-    def kind(self, connection_info: dict[str, Any], identifier: str,
-             may_make: bool = False) -> str:
-        """Find out which filesystem is on a volume.
+    def _find_kind(self, connection_info: dict[str, Any], identifier: str
+                   ) -> str:
+        """Find out which filesystem is on a volume; an empty one gets one.
 
-        :param connection_info: Cinder's description of the connection.
-        :param identifier: Cinder's id of the volume.
-        :param may_make: whether an empty volume may get one.
-        :returns: the filesystem's name.
-        :raises base.Refused: there is something else on the volume.
+        :raises base.Refused: there is something else on it.
         """
         path = base.device_path(connection_info) or ''
         allowed = self._options.volume_filesystems
@@ -160,7 +177,7 @@ class Filesystems:
             raise base.Refused(
                 f'it holds {found}, and the host mounts '
                 f'{", ".join(allowed)} only; attach it as a block device')
-        if not may_make or is_read_only(connection_info):
+        if is_read_only(connection_info):
             raise base.Refused('it is empty, and a filesystem cannot be made '
                                'on it while it is read-only')
         kind = allowed[0]
@@ -169,7 +186,26 @@ class Filesystems:
                  '%(volume)s', {'kind': kind, 'volume': identifier})
         return kind
 
+    def _kind(self, connection_info: dict[str, Any], identifier: str) -> str:
+        """Tell which filesystem was on a volume when it was connected.
+
+        The kernel finds no other one there, whatever happened since.
+        """
+        kind = connection_info.get(_KEY_KIND)
+        if kind is None:
+            kind = self._find_kind(connection_info, identifier)
+            connection_info[_KEY_KIND] = kind
+        return kind
+
     # -- mounts -------------------------------------------------------------
+
+    def prepare(self, identifier: str) -> None:
+        """Make the folder of a volume that is to be mounted: LXD wants to see
+        it before.
+
+        :param identifier: Cinder's id of the volume.
+        """
+        mounts.prepare(self.target(identifier))
 
     def mount(self, guest: lxd_instance.Guest, connection_info: dict[str, Any],
               identifier: str) -> None:
@@ -182,10 +218,9 @@ class Filesystems:
             it.
         """
         uid, gid, size = id_range(guest)
-        mounts.prepare(self.target(identifier))
         try:
             mounts.mount(base.device_path(connection_info) or '',
-                         self.kind(connection_info, identifier),
+                         self._kind(connection_info, identifier),
                          self.target(identifier),
                          is_read_only(connection_info), uid, gid, size)
         except OSError as error:
@@ -216,7 +251,12 @@ class Filesystems:
         """
         try:
             self.unmount(identifier, False)
-            held = mounts.is_held(path)
+            # A container that is just being started has a copy of all mounts
+            # for a moment.
+            deadline = time.monotonic() + _PATIENCE
+            while (held := mounts.is_held(path)) and (
+                    time.monotonic() < deadline):
+                time.sleep(0.1)
         except FileNotFoundError:
             held = False
         except OSError as error:
@@ -229,6 +269,22 @@ class Filesystems:
                 reason='the server has it mounted in another place, or a '
                        'process stands in it')
 
+    def freeze(self, identifier: str) -> None:
+        """Bring the filesystem of a volume to rest: all of it is on the
+        storage then, and whoever writes to it waits.
+
+        :param identifier: Cinder's id of the volume, mounted or not.
+        :raises OSError: the kernel refuses.
+        """
+        mounts.freeze(self.target(identifier))
+
+    def thaw(self, identifier: str) -> None:
+        """Take :meth:`freeze` back; again is no change.
+
+        :param identifier: Cinder's id of the volume.
+        """
+        mounts.thaw(self.target(identifier))
+
     def grow(self, connection_info: dict[str, Any], identifier: str) -> None:
         """Have the filesystem of a mounted volume fill it.
 
@@ -237,7 +293,7 @@ class Filesystems:
         :raises OSError: the kernel refuses.
         """
         mounts.grow(base.device_path(connection_info) or '',
-                    self.kind(connection_info, identifier),
+                    self._kind(connection_info, identifier),
                     self.target(identifier))
 
 
@@ -265,6 +321,15 @@ def is_filesystem(connection_info: Mapping[str, Any]) -> bool:
 def is_read_only(connection_info: Mapping[str, Any]) -> bool:
     """Whether nothing may be written to a volume."""
     return connection_info['data'].get('access_mode') == 'ro'
+
+
+def _refuse_sharing(connection_info: Mapping[str, Any], identifier: str
+                    ) -> None:
+    if connection_info.get('multiattach'):
+        raise exception.VolumeAttachFailed(
+            volume_id=identifier,
+            reason='a filesystem cannot be mounted by several servers at a '
+                   'time; attach it as a block device')
 
 
 def guest_folder(path: str) -> str:

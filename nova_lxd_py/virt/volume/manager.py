@@ -24,8 +24,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import re
+import threading
 from typing import Any
 
+from nova import context as nova_context
 from nova import exception
 from nova.i18n import _
 from nova import objects
@@ -37,11 +39,16 @@ from oslo_utils import strutils
 
 from nova_lxd_py.virt import plugins
 from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import encryption
 from nova_lxd_py.virt.volume import identity
 
 LOG = logging.getLogger(__name__)
 
 NAMESPACE = 'nova_lxd_py.volume'
+
+#: Under this key of a connection is the id that the volume had when it was
+#: connected, where Cinder may have given it another one since.
+LOCAL_ID = 'lxd_volume_id'
 
 _UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
@@ -62,6 +69,9 @@ class VolumeManager:
         self._plugins = plugins.load(
             NAMESPACE, base.VolumePlugin,  # type: ignore[type-abstract]
             'volume', 'Volumes', [options])
+        self._encryption = encryption.Encryption(options)
+        self._lock = threading.Lock()
+        self._connections: dict[str, str] = {}
 
     @property
     def supported_types(self) -> list[str]:
@@ -74,16 +84,13 @@ class VolumeManager:
         :param connection_info: Cinder's description of the connection.
         :raises nova.exception.VolumeDriverNotFound: it is of a type that
             there is no plugin for.
-        :raises nova.exception.VolumeEncryptionNotSupported: it is encrypted.
         """
         self._plugin(connection_info)
-        if connection_info['data'].get('encrypted'):
-            raise exception.VolumeEncryptionNotSupported(
-                volume_type=connection_info['driver_volume_type'],
-                volume_id=volume_id(connection_info))
 
     def connect(self, instance: objects.Instance,
                 connection_info: dict[str, Any], size_gb: int | None, *,
+                context: nova_context.RequestContext | None = None,
+                encrypted: dict[str, Any] | None = None,
                 shared: bool = False) -> str:
         """Connect the host to a volume; again is no change.
 
@@ -93,6 +100,10 @@ class VolumeManager:
         :param connection_info: Cinder's description of the connection, which
             gets the device's path.
         :param size_gb: GiB that the volume has, if that is known.
+        :param context: for asking Cinder and the key manager; without, an
+            encrypted volume is refused.
+        :param encrypted: how it is encrypted; Cinder is asked if Nova does
+            not say.
         :param shared: whether another server uses the same connection, which
             stays in any case.
         :returns: path of the block device on the host, by a name that lasts
@@ -103,6 +114,10 @@ class VolumeManager:
         self.check(connection_info)
         plugin = self._plugin(connection_info)
         identifier = volume_id(connection_info)
+        with explained('connect', instance, identifier,
+                       exception.VolumeAttachFailed):
+            encrypted = self._encryption.metadata(
+                context, connection_info, identifier, encrypted)
         with contextlib.ExitStack() as undo:
             if not shared:
                 undo.callback(self.disconnect, instance, connection_info,
@@ -112,6 +127,9 @@ class VolumeManager:
                 path = identity.stable_path(
                     plugin.connect(identifier, connection_info))
                 identity.check(path, connection_info, size_gb)
+                if encrypted:
+                    path = self._encryption.open(
+                        context, connection_info, identifier, path, encrypted)
             undo.pop_all()
         if identity.is_fleeting(path):
             LOG.warning('Volume %(volume)s is at %(path)s, for which the host '
@@ -119,7 +137,31 @@ class VolumeManager:
                         'missing?', {'volume': identifier, 'path': path},
                         instance=instance)
         connection_info[base.DEVICE_PATH] = path
+        self.note(identifier, path)
         return path
+
+    def note(self, identifier: str, path: str) -> None:
+        """Take down that the host is connected to a volume, perhaps by a
+        process before this one.
+
+        :param identifier: Cinder's id of the volume.
+        :param path: of its block device.
+        """
+        with self._lock:
+            self._connections[identifier] = path
+
+    def connections(self) -> dict[str, str]:
+        """List what the host is connected to, and may be where it could not
+        be disconnected.
+
+        :returns: paths of block devices by volume.
+        """
+        with self._lock:
+            return dict(self._connections)
+
+    def _forget(self, identifier: str) -> None:
+        with self._lock:
+            self._connections.pop(identifier, None)
 
     def disconnect(self, instance: objects.Instance,
                    connection_info: dict[str, Any], *,
@@ -136,7 +178,9 @@ class VolumeManager:
             plugin = self._plugin(connection_info)
             with explained('disconnect', instance, identifier,
                            exception.VolumeDetachFailed):
+                self._encryption.close(connection_info, identifier)
                 plugin.disconnect(identifier, connection_info, force=force)
+            self._forget(identifier)
         except exception.NovaException:
             if not force:
                 raise
@@ -145,16 +189,19 @@ class VolumeManager:
         connection_info.pop(base.DEVICE_PATH, None)
 
     def extend(self, instance: objects.Instance,
-               connection_info: dict[str, Any], wanted: int) -> None:
+               connection_info: dict[str, Any], wanted: int,
+               context: nova_context.RequestContext | None = None) -> None:
         """Have the host see the new size of a volume.
 
         :param instance: the server that has it.
         :param connection_info: Cinder's description of the connection.
         :param wanted: bytes that the volume has by now.
+        :param context: for asking Cinder and the key manager.
         :raises nova.exception.VolumeExtendFailed: the host does not see it.
         """
         identifier = volume_id(connection_info)
-        path = base.device_path(connection_info) or ''
+        path = (encryption.device_below(connection_info) or
+                base.device_path(connection_info) or '')
         plugin = self._plugin(connection_info)
         with explained('extend', instance, identifier,
                        exception.VolumeExtendFailed):
@@ -163,6 +210,7 @@ class VolumeManager:
             if found < wanted:
                 raise base.Refused(f'the host sees {found} bytes of it, not '
                                    f'{wanted}')
+            self._encryption.extend(context, connection_info, identifier)
 
     def forget(self, instance: objects.Instance, identifier: str) -> None:
         """Remove what can be found of a volume without its connection.
@@ -170,6 +218,10 @@ class VolumeManager:
         :param instance: the server that had it and is gone.
         :param identifier: Cinder's id of the volume.
         """
+        with (contextlib.suppress(exception.VolumeDetachFailed),
+              explained('close', instance, identifier,
+                        exception.VolumeDetachFailed)):
+            self._encryption.forget(identifier)
         for plugin in self._plugins.values():
             with (contextlib.suppress(exception.VolumeDetachFailed),
                   explained('forget', instance, identifier,
@@ -191,7 +243,8 @@ def volume_id(connection_info: dict[str, Any]) -> str:
     :returns: Cinder's id of the volume.
     :raises nova.exception.InvalidVolume: it does not say.
     """
-    identifier = block_device.get_volume_id(connection_info)
+    identifier = (connection_info.get(LOCAL_ID) or
+                  block_device.get_volume_id(connection_info))
     if not identifier or not _UUID.fullmatch(identifier):
         raise exception.InvalidVolume(
             reason='the connection does not say which volume it leads to')

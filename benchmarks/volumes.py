@@ -1,0 +1,269 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the driver adds to attaching a volume, and how fast a volume is.
+
+    sudo python -m benchmarks.volumes [--rounds N] [--megabytes N]
+
+Against an LXD of its own and a volume that os-brick's ``local`` connector
+takes. In turn, the driver attaches and detaches it, and the same is done by
+hand: as a block device, os-brick's connect and one request to LXD's REST API
+that adds the device; as a filesystem, os-brick's connect, ``mount -t ext4``
+and the request that adds the folder. (By hand nothing is looked at or checked,
+and the mount has no mapped ids: root of a guest could not use it.) Then the
+guest and the host write and read the same volume with the same ``dd``, past
+the cache (O_DIRECT) and through it (with fsync at the end). Prints medians and
+their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
+
+# Before anything of Nova's.
+from tests.functional import busybox_image  # noqa: E402
+from tests.functional import driver_host  # noqa: E402
+from tests.functional import lab_volumes  # noqa: E402
+from tests.functional import lxd_daemon  # noqa: E402
+
+import fixtures  # noqa: E402,H306
+from nova import utils  # noqa: E402
+from os_brick.initiator import connector as brick_connector  # noqa: E402
+from oslo_utils import units  # noqa: E402
+
+PATH = '/dev/vdb'
+FOLDER = '/mnt/vdb'
+#: In busybox's shell, whose dd does not say how long it took.
+_TIMED = ('echo $EPOCHREALTIME; {command} 2>/dev/null || exit 1; '
+          'echo $EPOCHREALTIME')
+MODES = ('block', 'filesystem')
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True,
+                          text=True).stdout
+
+
+class Benchmark:
+    """A server, a volume, and two ways to bring them together."""
+
+    def __init__(self, host: driver_host.DriverHost,
+                 storage: lab_volumes.Storage, folder: str, megabytes: int
+                 ) -> None:
+        self._host = host
+        self._folder = folder
+        self._megabytes = megabytes
+        self.server = host.spawn()
+        self.volumes = {mode: storage.volume(4 * units.Gi) for mode in MODES}
+        run('mkfs.ext4', '-q', '-E', 'root_owner=0:0',
+            self.volumes['filesystem'].data()['device_path'])
+        for volume in self.volumes.values():
+            # Holes would be filled in the first round only.
+            with open(volume.file, 'r+b') as stream:
+                os.posix_fallocate(stream.fileno(), 0, volume.size)
+
+    # -- attach and detach --------------------------------------------------
+
+    def by_driver(self, mode: str) -> tuple[float, float]:
+        """Attach and detach with the driver.
+
+        :returns: seconds of both.
+        """
+        connection = self.volumes[mode].connection()
+        self.server.metadata = {'lxd_volume_mode': mode}
+        began = time.perf_counter()
+        self._host.driver.attach_volume(self._host.context, connection,
+                                        self.server, PATH)
+        attached = time.perf_counter()
+        self._check(mode)
+        again = time.perf_counter()
+        self._host.driver.detach_volume(self._host.context, connection,
+                                        self.server, PATH)
+        return attached - began, time.perf_counter() - again
+
+    def by_hand(self, mode: str) -> tuple[float, float]:
+        """Attach and detach with os-brick, mount and LXD's API.
+
+        :returns: seconds of both.
+        """
+        data = self.volumes[mode].connection()['data']
+        connector = brick_connector.InitiatorConnector.factory(
+            'local', utils.get_root_helper())
+        api, params = self._host.lxd.api, {'project': self._host.project}
+        path = f'/1.0/instances/{self.server.name}'
+        target = os.path.join(self._folder, 'by-hand')
+        os.makedirs(target, exist_ok=True)
+        began = time.perf_counter()
+        found = connector.connect_volume(data)
+        if mode == 'block':
+            device = {'type': 'unix-block', 'path': PATH,
+                      # As LXD wants it.
+                      'source': os.path.realpath(found['path'])}
+        else:
+            run('mount', '-t', 'ext4', '-o', 'nosuid,nodev', found['path'],
+                target)
+            device = {'type': 'disk', 'path': FOLDER, 'source': target}
+        api.must('PATCH', path, {'devices': {'by-hand': device}},
+                 params=params)
+        attached = time.perf_counter()
+        self._check(mode)
+        again = time.perf_counter()
+        instance = api.must('GET', path, params=params)
+        del instance['devices']['by-hand']
+        api.must('PUT', path, instance, params=params)
+        if mode == 'filesystem':
+            run('umount', target)
+        connector.disconnect_volume(data, found)
+        return attached - began, time.perf_counter() - again
+
+    def _check(self, mode: str) -> None:
+        self._host.run(self.server, 'sh', '-c', f'[ -b {PATH} ]' if
+                       mode == 'block' else f'[ -d {FOLDER}/lost+found ]')
+
+    # -- throughput ---------------------------------------------------------
+
+    def throughput(self, mode: str, rounds: int
+                   ) -> dict[str, tuple[list[float], list[float]]]:
+        """Write and read a volume in the guest and on the host, in turn.
+
+        :returns: seconds of guest and host for each way.
+        """
+        connection = self.volumes[mode].connection()
+        self.server.metadata = {'lxd_volume_mode': mode}
+        self._host.driver.attach_volume(self._host.context, connection,
+                                        self.server, PATH)
+        device = connection['lxd_device_path']
+        with contextlib.ExitStack() as stack:
+            stack.callback(
+                self._host.driver.detach_volume, self._host.context,
+                connection, self.server, PATH)
+            inside, outside = PATH, device
+            if mode == 'filesystem':
+                # Another mount of the same filesystem, without mapped ids.
+                mount = os.path.join(self._folder, 'on-host')
+                os.makedirs(mount, exist_ok=True)
+                run('mount', '-t', 'ext4', device, mount)
+                stack.callback(run, 'umount', mount)
+                inside, outside = f'{FOLDER}/data', f'{mount}/data'
+                run('dd', 'if=/dev/zero', f'of={outside}', 'bs=1M',
+                    f'count={self._megabytes}', 'conv=fsync')
+            return {what: self._pair(command.format(
+                size=self._megabytes, path='{path}'), inside, outside, rounds)
+                for what, command in (
+                    ('write, O_DIRECT', 'dd if=/dev/zero of={path} bs=1M '
+                     'count={size} oflag=direct conv=notrunc'),
+                    ('read, O_DIRECT', 'dd if={path} of=/dev/null bs=1M '
+                     'count={size} iflag=direct'),
+                    ('write, fsync', 'dd if=/dev/zero of={path} bs=1M '
+                     'count={size} conv=notrunc,fsync'))}
+
+    def _pair(self, command: str, inside: str, outside: str, rounds: int
+              ) -> tuple[list[float], list[float]]:
+        guest, host = [], []
+        for number in range(rounds + 1):
+            for seconds, run_it, path in ((guest, self._in_guest, inside),
+                                          (host, self._on_host, outside)):
+                run('sync')
+                took = run_it(command.format(path=path))
+                # The first is for getting warm.
+                if number:
+                    seconds.append(took)
+        return guest, host
+
+    def _in_guest(self, command: str) -> float:
+        return _seconds(self._host.run(
+            self.server, 'sh', '-c', _TIMED.format(command=command)))
+
+    @staticmethod
+    def _on_host(command: str) -> float:
+        shell = str(busybox_image.busybox())
+        return _seconds(run(shell, 'sh', '-c', _TIMED.format(
+            command=f'{shell} {command}')))
+
+
+def _seconds(output: str) -> float:
+    began, ended = output.split()
+    return float(ended) - float(began)
+
+
+def shown(seconds: list[float]) -> str:
+    return (f'{statistics.median(seconds) * 1000:7.1f} ms '
+            f'({min(seconds) * 1000:.1f}-{max(seconds) * 1000:.1f})')
+
+
+def measure(benchmark: Benchmark, rounds: int, megabytes: int) -> None:
+    for mode in MODES:
+        results: dict[Callable[[str], Any], list[tuple[float, float]]] = {
+            benchmark.by_hand: [], benchmark.by_driver: []}
+        for number in range(rounds + 1):
+            for way, taken in results.items():
+                took = way(mode)
+                # The first starts privsep's daemon and the like.
+                if number:
+                    taken.append(took)
+        for index, what in enumerate(('attach', 'detach')):
+            hand, driver = ([took[index] for took in taken]
+                            for taken in results.values())
+            print(f'{mode:10s} {what}: by hand {shown(hand)}, driver '
+                  f'{shown(driver)}, ratio '
+                  f'{statistics.median(driver) / statistics.median(hand):.2f}')
+    for mode in MODES:
+        for what, (guest, host) in benchmark.throughput(
+                mode, max(3, rounds // 4)).items():
+            rates = [megabytes / statistics.median(seconds)
+                     for seconds in (guest, host)]
+            print(f'{mode:10s} {what}: guest {rates[0]:.0f} MiB/s, host '
+                  f'{rates[1]:.0f} MiB/s, ratio {rates[0] / rates[1]:.2f}')
+
+
+def main() -> int:
+    """Run the benchmark.
+
+    :returns: the exit status.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--rounds', type=int, default=20)
+    parser.add_argument('--megabytes', type=int, default=512,
+                        help='how much dd writes and reads')
+    options = parser.parse_args()
+    missing = lxd_daemon.missing()
+    if missing:
+        print(missing, file=sys.stderr)
+        return 1
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        host = driver_host.DriverHost(
+            lxd_daemon.shared(), volume_filesystems=['ext4'])
+        storage = lab_volumes.Storage(lab_volumes.LocalVolume, daemon=True)
+        patch = fixtures.MonkeyPatch('nova.volume.cinder.API.get',
+                                     lambda *args: {})
+        for fixture in (host, storage, patch):
+            fixture.setUp()
+            stack.callback(fixture.cleanUp)
+        measure(Benchmark(host, storage, folder, options.megabytes),
+                options.rounds, options.megabytes)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

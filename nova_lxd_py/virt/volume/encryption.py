@@ -1,0 +1,248 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Encrypted volumes, opened on the host: the guest never has the key.
+
+os-brick's encryptors run ``cryptsetup``, to which the passphrase goes through
+a pipe. They want a link of their own to the volume's device, and lead it to
+the opened one; here it lies in a folder of the driver, so that nothing of the
+storage's is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from castellan import key_manager
+from nova import context as nova_context
+from nova import utils
+from nova.volume import cinder
+from os_brick import encryptors
+from oslo_config import cfg
+from oslo_log import log as logging
+
+from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import mounts
+
+LOG = logging.getLogger(__name__)
+
+#: Under these keys of a connection is kept how the volume is encrypted, and
+#: the device below.
+_PROVIDER = 'lxd_encryption'
+_BELOW = 'lxd_encrypted_device'
+
+#: What is on a volume that os-brick may open, or format if it is empty.
+_CONTENT = {'luks': ('', 'crypto_LUKS'), 'luks2': ('', 'crypto_LUKS')}
+
+MAPPER = '/dev/mapper'
+#: Where the kernel lists what it has, and what it can load.
+MISC_DEVICES = '/proc/misc'
+MODULES = '/lib/modules'
+_PROGRAM_PATH = '/usr/sbin:/usr/bin:/sbin:/bin'
+
+
+class Encryption:
+    """Opens and closes encrypted volumes.
+
+    :param options: the ``[lxd]`` option group.
+    """
+
+    def __init__(self, options: cfg.ConfigOpts.GroupAttr) -> None:
+        self._options = options
+        self._cinder = cinder.API()
+
+    def metadata(self, context: nova_context.RequestContext | None,
+                 connection_info: dict[str, Any], identifier: str,
+                 given: dict[str, Any] | None) -> dict[str, Any]:
+        """Find out how a volume is encrypted, and that this host can open it.
+
+        :param context: for asking Cinder.
+        :param connection_info: Cinder's description of the connection.
+        :param identifier: Cinder's id of the volume.
+        :param given: what Nova says of it, None where it says nothing.
+        :returns: what os-brick's encryptors want to know; nothing if the host
+            has nothing to do.
+        :raises base.Refused: the host cannot do it; nothing is connected yet.
+        """
+        if not connection_info['data'].get('encrypted'):
+            return {}
+        if context is None:
+            raise base.Refused('servers cannot boot from encrypted volumes')
+        if not given:
+            given = encryptors.get_encryption_metadata(
+                context, self._cinder, identifier, connection_info)
+        if not given or not given.get('provider'):
+            raise base.Refused('Cinder does not say how it is encrypted')
+        if (given.get('control_location') or '').lower() != 'front-end':
+            return {}
+        lacking = missing()
+        if lacking:
+            raise base.Refused(f'it is encrypted, and the host cannot open '
+                               f'it: {lacking}')
+        return dict(given)
+
+    def open(self, context: nova_context.RequestContext | None,
+             connection_info: dict[str, Any], identifier: str, path: str,
+             metadata: dict[str, Any]) -> str:
+        """Open a volume that the host is connected to; again is no change.
+
+        :param context: for asking the key manager.
+        :param connection_info: Cinder's description of the connection, which
+            gets what :meth:`close` needs to know.
+        :param identifier: Cinder's id of the volume.
+        :param path: its block device.
+        :param metadata: what :meth:`metadata` returned.
+        :returns: path of the block device with the plain content.
+        :raises Exception: it cannot be opened; nothing is left open.
+        """
+        provider = encryptors.LEGACY_PROVIDER_CLASS_TO_FORMAT_MAP.get(
+            metadata['provider'], metadata['provider'])
+        connection_info[_PROVIDER] = provider
+        connection_info[_BELOW] = path
+        opened = self._mapping(identifier)
+        if os.path.exists(opened):
+            if _lies_on(opened, path):
+                return opened
+            # A connection before this one has left it.
+            self._close(identifier, provider)
+        found = mounts.content(path)
+        if found not in _CONTENT.get(provider, (found,)):
+            raise base.Refused(f'it is to be encrypted, but holds {found}')
+        self._point_link(identifier, path)
+        try:
+            self._encryptor(identifier, metadata).attach_volume(
+                context, **metadata)
+        except Exception:
+            self._close(identifier, provider)
+            raise
+        return opened
+
+    def close(self, connection_info: dict[str, Any], identifier: str) -> None:
+        """Close a volume, before the host is disconnected; again is a
+        success.
+
+        :param connection_info: Cinder's description of the connection.
+        :param identifier: Cinder's id of the volume.
+        :raises Exception: something uses it.
+        """
+        provider = connection_info.get(_PROVIDER)
+        # Without the one there may be the other: nova-compute has crashed.
+        if provider or os.path.lexists(self._link(identifier)):
+            self._close(identifier, provider or encryptors.LUKS)
+
+    def forget(self, identifier: str) -> None:
+        """Close a volume of which nothing else is known, if it is open.
+
+        :param identifier: Cinder's id of the volume.
+        :raises Exception: something uses it.
+        """
+        if os.path.lexists(self._link(identifier)):
+            self._close(identifier, encryptors.LUKS)
+
+    def extend(self, context: nova_context.RequestContext | None,
+               connection_info: dict[str, Any], identifier: str) -> None:
+        """Have an open volume take the new size of the device below it.
+
+        :param context: for asking Cinder and the key manager.
+        :param connection_info: Cinder's description of the connection.
+        :param identifier: Cinder's id of the volume.
+        :raises Exception: it does not.
+        """
+        if not connection_info.get(_PROVIDER):
+            return
+        metadata = self.metadata(context, connection_info, identifier, None)
+        self._point_link(identifier, self._mapping(identifier))
+        self._encryptor(identifier, metadata).extend_volume(
+            context, **metadata)
+
+    def _close(self, identifier: str, provider: str) -> None:
+        link = self._link(identifier)
+        if not os.path.lexists(link):
+            self._point_link(identifier, self._mapping(identifier))
+        if missing():
+            # Nothing can be open, and nothing could close it.
+            os.unlink(link)
+            return
+        self._encryptor(identifier, {
+            'control_location': 'front-end', 'provider': provider,
+            }).detach_volume()
+        os.unlink(link)
+
+    def _encryptor(self, identifier: str, metadata: dict[str, Any]) -> Any:
+        return encryptors.get_volume_encryptor(
+            root_helper=utils.get_root_helper(),
+            # Nothing else of the connection is of use to it.
+            connection_info={'driver_volume_type': 'local',
+                             'serial': identifier, 'data': {
+                                 'device_path': self._link(identifier)}},
+            keymgr=key_manager.API(cfg.CONF), **metadata)
+
+    def _link(self, identifier: str) -> str:
+        return os.path.join(self._options.volume_encryption_directory,
+                            identifier)
+
+    @staticmethod
+    def _mapping(identifier: str) -> str:
+        # As os-brick names it, after the link.
+        return f'{MAPPER}/crypt-{identifier}'
+
+    def _point_link(self, identifier: str, path: str) -> None:
+        link = pathlib.Path(self._link(identifier))
+        link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.realpath(path) if not path.startswith(MAPPER)
+                        else path)
+
+
+def device_below(connection_info: dict[str, Any]) -> str | None:
+    """Tell which block device an encrypted volume has been opened on.
+
+    :param connection_info: as :meth:`Encryption.open` left it.
+    """
+    return connection_info.get(_BELOW)
+
+
+def missing() -> str | None:
+    """Say what a host lacks for opening encrypted volumes, if anything."""
+    if shutil.which('cryptsetup', path=os.pathsep.join(
+            (os.environ.get('PATH', ''), _PROGRAM_PATH))) is None:
+        return 'cryptsetup is not installed'
+    lines = _lines(MISC_DEVICES)
+    if any(line.split()[1:] == ['device-mapper'] for line in lines):
+        return None
+    folder = os.path.join(MODULES, os.uname().release)
+    for name in ('modules.builtin', 'modules.dep'):
+        for line in _lines(os.path.join(folder, name)):
+            if '/dm-mod.ko' in line.split(':')[0]:
+                return None
+    return 'its kernel has no device-mapper'
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding='utf-8') as stream:
+            return stream.read().splitlines()
+    except OSError:
+        return []
+
+
+def _lies_on(opened: str, path: str) -> bool:
+    """Whether a mapping has been made on a device."""
+    name = os.path.basename(os.path.realpath(opened))
+    try:
+        below = os.listdir(f'/sys/class/block/{name}/slaves')
+    except OSError:
+        return False
+    return below == [os.path.basename(os.path.realpath(path))]

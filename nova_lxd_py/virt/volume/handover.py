@@ -1,0 +1,284 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""One volume given to one server and taken away again, step by step.
+
+The device is in the guest only while the host is connected: it is taken out
+first and put in last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import contextlib
+import os
+from typing import Any
+
+from nova.compute import power_state
+from nova import context as nova_context
+from nova import exception
+from nova import objects
+from oslo_log import log as logging
+from oslo_utils import excutils
+
+from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.volume import devices
+from nova_lxd_py.virt.volume import filesystems
+from nova_lxd_py.virt.volume import holders
+from nova_lxd_py.virt.volume import identity
+from nova_lxd_py.virt.volume import manager
+from nova_lxd_py.virt.volume import processes
+
+LOG = logging.getLogger(__name__)
+
+
+class Handover:
+    """The steps that everything done with volumes of servers consists of.
+
+    Locks of server and volume must be held.
+
+    :param volumes: connects the host to volumes.
+    :param mounted: mounts the filesystems on them, where they are to be
+        mounted.
+    :param who: knows which guests have a volume.
+    """
+
+    def __init__(self, volumes: manager.VolumeManager,
+                 mounted: filesystems.Filesystems, who: holders.Holders
+                 ) -> None:
+        self._volumes = volumes
+        self._filesystems = mounted
+        self._holders = who
+
+    def connect(self, context: nova_context.RequestContext,
+                instance: objects.Instance,
+                connection_info: dict[str, Any], path: str,
+                size_gb: int | None, undo: contextlib.ExitStack,
+                probe: bool = True,
+                encrypted: dict[str, Any] | None = None) -> dict[str, str]:
+        """Connect the host to a volume, and describe it as an LXD device.
+
+        :param context: for asking Cinder.
+        :param instance: the server that is to have it.
+        :param connection_info: Cinder's description of the connection, which
+            gets what later steps need to know.
+        :param path: where the guest is to find it.
+        :param size_gb: GiB that it has, if that is known.
+        :param undo: gets what takes the connection back.
+        :param probe: whether the filesystem on it is to be looked for, or
+            made.
+        :param encrypted: how it is encrypted, if Nova says so.
+        :returns: the LXD device.
+        :raises nova.exception.VolumeAttachFailed: it cannot be connected, or
+            is not to be.
+        """
+        identifier = manager.volume_id(connection_info)
+        having = self._holders.of(identifier)
+        if (any(guest.uuid != instance.uuid for guest in having) and
+                not connection_info.get('multiattach')):
+            raise exception.VolumeAttachFailed(
+                volume_id=identifier,
+                reason='another server on the host still has it')
+        mode = self._filesystems.choose(context, instance, connection_info,
+                                        identifier)
+        source = self._volumes.connect(
+            instance, connection_info, size_gb, context=context,
+            encrypted=encrypted, shared=bool(having))
+        if not having:
+            undo.callback(self.drop, instance, connection_info, force=True)
+        self._refuse_mix_up(instance, identifier, source)
+        if mode == filesystems.FILESYSTEM:
+            with manager.explained('mount', instance, identifier,
+                                   exception.VolumeAttachFailed):
+                return {**self._filesystems.device(connection_info,
+                                                   identifier, path, probe),
+                        devices.KEY_SOURCE: source}
+        if connection_info['data'].get('qos_specs'):
+            LOG.warning('Volume %s has front-end QoS limits, which LXD cannot '
+                        'apply to block devices; use the limits of the '
+                        'storage (consumer: back-end)', identifier,
+                        instance=instance)
+        return {'type': 'unix-block', 'source': source, 'path': path}
+
+    @staticmethod
+    def put_in(instance: objects.Instance, guest: lxd_instance.Guest,
+               identifier: str, device: Mapping[str, str],
+               undo: contextlib.ExitStack) -> None:
+        """Put a connected volume into a guest.
+
+        :param instance: the server.
+        :param guest: its LXD instance.
+        :param identifier: Cinder's id of the volume.
+        :param device: what :meth:`connect` returned.
+        :param undo: what takes the connection back.
+        :raises errors.LXDError: LXD refuses it.
+        """
+        # LXD may have done it although it reports a failure, or its answer is
+        # lost. The host must not be disconnected as long as that may be.
+        name = devices.name(identifier)
+        before = guest.devices.get(name)
+        try:
+            guest.add_devices({name: device})
+        except errors.LXDError:
+            with excutils.save_and_reraise_exception():
+                try:
+                    guest.update(devices={name: before})
+                except errors.LXDError as error:
+                    undo.pop_all()
+                    LOG.error('Volume %(volume)s stays connected, since LXD '
+                              'may have given it to the guest: %(error)s',
+                              {'volume': identifier, 'error': error},
+                              instance=instance)
+
+    def _refuse_mix_up(self, instance: objects.Instance, identifier: str,
+                       source: str) -> None:
+        """See that a device is not the one of another volume as well."""
+        for guest, name in self._holders.of_same_device(identifier, source):
+            LOG.error('%(path)s turned up as volume %(volume)s, but is device '
+                      '%(name)s of %(guest)s; the host has a stale '
+                      'connection', {'path': source, 'volume': identifier,
+                                     'name': name, 'guest': guest.name},
+                      instance=instance)
+            raise exception.VolumeAttachFailed(
+                volume_id=identifier,
+                reason='the host takes it for another volume')
+
+    def disconnect(self, instance: objects.Instance,
+                   connection_info: dict[str, Any], *, force: bool) -> None:
+        """Disconnect the host from a volume that a server has lost, unless
+        another server has it too.
+
+        :param instance: the server.
+        :param connection_info: Cinder's description of the connection.
+        :param force: the server is being deleted: nothing is raised.
+        :raises nova.exception.VolumeDetachFailed: something of it is left.
+        """
+        identifier = manager.volume_id(connection_info)
+        if connection_info.get('multiattach'):
+            others = self._holders.others(instance, identifier)
+            if others:
+                LOG.info('Volume %(volume)s stays connected for %(others)s',
+                         {'volume': identifier, 'others': ', '.join(
+                             guest.name for guest in others)},
+                         instance=instance)
+                return
+        self.drop(instance, connection_info, force=force)
+
+    def drop(self, instance: objects.Instance,
+             connection_info: dict[str, Any], *, force: bool) -> None:
+        """Unmount a volume that nobody uses, and disconnect the host. See
+        :meth:`disconnect`.
+        """
+        identifier = manager.volume_id(connection_info)
+        try:
+            with manager.explained('unmount', instance, identifier,
+                                   exception.VolumeDetachFailed):
+                self._filesystems.unmount(identifier, force)
+        except exception.VolumeDetachFailed:
+            if not force:
+                raise
+        self._volumes.disconnect(instance, connection_info, force=force)
+
+    def mount(self, instance: objects.Instance, guest: lxd_instance.Guest,
+              connection_info: dict[str, Any]) -> None:
+        """Mount a volume for a guest, if it is to have it mounted.
+
+        :param instance: the server.
+        :param guest: its LXD instance, just read.
+        :param connection_info: as :meth:`connect` left it.
+        :raises nova.exception.VolumeAttachFailed: it cannot be mounted.
+        """
+        identifier = manager.volume_id(connection_info)
+        if filesystems.is_filesystem(connection_info):
+            with manager.explained('mount', instance, identifier,
+                                   exception.VolumeAttachFailed):
+                self._filesystems.mount(guest, connection_info, identifier)
+
+    def take_out(self, instance: objects.Instance, guest: lxd_instance.Guest,
+                 connection_info: dict[str, Any], mountpoint: str) -> None:
+        """Take a volume out of a guest that does not use it.
+
+        :param instance: the server.
+        :param guest: its LXD instance, with the volume or without.
+        :param connection_info: Cinder's description of the connection.
+        :param mountpoint: the device name of the volume.
+        :raises nova.exception.DeviceDetachFailed: the guest uses it; it stays
+            there.
+        """
+        identifier = manager.volume_id(connection_info)
+        name = devices.name(identifier)
+        device = devices.of_guest(guest).get(name)
+        if device is None:
+            return
+        init = init_process(guest)
+        refuse_busy(guest, init, device, mountpoint)
+        guest.update(devices={name: None})
+        try:
+            # Something may have opened it in the last moment.
+            if device['type'] == 'disk':
+                self._filesystems.release(identifier, devices.source(device),
+                                          mountpoint)
+            else:
+                refuse_busy(guest, init, device, mountpoint)
+        except exception.DeviceDetachFailed:
+            with excutils.save_and_reraise_exception():
+                self.mount(instance, guest, connection_info)
+                guest.update(devices={name: device})
+                LOG.info('Volume %s has gone back to the guest, which uses it',
+                         identifier, instance=instance)
+
+
+def init_process(guest: lxd_instance.Guest) -> int:
+    """Find the first process of a guest.
+
+    :param guest: the guest, just read.
+    :returns: its process id on the host; 0 if nothing runs there.
+    """
+    if guest.power_state == power_state.SHUTDOWN:
+        return 0
+    try:
+        return max(guest.state()['pid'], 0)
+    except errors.NotFound:
+        return 0
+
+
+def refuse_busy(guest: lxd_instance.Guest, init: int,
+                device: Mapping[str, str], mountpoint: str) -> None:
+    """See that no process of a guest uses a volume.
+
+    :param guest: the guest.
+    :param init: its first process.
+    :param device: the volume as LXD device.
+    :param mountpoint: the device name of the volume.
+    :raises nova.exception.DeviceDetachFailed: some do.
+    """
+    if not init:
+        return
+    number = filesystem = 0
+    try:
+        if device['type'] == 'disk':
+            filesystem = os.stat(device['source']).st_dev
+        else:
+            number = identity.device_number(device['source'])
+    except (identity.WrongDevice, OSError):
+        # Nobody can use what is not there.
+        return
+    using = processes.users(init, number, filesystem)
+    if using:
+        LOG.info('%(device)s of %(guest)s is open in processes %(pids)s of '
+                 'the host', {'device': mountpoint, 'guest': guest.name,
+                              'pids': using})
+        raise exception.DeviceDetachFailed(
+            device=mountpoint,
+            reason=f'{len(using)} processes of the server use it; end them '
+                   f'first')

@@ -1,0 +1,99 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Who has a volume, without a list of all servers for each one attached.
+
+No server can have a volume to which this host has no connection. All are made
+in this process, or are seen on the instances when it begins; so LXD has to be
+asked only about a volume that the host is connected to already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+from nova import objects
+
+from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.volume import devices
+from nova_lxd_py.virt.volume import identity
+from nova_lxd_py.virt.volume import manager
+
+
+class Holders:
+    """Finds the guests that have a volume.
+
+    :param guests: the driver's LXD instances.
+    :param volumes: knows what this process has connected.
+    """
+
+    def __init__(self, guests: lxd_instance.Guests,
+                 volumes: manager.VolumeManager) -> None:
+        self._guests = guests
+        self._volumes = volumes
+        self._lock = threading.Lock()
+        self._begun = False
+
+    def of(self, identifier: str) -> list[lxd_instance.Guest]:
+        """Find all guests that have a volume.
+
+        :param identifier: Cinder's id of the volume.
+        """
+        if identifier not in self._connections():
+            return []
+        return devices.holders(self._guests.all(), identifier)
+
+    def others(self, instance: objects.Instance, identifier: str
+               ) -> list[lxd_instance.Guest]:
+        """Find the guests of other servers that have a volume.
+
+        :param instance: the server that is left out.
+        :param identifier: Cinder's id of the volume.
+        """
+        return [guest for guest in self.of(identifier)
+                if guest.uuid != instance.uuid]
+
+    def of_same_device(self, identifier: str, source: str
+                       ) -> list[tuple[lxd_instance.Guest, str]]:
+        """Find guests that have a block device as another volume.
+
+        :param identifier: Cinder's id of the volume that it should be.
+        :param source: path of the block device.
+        :returns: guests with the names of their LXD devices.
+        """
+        number = identity.device_number(source)
+        if not any(_is_device(path, number) for other, path
+                   in self._connections().items() if other != identifier):
+            return []
+        return [(guest, name) for guest in self._guests.all()
+                for name, device in devices.of_guest(guest).items()
+                if name != devices.name(identifier) and
+                _is_device(devices.source(device), number)]
+
+    def _connections(self) -> dict[str, str]:
+        """List what the host may be connected to: paths of block devices by
+        volume."""
+        with self._lock:
+            if not self._begun:
+                for guest in self._guests.all():
+                    for name, device in devices.of_guest(guest).items():
+                        self._volumes.note(devices.volume(name),
+                                           devices.source(device))
+                self._begun = True
+        return self._volumes.connections()
+
+
+def _is_device(path: str, number: int) -> bool:
+    with contextlib.suppress(identity.WrongDevice):
+        return identity.device_number(path) == number
+    return False

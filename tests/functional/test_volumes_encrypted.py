@@ -1,0 +1,279 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Encrypted volumes, with a stand-in for cryptsetup.
+
+It does what the real one does, on a kernel without device-mapper: what it
+"opens" is a loop device behind a header, with no cipher. Everything up to its
+arguments and its standard input is real.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+import unittest
+
+import fixtures
+from nova import exception
+from oslo_utils import units
+
+from tests.functional import lab_volumes
+from tests.functional import lxd_daemon
+from tests.functional import test_volumes
+
+NO_LXD = lxd_daemon.missing()
+
+Mapping = test_volumes.Mapping
+PATH = test_volumes.PATH
+described = test_volumes.described
+
+KEY = '5e' * 32
+#: What Cinder says of the volume.
+METADATA = {'control_location': 'front-end', 'provider': 'luks2',
+            'cipher': 'aes-xts-plain64', 'key_size': 256,
+            'encryption_key_id': '00000000-0000-0000-0000-000000000000'}
+MAPPER = pathlib.Path('/dev/mapper')
+HEADER = 2 * units.Mi
+
+STAND_IN = r'''#!/bin/sh
+echo "$@" >>"$0.arguments"
+for last; do device=$name; name=$last; done
+case $* in
+*luksFormat*)
+    cat >>"$0.input"
+    printf 'LUKS\272\276\000\002' | dd of="$name" conv=notrunc status=none ;;
+*luksOpen*)
+    cat >>"$0.input"
+    [ "$(head -c 4 "$device")" = LUKS ] || exit 1
+    [ ! -e "/dev/mapper/$name" ] || exit 5
+    ln -s "$(losetup --find --show --offset HEADER "$device")" \
+        "/dev/mapper/$name" ;;
+*luksClose*)
+    [ -e "/dev/mapper/$name" ] || exit 4
+    losetup --detach "$(realpath "/dev/mapper/$name")" &&
+        rm "/dev/mapper/$name" ;;
+*resize*)
+    cat >>"$0.input"
+    losetup --set-capacity "$(realpath "$name")" ;;
+*isLuks*) [ "$(head -c 4 "$name")" = LUKS ] ;;
+*status*) [ -e "/dev/mapper/$name" ] ;;
+*) exit 9 ;;
+esac
+'''
+
+
+class EncryptedCases(test_volumes.Host):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.metadata: dict[str, Any] = dict(METADATA)
+        for name, value in (('backend', 'nova.keymgr.conf_key_mgr.'
+                             'ConfKeyManager'), ('fixed_key', KEY)):
+            lab_volumes.CONF.set_override(name, value, 'key_manager')
+            self.addCleanup(lab_volumes.CONF.clear_override, name,
+                            'key_manager')
+        self._patch('nova.volume.cinder.API.get', lambda *args: {})
+        self._patch('nova.volume.cinder.API.get_volume_encryption_metadata',
+                    lambda *args: self.metadata)
+
+    def _patch(self, what: str, value: Any) -> None:
+        patch = fixtures.MonkeyPatch(what, value)
+        patch.setUp()
+        self.addCleanup(patch.cleanUp)
+
+    def stand_in(self) -> None:
+        """Have a cryptsetup, and a kernel that looks as if it sufficed."""
+        folder = fixtures.TempDir()
+        folder.setUp()
+        self.addCleanup(folder.cleanUp)
+        self.program = pathlib.Path(folder.path, 'cryptsetup')
+        self.program.write_text(STAND_IN.replace('HEADER', str(HEADER)))
+        self.program.chmod(0o755)
+        path = fixtures.EnvironmentVariable(
+            'PATH', f'{folder.path}:{os.environ["PATH"]}')
+        path.setUp()
+        self.addCleanup(path.cleanUp)
+        misc = pathlib.Path(folder.path, 'misc')
+        misc.write_text('236 device-mapper\n')
+        self._patch('nova_lxd_py.virt.volume.encryption.MISC_DEVICES',
+                    str(misc))
+        if not MAPPER.exists():
+            MAPPER.mkdir()
+            self.addCleanup(MAPPER.rmdir)
+
+    def opened(self, volume: lab_volumes.Volume) -> bool:
+        return os.path.lexists(MAPPER / f'crypt-{volume.id}')
+
+    def assert_closed(self, volume: lab_volumes.Volume) -> None:
+        self.assertFalse(self.opened(volume))
+        self.assertEqual(set(), self.storage.left_on_host())
+        folder = pathlib.Path(lab_volumes.CONF.state_path,
+                              'encrypted-volumes')
+        self.assertEqual([], list(folder.iterdir()))
+
+    def attach_encrypted(self, server, volume, **data: Any) -> dict:
+        connection = volume.connection(encrypted=True, **data)
+        self.host.driver.attach_volume(
+            self.host.context, connection, server, PATH,
+            encryption=self.metadata)
+        return connection
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
+    """As block devices, on both kinds of storage."""
+
+    kind = lab_volumes.FileVolume
+
+    def test_key_and_content(self) -> None:
+        self.stand_in()
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach_encrypted(server, volume)
+        written = self.write(server)
+        self.assertEqual(written, self.read(server))
+        self.assertTrue(self.opened(volume))
+        config = str(self.host.lxd_instances()[server.name])
+        self.detach(server, connection)
+        self.assert_closed(volume)
+        # It lies behind the header.
+        content = volume.file.read_bytes()[:HEADER + 2 * units.Mi]
+        self.assertTrue(content.startswith(b'LUKS'))
+        arguments = pathlib.Path(f'{self.program}.arguments').read_text()
+        for wanted in ('luksFormat', '--type luks2', '--key-file=-',
+                       'aes-xts-plain64', 'luksOpen', 'luksClose'):
+            self.assertIn(wanted, arguments)
+        # The key comes by standard input, and is nowhere else.
+        self.assertEqual(KEY * 3, pathlib.Path(
+            f'{self.program}.input').read_text())
+        for text in (arguments, self.log.output, config, str(connection)):
+            self.assertNotIn(KEY, text)
+        # Nothing is formatted twice.
+        other = self.host.spawn()
+        connection = self.attach_encrypted(other, volume)
+        self.assertEqual(written, self.read(other))
+        self.detach(other, connection)
+        self.assertEqual(1, pathlib.Path(
+            f'{self.program}.arguments').read_text().count('luksFormat'))
+
+    def test_boot_reboot_and_destroy(self) -> None:
+        self.stand_in()
+        volume = self.storage.volume()
+        mapping = Mapping(volume)
+        mapping['connection_info']['data']['encrypted'] = True
+        server = self.host.spawn(block_device_info=described(mapping))
+        written = self.write(server)
+        self.reboot(server, described(mapping))
+        self.assertEqual(written, self.read(server))
+        # As after a reboot of the host, or a crash of nova-compute.
+        self.host.restart_driver()
+        fresh = Mapping(volume)
+        fresh['connection_info']['data']['encrypted'] = True
+        self.reboot(server, described(fresh))
+        self.assertEqual(written, self.read(server))
+        self.destroy(server, described(fresh))
+        self.assert_closed(volume)
+
+    def test_destroyed_without_its_connection(self) -> None:
+        self.stand_in()
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        self.attach_encrypted(server, volume)
+        self.destroy(server)
+        self.assert_closed(volume)
+
+    def test_extend(self) -> None:
+        self.stand_in()
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach_encrypted(server, volume)
+        volume.extend(2 * units.Gi)
+        self.host.driver.extend_volume(self.host.context, connection, server,
+                                       2 * units.Gi)
+        self.assertEqual(2 * units.Gi - HEADER, int(self.host.run(
+            server, 'busybox', 'blockdev', '--getsize64', PATH)))
+        self.detach(server, connection)
+        self.assert_closed(volume)
+
+    def test_what_the_host_lacks(self) -> None:
+        """Said before the host is connected."""
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        volume.file.unlink()
+        self._patch('nova_lxd_py.virt.volume.encryption.MISC_DEVICES',
+                    '/dev/null')
+        self._patch('nova_lxd_py.virt.volume.encryption.MODULES', '/dev/null')
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'cryptsetup|device-mapper',
+            self.attach_encrypted, server, volume)
+        self.stand_in()
+        self._patch('nova_lxd_py.virt.volume.encryption.MISC_DEVICES',
+                    '/dev/null')
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'no device-mapper',
+            self.attach_encrypted, server, volume)
+        self.assertFalse(pathlib.Path(f'{self.program}.arguments').exists())
+
+    def test_failures(self) -> None:
+        self.stand_in()
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        # What is there is never formatted.
+        with open(volume.file, 'r+b') as stream:
+            stream.write(b'something')
+        self.assertRaisesRegex(exception.VolumeAttachFailed, 'but holds',
+                               self.attach_encrypted, server, volume)
+        self.assertTrue(volume.file.read_bytes().startswith(b'something'))
+        self.metadata['encryption_key_id'] = 'another'
+        self.assertRaises(exception.VolumeAttachFailed,
+                          self.attach_encrypted, server,
+                          self.storage.volume())
+        self.metadata.clear()
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'does not say',
+            self.attach_encrypted, server, self.storage.volume())
+        self.assertEqual({}, self.devices(server))
+        self.assert_closed(volume)
+
+    def test_encrypted_by_the_back_end(self) -> None:
+        server = self.host.spawn()
+        self.metadata['control_location'] = 'back-end'
+        volume = self.storage.volume()
+        connection = self.attach_encrypted(server, volume)
+        written = self.write(server)
+        self.detach(server, connection)
+        self.assertEqual(written, volume.checksum(2 * units.Mi))
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class EncryptedFilesystemTest(EncryptedCases, unittest.TestCase):
+    """Mounted by the host."""
+
+    kind = lab_volumes.LocalVolume
+    options = {'volume_filesystems': ['ext4'], 'volume_mode': 'filesystem'}
+
+    def test_content(self) -> None:
+        self.stand_in()
+        volume = self.storage.volume()
+        written = None
+        for _turn in range(2):
+            server = self.host.spawn()
+            connection = self.attach_encrypted(server, volume)
+            if written is None:
+                written = self.write(server, '/mnt/vdb/file')
+            self.assertEqual(written, self.read(server, '/mnt/vdb/file'))
+            self.detach(server, connection)
+            self.assert_closed(volume)
+        # Cinder's own link to the device is as it was.
+        self.assertEqual(volume.device, os.path.realpath(volume.link))

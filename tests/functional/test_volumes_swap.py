@@ -1,0 +1,264 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Volumes exchanged for others below a server, with a real LXD."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+import unittest
+
+import fixtures
+from nova.compute import power_state
+from nova import exception
+from oslo_utils import units
+
+from tests.functional import faulty_proxy
+from tests.functional import killed_process
+from tests.functional import lab_volumes
+from tests.functional import lxd_daemon
+from tests.functional import test_volumes
+
+NO_LXD = lxd_daemon.missing()
+
+Mapping = test_volumes.Mapping
+PATH = test_volumes.PATH
+described = test_volumes.described
+
+
+class SwapCases(test_volumes.Host):
+    """What holds for block devices and filesystems alike."""
+
+    where = PATH
+    size = 128 * units.Mi
+    options: dict[str, Any] = {}
+
+    def setUp(self) -> None:
+        super().setUp()
+        patch = fixtures.MonkeyPatch('nova.volume.cinder.API.get',
+                                     lambda *args: {})
+        patch.setUp()
+        self.addCleanup(patch.cleanUp)
+
+    def swap(self, server, old: dict, new: lab_volumes.Volume,
+             size_gb: int = 0, **data: Any) -> dict:
+        """As Nova does.
+
+        :returns: the connection of the new volume.
+        """
+        connection = new.connection(**data)
+        self.host.driver.swap_volume(self.host.context, old, connection,
+                                     server, PATH, size_gb)
+        return connection
+
+    def volume(self) -> lab_volumes.Volume:
+        return self.storage.volume(self.size)
+
+    def fill(self, server) -> str:
+        return self.write(server, self.where)
+
+    def sum(self, server) -> str:
+        return self.read(server, self.where)
+
+    def test_content_moves(self) -> None:
+        server = self.host.spawn()
+        first, second = self.volume(), self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        new = self.swap(server, old, second)
+        self.assertEqual([f'volume-{second.id}'],
+                         list(self.devices(server)))
+        self.assertEqual(filled, self.sum(server))
+        self.assertEqual(power_state.RUNNING, self.host.state(server))
+        first.close()
+        # Nothing is read from the old one, and all goes to the new one.
+        refilled = self.fill(server)
+        self.reboot(server, described(self._mapping(second, new)))
+        self.assertEqual(refilled, self.sum(server))
+        self.detach(server, new)
+        self.assertEqual(set(), self.storage.left_on_host())
+        again = self.attach(server, second)
+        self.assertEqual(refilled, self.sum(server))
+        self.detach(server, again)
+
+    @staticmethod
+    def _mapping(volume: lab_volumes.Volume, connection: dict) -> Mapping:
+        mapping = Mapping(volume)
+        mapping['connection_info'] = connection
+        return mapping
+
+    def test_larger(self) -> None:
+        server = self.host.spawn()
+        old = self.attach(server, self.volume())
+        filled = self.fill(server)
+        before = self.capacity(server)
+        new = self.swap(server, old, self.storage.volume(2 * units.Gi), 2)
+        self.assertEqual(filled, self.sum(server))
+        self.assertGreater(self.capacity(server), before + units.Gi)
+        self.detach(server, new)
+
+    def capacity(self, server) -> int:
+        """Bytes that the guest sees."""
+        return int(self.host.run(server, 'busybox', 'blockdev',
+                                 '--getsize64', PATH))
+
+    def test_moved_by_cinder(self) -> None:
+        """The new volume gets the id of the old one afterwards."""
+        server = self.host.spawn()
+        first, second = self.volume(), self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        new = json.loads(json.dumps(self.swap(server, old, second)))
+        new.update(serial=first.id, volume_id=first.id)
+        new['data']['volume_id'] = first.id
+        self.reboot(server, described(self._mapping(second, new)))
+        self.assertEqual(filled, self.sum(server))
+        self.host.restart_driver()
+        self.detach(server, new)
+        self.assertEqual({}, self.devices(server))
+        self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_in_use(self) -> None:
+        server = self.host.spawn()
+        first, second = self.volume(), self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        self.hold_open(server, self.where)
+        self.assertRaisesRegex(exception.DeviceDetachFailed, 'processes',
+                               self.swap, server, old, second)
+        self.assert_as_before(server, first, filled)
+        self.let_go(server)
+        self.detach(server, self.swap(server, old, second))
+
+    def assert_as_before(self, server, volume, filled: str) -> None:
+        self.assertEqual(power_state.RUNNING, self.host.state(server))
+        self.assertEqual([f'volume-{volume.id}'], list(self.devices(server)))
+        config = self.host.lxd_instances()[server.name]['config']
+        self.assertNotIn('user.nova.volume_swap', config)
+        self.assertNotIn('user.nova.quiesced', config)
+        self.assertEqual(filled, self.sum(server))
+        self.assertEqual(filled, self.fill_again(server, filled))
+
+    def fill_again(self, server, filled: str) -> str:
+        """It can be written to."""
+        self.host.run(server, 'sh', '-c', f'dd if=/root/data of={self.where} '
+                      'bs=1M conv=fsync')
+        return self.sum(server)
+
+    def test_refusals(self) -> None:
+        server = self.host.spawn()
+        first = self.storage.volume(2 * self.size)
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        other = self.storage.volume(2 * self.size)
+        for error, message, volume, data in (
+                (exception.VolumeAttachFailed, 'bytes',
+                 self.volume(), {}),
+                (exception.VolumeAttachFailed, 'read-only', other,
+                 {'access_mode': 'ro'}),
+                (exception.InvalidVolume, 'itself', first, {})):
+            self.assertRaisesRegex(error, message, self.swap, server, old,
+                                   volume, **data)
+            self.assert_as_before(server, first, filled)
+        self.assertRaisesRegex(exception.InvalidVolume, 'does not have',
+                               self.swap, server, other.connection(),
+                               self.storage.volume(2 * self.size))
+        self.detach(server, old)
+
+    def test_paused_stays_paused(self) -> None:
+        server = self.host.spawn()
+        old = self.attach(server, self.volume())
+        filled = self.fill(server)
+        self.host.driver.pause(server)
+        new = self.swap(server, old, self.volume())
+        self.assertEqual(power_state.PAUSED, self.host.state(server))
+        self.host.driver.unpause(server)
+        self.assertEqual(filled, self.sum(server))
+        self.detach(server, new)
+
+    def test_lxd_fails(self) -> None:
+        """At each of the changes that an exchange consists of."""
+        server = self.host.spawn()
+        first = self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        for how in faulty_proxy.Spoil:
+            # Mark it, freeze it, give it the other one.
+            for number in range(3):
+                self.proxy.spoil(number, how)
+                self.assertRaises(exception.NovaException, self.swap, server,
+                                  old, self.volume())
+                self.proxy.behave()
+                self.assert_as_before(server, first, filled)
+        self.detach(server, old)
+
+    def test_nova_compute_is_killed(self) -> None:
+        """Marking, freezing, copying, and after the switch."""
+        server = self.host.spawn()
+        first, second = self.volume(), self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        for number in range(1, 4):
+            self.proxy.behave()
+            self.assertTrue(killed_process.run(
+                lambda: self.host.another_driver().swap_volume(
+                    self.host.context, dict(old), second.connection(), server,
+                    PATH, 0),
+                lambda: self._changes() >= number), number)
+            # What it had sent, LXD does.
+            time.sleep(2)
+            self.host.lxd.wait_for_operations()
+            self.host.restart_driver()
+            self.assert_as_before(server, first, filled)
+            # Nova gives the new one back to Cinder.
+            self.detach(server, second.connection())
+        new = self.swap(server, old, second)
+        self.assertEqual(filled, self.sum(server))
+        self.detach(server, new)
+
+    def _changes(self) -> int:
+        return sum(request.method != 'GET' for request in self.proxy.seen)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class BlockSwapTest(SwapCases, unittest.TestCase):
+    kind = lab_volumes.LocalVolume
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class FilesystemSwapTest(SwapCases, unittest.TestCase):
+    kind = lab_volumes.FileVolume
+    where = '/mnt/vdb/file'
+    size = 512 * units.Mi
+    options = {'volume_filesystems': ['xfs', 'ext4'],
+               'volume_mode': 'filesystem'}
+
+    def capacity(self, server) -> int:
+        return 1024 * int(self.host.run(
+            server, 'busybox', 'df', '-k', '/mnt/vdb').splitlines()[1]
+            .split()[1])
+
+    def test_mounted_elsewhere(self) -> None:
+        """No process is to be seen that uses it."""
+        server = self.host.spawn()
+        first, second = self.volume(), self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        self.host.run(server, 'sh', '-c', 'mkdir -p /other && busybox mount '
+                      '-o bind /mnt/vdb /other')
+        self.assertRaises(exception.DeviceDetachFailed, self.swap, server,
+                          old, second)
+        self.assert_as_before(server, first, filled)
+        self.host.run(server, 'busybox', 'umount', '/other')
+        self.detach(server, self.swap(server, old, second))
