@@ -21,8 +21,8 @@ OPTIONS = [
     cfg.BoolOpt(
         'own_uid_ranges',
         default=True,
-        help='Servers have user ids of their own on their host: [lxd] '
-             'idmap_isolation is "server", and the host has ids enough.'),
+        help='The compute hosts have subordinate ids enough for servers of '
+             'flavors with the extra spec lxd:isolated.'),
     cfg.BoolOpt(
         'nesting',
         default=True,

@@ -34,8 +34,9 @@ class IsolationTest(base.LXDScenarioTest):
     def test_servers_share_no_user_id(self):
         if not CONF.lxd.own_uid_ranges:
             raise self.skipException('[lxd] own_uid_ranges is off')
+        flavor = self.create_flavor({'lxd:isolated': 'true'})
         first, second = sorted(
-            (self.uid_range(self.boot()) for _ in range(2)),
+            (self.uid_range(self.boot(flavor=flavor)) for _ in range(2)),
             key=lambda ids: ids.start)
         self.assertLessEqual(first.stop, second.start)
 
