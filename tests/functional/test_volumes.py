@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import subprocess
 import threading
 from typing import Any
@@ -522,6 +523,24 @@ class VolumeCases(Host):
             self.assertEqual(written, volume.checksum(2 * units.Mi))
         self.detach(server, first)
         self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_lxd_has_crashed_while_it_attached(self) -> None:
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach(server, volume)
+        folder = self.host.lxd.directory
+        if folder is None:
+            self.skipTest('It looks into the folder of an LXD of its own')
+        [node] = (folder / 'devices').glob(f'*/*{volume.id[-12:]}*')
+        number = os.stat(node).st_rdev
+        self.detach(server, connection)
+        self.assertFalse(node.exists())
+        os.mknod(node, stat.S_IFBLK | 0o600, number)
+        connection = self.attach(server, volume)
+        written = self.write(server)
+        self.assertEqual(written, self.read(server))
+        self.detach(server, connection)
+        self.assertFalse(node.exists())
 
     def test_server_is_gone(self) -> None:
         server = self.host.instance(self.host.image())

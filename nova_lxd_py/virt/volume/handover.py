@@ -41,6 +41,9 @@ from nova_lxd_py.virt.volume import processes
 
 LOG = logging.getLogger(__name__)
 
+#: A device that no host has.
+_NOTHING = '/dev/nova-lxd-py-nothing'
+
 
 class Handover:
     """The steps that everything done with volumes of servers consists of.
@@ -128,7 +131,13 @@ class Handover:
         name = devices.name(identifier)
         before = guest.devices.get(name)
         try:
-            guest.add_devices({name: device})
+            try:
+                guest.add_devices({name: device})
+            except errors.OperationFailed:
+                if device['type'] != 'unix-block':
+                    raise
+                _clear_leftover(guest, name, device)
+                guest.add_devices({name: device})
         except errors.LXDError:
             with excutils.save_and_reraise_exception():
                 try:
@@ -236,6 +245,23 @@ class Handover:
                 guest.update(devices={name: device})
                 LOG.info('Volume %s has gone back to the guest, which uses it',
                          identifier, instance=instance)
+
+
+def _clear_leftover(guest: lxd_instance.Guest, name: str,
+                    device: Mapping[str, str]) -> None:
+    """Have LXD remove the node of a block device that it was about to give to
+    a guest when it crashed: it would not make it again before the guest is
+    restarted.
+
+    :param guest: the guest.
+    :param name: of the LXD device.
+    :param device: the LXD device.
+    """
+    # One without a source is not made, but removed with all that bears its
+    # name.
+    guest.add_devices({name: {**device, 'source': _NOTHING,
+                              'required': 'false'}})
+    guest.update(devices={name: None})
 
 
 def init_process(guest: lxd_instance.Guest) -> int:
