@@ -42,6 +42,34 @@ EOF
     chmod 755 "$CINDER_BIN/mount" "$CINDER_BIN/mount.nfs"
 }
 
+# kernel_has MODULE: it is there, built in or to be loaded.
+kernel_has() {
+    [[ -d /sys/module/$1 ]] || modprobe --dry-run --quiet "$1" 2>/dev/null
+}
+
+# Prints what the kernel lacks for LVM with iSCSI, if anything.
+iscsi_lacks() {
+    local -a lacking=()
+    grep -qw device-mapper /proc/misc || kernel_has dm_mod ||
+        lacking+=(device-mapper)
+    kernel_has iscsi_tcp || lacking+=(iscsi_tcp)
+    kernel_has target_core_mod || lacking+=(target_core_mod)
+    printf '%s' "${lacking[*]}"
+}
+
+# Says which back ends there are, and why not LVM with iSCSI.
+say_volume_backends() {
+    local lacking
+    lacking=$(iscsi_lacks)
+    say "Volumes: types loop (block devices) and nfs (files on a share)."
+    if [[ -n $lacking ]]; then
+        say "  Not LVM with iSCSI: the kernel has no ${lacking// /, no }."
+    else
+        say '  LVM with iSCSI could run here, but this script does not set it' \
+            'up: it has not been tried.'
+    fi
+}
+
 configure_cinder() {
     local file=$ETC/cinder/cinder.conf
     mkdir -p "$ETC/cinder" "$DATA/cinder/loop" "$CINDER_SHARE" \

@@ -208,5 +208,6 @@ command_up() {
     title "The cloud is up after $(elapsed "$begin") s."
     [[ ! -s $LOG/steps/server.when ]] ||
         say "The first server was ACTIVE after $(<"$LOG/steps/server.when") s."
+    [[ $WITH_CINDER == no ]] || say_volume_backends
     show_how_to_go_on
 }
