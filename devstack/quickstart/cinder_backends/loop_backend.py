@@ -183,5 +183,10 @@ class LoopDriver(driver.VolumeDriver):
                 'data': {'device_path': str(self._link(volume))}}
 
     def terminate_connection(self, volume: Any, connector: Any,
-                             **kwargs: Any) -> None:
-        """The device goes with the export, after the last connection."""
+                             **kwargs: Any) -> bool:
+        """The device goes with the export, after the last connection.
+
+        :returns: whether another server still has the volume.
+        """
+        return len([attachment for attachment in volume.volume_attachment
+                    if attachment.connector]) > 1
