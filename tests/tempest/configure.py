@@ -244,8 +244,8 @@ class Cloud:
             },
             'lxd': {
                 'mounted_volumes': True,
-                # Many guests share two CPUs.
-                'longest_pause': 1000,
+                # Many guests share two CPUs, and a stop takes longer still.
+                'longest_pause': 3000,
             },
             'scenario': {
                 'img_file': self.image_file,

@@ -35,7 +35,9 @@ class SerialConsoleTest(base.LXDScenarioTest):
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b010')
     def test_several_in_a_row(self):
-        server = self.boot(wait_until='SSHABLE')
+        server = self.boot()
+        # It has booted by then.
+        self.log_in(server)
         for _ in range(3):
             self.assertIn('login:', self.first_words(server))
 
