@@ -133,8 +133,9 @@ class Handover:
         try:
             try:
                 guest.add_devices({name: device})
-            except errors.OperationFailed:
-                if device['type'] != 'unix-block':
+            except errors.OperationFailed as error:
+                if (device['type'] != 'unix-block' or
+                        'file exists' not in error.message):
                     raise
                 _clear_leftover(guest, name, device)
                 guest.add_devices({name: device})
