@@ -14,9 +14,10 @@
 
 The loop device of a volume bears the volume's id where ``losetup`` puts a
 file's name, so that it is found again whatever its number, and no other one is
-ever touched. That of a config drive bears the server's id instead. Requests bypass the host's page cache where the file's filesystem
-allows it: the guest's own cache is the same memory, and a write that the guest
-has seen acknowledged must be on the storage.
+ever touched. That of a config drive bears the server's id instead. Requests
+bypass the host's page cache where the file's filesystem allows it: the guest's
+own cache is the same memory, and a write that the guest has seen acknowledged
+must be on the storage.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
