@@ -45,7 +45,7 @@ function configure_nova_lxd {
 # Glance describes the extra specs of flavors to dashboards.
 function load_nova_lxd_metadefs {
     "$GLANCE_BIN_DIR/glance-manage" --config-file "$GLANCE_API_CONF" \
-        db_load_metadefs --path "$NOVA_LXD_DIR/etc/metadefs"
+        db load_metadefs --path "$NOVA_LXD_DIR/etc/metadefs"
 }
 
 # The same flags as with the project's own cloud, from the support matrix, and

@@ -27,8 +27,10 @@ function find_nova_lxd_daemon {
     fi
 }
 
-# Sets NOVA_LXD_SOCKET and NOVA_LXD_CLIENT, a command, for NOVA_LXD_KIND.
+# Sets NOVA_LXD_SOCKET and NOVA_LXD_CLIENT, a command, for NOVA_LXD_KIND or what
+# is installed.
 function use_nova_lxd_daemon {
+    [[ -n ${NOVA_LXD_KIND:-} ]] || find_nova_lxd_daemon
     case $NOVA_LXD_KIND in
     package)
         NOVA_LXD_SOCKET=/var/lib/lxd/unix.socket
@@ -164,6 +166,7 @@ function add_nova_lxd_subordinate_ids {
 
 function create_nova_lxd_pool {
     local -a options=()
+    use_nova_lxd_daemon
     if nova_lxc storage show "$NOVA_LXD_POOL" >/dev/null 2>&1; then
         return 0
     fi
