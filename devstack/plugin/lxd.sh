@@ -79,6 +79,21 @@ function note_nova_lxd {
     cat >"$NOVA_LXD_STATE/$1"
 }
 
+# install_nova_lxd_packages NAME...: that of Debian adds subordinate ids, and
+# does not take them back.
+function install_nova_lxd_packages {
+    local file before
+    before=$(mktemp --directory)
+    cp /etc/subuid /etc/subgid "$before"
+    install_package "$@"
+    echo "$@" | note_nova_lxd packages
+    for file in subuid subgid; do
+        # grep fails where there are none.
+        grep -vxFf "$before/$file" "/etc/$file" | note_nova_lxd "$file" || :
+    done
+    rm -r "$before"
+}
+
 function install_nova_lxd_daemon {
     if find_nova_lxd_daemon && [[ $NOVA_LXD_SOURCE == auto ||
             $NOVA_LXD_SOURCE == "$NOVA_LXD_KIND" ]]; then
@@ -87,8 +102,7 @@ function install_nova_lxd_daemon {
         NOVA_LXD_KIND=$(choose_nova_lxd_source)
         case $NOVA_LXD_KIND in
         package)
-            install_package lxd lxd-client
-            echo lxd lxd-client | note_nova_lxd packages
+            install_nova_lxd_packages lxd lxd-client
             ;;
         snap)
             # The socket belongs to this group where there is one.
@@ -97,8 +111,7 @@ function install_nova_lxd_daemon {
             echo lxd | note_nova_lxd snap
             ;;
         incus)
-            install_package incus
-            echo incus incus-client | note_nova_lxd packages
+            install_nova_lxd_packages incus incus-client
             ;;
         '')
             die $LINENO "This distribution has neither LXD nor Incus. Install" \
@@ -156,7 +169,7 @@ function add_nova_lxd_subordinate_ids {
         sudo sed -i "1i$line" "$file"
         # sed inserts nothing into an empty file.
         grep -qx "$line" "$file" || echo "$line" | sudo tee -a "$file"
-        echo "$line" | note_nova_lxd "${file##*/}"
+        echo "$line" | note_nova_lxd "${file##*/}.own"
         NOVA_LXD_RESTART=yes
     done
     if [[ ${NOVA_LXD_RESTART:-} == yes ]]; then
@@ -261,10 +274,10 @@ function remove_nova_lxd_daemon {
         sudo snap remove --purge lxd
     fi
     for file in subuid subgid; do
-        if [[ -s $NOVA_LXD_STATE/$file ]]; then
-            line=$(cat "$NOVA_LXD_STATE/$file")
+        [[ -d $NOVA_LXD_STATE ]] || break
+        while read -r line; do
             sudo sed -i "/^$line\$/d" "/etc/$file"
-        fi
+        done < <(cat "$NOVA_LXD_STATE/$file" "$NOVA_LXD_STATE/$file.own" 2>/dev/null)
     done
     sudo rm -rf "$NOVA_LXD_STATE"
 }

@@ -208,7 +208,28 @@ class PluginTestCase(base.BaseTestCase):
             self.assertEqual('root:5:7000000\n',
                              (files.path / 'subgid').read_text())
         self.assertEqual('root:1000000:1000000000\n',
-                         (files.path / 'state' / 'subuid').read_text())
+                         (files.path / 'state' / 'subuid.own').read_text())
+
+    def test_clean_takes_back_the_lines_that_came_with_lxd(self):
+        files = self.useFixture(_Files())
+        functions = (DEVSTACK / 'plugin' / 'lxd.sh').read_text().replace(
+            '/etc/', f'{files.path}/')
+        for name in 'subuid', 'subgid':
+            (files.path / name).write_text('stack:100000:65536\n')
+        run(f'. {DEVSTACK}/settings\nNOVA_LXD_STATE=$PWD/state\n'
+            f'{functions}\nsudo() {{ "$@"; }}\n'
+            'restart_nova_lxd() { :; }\nfind_nova_lxd_daemon() { return 1; }\n'
+            'uninstall_package() { :; }\nNOVA_LXD_KIND=none\n'
+            'install_package() {\n'
+            f'    echo root:165536:65536 | tee -a {files.path}/subuid\n}}\n'
+            'install_nova_lxd_packages lxd\nadd_nova_lxd_subordinate_ids\n'
+            f'grep -q ^root:1000000: {files.path}/subuid\n'
+            f'grep -q ^root:1000000: {files.path}/subgid\n'
+            'remove_nova_lxd_daemon', cwd=files.path)
+        for name in 'subuid', 'subgid':
+            self.assertEqual('stack:100000:65536\n',
+                             (files.path / name).read_text())
+        self.assertFalse((files.path / 'state').exists())
 
 
 class SamplesTestCase(base.BaseTestCase):
