@@ -84,7 +84,10 @@ function note_nova_lxd {
 function install_nova_lxd_packages {
     local file before
     before=$(mktemp --directory)
-    cp /etc/subuid /etc/subgid "$before"
+    for file in subuid subgid; do
+        [[ -e /etc/$file ]] || sudo touch "/etc/$file"
+        cp "/etc/$file" "$before"
+    done
     install_package "$@"
     echo "$@" | note_nova_lxd packages
     for file in subuid subgid; do
