@@ -71,6 +71,8 @@ class ConfigDiskCase(unittest.TestCase):
         super().setUp()
         # Nova looks for its release beside its configuration files.
         CONF([], default_config_files=[], default_config_dirs=[])
+        # Nova's own test cases add options for the command line.
+        self.addCleanup(CONF.clear)
         self.host = driver_host.DriverHost()
         self.host.setUp()
         self.addCleanup(self.host.cleanUp)
