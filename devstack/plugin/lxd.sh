@@ -14,9 +14,11 @@
 # LXD of the host: from the distribution's packages, from the snap, or Incus.
 # Whatever was there before is left as it was by clean.sh.
 
-# Sets NOVA_LXD_KIND to the one that is installed.
+# Sets NOVA_LXD_KIND to the one that the plugin uses, or that is installed.
 function find_nova_lxd_daemon {
-    if [[ -S /var/snap/lxd/common/lxd/unix.socket ]]; then
+    if [[ -s $NOVA_LXD_STATE/kind ]]; then
+        NOVA_LXD_KIND=$(<"$NOVA_LXD_STATE/kind")
+    elif [[ -S /var/snap/lxd/common/lxd/unix.socket ]]; then
         NOVA_LXD_KIND=snap
     elif [[ -S /var/lib/lxd/unix.socket ]]; then
         NOVA_LXD_KIND=package
@@ -126,6 +128,8 @@ function install_nova_lxd_daemon {
             ;;
         esac
     fi
+    # A host may have another one as well, which is not to be touched.
+    echo "$NOVA_LXD_KIND" | note_nova_lxd kind
     use_nova_lxd_daemon
     case $NOVA_LXD_POOL_DRIVER in
     btrfs) install_package btrfs-progs ;;
@@ -183,6 +187,9 @@ function add_nova_lxd_subordinate_ids {
 function create_nova_lxd_pool {
     local -a options=()
     use_nova_lxd_daemon
+    # nova-compute will make it.
+    nova_lxc project show "$NOVA_LXD_PROJECT" >/dev/null 2>&1 ||
+        echo "$NOVA_LXD_PROJECT" | note_nova_lxd project
     if nova_lxc storage show "$NOVA_LXD_POOL" >/dev/null 2>&1; then
         return 0
     fi
@@ -199,8 +206,8 @@ function create_nova_lxd_pool {
     echo "$NOVA_LXD_POOL" | note_nova_lxd pool
 }
 
-# Everything in the LXD project, and the project, without asking Nova: its API
-# may not answer any more.
+# The servers in the LXD project, without asking Nova: its API may not answer any
+# more. A project that was not there before goes with everything in it.
 function remove_nova_lxd_servers {
     local name target device
     find_nova_lxd_daemon || return 0
@@ -208,7 +215,12 @@ function remove_nova_lxd_servers {
     # It would take what happens now for actions of its users.
     stop_process n-cpu
     if nova_lxc project show "$NOVA_LXD_PROJECT" >/dev/null 2>&1; then
-        empty_nova_lxd_project
+        if [[ -s $NOVA_LXD_STATE/project &&
+                $(<"$NOVA_LXD_STATE/project") == "$NOVA_LXD_PROJECT" ]]; then
+            empty_nova_lxd_project
+        else
+            remove_nova_lxd_instances
+        fi
     fi
     # Ports of servers.
     for name in $(sudo ovs-vsctl --bare --columns=name find Interface \
@@ -227,6 +239,16 @@ function remove_nova_lxd_servers {
         if [[ $target == "$NOVA_STATE_PATH"/* ]]; then
             sudo losetup --detach "$device"
         fi
+    done
+}
+
+# Instances of the driver in a project that others may use as well.
+function remove_nova_lxd_instances {
+    local name role
+    nova_lxc list --project "$NOVA_LXD_PROJECT" --format csv \
+            --columns n,user.nova.role | while IFS=, read -r name role; do
+        [[ -z $role ]] || nova_lxc delete --force "$name" \
+            --project "$NOVA_LXD_PROJECT" || :
     done
 }
 

@@ -103,9 +103,10 @@ kept_schema() {
 # Nobody has put anything into them yet, so that what the command makes of
 # them holds no data of this cloud.
 are_new() {
-    local name
+    local name tables
     for name; do
-        [[ -z $(sql "$name" -e 'SHOW TABLES') ]] || return 1
+        tables=$(sql "$name" -e 'SHOW TABLES') || return 1
+        [[ -z $tables ]] || return 1
     done
 }
 

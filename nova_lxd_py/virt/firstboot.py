@@ -39,6 +39,7 @@ import errno
 import os
 import time
 from typing import Any
+import uuid
 
 from nova import context as nova_context
 from nova import exception
@@ -46,6 +47,7 @@ from nova import objects
 from nova.volume import cinder
 from oslo_config import cfg
 from oslo_log import log as logging
+from oslo_utils import uuidutils
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import images
@@ -234,6 +236,9 @@ class _FirstBoot:
         self._size_gb = volume.get('size')
         self._about: Mapping[str, str] = (
             volume.get('volume_image_metadata') or {})
+        if not uuidutils.is_uuid_like(self._about.get('image_id')):
+            # Its owner may have written anything there.
+            self._about = {}
         self._target = os.path.join(options.volume_mount_directory,
                                     identifier)
         self._kind = ''
@@ -322,9 +327,13 @@ class _FirstBoot:
             raise self.refusal(
                 f'its image {image_id}, of which its root filesystem has to '
                 f'be made at the first boot, is not in Glance any more')
-        _checksum, size = self._checksum()
+        checksum, size = self._checksum()
+        # Whoever has the volume can change what Cinder says of its image. So
+        # this must not become the image of that id for other servers, nor be
+        # taken for one of them that the host has already.
         self.image = objects.ImageMeta.from_dict({
-            'id': image_id, 'size': size, 'name': self._about.get(
+            'id': str(uuid.uuid5(uuid.UUID(self._identifier), checksum)),
+            'size': size, 'name': self._about.get(
                 'image_name') or image_id, 'properties': {}})
         return _CopyOnVolume(self._path, size)
 

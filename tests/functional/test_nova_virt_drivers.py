@@ -53,7 +53,6 @@ NOT_IMPLEMENTED = {
     'get_instance_disk_info': 'asked for live migration only',
     'set_host_enabled': 'Nova itself tells Placement of it',
     'host_power_action': 'the power of the host is not the business of LXD',
-    'swap_volume': 'the content of a volume in use cannot be moved',
     'block_stats': 'LXD has no figures of single disks',
 }
 

@@ -174,14 +174,14 @@ class Handover:
         :raises nova.exception.VolumeDetachFailed: something of it is left.
         """
         identifier = manager.volume_id(connection_info)
-        if connection_info.get('multiattach'):
-            others = self._holders.others(instance, identifier)
-            if others:
-                LOG.info('Volume %(volume)s stays connected for %(others)s',
-                         {'volume': identifier, 'others': ', '.join(
-                             guest.name for guest in others)},
-                         instance=instance)
-                return
+        # A build that was refused the volume of another server ends here, too.
+        others = self._holders.others(instance, identifier)
+        if others:
+            LOG.info('Volume %(volume)s stays connected for %(others)s',
+                     {'volume': identifier, 'others': ', '.join(
+                         guest.name for guest in others)},
+                     instance=instance)
+            return
         self.drop(instance, connection_info, force=force)
 
     def drop(self, instance: objects.Instance,

@@ -101,6 +101,10 @@ class Swaps:
             if before is None:
                 raise exception.InvalidVolume(
                     reason='the server does not have the old volume')
+            if guest.power_state == power_state.SHUTDOWN:
+                # What LXD has noted for it may be another device by now.
+                raise exception.InvalidVolume(
+                    reason='the server does not run; start it first')
             if before['type'] == devices.ROOT:
                 raise exception.InvalidVolume(
                     reason='the server has booted from it')
@@ -124,9 +128,12 @@ class Swaps:
                                           mountpoint)
                 if size_gb:
                     self._grow(instance, new, coming)
+            # From here on the old volume must never be given back: its device
+            # may become another volume's.
+            guest.update(config={KEY_SWAP: None})
             self._steps.disconnect(instance, old, force=False)
             undo.pop_all()
-            self._let_go(instance, guest)
+            _quietly_thaw(instance, guest)
         LOG.info('Volume %(new)s is in place of volume %(old)s at %(path)s',
                  {'new': coming, 'old': leaving, 'path': device['path']},
                  instance=instance)
@@ -187,14 +194,6 @@ class Swaps:
             LOG.warning('Could not grow the filesystem of volume %(volume)s: '
                         '%(error)s', {'volume': identifier, 'error': error},
                         instance=instance)
-
-    @staticmethod
-    def _let_go(instance: objects.Instance, guest: lxd_instance.Guest
-                ) -> None:
-        """Let a guest run on; nothing can be taken back any more."""
-        with contextlib.suppress(errors.LXDError):
-            guest.update(config={KEY_SWAP: None})
-        _quietly_thaw(instance, guest)
 
     def recover(self) -> None:
         """Put right what the end of nova-compute has interrupted.
