@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 import contextlib
 import os
+import pathlib
 import shutil
 
 from nova import conf as nova_conf
@@ -121,14 +122,12 @@ def find(name: str) -> str | None:
     :param name: of the drive, which is that of the device's file.
     :returns: path of the device.
     """
-    with contextlib.suppress(FileNotFoundError):
-        for device in os.listdir('/sys/block'):
-            with contextlib.suppress(OSError), open(
-                    f'/sys/block/{device}/loop/backing_file',
-                    encoding='utf-8', errors='replace') as stream:
-                file = stream.read().strip().removesuffix(' (deleted)')
-                if os.path.basename(file) == name:
-                    return f'/dev/{device}'
+    for backing in pathlib.Path('/sys/block').glob('*/loop/backing_file'):
+        # A device may go in between.
+        with contextlib.suppress(OSError):
+            file = backing.read_text(errors='replace').strip()
+            if os.path.basename(file.removesuffix(' (deleted)')) == name:
+                return f'/dev/{backing.parts[3]}'
     return None
 
 
