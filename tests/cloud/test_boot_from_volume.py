@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from openstack import exceptions
@@ -79,7 +80,7 @@ class BootFromVolumeTest(test_volumes.VolumeTools, cloud.CloudTestCase):
     def test_snapshot(self) -> None:
         """An image of such a server is snapshots of its volumes."""
         server, _volume = self.boot_from(
-            source_type='image', uuid=self.image(), volume_size=1,
+            source_type='image', uuid=self.image(), volume_size=2,
             volume_type=self.volume_type)
         filled = self.fill(server)
         image = self.cloud.compute.create_server_image(
@@ -94,7 +95,7 @@ class BootFromVolumeTest(test_volumes.VolumeTools, cloud.CloudTestCase):
     def _delete_image(self, image_id: str) -> None:
         image = self.cloud.image.get_image(image_id)
         self.cloud.image.delete_image(image_id)
-        for device in image.to_dict()['block_device_mapping'] or []:
+        for device in json.loads(image.properties['block_device_mapping']):
             self.delete_snapshot(device['snapshot_id'])
 
     def test_new_image(self) -> None:
