@@ -353,7 +353,7 @@ class BlockVolumeTest(VolumeCases, cloud.CloudTestCase):
         failed = self.admin.compute.get(
             f'/servers/{server.id}/os-instance-actions/'
             f'{actions[0]["request_id"]}', microversion='2.84').json()
-        return ' '.join(str(event['traceback']) for event in
+        return ' '.join(str(event['details']) for event in
                         failed['instanceAction']['events'])
 
     def test_clone_and_snapshot(self) -> None:
