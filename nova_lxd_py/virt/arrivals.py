@@ -22,6 +22,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 import contextlib
 import threading
+import time
+
+from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import operations
+from nova_lxd_py.virt import session as lxd
+
+#: Seconds between looks at whether a new instance has its uid range, if LXD
+#: does not say so itself.
+RANGE_POLL = 0.1
 
 
 class _Arrival:
@@ -66,3 +75,31 @@ class Arrivals:
             return None
         arrival.seen.set()
         return arrival.config
+
+
+def await_range(session: lxd.Session, name: str,
+                operation: operations.Operation, announced: threading.Event,
+                patience: float) -> None:
+    """Wait until LXD has written down the uid range of a new instance, which
+    is one of the first things it does, or has given up.
+
+    :param session: the way to LXD.
+    :param name: LXD's name of the instance.
+    :param operation: what makes it.
+    :param announced: what :meth:`Arrivals.expected` returned.
+    :param patience: seconds to wait at most.
+    """
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        # LXD says so after that. If nobody listens, it has to be asked, which
+        # costs it time in which it does not work.
+        if announced.wait(RANGE_POLL):
+            announced.clear()
+        try:
+            info = session.get('instances', name)
+            if info['config'].get('volatile.idmap.base'):
+                return
+        except errors.NotFound:
+            pass
+        if not operation.is_running():
+            return

@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import contextlib
 import datetime
-import threading
 import time
 from typing import Any, TypeVar
 
@@ -90,9 +89,6 @@ POWER_STATES = {
 
 #: Seconds between attempts while another operation holds an instance.
 BUSY_POLL = 0.1
-#: Seconds between looks at whether a new instance has its uid range, if LXD
-#: does not say so itself.
-RANGE_POLL = 0.1
 #: Attempts at a change that keeps colliding with other changes.
 UPDATE_ATTEMPTS = 10
 
@@ -469,28 +465,10 @@ class Guests:
                 with lockutils.lock('lxd-uid-ranges', lock_file_prefix=None):
                     operation = self._session.submit('post', 'instances',
                                                      body=body)
-                    self._await_range(name, operation, announced, patience)
+                    arrivals.await_range(self._session, name, operation,
+                                         announced, patience)
                 operation.wait(patience, progress)
         return self.by_name(name)
-
-    def _await_range(self, name: str, operation: operations.Operation,
-                     announced: threading.Event, patience: float) -> None:
-        """Wait until LXD has written down the uid range of a new instance,
-        which is one of the first things it does, or has given up."""
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            # LXD says so after that. If nobody listens, it has to be asked,
-            # which costs it time in which it does not work.
-            if announced.wait(RANGE_POLL):
-                announced.clear()
-            try:
-                info = self._session.get('instances', name)
-                if info['config'].get('volatile.idmap.base'):
-                    return
-            except errors.NotFound:
-                pass
-            if not operation.is_running():
-                return
 
     @staticmethod
     def lock(uuid: str) -> contextlib.AbstractContextManager[Any]:
