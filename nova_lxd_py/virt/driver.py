@@ -52,6 +52,7 @@ from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
 from nova_lxd_py.virt.volume import devices as volume_devices
 from nova_lxd_py.virt.volume import filesystems
+from nova_lxd_py.virt.volume import holders
 from nova_lxd_py.virt.volume import manager as volume_manager
 from nova_lxd_py.virt.volume import roots
 
@@ -102,11 +103,13 @@ class LXDDriver(driver.ComputeDriver):
         self._serial_consoles = serial.SerialConsoles(
             self._session, options, self._guests, self._watcher)
         volumes = volume_manager.VolumeManager(options)
+        volume_holders = holders.Holders(self._guests, volumes)
         self._attachments = attachments.Attachments(
-            self._guests, volumes, filesystems.Filesystems(options))
+            self._guests, volumes, filesystems.Filesystems(options),
+            volume_holders)
         self._boot_volumes = bootvolume.BootVolumes(
             self._session, self._guests,
-            roots.RootVolumes(options, self._guests, volumes),
+            roots.RootVolumes(options, volumes, volume_holders),
             firstboot.FirstBoots(self._session, options, self._guests,
                                  self._images))
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)

@@ -30,6 +30,7 @@ from nova_lxd_py.virt import rescue
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
 from nova_lxd_py.virt.volume import filesystems
+from nova_lxd_py.virt.volume import holders
 from nova_lxd_py.virt.volume import manager as volume_manager
 from tests.unit.fake_lxd import fixture
 from tests.unit import session_case
@@ -66,6 +67,7 @@ class RescueTestCase(session_case.SessionTestCase):
         watcher = events.Watcher(self.session, self.guests, lambda event: None,
                                  1)
         options = conf.CONF.lxd
+        volumes = volume_manager.VolumeManager(options)
         vifs = vif_manager.VIFManager()
         self.rescues = rescue.Rescues(
             self.session, options, self.guests, watcher,
@@ -74,9 +76,9 @@ class RescueTestCase(session_case.SessionTestCase):
             vifs, _Images(self.session),
             configdrive.ConfigDrives(self.session, conf.CONF.lxd),
             password.Passwords(self.session, options, self.guests),
-            attachments.Attachments(self.guests,
-                                    volume_manager.VolumeManager(options),
-                                    filesystems.Filesystems(options)))
+            attachments.Attachments(self.guests, volumes,
+                                    filesystems.Filesystems(options),
+                                    holders.Holders(self.guests, volumes)))
         self.server = objects.Instance(
             id=1, uuid=UUID, project_id='p', user_id='u', display_name='s',
             image_ref='', config_drive='', system_metadata={}, task_state=None,

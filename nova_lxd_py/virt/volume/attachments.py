@@ -51,15 +51,17 @@ class Attachments:
     :param volumes: connects the host to volumes.
     :param mounted: mounts the filesystems on them, where they are to be
         mounted.
+    :param who: knows which guests have a volume.
     """
 
     def __init__(self, guests: lxd_instance.Guests,
                  volumes: manager.VolumeManager,
-                 mounted: filesystems.Filesystems) -> None:
+                 mounted: filesystems.Filesystems, who: holders.Holders
+                 ) -> None:
         self._guests = guests
         self._volumes = volumes
         self._filesystems = mounted
-        self._holders = holders.Holders(guests, volumes)
+        self._holders = who
         self._steps = handover.Handover(volumes, mounted, self._holders)
         self._swaps = swap.Swaps(guests, mounted, self._steps)
 

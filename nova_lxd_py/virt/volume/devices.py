@@ -21,7 +21,6 @@ import string
 
 from nova import block_device
 from nova import exception
-from nova import objects
 
 from nova_lxd_py.virt import instance as lxd_instance
 
@@ -117,13 +116,6 @@ def choose_path(requested: str | None, taken: Iterable[str | None]) -> str:
         if ending != 'a' and f'/dev/sd{ending}' not in used:
             return f'/dev/sd{ending}'
     raise exception.TooManyDiskDevices(maximum=len(used))
-
-
-def others(guests: Iterable[lxd_instance.Guest], instance: objects.Instance,
-           identifier: str) -> list[lxd_instance.Guest]:
-    """Find the guests of other servers that have a volume."""
-    return [guest for guest in holders(guests, identifier)
-            if guest.uuid != instance.uuid]
 
 
 def holders(guests: Iterable[lxd_instance.Guest], identifier: str

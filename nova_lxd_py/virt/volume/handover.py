@@ -86,20 +86,16 @@ class Handover:
             is not to be.
         """
         identifier = manager.volume_id(connection_info)
-        having = self._holders.of(identifier)
-        if (any(guest.uuid != instance.uuid for guest in having) and
-                not connection_info.get('multiattach')):
-            raise exception.VolumeAttachFailed(
-                volume_id=identifier,
-                reason='another server on the host still has it')
+        connected = self._holders.admit(
+            instance, identifier, bool(connection_info.get('multiattach')))
         mode = self._filesystems.choose(context, instance, connection_info,
                                         identifier)
         source = self._volumes.connect(
             instance, connection_info, size_gb, context=context,
-            encrypted=encrypted, shared=bool(having))
-        if not having:
+            encrypted=encrypted, shared=connected)
+        if not connected:
             undo.callback(self.drop, instance, connection_info, force=True)
-        self._refuse_mix_up(instance, identifier, source)
+        self._holders.refuse_mix_up(instance, identifier, source)
         if mode == filesystems.FILESYSTEM:
             with manager.explained('mount', instance, identifier,
                                    exception.VolumeAttachFailed):
@@ -149,19 +145,6 @@ class Handover:
                               'may have given it to the guest: %(error)s',
                               {'volume': identifier, 'error': error},
                               instance=instance)
-
-    def _refuse_mix_up(self, instance: objects.Instance, identifier: str,
-                       source: str) -> None:
-        """See that a device is not the one of another volume as well."""
-        for guest, name in self._holders.of_same_device(identifier, source):
-            LOG.error('%(path)s turned up as volume %(volume)s, but is device '
-                      '%(name)s of %(guest)s; the host has a stale '
-                      'connection', {'path': source, 'volume': identifier,
-                                     'name': name, 'guest': guest.name},
-                      instance=instance)
-            raise exception.VolumeAttachFailed(
-                volume_id=identifier,
-                reason='the host takes it for another volume')
 
     def disconnect(self, instance: objects.Instance,
                    connection_info: dict[str, Any], *, force: bool) -> None:

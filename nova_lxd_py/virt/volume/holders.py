@@ -22,12 +22,16 @@ from __future__ import annotations
 import contextlib
 import threading
 
+from nova import exception
 from nova import objects
+from oslo_log import log as logging
 
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import identity
 from nova_lxd_py.virt.volume import manager
+
+LOG = logging.getLogger(__name__)
 
 
 class Holders:
@@ -63,12 +67,48 @@ class Holders:
         return [guest for guest in self.of(identifier)
                 if guest.uuid != instance.uuid]
 
-    def of_same_device(self, identifier: str, source: str
-                       ) -> list[tuple[lxd_instance.Guest, str]]:
-        """Find guests that have a block device as another volume.
+    def admit(self, instance: objects.Instance, identifier: str,
+              sharing: bool = False) -> bool:
+        """See that a server may have a volume.
 
+        :param instance: the server.
+        :param identifier: Cinder's id of the volume.
+        :param sharing: whether other servers may have it, too.
+        :returns: whether any has it already, this one or another: the host is
+            connected to it then, and has to stay so.
+        :raises nova.exception.VolumeAttachFailed: another server has it.
+        """
+        having = self.of(identifier)
+        if not sharing and any(guest.uuid != instance.uuid
+                               for guest in having):
+            raise exception.VolumeAttachFailed(
+                volume_id=identifier,
+                reason='another server on the host still has it')
+        return bool(having)
+
+    def refuse_mix_up(self, instance: objects.Instance, identifier: str,
+                      source: str) -> None:
+        """See that a device is not the one of another volume as well.
+
+        :param instance: the server that is to have it.
         :param identifier: Cinder's id of the volume that it should be.
         :param source: path of the block device.
+        :raises nova.exception.VolumeAttachFailed: it is.
+        """
+        for guest, name in self._of_same_device(identifier, source):
+            LOG.error('%(path)s turned up as volume %(volume)s, but is device '
+                      '%(name)s of %(guest)s; the host has a stale '
+                      'connection', {'path': source, 'volume': identifier,
+                                     'name': name, 'guest': guest.name},
+                      instance=instance)
+            raise exception.VolumeAttachFailed(
+                volume_id=identifier,
+                reason='the host takes it for another volume')
+
+    def _of_same_device(self, identifier: str, source: str
+                        ) -> list[tuple[lxd_instance.Guest, str]]:
+        """Find guests that have a block device as another volume.
+
         :returns: guests with the names of their LXD devices.
         """
         number = identity.device_number(source)

@@ -38,7 +38,7 @@ from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import identity
+from nova_lxd_py.virt.volume import holders
 from nova_lxd_py.virt.volume import manager
 from nova_lxd_py.virt.volume import mounts
 from nova_lxd_py.virt.volume import rootfs
@@ -60,16 +60,16 @@ class RootVolumes:
     The lock of the server must be held.
 
     :param options: the ``[lxd]`` option group.
-    :param guests: the driver's LXD instances.
     :param volumes: connects the host to volumes.
+    :param who: knows which guests have a volume.
     """
 
     def __init__(self, options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests, volumes: manager.VolumeManager
+                 volumes: manager.VolumeManager, who: holders.Holders
                  ) -> None:
         self._options = options
-        self._guests = guests
         self._volumes = volumes
+        self._holders = who
 
     def check(self, instance: objects.Instance, volume: Mapping[str, Any]
               ) -> None:
@@ -108,22 +108,20 @@ class RootVolumes:
         :returns: LXD configuration keys for the server; :meth:`mount` has to
             follow before it starts.
         :raises nova.exception.VolumeAttachFailed: it cannot be connected;
-            nothing of it is left.
+            what was not connected before is not so now.
         """
         self.check(instance, volume)
         connection_info = volume['connection_info']
         identifier = manager.volume_id(connection_info)
         with manager.lock(identifier), contextlib.ExitStack() as undo:
-            if self._others(instance, identifier):
-                raise exception.VolumeAttachFailed(
-                    volume_id=identifier,
-                    reason='another server on the host still has it')
+            connected = self._holders.admit(instance, identifier)
             path = self._volumes.connect(
                 instance, connection_info,
-                getattr(volume, 'volume_size', None))
-            undo.callback(self._volumes.disconnect, instance, connection_info,
-                          force=True)
-            self._refuse_mix_up(instance, identifier, path)
+                getattr(volume, 'volume_size', None), shared=connected)
+            if not connected:
+                undo.callback(self._volumes.disconnect, instance,
+                              connection_info, force=True)
+            self._holders.refuse_mix_up(instance, identifier, path)
             connection_info[filesystems.KEY_MODE] = devices.ROOT
             undo.pop_all()
         # Nobody else keeps what the connection has been found to be.
@@ -133,27 +131,6 @@ class RootVolumes:
         return {_RAW: f'lxc.rootfs.path = dir:{self.target(identifier)}',
                 lxd_instance.KEY_ROOT_VOLUME: identifier,
                 lxd_instance.KEY_ROOT_DEVICE: path}
-
-    def _refuse_mix_up(self, instance: objects.Instance, identifier: str,
-                       path: str) -> None:
-        """See that a device is not the one of another volume."""
-        number = identity.device_number(path)
-        for guest in self._guests.all():
-            for name, device in devices.of_guest(guest).items():
-                if name == devices.name(identifier):
-                    continue
-                with contextlib.suppress(identity.WrongDevice):
-                    if number == identity.device_number(
-                            devices.source(device)):
-                        LOG.error('%(path)s turned up as volume %(volume)s, '
-                                  'but is device %(name)s of %(guest)s; the '
-                                  'host has a stale connection',
-                                  {'path': path, 'volume': identifier,
-                                   'name': name, 'guest': guest.name},
-                                  instance=instance)
-                        raise exception.VolumeAttachFailed(
-                            volume_id=identifier,
-                            reason='the host takes it for another volume')
 
     def target(self, identifier: str) -> str:
         """Tell where the root on a volume is mounted on the host.
@@ -215,7 +192,7 @@ class RootVolumes:
             return
         identifier = manager.volume_id(connection_info)
         with manager.lock(identifier):
-            if self._others(instance, identifier):
+            if self._holders.others(instance, identifier):
                 LOG.warning('Volume %s stays connected for another server',
                             identifier, instance=instance)
                 return
@@ -230,13 +207,9 @@ class RootVolumes:
         :param identifier: Cinder's id of the volume.
         """
         with manager.lock(identifier):
-            if not self._others(instance, identifier):
+            if not self._holders.others(instance, identifier):
                 self._unmount(instance, identifier, True)
                 self._volumes.forget(instance, identifier)
-
-    def _others(self, instance: objects.Instance, identifier: str
-                ) -> list[lxd_instance.Guest]:
-        return devices.others(self._guests.all(), instance, identifier)
 
     def _unmount(self, instance: objects.Instance, identifier: str,
                  force: bool) -> None:
