@@ -55,10 +55,12 @@ KEY_QUIESCED = 'user.nova.quiesced'
 #: On a server that is resized on this host, until that is confirmed or
 #: reverted: which of Nova's migrations it is.
 KEY_RESIZE = 'user.nova.resize'
-#: Which volume a server boots from, for as long as its LXD instance exists,
-#: and its block device on the host while that is connected.
+#: Which volume a server boots from, for as long as its LXD instance exists;
+#: its block device on the host while that is connected, and the host's boot
+#: id at the time.
 KEY_ROOT_VOLUME = 'user.nova.root_volume'
 KEY_ROOT_DEVICE = 'user.nova.root_device'
+KEY_ROOT_BOOT = 'user.nova.root_boot'
 #: TCP port of a server's serial console, so that a restarted nova-compute
 #: gives it the same one and nobody else gets it.
 KEY_SERIAL_PORT = 'user.nova.serial_port'

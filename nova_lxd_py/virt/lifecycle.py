@@ -265,7 +265,7 @@ class Lifecycle:
                 guest.update(devices={
                     name: None for name, device in guest.devices.items()
                     if device.get('path') != '/'},
-                    config={lxd_instance.KEY_ROOT_DEVICE: None})
+                    config=roots.DISCONNECTED)
             # Not before: somebody may ask for a console until it is gone.
             self._serial_consoles.remove(instance)
             # Nova frees them in Cinder next: nothing may be left of them.

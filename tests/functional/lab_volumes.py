@@ -49,6 +49,17 @@ def _run(*command: str) -> str:
                           text=True).stdout.strip()
 
 
+def reboot_host(patches: Any) -> None:
+    """Have the driver see that the host has been rebooted.
+
+    :param patches: has ``useFixture``; undoes it.
+    """
+    file = pathlib.Path(patches.useFixture(fixtures.TempDir()).path) / 'boot'
+    file.write_text(f'{uuid.uuid4()}\n')
+    patches.useFixture(fixtures.MonkeyPatch(
+        'nova_lxd_py.virt.volume.devices._BOOT_ID', file))
+
+
 def _mounts() -> set[str]:
     """What is mounted below Nova's own directory."""
     return {line for line in

@@ -204,6 +204,8 @@ class InstanceContract(contract.InstanceContractTest):
                      {'devices': {'x': {}}},
                      {'devices': {'d': {'type': 'disk', 'source': '/nope',
                                         'path': '/x'}}},
+                     {'devices': {'d': {'type': 'disk', 'source': '/nope',
+                                        'path': '/x', 'user.x': 'y'}}},
                      {'devices': {'d': {'type': 'disk', 'source': 'nope',
                                         'pool': 'default', 'path': '/x'}}},
                      {'devices': {'root': {**contract.ROOT['root'],

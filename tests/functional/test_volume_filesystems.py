@@ -14,7 +14,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from typing import Any
 import unittest
 
@@ -263,6 +265,27 @@ class PrivilegedVolumeTest(test_volumes.Host, unittest.TestCase):
             self.assertEqual('0', self.host.run(
                 server, 'busybox', 'stat', '-c', '%u', '/mnt/vdb/x').strip())
             self.detach(server, connection)
+
+    def test_detach_after_a_reboot_of_the_host(self) -> None:
+        """Another server has mounted what is at the volume's device now."""
+        with fixtures.MonkeyPatch('nova.volume.cinder.API.get',
+                                  lambda *args: {}):
+            first, second = self.host.spawn(), self.host.spawn()
+            one = self.storage.volume()
+            mine = self.attach(first, one)
+            self.host.driver.power_off(first)
+            subprocess.run(['umount', os.path.join(
+                lab_volumes.CONF.lxd.volume_mount_directory, one.id)],
+                check=True)
+            lab_volumes.reboot_host(self.host)
+            self.host.restart_driver()
+            connection = self.attach(second, self.storage.volume(),
+                                     device_path=one.device)
+            self.host.run(second, 'touch', '/mnt/vdb/x')
+            self.detach(first, mine)
+            self.assertEqual({}, self.devices(first))
+            self.host.run(second, 'ls', '/mnt/vdb/x')
+            self.detach(second, connection)
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

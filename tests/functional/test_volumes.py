@@ -580,6 +580,30 @@ class LocalVolumeTest(VolumeCases, unittest.TestCase):
         self.assertEqual({}, self.devices(second))
         self.detach(first, connection)
 
+    def test_device_of_another_volume_after_a_reboot_of_the_host(self) -> None:
+        """What a stopped server had is another volume's by now."""
+        first, second = self.host.spawn(), self.host.spawn()
+        one, other = self.storage.volume(), self.storage.volume()
+        mine = self.attach(first, one)
+        self.host.driver.power_off(first)
+        lab_volumes.reboot_host(self.host)
+        self.host.restart_driver()
+        connection = self.attach(second, other, device_path=one.device)
+        written = self.write(second)
+        # Its own has another device now.
+        mapping = Mapping(one)
+        mapping['connection_info']['data']['device_path'] = other.device
+        self.host.driver.power_on(self.host.context, first, [],
+                                  described(mapping))
+        self.assertNotEqual(written, self.read(first))
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'for another volume', self.attach,
+            second, self.storage.volume(), '/dev/vdc',
+            device_path=other.device)
+        self.detach(first, mine)
+        self.assertEqual(written, self.read(second))
+        self.detach(second, connection)
+
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class FileVolumeTest(VolumeCases, unittest.TestCase):

@@ -94,7 +94,7 @@ class Attachments:
             if recorded is not None and recorded.tag:
                 undo.callback(device_tags.forget_volume, instance, identifier)
                 device_tags.publish_volume(instance, recorded)
-            if devices.name(identifier) not in devices.of_guest(guest):
+            if devices.name(identifier) not in devices.connected(guest):
                 self._steps.mount(instance, guest, connection_info)
             self._steps.put_in(instance, guest, identifier, device, undo)
             undo.pop_all()

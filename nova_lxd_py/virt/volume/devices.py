@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 import itertools
+import pathlib
 import re
 import string
 
 from nova import block_device
+from nova.compute import power_state
 from nova import exception
 
 from nova_lxd_py.virt import instance as lxd_instance
@@ -29,6 +31,11 @@ PREFIX = 'volume-'
 
 #: Key of an LXD device with a mounted volume: the volume's block device.
 KEY_SOURCE = 'user.nova.device'
+
+#: Key of an LXD device: the host's boot id when it was connected.
+KEY_BOOT = 'user.nova.boot'
+
+_BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 
 #: Type of what stands for the volume that a server has booted from, which is
 #: no device of LXD's.
@@ -76,8 +83,38 @@ def of_guest(guest: lxd_instance.Guest
     path = guest.config.get(lxd_instance.KEY_ROOT_DEVICE)
     if path:
         found[name(guest.config[lxd_instance.KEY_ROOT_VOLUME])] = {
-            'type': ROOT, 'source': path}
+            'type': ROOT, 'source': path,
+            KEY_BOOT: guest.config.get(lxd_instance.KEY_ROOT_BOOT, '')}
     return found
+
+
+def boot_id() -> str:
+    """Tell the boots of the host apart."""
+    return _BOOT_ID.read_text(encoding='ascii').strip()
+
+
+def is_current(guest: lxd_instance.Guest, device: Mapping[str, str]) -> bool:
+    """Whether an LXD device still tells what a volume is on the host.
+
+    A reboot of the host cuts all connections, and what had been the block
+    device of a volume may be another volume's then. LXD keeps the device
+    until Nova starts the server, which connects the volume anew.
+
+    :param guest: the guest that has it, just read.
+    :param device: the LXD device.
+    """
+    return (device.get(KEY_BOOT, '') in ('', boot_id()) or
+            guest.power_state != power_state.SHUTDOWN)
+
+
+def connected(guest: lxd_instance.Guest) -> dict[str, Mapping[str, str]]:
+    """Find the volumes to which the host may be connected for a guest.
+
+    :param guest: the guest, just read.
+    :returns: those of :func:`of_guest` that :func:`is_current` holds for.
+    """
+    return {key: device for key, device in of_guest(guest).items()
+            if is_current(guest, device)}
 
 
 def guest_path(mountpoint: str) -> str:
@@ -120,5 +157,5 @@ def choose_path(requested: str | None, taken: Iterable[str | None]) -> str:
 
 def holders(guests: Iterable[lxd_instance.Guest], identifier: str
             ) -> list[lxd_instance.Guest]:
-    """Find all guests that have a volume."""
-    return [guest for guest in guests if name(identifier) in of_guest(guest)]
+    """Find all guests that have a volume to which the host is connected."""
+    return [guest for guest in guests if name(identifier) in connected(guest)]

@@ -96,18 +96,20 @@ class Handover:
         if not connected:
             undo.callback(self.drop, instance, connection_info, force=True)
         self._holders.refuse_mix_up(instance, identifier, source)
+        recorded = {devices.KEY_BOOT: devices.boot_id()}
         if mode == filesystems.FILESYSTEM:
             with manager.explained('mount', instance, identifier,
                                    exception.VolumeAttachFailed):
                 return {**self._filesystems.device(connection_info,
                                                    identifier, path, probe),
-                        devices.KEY_SOURCE: source}
+                        devices.KEY_SOURCE: source, **recorded}
         if connection_info['data'].get('qos_specs'):
             LOG.warning('Volume %s has front-end QoS limits, which LXD cannot '
                         'apply to block devices; use the limits of the '
                         'storage (consumer: back-end)', identifier,
                         instance=instance)
-        return {'type': 'unix-block', 'source': source, 'path': path}
+        return {'type': 'unix-block', 'source': source, 'path': path,
+                **recorded}
 
     @staticmethod
     def put_in(instance: objects.Instance, guest: lxd_instance.Guest,
@@ -212,6 +214,10 @@ class Handover:
         name = devices.name(identifier)
         device = devices.of_guest(guest).get(name)
         if device is None:
+            return
+        if not devices.is_current(guest, device):
+            # Whoever uses its block device by now has another volume there.
+            guest.update(devices={name: None})
             return
         init = init_process(guest)
         refuse_busy(guest, init, device, mountpoint)

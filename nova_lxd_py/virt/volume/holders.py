@@ -14,7 +14,8 @@
 
 No server can have a volume to which this host has no connection. All are made
 in this process, or are seen on the instances when it begins; so LXD has to be
-asked only about a volume that the host is connected to already.
+asked only about a volume that the host is connected to already. What stopped
+servers had before a reboot of the host, they do not have until they start.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Holders:
                    in self._connections().items() if other != identifier):
             return []
         return [(guest, name) for guest in self._guests.all()
-                for name, device in devices.of_guest(guest).items()
+                for name, device in devices.connected(guest).items()
                 if name != devices.name(identifier) and
                 _is_device(devices.source(device), number)]
 
@@ -126,7 +127,7 @@ class Holders:
         with self._lock:
             if not self._begun:
                 for guest in self._guests.all():
-                    for name, device in devices.of_guest(guest).items():
+                    for name, device in devices.connected(guest).items():
                         self._volumes.note(devices.volume(name),
                                            devices.source(device))
                 self._begun = True

@@ -49,7 +49,12 @@ LOG = logging.getLogger(__name__)
 _RAW = 'raw.lxc'
 
 #: Keys of a guest that boots from a volume.
-KEYS = (_RAW, lxd_instance.KEY_ROOT_VOLUME, lxd_instance.KEY_ROOT_DEVICE)
+KEYS = (_RAW, lxd_instance.KEY_ROOT_VOLUME, lxd_instance.KEY_ROOT_DEVICE,
+        lxd_instance.KEY_ROOT_BOOT)
+
+#: Changes to such a guest's keys when the host is disconnected.
+DISCONNECTED = {lxd_instance.KEY_ROOT_DEVICE: None,
+                lxd_instance.KEY_ROOT_BOOT: None}
 
 _BlockDeviceInfo = Mapping[str, Any] | None
 
@@ -130,7 +135,8 @@ class RootVolumes:
             volume.save()
         return {_RAW: f'lxc.rootfs.path = dir:{self.target(identifier)}',
                 lxd_instance.KEY_ROOT_VOLUME: identifier,
-                lxd_instance.KEY_ROOT_DEVICE: path}
+                lxd_instance.KEY_ROOT_DEVICE: path,
+                lxd_instance.KEY_ROOT_BOOT: devices.boot_id()}
 
     def target(self, identifier: str) -> str:
         """Tell where the root on a volume is mounted on the host.
@@ -237,7 +243,7 @@ class RootVolumes:
             raise exception.DeviceDetachFailed(
                 device=instance.root_device_name or 'root',
                 reason='the server runs from it; stop it first')
-        guest.update(config={lxd_instance.KEY_ROOT_DEVICE: None})
+        guest.update(config=DISCONNECTED)
         self.disconnect(instance, connection_info, force=False)
 
     def extend(self, instance: objects.Instance,

@@ -84,7 +84,8 @@ def _check_one(key: str, device: dict[str, str], devices: Devices) -> None:
         raise errors.bad_request(
             f'Failed loading device "{key}": Unsupported device type')
     for option in sorted(device):
-        if option not in _OPTIONS.get(kind, frozenset(device)):
+        if (option not in _OPTIONS.get(kind, frozenset(device)) and
+                not option.startswith('user.')):
             raise errors.bad_request(f'Invalid device option "{option}"')
     if kind == 'nic':
         if not device.get('parent') and device.get('nictype') in (

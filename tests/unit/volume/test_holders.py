@@ -10,10 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Who has which volume, and what is left when something goes wrong."""
+"""Who has which volume: before and after a reboot of the host, and when
+something goes wrong."""
 
 from __future__ import annotations
 
+import contextlib
+import pathlib
 from typing import Any
 
 import fixtures
@@ -24,7 +27,9 @@ from stevedore import extension
 from nova_lxd_py import conf
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import filesystems
+from nova_lxd_py.virt.volume import handover
 from nova_lxd_py.virt.volume import holders
 from nova_lxd_py.virt.volume import identity
 from nova_lxd_py.virt.volume import manager
@@ -62,6 +67,10 @@ class HoldersTestCase(session_case.SessionTestCase):
         super().setUp()
         self.log = self.useFixture(fixtures.FakeLogger(level=0))
         self.cfg.config(group='lxd', volume_filesystems=['ext4'])
+        self.boot_id = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path) / 'boot_id'
+        self.patch('devices._BOOT_ID', self.boot_id)
+        self.reboot('first')
         self.numbers = {DEVICE: 7, '/dev/loop8': 8}
         self.patch('identity.device_number', self.device_number)
         self.patch('identity.size', lambda path: 1 << 30)
@@ -83,17 +92,30 @@ class HoldersTestCase(session_case.SessionTestCase):
             raise identity.WrongDevice(path)
         return self.numbers[path]
 
+    def reboot(self, boot_id: str) -> None:
+        self.boot_id.write_text(boot_id + '\n')
+
     def start_driver(self) -> None:
         options = conf.CONF.lxd
         self.volumes = manager.VolumeManager(options)
         self.holders = holders.Holders(self.guests, self.volumes)
         self.roots = roots.RootVolumes(options, self.volumes, self.holders)
+        self.steps = handover.Handover(
+            self.volumes, filesystems.Filesystems(options), self.holders)
 
-    def make(self, uuid: str, **config: str) -> lxd_instance.Guest:
-        """Make a server's guest."""
+    def make(self, uuid: str, device: dict[str, str] | None = None,
+             start: bool = False, **config: str) -> lxd_instance.Guest:
+        """Make a server's guest, which has a volume."""
         name = f'g-{uuid[-4:]}'
         self.create(name, **{lxd_instance.KEY_UUID: uuid, **config})
-        return self.guests.by_name(name)
+        guest = self.guests.by_name(name)
+        if device:
+            guest.update(devices={devices.name(VOLUME): {
+                'type': 'unix-block', 'source': DEVICE, 'path': '/dev/vdb',
+                **device}})
+        if start:
+            guest.start()
+        return guest.reload()
 
     @staticmethod
     def server(uuid: str) -> objects.Instance:
@@ -115,12 +137,87 @@ class HoldersTestCase(session_case.SessionTestCase):
             return True
         return False
 
-    def test_device_of_another_volume(self) -> None:
-        self.make(SERVER, **self.roots.connect(self.server(SERVER),
-                                               self.root_of(VOLUME)))
+    # -- reboots of the host ------------------------------------------------
+
+    def test_record_of_this_boot(self) -> None:
+        guest = self.make(SERVER, {devices.KEY_BOOT: 'first'})
+        self.assertTrue(self.is_mixed_up())
+        self.assertEqual([SERVER],
+                         [found.uuid for found in self.holders.of(VOLUME)])
+        self.assertEqual({VOLUME: DEVICE}, self.volumes.connections())
+        self.assertRaises(exception.VolumeAttachFailed, self.holders.admit,
+                          self.server(NEIGHBOUR), VOLUME)
+        self.assertTrue(self.holders.admit(self.server(NEIGHBOUR), VOLUME,
+                                           sharing=True))
+        self.assertTrue(devices.connected(guest))
+
+    def test_record_without_a_boot(self) -> None:
+        self.make(SERVER, {'user.x': 'y'})
+        self.assertTrue(self.is_mixed_up())
+
+    def test_record_of_another_boot(self) -> None:
+        guest = self.make(SERVER, {devices.KEY_BOOT: 'first'})
+        self.reboot('second')
+        self.assertFalse(self.is_mixed_up())
+        self.assertEqual([], self.holders.of(VOLUME))
+        self.assertEqual({}, self.volumes.connections())
+        self.assertFalse(self.holders.admit(self.server(SERVER), VOLUME))
+        self.assertEqual({}, devices.connected(guest))
+        self.assertEqual([devices.name(VOLUME)], list(devices.of_guest(guest)))
+
+    def test_running_server_has_what_it_has(self) -> None:
+        self.make(SERVER, {devices.KEY_BOOT: 'first'}, start=True)
+        self.reboot('second')
+        self.assertTrue(self.is_mixed_up())
+
+    def test_root_of_another_boot(self) -> None:
+        keys = self.roots.connect(self.server(SERVER), self.root_of(VOLUME))
+        self.assertEqual('first', keys[lxd_instance.KEY_ROOT_BOOT])
+        guest = self.make(SERVER, **keys)
+        self.assertTrue(self.is_mixed_up())
         self.assertRaisesRegex(
             exception.VolumeAttachFailed, 'for another volume',
             self.roots.connect, self.server(NEIGHBOUR), self.root_of(OTHER))
+        self.reboot('second')
+        self.start_driver()
+        self.roots.connect(self.server(NEIGHBOUR), self.root_of(OTHER))
+        self.patch('rootfs.unmount', lambda *args: False)
+        self.patch('rootfs.close_workshop', lambda *args: None)
+        self.roots.release(self.server(SERVER), guest,
+                           self.connection(VOLUME))
+        self.assertEqual({}, devices.of_guest(guest.reload()))
+        self.assertNotIn(lxd_instance.KEY_ROOT_BOOT, guest.config)
+
+    def test_attached_after_a_reboot(self) -> None:
+        """The device has become another volume's."""
+        self.make(SERVER, {devices.KEY_BOOT: 'first'})
+        self.reboot('second')
+        with contextlib.ExitStack() as undo:
+            device = self.steps.connect(
+                None, self.server(NEIGHBOUR), self.connection(OTHER),
+                '/dev/vdb', 1, undo)
+            undo.pop_all()
+        self.assertEqual('second', device[devices.KEY_BOOT])
+
+    def test_detached_after_a_reboot(self) -> None:
+        """What another server has mounted does not keep it attached."""
+        self.patch('mounts.is_held', lambda path: True)
+        self.patch('filesystems._PATIENCE', 0)
+        for boot in ('first', 'second'):
+            guest = self.make(SERVER, {
+                'type': 'disk', 'path': '/mnt/vdb', 'source': '/x',
+                devices.KEY_SOURCE: DEVICE, devices.KEY_BOOT: 'first'})
+            self.reboot(boot)
+
+            def take_out() -> None:
+                self.steps.take_out(self.server(SERVER), guest,
+                                    self.connection(VOLUME), '/dev/vdb')
+            if boot == 'first':
+                self.assertRaises(exception.DeviceDetachFailed, take_out)
+                guest.delete()
+            else:
+                take_out()
+                self.assertEqual({}, devices.of_guest(guest.reload()))
 
     # -- failures -----------------------------------------------------------
 
