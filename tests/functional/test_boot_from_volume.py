@@ -42,6 +42,9 @@ from tests.functional import test_volumes
 CONF = conf.CONF
 NO_LXD = lxd_daemon.missing()
 
+NO_GROWTH = ('This machine cannot grow a mounted ext4: CAP_SYS_RESOURCE is '
+             'missing')
+
 Mapping = test_volumes.Mapping
 ROOT_PATH = '/dev/vda'
 
@@ -155,9 +158,34 @@ class BootHost(test_volumes.Host):
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.2)
 
+    def size(self, server: Any) -> int:
+        """Of the filesystem as the guest sees it, in KiB."""
+        return int(self.host.run(server, 'busybox', 'df', '-k', '/'
+                                 ).splitlines()[1].split()[1])
+
+    def grows(self) -> bool:
+        """Whether this machine grows filesystems that are mounted."""
+        return self.filesystem != 'ext4' or lab_volumes.grows_ext4()
+
+    def reboot_host(self, server: Any, volume: lab_volumes.Volume) -> None:
+        """What a reboot of the host does to a server."""
+        self.host.driver.power_off(server)
+        with open('/proc/self/mounts', encoding='utf-8') as stream:
+            for line in stream:
+                if volume.id in line.split()[1]:
+                    run('umount', line.split()[1])
+        for line in subprocess.run(
+                ['losetup', '--noheadings', '--output', 'NAME,BACK-FILE'],
+                check=True, capture_output=True, text=True
+                ).stdout.splitlines():
+            if volume.id in line:
+                run('losetup', '--detach', line.split()[0])
+        lab_volumes.reboot_host(self.host)
+        self.host.restart_driver()
+
     def root_device(self, server: Any) -> str:
-        mounts = self.host.run(server, 'cat', '/proc/self/mounts')
-        return next(line for line in mounts.splitlines()
+        lines = self.host.run(server, 'cat', '/proc/self/mounts')
+        return next(line for line in lines.splitlines()
                     if line.split()[1] == '/')
 
     def pools(self) -> list[str]:
@@ -395,6 +423,63 @@ class BootCases(BootHost):
         self.destroy(server, mapping)
         self.assert_clean()
 
+    # -- growth -------------------------------------------------------------
+
+    def test_extend(self) -> None:
+        if not self.grows():
+            self.skipTest(NO_GROWTH)
+        volume = self.volume_from_image()
+        info = self.described(volume)
+        server = self.boot(volume, info=info)
+        filled = self.fill(server)
+        before = self.size(server)
+        root = info['block_device_mapping'][0]['connection_info']
+        for size in (2 * units.Gi, 3 * units.Gi):
+            # While it runs, and while it is stopped.
+            volume.extend(size)
+            self.host.driver.extend_volume(self.host.context, root, server,
+                                           size)
+            if self.host.state(server) == power_state.SHUTDOWN:
+                self.host.driver.power_on(self.host.context, server, [],
+                                          self.described(volume))
+            more = (size - units.Gi) // units.Ki
+            self.assertGreater(self.size(server), before + more * 9 // 10)
+            self.assertEqual(filled, self.sum(server))
+            self.host.driver.power_off(server)
+        self.destroy(server, info)
+
+    def test_extended_while_detached(self) -> None:
+        volume = self.volume_from_image()
+        server = self.boot(volume)
+        filled = self.fill(server)
+        before = self.size(server)
+        self.destroy(server, self.described(volume))
+        volume.extend(2 * units.Gi)
+        server = self.boot(volume)
+        if self.grows():
+            self.assertGreater(self.size(server), before + 900 * 1024)
+        else:
+            self.assertIn('Could not grow', self.log.output)
+        self.assertEqual(filled, self.sum(server))
+        self.destroy(server)
+        self.assert_clean()
+
+    def test_extended_during_a_reboot_of_the_host(self) -> None:
+        if not self.grows():
+            self.skipTest(NO_GROWTH)
+        volume = self.volume_from_image()
+        server = self.boot(volume)
+        filled = self.fill(server)
+        before = self.size(server)
+        self.reboot_host(server, volume)
+        volume.extend(2 * units.Gi)
+        self.host.driver.resume_state_on_host_boot(
+            self.host.context, server, [], [], self.described(volume))
+        self.assertGreater(self.size(server), before + 900 * 1024)
+        self.assertEqual(filled, self.sum(server))
+        self.destroy(server, self.described(volume))
+        self.assert_clean()
+
     def test_image_is_gone(self) -> None:
         """Deleted in Glance, and not in LXD either."""
         image = self.host.image(busybox_image.rootfs({'etc/motd': b'gone\n'}))
@@ -465,11 +550,7 @@ class BootCases(BootHost):
         volume = self.volume_from_image()
         server = self.boot(volume)
         filled = self.fill(server)
-        self.host.driver.power_off(server)
-        with open('/proc/self/mounts', encoding='utf-8') as stream:
-            for line in stream:
-                if volume.id in line.split()[1]:
-                    run('umount', line.split()[1])
+        self.reboot_host(server, volume)
         self.host.driver.resume_state_on_host_boot(
             self.host.context, server, [], [], self.described(volume))
         self.assertEqual(filled, self.sum(server))
@@ -609,26 +690,10 @@ class XfsBootTest(BootHost, unittest.TestCase):
         BootCases.test_from_image_and_on_another_server)
     test_rebuild = BootCases.test_rebuild
     test_snapshot = BootCases.test_snapshot
-
-    def test_extend(self) -> None:
-        volume = self.volume_from_image()
-        info = self.described(volume)
-        server = self.boot(volume, info=info)
-        filled = self.fill(server)
-        before = self._size(server)
-        volume.extend(2 * units.Gi)
-        self.host.driver.extend_volume(
-            self.host.context,
-            info['block_device_mapping'][0]['connection_info'], server,
-            2 * units.Gi)
-        self.assertGreater(self._size(server), before + 900 * 1024)
-        self.assertEqual(filled, self.sum(server))
-        self.destroy(server, info)
-
-    def _size(self, server: Any) -> int:
-        """Of the filesystem as the guest sees it, in KiB."""
-        return int(self.host.run(server, 'busybox', 'df', '-k', '/'
-                                 ).splitlines()[1].split()[1])
+    test_extend = BootCases.test_extend
+    test_extended_while_detached = BootCases.test_extended_while_detached
+    test_extended_during_a_reboot_of_the_host = (
+        BootCases.test_extended_during_a_reboot_of_the_host)
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

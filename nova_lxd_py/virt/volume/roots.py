@@ -148,7 +148,8 @@ class RootVolumes:
 
     def mount(self, instance: objects.Instance, guest: lxd_instance.Guest,
               volume: Mapping[str, Any]) -> None:
-        """Mount the volume that a guest boots from.
+        """Mount the volume that a guest boots from, and have its filesystem
+        fill it.
 
         :param instance: the server.
         :param guest: its LXD instance, just read and about to start.
@@ -161,8 +162,9 @@ class RootVolumes:
         with manager.explained('mount', instance, identifier,
                                exception.VolumeAttachFailed):
             path = base.device_path(connection_info) or ''
+            kind = self.kind(path)
             try:
-                rootfs.mount(path, self.kind(path), self.target(identifier),
+                rootfs.mount(path, kind, self.target(identifier),
                              *filesystems.id_range(guest))
             except FileNotFoundError:
                 raise base.Refused(
@@ -170,6 +172,14 @@ class RootVolumes:
             except OSError as error:
                 filesystems.refuse_old_kernel(identifier, error)
                 raise
+        try:
+            # It may be larger than when the host was connected last.
+            mounts.grow(path, kind, self.target(identifier))
+        except Exception as error:
+            # All is there, on a filesystem of the old size.
+            LOG.warning('Could not grow the filesystem of volume %(volume)s: '
+                        '%(error)s', {'volume': identifier, 'error': error},
+                        instance=instance)
 
     def kind(self, path: str) -> str:
         """Find out which filesystem is on a volume that has a root.
