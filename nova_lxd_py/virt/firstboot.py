@@ -54,6 +54,7 @@ from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import manager
 from nova_lxd_py.virt.volume import mounts
 from nova_lxd_py.virt.volume import rootfs
@@ -103,7 +104,8 @@ class FirstBoots:
 
         :param context: for asking Cinder and Glance.
         :param instance: the server, whose lock must be held.
-        :param connection_info: how the host is connected to the volume.
+        :param connection_info: how the host is connected to the volume; gets
+            what is on it, so that it need not be looked for again.
         :raises nova.exception.BuildAbortException: no server can boot from
             what is on the volume, which is left as it is.
         :raises nova.exception.VolumeAttachFailed: it cannot be read or
@@ -118,13 +120,15 @@ class FirstBoots:
                 self._cinder.get(context, identifier))
             with manager.explained('boot from', instance, identifier,
                                    exception.VolumeAttachFailed):
-                if first.is_ready():
-                    return
-            fingerprint = first.fetch(context)
-            with manager.explained('make a filesystem on', instance,
-                                   identifier, exception.VolumeAttachFailed):
-                first.make_filesystem()
-            self._unpack(instance, identifier, first, fingerprint)
+                ready = first.is_ready()
+            if not ready:
+                fingerprint = first.fetch(context)
+                with manager.explained('make a filesystem on', instance,
+                                       identifier,
+                                       exception.VolumeAttachFailed):
+                    first.make_filesystem()
+                self._unpack(instance, identifier, first, fingerprint)
+            connection_info[filesystems.KEY_KIND] = first.kind
 
     def _unpack(self, instance: objects.Instance, identifier: str,
                 first: _FirstBoot, fingerprint: str) -> None:
@@ -241,8 +245,9 @@ class _FirstBoot:
             self._about = {}
         self._target = os.path.join(options.volume_mount_directory,
                                     identifier)
-        self._kind = ''
         self._holds_image = False
+        #: The filesystem that is on the volume by now.
+        self.kind = ''
         #: The image of which the volume gets its root.
         self.image: objects.ImageMeta = objects.ImageMeta()
 
@@ -267,7 +272,7 @@ class _FirstBoot:
         allowed = self._options.volume_filesystems
         found = mounts.content(self._path)
         if found in allowed:
-            self._kind = found
+            self.kind = found
             state = rootfs.examine(self._path, found, self._target)
             if state == rootfs.OTHER:
                 raise self.refusal('its filesystem has files, but no root '
@@ -343,13 +348,13 @@ class _FirstBoot:
         :raises OSError: there is something else by now, or it cannot be
             written.
         """
-        if self._kind:
+        if self.kind:
             return
         if self._holds_image:
             checksum, size = self._checksum()
             rootfs.blank(self._path, size, checksum)
-        self._kind = self._options.volume_filesystems[0]
-        mounts.make(self._path, self._kind, self._identifier[:_LABEL_LENGTH])
+        self.kind = self._options.volume_filesystems[0]
+        mounts.make(self._path, self.kind, self._identifier[:_LABEL_LENGTH])
 
     def open(self) -> str:
         """Mount the volume for unpacking.
@@ -357,7 +362,7 @@ class _FirstBoot:
         :returns: path of an empty folder on it.
         :raises OSError: it cannot be mounted.
         """
-        return rootfs.open_workshop(self._path, self._kind, self._target)
+        return rootfs.open_workshop(self._path, self.kind, self._target)
 
     def complete(self) -> None:
         """Make what LXD has unpacked the root.

@@ -33,6 +33,7 @@ from oslo_utils import units
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt.volume import mounts
 from tests.functional import busybox_image
 from tests.functional import faulty_proxy
 from tests.functional import lab_volumes
@@ -230,6 +231,25 @@ class BootCases(BootHost):
         for server in (first, second):
             self.destroy(server)
         self.assert_clean()
+
+    def test_volume_is_looked_at_once(self) -> None:
+        looks = []
+
+        def content(path: str) -> str:
+            looks.append(path)
+            return found(path)
+        found = mounts.content
+        volume = self.volume_from_image()
+        with fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.volume.mounts.content', content):
+            server = self.boot(volume)
+            self.assertEqual(1, len(looks))
+            self.reboot(server, self.described(volume))
+            self.assertEqual(2, len(looks))
+            self.destroy(server)
+            server = self.boot(volume)
+            self.assertEqual(3, len(looks))
+        self.destroy(server)
 
     def test_programs_change_their_user(self) -> None:
         server = self.boot(self.volume_from_image())

@@ -47,7 +47,7 @@ FILESYSTEM = 'filesystem'
 #: Under this key of the connection the mode is kept while it is attached.
 KEY_MODE = 'lxd_mode'
 #: Under this key is what was found, or made, on it when it was connected.
-_KEY_KIND = 'lxd_filesystem'
+KEY_KIND = 'lxd_filesystem'
 
 #: Where tenants and administrators may say which mode they want.
 METADATA = 'lxd_volume_mode'
@@ -135,7 +135,7 @@ class Filesystems:
         :param identifier: Cinder's id of the other one.
         :raises nova.exception.VolumeAttachFailed: that cannot be.
         """
-        for key in (KEY_MODE, _KEY_KIND):
+        for key in (KEY_MODE, KEY_KIND):
             if key in old:
                 new[key] = old[key]
         if is_filesystem(new):
@@ -154,8 +154,8 @@ class Filesystems:
         :raises base.Refused: there is something else on the volume.
         """
         if probe:
-            connection_info[_KEY_KIND] = self._find_kind(connection_info,
-                                                         identifier)
+            connection_info[KEY_KIND] = self._find_kind(connection_info,
+                                                        identifier)
         device = {'type': 'disk', 'source': self.target(identifier),
                   'path': guest_folder(path)}
         if is_read_only(connection_info):
@@ -191,10 +191,10 @@ class Filesystems:
 
         The kernel finds no other one there, whatever happened since.
         """
-        kind = connection_info.get(_KEY_KIND)
+        kind = connection_info.get(KEY_KIND)
         if kind is None:
             kind = self._find_kind(connection_info, identifier)
-            connection_info[_KEY_KIND] = kind
+            connection_info[KEY_KIND] = kind
         return kind
 
     # -- mounts -------------------------------------------------------------

@@ -128,6 +128,8 @@ class RootVolumes:
                               connection_info, force=True)
             self._holders.refuse_mix_up(instance, identifier, path)
             connection_info[filesystems.KEY_MODE] = devices.ROOT
+            # It may have been elsewhere since that was found.
+            connection_info.pop(filesystems.KEY_KIND, None)
             undo.pop_all()
         # Nobody else keeps what the connection has been found to be.
         volume['connection_info'] = connection_info
@@ -162,7 +164,8 @@ class RootVolumes:
         with manager.explained('mount', instance, identifier,
                                exception.VolumeAttachFailed):
             path = base.device_path(connection_info) or ''
-            kind = self.kind(path)
+            kind = (connection_info.pop(filesystems.KEY_KIND, None) or
+                    self.kind(path))
             try:
                 rootfs.mount(path, kind, self.target(identifier),
                              *filesystems.id_range(guest))
