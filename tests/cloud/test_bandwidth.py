@@ -10,14 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What Neutron says of the bandwidth of ports."""
+"""What Neutron says of the bandwidth of ports: limits and guarantees."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
+from typing import Any
 
 from tests.cloud import cloud
+
+_OVS = {'OVS_RUNDIR': str(cloud.PREFIX / 'run' / 'ovs')}
+_BRIDGE = 'br-ex'
+_EGRESS = 'NET_BW_EGR_KILOBIT_PER_SEC'
 
 
 class LimitTest(cloud.CloudTestCase):
@@ -80,3 +86,117 @@ class LimitTest(cloud.CloudTestCase):
         cloud.wait_for(
             'the end of the limit',
             lambda: self.rate(address, True) > 1.3 * self.LIMIT, 30)
+
+
+class GuaranteeTest(cloud.CloudTestCase):
+    """Neutron tells Placement what bandwidth there is, and Nova claims it."""
+
+    TOTAL, WANTED = 10000, 6000
+
+    def setUp(self) -> None:
+        super().setUp()
+        [self.root] = self.providers()
+        before = self.options()
+        # From the start the chassis says this only where the bandwidth of
+        # the bridge is known.
+        self.addCleanup(self.remove_providers)
+        self.addCleanup(self.set_options, before)
+        self.set_options(
+            f'{before},resource_provider_bandwidths='
+            f'{_BRIDGE}:{self.TOTAL}:{self.TOTAL},'
+            f'resource_provider_hypervisors={_BRIDGE}:{self.root["name"]}')
+        self.device = cloud.wait_for(
+            'the provider of bandwidth', self.find_device, 30)['uuid']
+
+    # -- Open vSwitch and Placement
+
+    @staticmethod
+    def options() -> str:
+        return cloud.run('ovs-vsctl', '--timeout=30', 'get', 'Open_vSwitch',
+                         '.', 'external-ids:ovn-cms-options',
+                         env=_OVS).stdout.strip().strip('"')
+
+    @staticmethod
+    def set_options(value: str) -> None:
+        cloud.run('ovs-vsctl', '--timeout=30', 'set', 'Open_vSwitch', '.',
+                  f'external-ids:ovn-cms-options="{value}"', env=_OVS)
+
+    def placement(self, method: str, path: str) -> Any:
+        answer = getattr(self.admin.placement, method)(
+            path, microversion='1.28')
+        return answer.json() if answer.content else {}
+
+    def providers(self) -> list[dict[str, Any]]:
+        return self.placement('get', '/resource_providers')[
+            'resource_providers']
+
+    def inventory(self, provider: str) -> dict[str, Any]:
+        return self.placement(
+            'get', f'/resource_providers/{provider}/inventories'
+        )['inventories']
+
+    def find_device(self) -> dict[str, Any]:
+        for provider in self.providers():
+            if (provider['name'].endswith(f':{_BRIDGE}') and
+                    _EGRESS in self.inventory(provider['uuid'])):
+                return provider
+        return {}
+
+    def remove_providers(self) -> None:
+        """Remove what Neutron leaves, the leaves of the tree first."""
+        def removed() -> bool:
+            for provider in self.providers():
+                if provider['uuid'] != self.root['uuid']:
+                    with contextlib.suppress(Exception):
+                        self.placement(
+                            'delete',
+                            f'/resource_providers/{provider["uuid"]}')
+            return len(self.providers()) == 1
+        cloud.wait_for('the end of the providers', removed, 30)
+
+    # -- ports
+
+    def port(self, policy: Any) -> str:
+        public = self.admin.network.find_network('public',
+                                                 ignore_missing=False)
+        made = self.admin.network.create_port(
+            network_id=public.id, qos_policy_id=policy.id)
+        self.addCleanup(self.admin.network.delete_port, made.id)
+        return made.id
+
+    def server(self, port: str) -> Any:
+        return self.create(cloud=self.admin, key_name=None,
+                           networks=[{'port': port}])
+
+    def claimed(self, server: Any) -> int:
+        found = self.placement('get', f'/allocations/{server.id}')[
+            'allocations'].get(self.device, {'resources': {}})
+        return found['resources'].get(_EGRESS, 0)
+
+    def test_claimed(self) -> None:
+        policy = self.admin.network.create_qos_policy(
+            name=self.unique('guarantee'))
+        self.addCleanup(self.admin.network.delete_qos_policy, policy.id)
+        self.admin.network.create_qos_minimum_bandwidth_rule(
+            policy, min_kbps=self.WANTED, direction='egress')
+        first = self.server(self.port(policy))
+        self.wait_status(first.id, 'ACTIVE', cloud.BOOT_TIMEOUT, self.admin)
+        self.assertEqual(self.WANTED, self.claimed(first))
+        # There is not enough left for another one.
+        port = self.port(policy)
+        second = self.server(port)
+        self.wait_status(second.id, 'ERROR', cloud=self.admin)
+        self.assertEqual([], self.host.instances_of(second.id))
+        self.delete(second.id, self.admin)
+        # The driver reports the host anew and leaves the rest alone.
+        before = self.inventory(self.device)
+        cloud.quickstart('restart', 'nova-compute')
+        self.admin.compute.reboot_server(first.id, 'HARD')
+        self.wait_status(first.id, 'ACTIVE', cloud=self.admin)
+        self.assertEqual(before, self.inventory(self.device))
+        self.assertEqual(self.WANTED, self.claimed(first))
+        self.delete(first.id, self.admin)
+        self.assertEqual(0, self.claimed(first))
+        third = self.server(port)
+        self.wait_status(third.id, 'ACTIVE', cloud.BOOT_TIMEOUT, self.admin)
+        self.assertEqual(self.WANTED, self.claimed(third))
