@@ -15,6 +15,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 from openstack import exceptions
@@ -23,7 +25,9 @@ from tests.cloud import cloud
 from tests.cloud import test_volumes
 
 
-class BootFromVolumeTest(test_volumes.VolumeTools, cloud.CloudTestCase):
+class BootFromVolumeTools(test_volumes.VolumeTools):
+    """What tests of servers that boot from volumes do."""
+
     volume_type = 'loop'
 
     def boot_from(self, **source: Any) -> tuple[Any, str]:
@@ -38,6 +42,11 @@ class BootFromVolumeTest(test_volumes.VolumeTools, cloud.CloudTestCase):
         self.addCleanup(self.delete_volume, volume)
         return server, volume
 
+    def from_image(self, size: int = 1) -> tuple[Any, str]:
+        """Make a server that boots from a new volume with the tiny image."""
+        return self.boot_from(source_type='image', uuid=self.image(),
+                              volume_size=size, volume_type=self.volume_type)
+
     def fill(self, server: Any) -> str:
         return self.execute(
             server, 'dd if=/dev/urandom of=/root/data bs=1M count=4 '
@@ -49,11 +58,12 @@ class BootFromVolumeTest(test_volumes.VolumeTools, cloud.CloudTestCase):
     def image(self) -> str:
         return self.image_id(self.cloud, cloud.TINY)
 
+
+class BootFromVolumeTest(BootFromVolumeTools, cloud.CloudTestCase):
+
     def test_life(self) -> None:
         """From the image to a volume, and from that to another server."""
-        server, volume = self.boot_from(
-            source_type='image', uuid=self.image(), volume_size=1,
-            volume_type=self.volume_type)
+        server, volume = self.from_image()
         filled = self.fill(server)
         for kind in ('SOFT', 'HARD'):
             self.cloud.compute.reboot_server(server.id, kind)
@@ -77,11 +87,62 @@ class BootFromVolumeTest(test_volumes.VolumeTools, cloud.CloudTestCase):
         second, _volume = self.boot_from(source_type='volume', uuid=volume)
         self.assertEqual(filled, self.sum(second))
 
+    def test_lxd_is_killed(self) -> None:
+        """The guest goes on, and everything can be done with it later."""
+        server, volume = self.from_image()
+        filled, began = self.fill(server), self.started_at(server)
+        for how in (signal.SIGKILL, signal.SIGTERM):
+            if how == signal.SIGKILL:
+                os.kill(int((cloud.PREFIX / 'run' / 'lxd.pid').read_text()
+                            .split()[0]), how)
+            cloud.quickstart('restart', 'lxd')
+            self.assertEqual(began, self.started_at(server))
+            self.assertEqual(filled, self.sum(server))
+        self.cloud.compute.stop_server(server.id)
+        self.wait_status(server.id, 'SHUTOFF')
+        cloud.quickstart('restart', 'lxd')
+        cloud.quickstart('restart', 'nova-compute')
+        self.cloud.compute.start_server(server.id)
+        self.wait_status(server.id, 'ACTIVE')
+        self.assertEqual(filled, self.sum(server))
+        self.delete(server.id)
+        self.assert_gone(server.id, [])
+        self.wait_volume(volume, 'available')
+        self.assert_released(volume)
+
+    def test_shelve(self) -> None:
+        """Nova keeps the volume, and makes no image of it."""
+        server, volume = self.from_image()
+        filled = self.fill(server)
+        for _turn in range(2):
+            self.cloud.compute.shelve_server(server.id)
+            self.wait_status(server.id, 'SHELVED_OFFLOADED')
+            self.assert_gone(server.id, [])
+            self.assert_released(volume)
+            self.cloud.compute.unshelve_server(server.id)
+            self.wait_status(server.id, 'ACTIVE')
+            self.assertEqual(filled, self.sum(server))
+
+    def test_extend(self) -> None:
+        """The root grows while the guest goes on."""
+        server, volume = self.from_image()
+        filled, began = self.fill(server), self.started_at(server)
+        before = self.size_of_root(server)
+        self.cloud.block_storage.post(
+            f'/volumes/{volume}/action', microversion='3.42',
+            json={'os-extend': {'new_size': 2}}).raise_for_status()
+        cloud.wait_for('a larger root', lambda: (
+            self.size_of_root(server) > 1.8 * before), cloud.ACTION_TIMEOUT)
+        self.assertEqual(filled, self.sum(server))
+        self.assertEqual(began, self.started_at(server))
+
+    def size_of_root(self, server: Any) -> int:
+        """KiB of the guest's root filesystem, as it sees them."""
+        return int(self.execute(server, 'df -k / | tail -n 1').split()[-5])
+
     def test_snapshot(self) -> None:
         """An image of such a server is snapshots of its volumes."""
-        server, _volume = self.boot_from(
-            source_type='image', uuid=self.image(), volume_size=2,
-            volume_type=self.volume_type)
+        server, _volume = self.from_image(2)
         filled = self.fill(server)
         image = self.cloud.compute.create_server_image(
             server.id, self.unique('test'), wait=True,
@@ -100,9 +161,7 @@ class BootFromVolumeTest(test_volumes.VolumeTools, cloud.CloudTestCase):
 
     def test_new_image(self) -> None:
         """A rebuild with another image for the volume."""
-        server, volume = self.boot_from(
-            source_type='image', uuid=self.image(), volume_size=1,
-            volume_type=self.volume_type)
+        server, volume = self.from_image()
         self.fill(server)
         self.cloud.compute.post(
             f'/servers/{server.id}/action', microversion='2.93',

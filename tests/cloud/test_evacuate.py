@@ -14,20 +14,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import os
 import signal
 from typing import Any
-import uuid
 
 from tests.cloud import cloud
 from tests.cloud import other_host
+from tests.cloud import test_boot_from_volume
 
-#: Nova and Placement remember a host for a while after it has gone.
-OTHER = f'other-{uuid.uuid4().hex[:8]}'
 PROJECT = 'nova-other'
 
 
-class EvacuateTest(cloud.CloudTestCase):
+class Evacuation:
+    """What tests of an evacuation do."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        # Nova and Placement remember a host for a while after it has gone.
+        self.other = self.unique('other')
 
     def kill_nova_compute(self) -> Any:
         """Have the host die, as far as Nova can see.
@@ -35,7 +40,7 @@ class EvacuateTest(cloud.CloudTestCase):
         :returns: its service.
         """
         service = next(found for found in self.admin.compute.services(
-            binary='nova-compute') if found.host != OTHER)
+            binary='nova-compute') if found.host != self.other)
         pid = int((cloud.PREFIX / 'run' / 'nova-compute.pid'
                    ).read_text().split()[0])
         self.addCleanup(self.force_down, service, False)
@@ -66,37 +71,62 @@ class EvacuateTest(cloud.CloudTestCase):
             f'/1.0/instances?recursion=1&project={PROJECT}')
             if found['config'].get('user.nova.uuid') == server.id]
 
-    def test_there_and_leftovers_here(self) -> None:
+    def evacuate(self, server: Any, check: Callable[[], None]) -> None:
+        """Move a server to another host, and have the first one come back.
+
+        :param server: without ports, which cannot be bound where no agent of
+            Neutron's runs.
+        :param check: called when it runs on the other host, and again when
+            the first one has cleaned up.
+        """
         self.addCleanup(self.remove_project)
         with other_host.running(
-                self.admin, OTHER, f'[lxd]\nproject = {PROJECT}\n'):
-            here = next(found.host for found in self.admin.compute.services(
-                binary='nova-compute') if found.host != OTHER)
-            # A port cannot be bound where no agent of Neutron's runs.
-            server = self.create(
-                networks='none', cloud=self.admin,
-                availability_zone=f'nova:{here}', key_name=None)
+                self.admin, self.other, f'[lxd]\nproject = {PROJECT}\n'):
             try:
-                self.wait_status(server.id, 'ACTIVE', cloud.BOOT_TIMEOUT,
-                                 self.admin)
-                self.evacuate(server)
+                self._evacuate(server, check)
             finally:
                 self.delete(server.id, self.admin)
             self.assertEqual([], self.there(server))
 
-    def evacuate(self, server: Any) -> None:
+    def _evacuate(self, server: Any, check: Callable[[], None]) -> None:
         service = self.kill_nova_compute()
         self.admin.compute.post(
             f'/servers/{server.id}/action',
-            json={'evacuate': {'host': OTHER}}, microversion='2.67'
+            json={'evacuate': {'host': self.other}}, microversion='2.67'
         ).raise_for_status()
         cloud.wait_for('the server on the other host', lambda: (
             self.there(server) and self.admin.compute.get_server(
                 server.id).status == 'ACTIVE'), cloud.BOOT_TIMEOUT)
+        check()
         # The host that was thought dead comes back.
         self.assertEqual(1, len(self.host.instances_of(server.id)))
         cloud.quickstart('restart', 'nova-compute')
         cloud.wait_for('an empty old host', lambda: not (
             self.host.instances_of(server.id)), 60)
         self.assertEqual('Running', self.there(server)[0]['status'])
+        check()
         self.force_down(service, False)
+
+
+class EvacuateTest(Evacuation, cloud.CloudTestCase):
+
+    def test_there_and_leftovers_here(self) -> None:
+        server = self.boot(networks='none', key_name=None)
+        self.evacuate(server, lambda: None)
+
+
+class EvacuateFromVolumeTest(
+        Evacuation, test_boot_from_volume.BootFromVolumeTools,
+        cloud.CloudTestCase):
+
+    def test_content_stays(self) -> None:
+        """The same volume there; what is cleaned up here is not on it."""
+        server, _volume = self.from_image()
+        filled = self.fill(server)
+
+        def check() -> None:
+            [found] = self.there(server)
+            self.assertEqual(filled, self.host.lxc(
+                'exec', found['name'], '--project', PROJECT, '--', 'sh', '-c',
+                'sha256sum </root/data').strip())
+        self.evacuate(server, check)
