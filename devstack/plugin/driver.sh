@@ -57,6 +57,9 @@ function configure_nova_lxd_tempest {
     while read -r section option value; do
         iniset "$TEMPEST_CONFIG" "$section" "$option" "$value"
     done < <("${configure[@]}" features)
+    # The driver does that where there is such a type of volumes.
+    iniset "$TEMPEST_CONFIG" compute-feature-enabled volume_multiattach \
+        "${ENABLE_VOLUME_MULTIATTACH:-False}"
     "${configure[@]}" skips >"$TEMPEST_DIR/etc/nova-lxd-py-skips"
     iniset "$TEMPEST_CONFIG" compute hypervisor_type lxd
     iniset "$TEMPEST_CONFIG" scenario img_disk_format raw

@@ -61,7 +61,8 @@ iscsi_lacks() {
 say_volume_backends() {
     local lacking
     lacking=$(iscsi_lacks)
-    say "Volumes: types loop (block devices) and nfs (files on a share)."
+    say "Volumes: types loop (block devices), nfs (files on a share) and" \
+        "multiattach (block devices for several servers)."
     if [[ -n $lacking ]]; then
         say "  Not LVM with iSCSI: the kernel has no ${lacking// /, no }."
     else

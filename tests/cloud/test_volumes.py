@@ -316,11 +316,7 @@ class BlockVolumeTest(VolumeCases, cloud.CloudTestCase):
         self.detach(server, volume)
 
     def test_several_servers(self) -> None:
-        kind = self.admin.block_storage.create_type(
-            name=self.unique('shared'), extra_specs={
-                'volume_backend_name': 'loop', 'multiattach': '<is> True'})
-        self.addCleanup(self.admin.block_storage.delete_type, kind.id)
-        self.volume_type = kind.name
+        self.volume_type = 'multiattach'
         servers = [self.boot(), self.boot()]
         volume = self.make_volume()
         for server in servers:

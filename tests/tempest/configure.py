@@ -233,6 +233,7 @@ class Cloud:
             'volume': {
                 'max_microversion': 'latest',
                 'build_timeout': 180,
+                'volume_type_multiattach': 'multiattach',
             },
             'volume-feature-enabled': {
                 'backup': False,
