@@ -142,14 +142,14 @@ need_tempest() {
     make_env "$TEMPEST" constraints.txt -- --editable '.[tempest]' openstacksdk
 }
 
-# The distribution's packages that tests with root need, without letting the
-# services among them start.
+# need_packages [MORE...]: the distribution's packages that tests with root need,
+# without letting the services among them start.
 need_packages() (
     set -e
     # shellcheck source=devstack/quickstart/packages.sh
     . devstack/quickstart/packages.sh
     # shellcheck disable=SC2046 # words are wanted
-    set -- "${FIRST_PACKAGES[@]}" "${SERVER_PACKAGES[@]}" xfsprogs
+    set -- "${FIRST_PACKAGES[@]}" "${SERVER_PACKAGES[@]}" xfsprogs "$@"
     if [[ -n $(missing_packages "$@") ]] ||
         ! { package_installed lxd || package_installed incus; }; then
         say "Installing packages"
@@ -258,7 +258,8 @@ readonly TEMPEST_DEFAULT='^(tempest\.(api\.compute|scenario)|nova_lxd_py)\.'
 
 stage_tempest() {
     is_root || { echo 'Needs root.'; return 1; }
-    need_packages && need_tempest && need_cloud --with-cinder && run_tempest
+    need_packages iputils-ping && need_tempest &&
+        need_cloud --with-cinder && run_tempest
 }
 
 run_tempest() (
