@@ -255,6 +255,10 @@ EOF
     if ! has_module openvswitch; then
         echo OVS_DATAPATH_TYPE=netdev
     fi
+    # DevStack lets services have 2048 open files. Neutron's haproxy wants some
+    # more, which root may not take here.
+    grep -q '^CapEff:.*[13579bdf].\{6\}$' /proc/self/status ||
+        echo "ULIMIT_NOFILE=$(ulimit -Hn)"
     if ! has_iscsi; then
         cat <<'EOF'
 CINDER_ENABLED_BACKENDS=loop:loop
