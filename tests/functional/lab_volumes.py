@@ -43,9 +43,6 @@ CONF = conf.CONF
 
 PASSWORD = 'open-sesame-1b4f'
 
-# From linux/capability.h.
-_CAP_SYS_RESOURCE = 24
-
 
 def _run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True,
@@ -61,14 +58,6 @@ def reboot_host(patches: Any) -> None:
     file.write_text(f'{uuid.uuid4()}\n')
     patches.useFixture(fixtures.MonkeyPatch(
         'nova_lxd_py.virt.volume.devices._BOOT_ID', file))
-
-
-def grows_ext4() -> bool:
-    """Whether this machine grows ext4 filesystems that are mounted."""
-    status = pathlib.Path('/proc/self/status').read_text()
-    bounds = next(line.split()[1] for line in status.splitlines()
-                  if line.startswith('CapBnd:'))
-    return bool(int(bounds, 16) >> _CAP_SYS_RESOURCE & 1)
 
 
 def _mounts() -> set[str]:

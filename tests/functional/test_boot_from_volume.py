@@ -39,6 +39,7 @@ from tests.functional import faulty_proxy
 from tests.functional import lab_volumes
 from tests.functional import lxd_daemon
 from tests.functional import test_volumes
+from tests import machine
 
 CONF = conf.CONF
 NO_LXD = lxd_daemon.missing()
@@ -166,7 +167,7 @@ class BootHost(test_volumes.Host):
 
     def grows(self) -> bool:
         """Whether this machine grows filesystems that are mounted."""
-        return self.filesystem != 'ext4' or lab_volumes.grows_ext4()
+        return self.filesystem != 'ext4' or machine.grows_ext4()
 
     def reboot_host(self, server: Any, volume: lab_volumes.Volume) -> None:
         """What a reboot of the host does to a server."""
