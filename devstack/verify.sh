@@ -201,7 +201,15 @@ EOF
 User=root
 Environment=PYTHONPATH=/srv
 EOF
+        # DevStack tells sudo where rootwrap is for its own user only.
+        echo 'Defaults:root !secure_path' >"$work/rootfs/etc/sudoers.d/verify"
     fi
+    # It shows guests their own CPUs and memory, and believes that it cannot in
+    # a container.
+    drop_in lxcfs.service <<'EOF'
+[Unit]
+ConditionVirtualization=
+EOF
 }
 
 start_machine() {

@@ -64,6 +64,8 @@ function configure_nova_lxd_tempest {
     iniset "$TEMPEST_CONFIG" compute hypervisor_type lxd
     iniset "$TEMPEST_CONFIG" scenario img_disk_format raw
     iniset "$TEMPEST_CONFIG" scenario img_container_format bare
+    # The guests of distributions empty /tmp when they boot.
+    iniset "$TEMPEST_CONFIG" scenario target_dir /var/tmp
     # The guest's network service renews leases itself.
     iniset "$TEMPEST_CONFIG" scenario dhcp_client ''
 }

@@ -252,6 +252,8 @@ class Cloud:
                 'img_file': self.image_file,
                 'img_disk_format': 'raw',
                 'img_container_format': 'bare',
+                # Debian empties /tmp when it boots.
+                'target_dir': '/var/tmp',
                 # systemd-networkd renews leases itself.
                 'dhcp_client': '',
             },

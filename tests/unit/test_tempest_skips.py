@@ -34,6 +34,10 @@ LEFT_OUT = {
 } | {
     r'tempest\.scenario\.test_minimum_basic\.TestMinimumBasicScenario'
     r'\.test_minimum_basic_scenario',
+    r'tempest\.scenario\.test_minimum_basic\.TestMinimumBasicScenario'
+    r'\.test_minimum_basic_instance_hard_reboot_after_vol_snap_deletion',
+    r'tempest\.scenario\.test_stamp_pattern\.TestStampPattern'
+    r'\.test_stamp_pattern',
     r'tempest\.scenario\.test_instances_with_cinder_volumes'
     r'\.TestInstancesWithCinderVolumes'
     r'\.test_instances_with_cinder_volumes_on_all_compute_nodes',
