@@ -14,7 +14,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import pathlib
 import time
 from typing import Any
 import unittest
@@ -24,6 +28,7 @@ from nova.compute import power_state
 from nova import exception
 from oslo_utils import units
 
+from nova_lxd_py.virt.volume import mounts
 from tests.functional import faulty_proxy
 from tests.functional import killed_process
 from tests.functional import lab_volumes
@@ -34,6 +39,8 @@ NO_LXD = lxd_daemon.missing()
 
 Mapping = test_volumes.Mapping
 PATH = test_volumes.PATH
+# From linux/fs.h.
+FIFREEZE, FITHAW = 0xc0045877, 0xc0045878
 described = test_volumes.described
 
 
@@ -253,6 +260,57 @@ class FilesystemSwapTest(SwapCases, unittest.TestCase):
         self.size = 512 * units.Mi
         lab_volumes.CONF.set_override('volume_filesystems', ['xfs'], 'lxd')
         super().test_larger()
+
+    def test_nova_compute_is_killed_while_it_is_paused(self) -> None:
+        """What it has frozen runs on, whatever is wrong with other guests."""
+        other, server = self.host.spawn(), self.host.spawn()
+        first, second = self.volume(), self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        self.host.driver.pause(server)
+        empty = second.file.stat().st_blocks
+        self.assertTrue(killed_process.run(
+            lambda: self.host.another_driver().swap_volume(
+                self.host.context, dict(old), second.connection(), server,
+                PATH, 0),
+            lambda: second.file.stat().st_blocks > empty))
+        self.assertTrue(self._is_frozen(first))
+        self.host.lxd.api.must(
+            'PATCH', f'/1.0/instances/{other.name}',
+            {'config': {'user.nova.volume_swap': 'nonsense'}},
+            params={'project': self.host.project})
+        self.host.restart_driver()
+        self.assertIn(f'of {other.name} cannot be put right', self.log.output)
+        self.assertFalse(self._is_frozen(first))
+        self.host.driver.unpause(server)
+        self.assert_as_before(server, first, filled)
+        self.detach(server, second.connection())
+        self.detach(server, self.swap(server, old, self.volume()))
+
+    def _is_frozen(self, volume: lab_volumes.Volume) -> bool:
+        """Whether the filesystem on it stands still, as it does afterwards if
+        it did before."""
+        for line in pathlib.Path('/proc/self/mountinfo').read_text(
+                ).splitlines():
+            target = line.split()[4]
+            if target.endswith(f'/{volume.id}'):
+                break
+        else:
+            self.fail('It is not mounted')
+        folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(folder, FIFREEZE, 0)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # Nobody may be left waiting if this test fails.
+            self.addCleanup(mounts.thaw, target)
+            return True
+        else:
+            fcntl.ioctl(folder, FITHAW, 0)
+            return False
+        finally:
+            os.close(folder)
 
     def test_mounted_elsewhere(self) -> None:
         """No process is to be seen that uses it."""

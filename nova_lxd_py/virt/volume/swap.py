@@ -20,7 +20,7 @@ server stands still from the last look at it until the new one is in its place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import time
@@ -201,14 +201,16 @@ class Swaps:
         Nova knows of the old volume only.
         """
         for guest in self._guests.all():
-            kept = guest.config.get(KEY_SWAP)
-            if not kept and lxd_instance.KEY_QUIESCED not in guest.config:
-                continue
+            # Nothing on a guest that was paused tells whether a filesystem of
+            # its stands still.
             for name, device in devices.of_guest(guest).items():
                 if device['type'] == 'disk':
-                    self._filesystems.thaw(devices.volume(name))
+                    with _tolerated(guest):
+                        self._filesystems.thaw(devices.volume(name))
+            kept = guest.config.get(KEY_SWAP)
             if kept:
-                self._take_back(guest, json.loads(kept))
+                with _tolerated(guest):
+                    self._take_back(guest, json.loads(kept))
 
     def _take_back(self, guest: lxd_instance.Guest, kept: dict[str, Any]
                    ) -> None:
@@ -227,6 +229,19 @@ class Swaps:
                       'rebooted hard: %(error)s',
                       {'guest': guest.name, 'old': kept['old'],
                        'error': error})
+
+
+@contextlib.contextmanager
+def _tolerated(guest: lxd_instance.Guest) -> Iterator[None]:
+    """Keep what is wrong with one guest from those that come after it."""
+    try:
+        yield
+    except Exception as error:
+        LOG.error('What the end of nova-compute has interrupted at volumes of '
+                  '%(guest)s cannot be put right before it is rebooted hard: '
+                  '%(kind)s: %(error)s', {
+                      'guest': guest.name, 'kind': type(error).__name__,
+                      'error': error})
 
 
 def _checked_size(before: Mapping[str, str], device: Mapping[str, str],
