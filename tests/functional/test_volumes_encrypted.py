@@ -52,6 +52,8 @@ for last; do device=$name; name=$last; done
 case $* in
 *luksFormat*)
     cat >>"$0.input"
+    # Whatever was there is noise through the cipher.
+    dd if=/dev/urandom of="$name" bs=1M seek=2 count=2 conv=notrunc status=none
     printf 'LUKS\272\276\000\002' | dd of="$name" conv=notrunc status=none ;;
 *luksOpen*)
     cat >>"$0.input"
@@ -78,6 +80,7 @@ class EncryptedCases(test_volumes.Host):
     def setUp(self) -> None:
         super().setUp()
         self.metadata: dict[str, Any] = dict(METADATA)
+        self.gone: set[str] = set()
         for name, value in (('backend', 'nova.keymgr.conf_key_mgr.'
                              'ConfKeyManager'), ('fixed_key', KEY)):
             lab_volumes.CONF.set_override(name, value, 'key_manager')
@@ -85,7 +88,13 @@ class EncryptedCases(test_volumes.Host):
                             'key_manager')
         self._patch('nova.volume.cinder.API.get', lambda *args: {})
         self._patch('nova.volume.cinder.API.get_volume_encryption_metadata',
-                    lambda *args: self.metadata)
+                    lambda *args: self._describe(args[-1]))
+
+    def _describe(self, identifier: str) -> dict[str, Any]:
+        """What Cinder answers."""
+        if identifier in self.gone:
+            raise exception.VolumeNotFound(volume_id=identifier)
+        return self.metadata
 
     def _patch(self, what: str, value: Any) -> None:
         patch = fixtures.MonkeyPatch(what, value)
@@ -205,6 +214,30 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
             server, 'busybox', 'blockdev', '--getsize64', PATH)))
         self.detach(server, connection)
         self.assert_closed(volume)
+
+    def test_moved_by_cinder(self) -> None:
+        """Cinder knows only the id that the volume had before."""
+        self.stand_in()
+        server = self.host.spawn()
+        first, second = self.storage.volume(), self.storage.volume()
+        old = self.attach_encrypted(server, first)
+        written = self.write(server)
+        new = second.connection(encrypted=True)
+        self.host.driver.swap_volume(self.host.context, old, new, server,
+                                     PATH, 0)
+        new.update(serial=first.id, volume_id=first.id)
+        self.gone.add(second.id)
+        second.extend(2 * units.Gi)
+        self.host.driver.extend_volume(self.host.context, new, server,
+                                       2 * units.Gi)
+        self.assertEqual(2 * units.Gi - HEADER, int(self.host.run(
+            server, 'busybox', 'blockdev', '--getsize64', PATH)))
+        mapping = Mapping(second)
+        mapping['connection_info'] = new
+        self.reboot(server, described(mapping))
+        self.assertEqual(written, self.read(server))
+        self.detach(server, new)
+        self.assert_closed(second)
 
     def test_what_the_host_lacks(self) -> None:
         """Said before the host is connected."""

@@ -28,6 +28,7 @@ from typing import Any
 from castellan import key_manager
 from nova import context as nova_context
 from nova import utils
+from nova.virt import block_device
 from nova.volume import cinder
 from os_brick import encryptors
 from oslo_config import cfg
@@ -64,13 +65,12 @@ class Encryption:
         self._cinder = cinder.API()
 
     def metadata(self, context: nova_context.RequestContext | None,
-                 connection_info: dict[str, Any], identifier: str,
+                 connection_info: dict[str, Any],
                  given: dict[str, Any] | None) -> dict[str, Any]:
         """Find out how a volume is encrypted, and that this host can open it.
 
         :param context: for asking Cinder.
         :param connection_info: Cinder's description of the connection.
-        :param identifier: Cinder's id of the volume.
         :param given: what Nova says of it, None where it says nothing.
         :returns: what os-brick's encryptors want to know; nothing if the host
             has nothing to do.
@@ -81,8 +81,10 @@ class Encryption:
         if context is None:
             raise base.Refused('servers cannot boot from encrypted volumes')
         if not given:
+            # Cinder may have given it another id since it was connected.
             given = encryptors.get_encryption_metadata(
-                context, self._cinder, identifier, connection_info)
+                context, self._cinder,
+                block_device.get_volume_id(connection_info), connection_info)
         if not given or not given.get('provider'):
             raise base.Refused('Cinder does not say how it is encrypted')
         if (given.get('control_location') or '').lower() != 'front-end':
@@ -124,6 +126,10 @@ class Encryption:
         try:
             self._encryptor(identifier, metadata).attach_volume(
                 context, **metadata)
+            if not found and provider in _CONTENT:
+                # os-brick has just formatted it. What was blank is noise
+                # through the cipher, which would be taken for content.
+                mounts.blank(opened)
         except Exception:
             self._close(identifier, provider)
             raise
@@ -162,7 +168,7 @@ class Encryption:
         """
         if not connection_info.get(_PROVIDER):
             return
-        metadata = self.metadata(context, connection_info, identifier, None)
+        metadata = self.metadata(context, connection_info, None)
         self._point_link(identifier, self._mapping(identifier))
         self._encryptor(identifier, metadata).extend_volume(
             context, **metadata)

@@ -117,7 +117,7 @@ class VolumeManager:
         with explained('connect', instance, identifier,
                        exception.VolumeAttachFailed):
             encrypted = self._encryption.metadata(
-                context, connection_info, identifier, encrypted)
+                context, connection_info, encrypted)
         with contextlib.ExitStack() as undo:
             if not shared:
                 undo.callback(self.disconnect, instance, connection_info,
@@ -178,8 +178,7 @@ class VolumeManager:
             plugin = self._plugin(connection_info)
             with explained('disconnect', instance, identifier,
                            exception.VolumeDetachFailed):
-                self._encryption.close(connection_info, identifier)
-                plugin.disconnect(identifier, connection_info, force=force)
+                self._close(plugin, connection_info, identifier, force)
             self._forget(identifier)
         except exception.NovaException:
             if not force:
@@ -187,6 +186,18 @@ class VolumeManager:
             LOG.error('Something of the connection to volume %s may be left '
                       'on this host', identifier, instance=instance)
         connection_info.pop(base.DEVICE_PATH, None)
+
+    def _close(self, plugin: base.VolumePlugin,
+               connection_info: dict[str, Any], identifier: str, force: bool
+               ) -> None:
+        try:
+            self._encryption.close(connection_info, identifier)
+        except Exception:
+            if force:
+                # That is no reason to leave the connection as well.
+                plugin.disconnect(identifier, connection_info, force=True)
+            raise
+        plugin.disconnect(identifier, connection_info, force=force)
 
     def extend(self, instance: objects.Instance,
                connection_info: dict[str, Any], wanted: int,

@@ -62,8 +62,14 @@ _FIFREEZE, _FITHAW = 0xc0045877, 0xc0045878
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 
 _DEVICE = re.compile(r'/dev/[A-Za-z0-9_./:+@-]+|(?:/[A-Za-z0-9_.:+@-]+)+')
+#: As os-brick names encrypted volumes.
+_OPENED = re.compile(r'/dev/mapper/crypt-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-'
+                     r'[0-9a-f]{12}')
 _TARGET = re.compile(
     r'(?:/[^/\0]+)+/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+
+#: Bytes in which an empty volume has to be blank.
+_BEGINNING = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -130,15 +136,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
-def content(device: str) -> str:
-    """Tell what is on a volume.
-
-    :param device: path of its block device.
-    :returns: the filesystem's name; '' if there is no signature of anything
-        on it; something else, such as ``unknown``, for any other content.
-    :raises OSError: if it cannot be read.
-    """
+def _content(device: str) -> str:
     path = os.path.realpath(checked_device(device))
     # Not by the cache: it may remember another device.
     probe = _execute('blkid', '--probe', '--output', 'export', path)
@@ -148,12 +146,47 @@ def content(device: str) -> str:
         signatures = run('wipefs', '--no-act', '--parsable', path)
         if all(line.startswith('#') for line in signatures.splitlines()):
             with open(path, 'rb') as stream:
-                return '' if not any(stream.read(1 << 20)) else 'unknown'
+                return '' if not any(stream.read(_BEGINNING)) else 'unknown'
     found = dict(line.split('=', 1) for line in probe.stdout.splitlines()
                  if '=' in line)
     if found.get('USAGE') == 'filesystem':
         return found.get('TYPE', 'unknown')
     return found.get('PTTYPE') or found.get('TYPE') or 'unknown'
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def content(device: str) -> str:
+    """Tell what is on a volume.
+
+    :param device: path of its block device.
+    :returns: the filesystem's name; '' if there is no signature of anything
+        on it; something else, such as ``unknown``, for any other content.
+    :raises OSError: if it cannot be read.
+    """
+    return _content(device)
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def blank(device: str) -> None:
+    """Make the beginning of a volume that has just been encrypted, on which
+    nothing has been written yet, as blank as that of any other new volume.
+
+    One that holds anything that has a name is left as it is.
+
+    :param device: path of the opened volume.
+    :raises OSError: if it cannot be written, or something uses it.
+    """
+    if not isinstance(device, str) or not _OPENED.fullmatch(device):
+        raise ValueError(f'{device!r} is not an opened volume')
+    if _content(device) != 'unknown':
+        return
+    descriptor = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        os.pwrite(descriptor, bytes(min(_BEGINNING, size)), 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)

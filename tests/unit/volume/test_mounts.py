@@ -43,6 +43,7 @@ class InputTestCase(base.BaseTestCase):
             for call in (lambda: mounts.content(path),
                          lambda: mounts.make(path, 'ext4', 'x'),
                          lambda: mounts.is_held(path),
+                         lambda: mounts.blank(path),
                          lambda: mounts.grow(path, 'ext4', TARGET),
                          lambda: mounts.mount(path, 'ext4', TARGET, False, 1,
                                               1, 1)):
@@ -73,6 +74,13 @@ class InputTestCase(base.BaseTestCase):
                         (1, 1, 2 ** 32), ('1', 1, 1)):
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
                                   TARGET, False, *ids)
+
+    def test_only_opened_volumes_are_blanked(self) -> None:
+        for path in ('/dev/mapper/root', f'/dev/{VOLUME}',
+                     f'/dev/mapper/crypt-{VOLUME}/../root',
+                     f'/dev/mapper/crypt-{VOLUME}x'):
+            with mock.patch.object(mounts, '_content', lambda path: 'unknown'):
+                self.assertRaises(ValueError, mounts.blank, path)
 
     def test_nothing_is_mounted(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -115,6 +115,26 @@ class ManagerTestCase(base.BaseTestCase):
         self.assertIn('may be left on this host', self.log.output)
         self.manager.forget(None, VOLUME)
 
+    def test_what_cannot_be_closed(self) -> None:
+        """It stays open; with force, the host is disconnected all the same."""
+        done: list[bool] = []
+        self.plugin.disconnect = (
+            lambda identifier, connection_info, *, force: done.append(force))
+        # Its link is a folder, which nothing removes.
+        folder = self.useFixture(fixtures.TempDir()).path
+        os.makedirs(os.path.join(folder, VOLUME, 'x'))
+        conf.CONF.set_override('volume_encryption_directory', folder, 'lxd')
+        self.addCleanup(conf.CONF.clear_override,
+                        'volume_encryption_directory', 'lxd')
+        self.manager.note(VOLUME, '/dev/loop0')
+        self.assertRaises(exception.VolumeDetachFailed,
+                          self.manager.disconnect, None, self.connection())
+        self.assertEqual([], done)
+        self.manager.disconnect(None, self.connection(), force=True)
+        self.assertEqual([True], done)
+        self.assertIn(VOLUME, self.manager.connections())
+        self.assertIn('may be left on this host', self.log.output)
+
     def test_ids(self) -> None:
         for serial in ('', None, 'x', '../' + VOLUME, VOLUME + '\n',
                        VOLUME.upper()):
