@@ -19,11 +19,13 @@ import shutil
 import subprocess
 from typing import Any
 import unittest
+from unittest import mock
 
 import fixtures
 from nova import exception
 from oslo_utils import units
 
+from nova_lxd_py.virt.volume import mounts
 from tests.functional import faulty_proxy
 from tests.functional import lab_volumes
 from tests.functional import lxd_daemon
@@ -286,6 +288,27 @@ class PrivilegedVolumeTest(test_volumes.Host, unittest.TestCase):
             self.assertEqual({}, self.devices(first))
             self.host.run(second, 'ls', '/mnt/vdb/x')
             self.detach(second, connection)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class NamespacesTest(unittest.TestCase):
+    """Those that map the ids of guests are made once, and do not pile up."""
+
+    def name(self, base: int) -> str:
+        with mounts.user_namespace(base, base, 65536) as namespace:
+            return os.readlink(f'/proc/self/fd/{namespace}')
+
+    def test_kept(self) -> None:
+        before = len(os.listdir('/proc/self/fd'))
+        with (mock.patch.object(mounts, '_NAMESPACES_KEPT', 2),
+              mock.patch.dict(mounts._namespaces, clear=True)):
+            first = self.name(100000)
+            self.assertEqual(first, self.name(100000))
+            others = {self.name(base) for base in (200000, 300000)}
+            self.assertEqual(3, len({first, *others}))
+            self.assertEqual(before + 2, len(os.listdir('/proc/self/fd')))
+            for descriptor in mounts._namespaces.values():
+                os.close(descriptor)
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

@@ -32,6 +32,7 @@ import re
 import signal
 import stat
 import subprocess
+import threading
 
 from oslo_log import log as logging
 
@@ -67,6 +68,11 @@ _OPENED = re.compile(r'/dev/mapper/crypt-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-'
                      r'[0-9a-f]{12}')
 _TARGET = re.compile(
     r'(?:/[^/\0]+)+/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+
+#: User namespaces that are kept open, by what they map.
+_namespaces: dict[tuple[int, int, int], int] = {}
+_making = threading.Lock()
+_NAMESPACES_KEPT = 32
 
 #: Bytes in which an empty volume has to be blank.
 _BEGINNING = 1 << 20
@@ -210,6 +216,23 @@ def make(device: str, kind: str, label: str) -> None:
 @contextlib.contextmanager
 def user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
     """Open a user namespace that maps ids as a guest's does."""
+    # Most guests of a host map the same ids, or come back with theirs, and
+    # making one takes longer than a mount.
+    key = uid_base, gid_base, size
+    with _making:
+        if key not in _namespaces:
+            _namespaces[key] = _new_namespace(*key)
+            if len(_namespaces) > _NAMESPACES_KEPT:
+                os.close(_namespaces.pop(next(iter(_namespaces))))
+        # It may be closed by somebody else meanwhile.
+        descriptor = os.dup(_namespaces[key])
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _new_namespace(uid_base: int, gid_base: int, size: int) -> int:
     # A process has to be in it, once. There is no quicker one than a copy of
     # this one, which does nothing but that.
     ready, told = os.pipe()
@@ -232,16 +255,11 @@ def user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
             with open(f'{folder}/{name}_map', 'w',
                       encoding='ascii') as stream:
                 stream.write(f'0 {base} {size}')
-        descriptor = os.open(f'{folder}/ns/user',
-                             os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f'{folder}/ns/user', os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def clone_tree(folder: int) -> int:
