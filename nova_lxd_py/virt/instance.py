@@ -127,6 +127,12 @@ class Guest:
         return self._info['name']
 
     @property
+    def container(self) -> str:
+        """LXC's name of the container, of which LXD is the user."""
+        project = self._session.project
+        return self.name if project == 'default' else f'{project}_{self.name}'
+
+    @property
     def uuid(self) -> str:
         """Uuid of the Nova instance, or '' for what serves none."""
         return self.config.get(KEY_UUID, '')

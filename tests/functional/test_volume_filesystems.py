@@ -130,8 +130,10 @@ class FilesystemCases:
         connection = self.attach(server, volume)
         filled = self.fill(server)
         self.hold_open(server, f'{self.folder}/data')
+        self.proxy.behave()
         self.assertRaisesRegex(exception.DeviceDetachFailed, 'processes',
                                self.detach, server, connection)
+        self.assertFalse(self.asked_for_state())
         self.assertEqual(filled, self.sum(server))
         self.let_go(server)
         # Mounted in another place: no process is to be seen.

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pathlib
 import stat
 import subprocess
+import sys
 import threading
 from typing import Any
 import unittest
@@ -31,6 +33,7 @@ from nova.network import model as network_model
 from nova import objects
 from oslo_utils import units
 
+from nova_lxd_py.virt.volume import processes
 from tests.functional import driver_host
 from tests.functional import faulty_proxy
 from tests.functional import lab_volumes
@@ -39,6 +42,21 @@ from tests.functional import lxd_daemon
 NO_LXD = lxd_daemon.missing()
 
 PATH = '/dev/vdb'
+#: Maps a file in a second process, which does not keep it open.
+MAPPING = '''
+import ctypes, os, sys, time
+if os.fork() == 0:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int,
+                          ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    file = os.open(sys.argv[1], os.O_RDONLY)
+    if libc.mmap(None, 4096, 1, 1, file, 0) == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), 'mmap')
+    os.close(file)
+    print('ready', flush=True)
+time.sleep(1000)
+'''
 
 
 class Mapping(dict):
@@ -151,6 +169,10 @@ class Host:
             server, 'sh', '-c', f'[ -b {path} ] && echo yes || echo no'
             ).strip() == 'yes'
 
+    def asked_for_state(self) -> bool:
+        """Whether LXD has been asked about all that a guest has and does."""
+        return any('/state' in request.path for request in self.proxy.seen)
+
     def devices(self, server) -> dict:
         return {name: device for name, device in
                 self.host.lxd_instances()[server.name]['devices'].items()
@@ -256,6 +278,24 @@ class VolumeCases(Host):
         self.assertEqual(written, self.read(server))
         self.let_go(server)
         self.detach(server, connection)
+        self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_users_are_found_without_lxd(self) -> None:
+        """LXD is asked only where the guest has hidden the volume."""
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        for hidden in (False, True):
+            connection = self.attach(server, volume)
+            self.hold_open(server)
+            if hidden:
+                self.host.run(server, 'busybox', 'umount', '-l', PATH)
+            self.proxy.behave()
+            self.assertRaisesRegex(exception.DeviceDetachFailed,
+                                   '1 processes', self.detach, server,
+                                   connection)
+            self.assertEqual(hidden, self.asked_for_state())
+            self.let_go(server)
+            self.detach(server, connection)
         self.assertEqual(set(), self.storage.left_on_host())
 
     def test_busy_in_another_server_does_not_count(self) -> None:
@@ -563,6 +603,43 @@ class VolumeCases(Host):
         self.assertNotIn(lab_volumes.PASSWORD, str(caught.exception))
         self.assertNotIn('/dev/no', str(caught.exception))
         self.assertNotIn(lab_volumes.PASSWORD, self.log.output)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class MappedVolumeTest(unittest.TestCase):
+    """Processes that have not opened what they use."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.storage = lab_volumes.Storage(lab_volumes.LocalVolume)
+        self.storage.setUp()
+        self.addCleanup(self.storage.cleanUp)
+
+    def container(self, path: str) -> int:
+        """Start processes with process ids of their own, the second of which
+        has mapped a file.
+
+        :returns: process id of the first.
+        """
+        outer = subprocess.Popen(
+            ['unshare', '--pid', '--fork', '--kill-child', sys.executable,
+             '-c', MAPPING, path], stdout=subprocess.PIPE, text=True)
+        assert outer.stdout is not None
+        self.addCleanup(outer.stdout.close)
+        self.addCleanup(outer.wait)
+        self.addCleanup(outer.kill)
+        self.assertEqual('ready\n', outer.stdout.readline())
+        children = pathlib.Path(f'/proc/{outer.pid}/task/{outer.pid}/children')
+        return int(children.read_text())
+
+    def test_mapped(self) -> None:
+        device = os.path.realpath(self.storage.volume().data()['device_path'])
+        number = os.stat(device).st_rdev
+        init = self.container(device)
+        using = processes.users(init, number, 0)
+        self.assertEqual(1, len(using))
+        self.assertNotIn(init, using)
+        self.assertEqual([], processes.users(init, number + 1, 0))
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

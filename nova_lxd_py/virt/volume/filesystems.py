@@ -55,7 +55,7 @@ METADATA = 'lxd_volume_mode'
 _LABEL_LENGTH = 12
 
 #: Seconds for a device to be free once its filesystem is unmounted.
-_PATIENCE = 2.0
+_PATIENCE = 5.0
 
 
 class Filesystems:
@@ -256,7 +256,7 @@ class Filesystems:
             deadline = time.monotonic() + _PATIENCE
             while (held := mounts.is_held(path)) and (
                     time.monotonic() < deadline):
-                time.sleep(0.1)
+                time.sleep(0.02)
         except FileNotFoundError:
             held = False
         except OSError as error:

@@ -219,7 +219,7 @@ class Handover:
             # Whoever uses its block device by now has another volume there.
             guest.update(devices={name: None})
             return
-        init = init_process(guest)
+        init = init_process(guest, identifier, device)
         refuse_busy(guest, init, device, mountpoint)
         guest.update(devices={name: None})
         try:
@@ -254,14 +254,23 @@ def _clear_leftover(guest: lxd_instance.Guest, name: str,
     guest.update(devices={name: None})
 
 
-def init_process(guest: lxd_instance.Guest) -> int:
-    """Find the first process of a guest.
+def init_process(guest: lxd_instance.Guest, identifier: str,
+                 device: Mapping[str, str]) -> int:
+    """Find the first process of a guest that has a volume.
 
     :param guest: the guest, just read.
+    :param identifier: Cinder's id of the volume.
+    :param device: the volume as LXD device.
     :returns: its process id on the host; 0 if nothing runs there.
     """
     if guest.power_state == power_state.SHUTDOWN:
         return 0
+    with contextlib.suppress(OSError):
+        found = processes.first(
+            guest.container, identifier, os.stat(device['source']).st_dev
+            if device['type'] == 'disk' else 0)
+        if found:
+            return found
     try:
         return max(guest.state()['pid'], 0)
     except errors.NotFound:

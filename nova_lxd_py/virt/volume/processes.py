@@ -23,12 +23,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import fcntl
+import itertools
 import os
+import re
 
 from nova_lxd_py.virt import privileged
 
 #: Seconds for a look at all processes of the host.
 TIMEOUT = 60
+
+#: Where the kernel's control groups are: version 2, and beside version 1.
+_HIERARCHIES = ('/sys/fs/cgroup', '/sys/fs/cgroup/unified')
+_GROUPS = 500
+_NAME = re.compile(r'[^/\s]{1,255}')
 
 # From linux/nsfs.h.
 _NS_GET_PARENT = 0xB702
@@ -39,14 +46,15 @@ class _Namespaces:
 
     def __init__(self, init: int) -> None:
         self._own = os.stat(f'/proc/{init}/ns/pid').st_ino
-        self._known = {self._own: True}
+        self._known = {os.readlink(f'/proc/{init}/ns/pid'): True}
 
     def hold(self, process: str) -> bool:
         """Whether a process runs in the guest, or in a container in it."""
-        inode = os.stat(f'/proc/{process}/ns/pid').st_ino
-        if inode not in self._known:
-            self._known[inode] = self._lies_within(process)
-        return self._known[inode]
+        # Read, not followed: there may be thousands of them.
+        name = os.readlink(f'/proc/{process}/ns/pid')
+        if name not in self._known:
+            self._known[name] = self._lies_within(process)
+        return self._known[name]
 
     def _lies_within(self, process: str) -> bool:
         descriptor = os.open(f'/proc/{process}/ns/pid',
@@ -65,25 +73,116 @@ class _Namespaces:
             os.close(descriptor)
 
 
-def _links(process: str) -> Iterator[str]:
-    """List what a process has open, mapped, or stands in."""
-    yield from (f'/proc/{process}/cwd', f'/proc/{process}/root')
-    for folder in ('fd', 'map_files'):
+class _Use:
+    """Tells which processes use a volume.
+
+    :param device: number of the block device; 0 for none.
+    :param filesystem: number of the filesystem (``st_dev``); 0 for none.
+    """
+
+    def __init__(self, device: int, filesystem: int) -> None:
+        self._device = device
+        self._filesystem = filesystem
+        self._others: set[str] = set()
+
+    def by(self, process: str) -> bool:
+        """Whether a process has it open, has mapped it, or stands in it."""
+        links = [f'/proc/{process}/cwd', f'/proc/{process}/root']
         with contextlib.suppress(OSError):
-            for name in os.listdir(f'/proc/{process}/{folder}'):
-                yield f'/proc/{process}/{folder}/{name}'
+            links += [f'/proc/{process}/fd/{name}'
+                      for name in os.listdir(f'/proc/{process}/fd')]
+        return any(self._leads(link) for link in links) or self._mapped(
+            process)
 
-
-def _uses(process: str, device: int, filesystem: int) -> bool:
-    for link in _links(process):
+    def _leads(self, link: str) -> bool | None:
+        """Whether a link leads to it; None for a link that is gone."""
         try:
             about = os.stat(link)
         except OSError:
-            continue
-        if ((device and about.st_rdev == device) or
-                (filesystem and about.st_dev == filesystem)):
-            return True
+            return None
+        return bool(self._device and about.st_rdev == self._device or
+                    self._filesystem and about.st_dev == self._filesystem)
+
+    def _mapped(self, process: str) -> bool:
+        """Whether a process has mapped it. All map the same libraries, each
+        in several parts, so that a file is looked at once."""
+        with open(f'/proc/{process}/maps', encoding='utf-8',
+                  errors='surrogateescape') as stream:
+            for line in stream:
+                area, _access, _offset, file = line.split(None, 3)
+                if file in self._others or file.split()[1] == '0':
+                    continue
+                first, last = (int(end, 16) for end in area.split('-'))
+                found = self._leads(
+                    f'/proc/{process}/map_files/{first:x}-{last:x}')
+                if found:
+                    return True
+                if found is not None:
+                    self._others.add(file)
+        return False
+
+
+def _members(container: str) -> Iterator[str]:
+    """List processes of a container by its control group."""
+    for hierarchy in _HIERARCHIES:
+        # The guest makes as many groups in its own as it likes.
+        for folder, _folders, _files in itertools.islice(
+                os.walk(f'{hierarchy}/lxc.payload.{container}'), _GROUPS):
+            with (contextlib.suppress(OSError),
+                  open(f'{folder}/cgroup.procs', encoding='ascii') as stream):
+                yield from stream.read().split()
+
+
+def _is_first(process: str) -> bool:
+    """Whether a process is the first of a container of the host's."""
+    with open(f'/proc/{process}/status', encoding='utf-8',
+              errors='replace') as stream:
+        for line in stream:
+            if line.startswith('NSpid:'):
+                return line.split()[2:] == ['1']
     return False
+
+
+def _has(process: str, volume: str, filesystem: int) -> bool:
+    """Whether a process sees a volume where LXD has put it."""
+    # As LXD names the node of a block device, which it mounts.
+    node = f'unix.volume--{volume.replace("-", "--")}.'
+    number = f'{os.major(filesystem)}:{os.minor(filesystem)}'
+    with open(f'/proc/{process}/mountinfo', encoding='utf-8',
+              errors='replace') as stream:
+        for line in stream:
+            _mount, _parent, device, root = line.split()[:4]
+            if (device == number if filesystem else
+                    root.rpartition('/')[2].startswith(node)):
+                return True
+    return False
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def first(container: str, volume: str, filesystem: int) -> int:
+    """Find the first process of a guest that has a volume.
+
+    It is the one that is first in the control group that LXC has made for a
+    container of that name, and sees the volume. LXD would say the same, but
+    looks at much else of the guest for that.
+
+    :param container: name of the guest as LXC knows it.
+    :param volume: Cinder's id of the volume.
+    :param filesystem: number of the filesystem (``st_dev``) that the guest
+        has mounted; 0 if it has the block device.
+    :returns: its process id on the host; 0 if it cannot be told.
+    """
+    for text in (container, volume):
+        if not isinstance(text, str) or not _NAME.fullmatch(text):
+            raise ValueError(f'{text!r} is not a name')
+    if not isinstance(filesystem, int) or filesystem < 0:
+        raise ValueError(f'{filesystem!r} is not a number')
+    for process in _members(container):
+        with contextlib.suppress(OSError):
+            if _is_first(process):
+                return (int(process) if _has(process, volume, filesystem)
+                        else 0)
+    return 0
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
@@ -101,6 +200,7 @@ def users(init: int, device: int, filesystem: int) -> list[int]:
         if not isinstance(number, int) or number < 0:
             raise ValueError(f'{number!r} is not a number')
     found = []
+    use = _Use(device, filesystem)
     try:
         guest = _Namespaces(init)
     except OSError:
@@ -109,6 +209,6 @@ def users(init: int, device: int, filesystem: int) -> list[int]:
         if not process.isdecimal():
             continue
         with contextlib.suppress(OSError):
-            if guest.hold(process) and _uses(process, device, filesystem):
+            if guest.hold(process) and use.by(process):
                 found.append(int(process))
     return found

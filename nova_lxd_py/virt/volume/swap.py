@@ -142,7 +142,7 @@ class Swaps:
                     device: Mapping[str, str], identifier: str,
                     mountpoint: str, undo: contextlib.ExitStack) -> None:
         """Keep everything in a guest from using a volume."""
-        init = handover.init_process(guest)
+        init = handover.init_process(guest, identifier, device)
         handover.refuse_busy(guest, init, device, mountpoint)
         if guest.power_state == power_state.RUNNING:
             undo.callback(_thaw, guest)

@@ -189,6 +189,13 @@ class InputTestCase(base.BaseTestCase):
             self.assertRaises(ValueError, processes.users, *numbers)
         self.assertEqual([], processes.users(2 ** 30, 1, 1))
 
+    def test_containers(self) -> None:
+        for arguments in (('../x', VOLUME, 0), ('', VOLUME, 0),
+                          (None, VOLUME, 0), ('x', 'a/b', 0),
+                          ('x', VOLUME, -1), ('x', VOLUME, None)):
+            self.assertRaises(ValueError, processes.first, *arguments)
+        self.assertEqual(0, processes.first('no-such-one', VOLUME, 0))
+
     def setUp(self) -> None:
         super().setUp()
         loop.privileged.context.set_client_mode(False)
