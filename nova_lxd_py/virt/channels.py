@@ -41,3 +41,15 @@ def hang_up(channel: websocket.WebSocket) -> None:
     if connection is not None:
         with contextlib.suppress(*ERRORS):
             connection.shutdown(socket.SHUT_RDWR)
+
+
+def let_go(channel: websocket.WebSocket) -> None:
+    """Free a websocket that nobody reads any more; again is no change.
+
+    The library's object and its buffer hold each other, so that the socket
+    would stay open until Python looks for such circles. Without that it is
+    closed as soon as who may still be writing to it is done.
+
+    :param channel: the websocket, whose connection has been hung up.
+    """
+    vars(channel).pop('frame_buffer', None)

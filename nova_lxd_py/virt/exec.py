@@ -106,8 +106,10 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
             raise
         code = found
     finally:
-        for channel in opened.values():
+        for name, channel in opened.items():
             _close(channel)
+            if name not in readers:
+                channels.let_go(channel)
     return Result(code, *(bytes(readers[name].content)
                           for name in (_STDOUT, _STDERR)))
 
@@ -136,6 +138,12 @@ class _Reader(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        try:
+            self._read()
+        finally:
+            channels.let_go(self._channel)
+
+    def _read(self) -> None:
         while True:
             try:
                 opcode, data = self._channel.recv_data()

@@ -129,6 +129,8 @@ class Session:
         self._farewell: str | None = None
         #: The writer's, which ends only after it.
         self._drainer: threading.Thread | None = None
+        #: The writer's as well: the websocket that it reads.
+        self._read_here: websocket.WebSocket | None = None
         self._reader = threading.Thread(
             target=self._read, daemon=True, name=f'serial-in-{server.name}')
         self._writer = threading.Thread(
@@ -285,6 +287,9 @@ class Session:
                 self._detach()
                 if self._drainer is not None:
                     self._drainer.join(END_TIMEOUT)
+                if self._read_here is not None:
+                    channels.let_go(self._read_here)
+                    self._read_here = None
             if self._ended.is_set():
                 return None
             return int(operation.wait(END_TIMEOUT).get('return', _KILLED))
@@ -314,7 +319,7 @@ class Session:
             name=f'serial-control-{self._server.name}')
         self._drainer.start()
         # It starts with this one.
-        data = self._channel(operation, '0')
+        data = self._read_here = self._channel(operation, '0')
         with self._changed:
             self._data = data
             self._mode = _Mode.OPEN
@@ -387,7 +392,10 @@ class Session:
 
 def _drain(channel: websocket.WebSocket) -> None:
     """Answer LXD's pings on a websocket on which it says nothing else."""
-    with contextlib.suppress(ValueError, *channels.ERRORS):
-        while channel.connected:
-            with contextlib.suppress(websocket.WebSocketTimeoutException):
-                channel.recv_data()
+    try:
+        with contextlib.suppress(ValueError, *channels.ERRORS):
+            while channel.connected:
+                with contextlib.suppress(websocket.WebSocketTimeoutException):
+                    channel.recv_data()
+    finally:
+        channels.let_go(channel)

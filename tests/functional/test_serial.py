@@ -15,6 +15,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 import socket
 import threading
 import time
@@ -221,6 +223,40 @@ class SerialConsoleTest(unittest.TestCase):
             terminal.type('\r')
             terminal.log_in()
 
+    def sockets(self) -> int:
+        """How many sockets this process has open."""
+        found = 0
+        for descriptor in os.listdir('/proc/self/fd'):
+            with contextlib.suppress(OSError):
+                found += os.readlink(
+                    f'/proc/self/fd/{descriptor}').startswith('socket:')
+        return found
+
+    def test_nothing_stays_open(self) -> None:
+        console = self.console()
+        rounds = 5
+
+        def one() -> None:
+            with Terminal(console) as terminal:
+                for _turn in range(2):
+                    terminal.log_in()
+                    terminal.type('exit\n')
+                    terminal.expect('Press Enter')
+                    terminal.type('\n')
+
+        one()
+        gc.collect()
+        self.addCleanup(gc.enable)
+        gc.disable()
+        before = self.sockets()
+        for _round in range(rounds):
+            one()
+        deadline = time.monotonic() + 15
+        # Connections for requests may come and go.
+        while self.sockets() >= before + rounds:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.2)
+
     def test_guest_reboots(self) -> None:
         with Terminal(self.console()) as terminal:
             terminal.log_in()
@@ -288,6 +324,7 @@ class SerialConsoleTest(unittest.TestCase):
                 terminal.seen = terminal.seen[-8:]
                 terminal.socket.settimeout(30)
                 terminal.seen += terminal.socket.recv(65536)
+            got += terminal.seen.index(b'done')
             # Each line ends in two characters.
             self.assertLess(abs(got - size * 3 // 2), 1000)
             self.assert_unhindered()

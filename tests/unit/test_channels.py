@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
+import gc
+import os
 import socket
 import threading
 import time
@@ -29,6 +31,7 @@ import websocket
 from nova_lxd_py import conf
 from nova_lxd_py.virt import channels
 from nova_lxd_py.virt import events
+from nova_lxd_py.virt import exec as lxd_exec
 from nova_lxd_py.virt import instance
 from nova_lxd_py.virt import serial_session
 from nova_lxd_py.virt import session
@@ -127,6 +130,13 @@ class HangUpTestCase(base.BaseTestCase):
         self.assertTrue(thread.is_alive())
         return thread
 
+    def wait_for_goodbye(self) -> None:
+        """Wait until the library takes the connection for one that ends."""
+        deadline = time.monotonic() + 10
+        while self.channel.connected and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.assertFalse(self.channel.connected)
+
     def assert_all_end(self) -> None:
         channels.hang_up(self.channel)
         for thread in self.threads:
@@ -140,6 +150,7 @@ class HangUpTestCase(base.BaseTestCase):
 
     def test_goodbye_without_answer(self) -> None:
         thread = self.run_in_thread(self.channel.close, timeout=60)
+        self.wait_for_goodbye()
         # This is why.
         self.channel.abort()
         thread.join(0.2)
@@ -150,11 +161,11 @@ class HangUpTestCase(base.BaseTestCase):
         self.run_in_thread(self.channel.send_binary, bytes(1 << 20))
         self.peer.sendall(_CLOSE)
         self.run_in_thread(self.channel.recv_data)
-        self.assertFalse(self.channel.connected)
+        self.wait_for_goodbye()
         self.assert_all_end()
 
 
-class SilentLXDTestCase(session_case.SessionTestCase):
+class ConsoleTestCase(session_case.SessionTestCase):
 
     def setUp(self) -> None:
         super().setUp()
@@ -176,6 +187,22 @@ class SilentLXDTestCase(session_case.SessionTestCase):
         return [thread.name for thread in threading.enumerate()
                 if thread.name.startswith(beginnings)]
 
+    def open_console(self, command: str = 'cat'
+                     ) -> tuple[serial_session.Session, socket.socket]:
+        with socket.create_server(('127.0.0.1', 0)) as server:
+            far = socket.create_connection(server.getsockname())
+            near, _address = server.accept()
+        self.addCleanup(far.close)
+        console = serial_session.Session(
+            near, self.server, [command], self.session, self.guests,
+            self.watcher)
+        console.start()
+        self.addCleanup(console.end)
+        return console, far
+
+
+class SilentLXDTestCase(ConsoleTestCase):
+
     def test_watcher(self) -> None:
         self.proxy.fall_silent()
         self.proxy.say_goodbye()
@@ -186,15 +213,7 @@ class SilentLXDTestCase(session_case.SessionTestCase):
         self.watcher.stop()
 
     def test_serial_console(self) -> None:
-        with socket.create_server(('127.0.0.1', 0)) as server:
-            far = socket.create_connection(server.getsockname())
-            near, _address = server.accept()
-        self.addCleanup(far.close)
-        console = serial_session.Session(
-            near, self.server, ['cat'], self.session, self.guests,
-            self.watcher)
-        console.start()
-        self.addCleanup(console.end)
+        console, far = self.open_console()
         self.lxd.wait_for(lambda: self.threads('serial-control'))
         self.proxy.fall_silent()
         # More than there is room for on the way, so that a writer waits.
@@ -210,3 +229,72 @@ class SilentLXDTestCase(session_case.SessionTestCase):
         self.assertLess(time.monotonic() - began, 4)
         self.assertFalse(console.is_alive())
         self.assertEqual([], self.threads('serial-'))
+
+
+class LetGoTestCase(ConsoleTestCase):
+    """Sockets are closed without the help of Python's garbage collector."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.addCleanup(gc.enable)
+        gc.disable()
+        # Sockets by what the kernel calls them: descriptors are used again.
+        self.opened: list[str] = []
+        connect = self.session.websocket
+
+        def remembering(*args: Any, **kwargs: Any) -> websocket.WebSocket:
+            channel = connect(*args, **kwargs)
+            inode = os.fstat(channel.sock.fileno()).st_ino
+            self.opened.append(f'socket:[{inode}]')
+            return channel
+
+        self.patch(self.session, 'websocket', remembering)
+
+    def still_open(self) -> set[str]:
+        found = set()
+        for descriptor in os.listdir('/proc/self/fd'):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(f'/proc/self/fd/{descriptor}'))
+        return found.intersection(self.opened)
+
+    def test_serial_console_that_is_ended(self) -> None:
+        for turn in range(1, 4):
+            console, _far = self.open_console()
+            self.lxd.wait_for(lambda: len(self.opened) == 2 * turn)
+            console.end()
+            console.join()
+            self.lxd.wait_for(lambda: not self.still_open())
+
+    def test_serial_console_that_is_closed(self) -> None:
+        console, far = self.open_console()
+        self.lxd.wait_for(lambda: len(self.opened) == 2)
+        far.close()
+        console.join()
+        self.lxd.wait_for(lambda: not self.still_open())
+
+    def test_serial_console_whose_program_ends(self) -> None:
+        _console, far = self.open_console('true')
+        far.settimeout(5)
+        for turn in range(1, 4):
+            self.lxd.wait_for(lambda: len(self.opened) == 2 * turn)
+            self.lxd.wait_for(lambda: not self.still_open())
+            while b'Press Enter' not in far.recv(4096):
+                pass
+            far.sendall(b'\r')
+
+    def test_commands(self) -> None:
+        for _turn in range(3):
+            lxd_exec.run(self.session, 'c1', ['true'], timeout=5)
+        self.assertEqual(12, len(self.opened))
+        self.lxd.wait_for(lambda: not self.still_open())
+
+    def test_commands_whose_websockets_lxd_closes(self) -> None:
+        def handler(*_args: Any) -> tuple[int, bytes, bytes]:
+            self.proxy.say_goodbye()
+            return 0, b'', b''
+
+        self.lxd.daemon.exec_handler = handler
+        for _turn in range(3):
+            lxd_exec.run(self.session, 'c1', ['true'], timeout=5)
+        self.assertEqual(12, len(self.opened))
+        self.lxd.wait_for(lambda: not self.still_open())
