@@ -67,10 +67,15 @@ MANAGED_KEYS = frozenset({
     'security.privileged', 'security.syscalls.deny',
     *(f'limits.hugepages.{size}' for size in numa.HUGE_PAGES.values())})
 
-#: MANAGED_KEYS that LXD applies only when it starts the instance.
+#: MANAGED_KEYS that LXD applies only when it starts the instance, and for
+#: which a resize starts it anew.
 RESTART_KEYS = frozenset({
-    'security.devlxd', 'security.nesting', 'security.privileged',
-    'security.syscalls.deny'})
+    'security.devlxd', 'security.nesting', 'security.privileged'})
+
+#: MANAGED_KEYS that LXD applies only when it starts the instance, and which no
+#: flavor decides on: a running guest that another version of the driver has
+#: started keeps what it was started with.
+START_KEYS = frozenset({'security.syscalls.deny'})
 
 #: Requests to loop devices (``LOOP_*``, 0x4c00 to 0x4cff) that guests may not
 #: make. A volume that is a file on the host reaches its server as a loop

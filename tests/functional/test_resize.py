@@ -167,6 +167,29 @@ class ResizeTest(ResizeTestCase):
                 self.assertEqual(f'{memory}MiB',
                                  self.config(server)['limits.memory'])
 
+    def test_made_by_an_earlier_driver(self) -> None:
+        """What only a start can bring, and no flavor asks for, waits."""
+        server = self.server()
+        key = 'security.syscalls.deny'
+        self.assertIn(key, self.config(server))
+        shown = self.shown(server)
+        config = {name: value for name, value in shown['config'].items()
+                  if name != key}
+        self.host.lxd.api.must(
+            'PUT', f'/1.0/instances/{server.name}', {
+                name: shown[name] for name in (
+                    'architecture', 'devices', 'ephemeral', 'profiles',
+                    'description', 'stateful')} | {'config': config},
+            params={'project': self.host.project})
+        with self.running_on(server):
+            self.resize(server, memory_mb=256)
+            self.assertEqual('256MiB', self.config(server)['limits.memory'])
+            self.assertNotIn(key, self.config(server))
+            self.revert(server)
+            self.assertNotIn(key, self.config(server))
+        self.driver.reboot(self.host.context, server, [], 'HARD')
+        self.assertIn(key, self.config(server))
+
     def test_up_and_revert(self) -> None:
         server = self.server()
         before = self.shown(server)
