@@ -288,9 +288,13 @@ class Snapshots:
                        'os_require_quiesce=true on its image to allow that')
         with self._guests.lock(instance.uuid):
             guest = self._guests.active(instance)
-            if guest.power_state == power_state.RUNNING:
-                self._freeze(guest)
-        self._sync()
+            with contextlib.ExitStack() as failure:
+                if guest.power_state == power_state.RUNNING:
+                    # Nova does not call unquiesce then.
+                    failure.callback(_quietly, lambda: self._unfreeze(guest))
+                    self._freeze(guest)
+                self._sync()
+                failure.pop_all()
 
     def _sync(self) -> None:
         """Write what guests have written and the host has in its memory."""

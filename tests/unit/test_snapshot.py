@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 
+import fixtures
 from nova.compute import power_state
 from nova.compute import task_states
 from nova import exception
@@ -193,6 +194,30 @@ class SnapshotTestCase(session_case.SessionTestCase):
         self.server.system_metadata = {'image_os_require_quiesce': 'yes'}
         self.lxd.fail_operation('POST', '/1.0/instances', 'nothing doing')
         self.assertRaises(errors.OperationFailed, self.take)
+        self.assert_runs_on()
+
+    def quiesce(self):
+        self.server.system_metadata = {'image_os_require_quiesce': 'yes'}
+        self.snapshots.quiesce(self.server, self.server.image_meta)
+
+    def test_quiesced_until_unquiesced(self):
+        self.quiesce()
+        self.assertEqual(power_state.PAUSED,
+                         self.guests.get(self.server).power_state)
+        self.snapshots.unquiesce(self.server)
+        self.assert_runs_on()
+
+    def test_thawed_although_nothing_could_be_written(self):
+        with fixtures.EnvironmentVariable('PATH', '/nowhere'):
+            self.assertRaises(OSError, self.quiesce)
+        self.assert_runs_on()
+
+    def test_thawed_although_it_could_not_be_frozen(self):
+        self.lxd.fail_operation('PUT', '/1.0/instances/*/state', 'no')
+        self.assertRaises(errors.OperationFailed, self.quiesce)
+        self.assert_runs_on()
+
+    def assert_runs_on(self):
         guest = self.guests.get(self.server)
         self.assertEqual(power_state.RUNNING, guest.power_state)
         self.assertNotIn(lxd_instance.KEY_QUIESCED, guest.config)
