@@ -149,7 +149,8 @@ need_packages() (
     # shellcheck source=devstack/quickstart/packages.sh
     . devstack/quickstart/packages.sh
     # shellcheck disable=SC2046 # words are wanted
-    set -- "${FIRST_PACKAGES[@]}" "${SERVER_PACKAGES[@]}" xfsprogs "$@"
+    set -- "${FIRST_PACKAGES[@]}" "${SERVER_PACKAGES[@]}" xfsprogs \
+        dosfstools mtools "$@"
     if [[ -n $(missing_packages "$@") ]] ||
         ! { package_installed lxd || package_installed incus; }; then
         say "Installing packages"

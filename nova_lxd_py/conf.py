@@ -222,11 +222,10 @@ The extra spec ``lxd:config_drive_device`` of the flavor goes before this, then
 the property ``lxd_config_drive_device`` of the image; each is ``true`` or
 ``false``.
 
-Such a device takes a loop device of the host and half a megabyte of its
-temporary files, with ``[DEFAULT] config_drive_format=vfat`` up to 64. The host
+Such a device takes a loop device of the host and half a megabyte below
+``$state_path``, with ``[DEFAULT] config_drive_format=vfat`` up to 64. The host
 needs genisoimage, or what ``[DEFAULT] mkisofs_cmd`` names; for ``vfat``
-dosfstools, and Nova's own rootwrap or privsep configuration, since Nova mounts
-the file to fill it. LXD must be reached through its unix socket.
+dosfstools and mtools. LXD must be reached through its unix socket.
 """),
     cfg.BoolOpt(
         'inject_password',

@@ -16,12 +16,14 @@ For guests that do not look into a folder: ``blkid -L config-2`` finds one, and
 whoever may not mount it, which in containers are all but privileged ones, can
 read it with isoinfo, mtools or bsdtar.
 
-The device is a read-only loop device on a file that Nova's own builder makes
-of what is in the folder. The file is deleted as soon as the loop device holds
-it, so the kernel frees it with the device, which lives as long as the server
-has its config drive; after a reboot of the host it is made again. In the guest
-it must have the name that it has on the host, since blkid goes through
-``/proc/partitions``, which is the host's.
+The device is a read-only loop device on a file made of what is in the folder.
+The file is deleted as soon as the loop device holds it, so the kernel frees it
+with the device, which lives as long as the server has its config drive; after
+a reboot of the host it is made again. What the kernel still says of the file
+is where it was: in a folder of the driver's own, by which whoever removes Nova
+with all it has knows the devices. In the guest it must have the name that it
+has on the host, since blkid goes through ``/proc/partitions``, which is the
+host's.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from nova.virt import configdrive as nova_configdrive
 from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_log import log as logging
+from oslo_utils import fileutils
 from oslo_utils import strutils
 
 from nova_lxd_py.virt import flavor as lxd_flavor
@@ -50,6 +53,9 @@ CONF = nova_conf.CONF
 
 #: Property of images, as Nova keeps it with the servers made from them.
 _PROPERTY = 'lxd_config_drive_device'
+
+#: Folder below Nova's state_path where the files are made.
+FOLDER = 'config-drives'
 
 #: LXD devices of the drive and where they are in the guest; None for the name
 #: that the device has on the host.
@@ -94,14 +100,16 @@ def lacking(is_local: bool) -> str | None:
         return ('config drives can be block devices only where LXD is '
                 'reached through its unix socket')
     if CONF.config_drive_format == 'vfat':
-        program, package = 'mkfs.vfat', 'dosfstools'
+        programs = {'mkfs.vfat': 'dosfstools', 'mcopy': 'mtools'}
     else:
-        program, package = CONF.mkisofs_cmd, 'genisoimage'
-    if shutil.which(program):
-        return None
-    return (f'the host has no {program}, which makes config drives of the '
-            f'format {CONF.config_drive_format}; install {package}, or set '
-            f'[DEFAULT] mkisofs_cmd or config_drive_format')
+        programs = {CONF.mkisofs_cmd: 'genisoimage'}
+    for program, package in programs.items():
+        if not shutil.which(program):
+            return (f'the host has no {program}, which makes config drives of '
+                    f'the format {CONF.config_drive_format}; install '
+                    f'{package}, or set [DEFAULT] mkisofs_cmd or '
+                    f'config_drive_format')
+    return None
 
 
 def check(is_local: bool) -> None:
@@ -142,15 +150,15 @@ def make(instance: objects.Instance, name: str,
     :raises nova.exception.ComputeResourcesUnavailable: the host cannot make
         it; nothing is left of it.
     """
-    builder = nova_configdrive.ConfigDriveBuilder()
-    builder.mdfiles.extend(files)
+    path = _path(name)
     try:
-        with utils.tempdir() as folder:
-            path = os.path.join(folder, name)
-            builder.make_drive(path)
+        fileutils.ensure_tree(os.path.dirname(path), 0o700)
+        try:
+            _make_file(path, list(files))
             device = loop.attach(path, instance.uuid, True)
-    except (processutils.ProcessExecutionError, OSError,
-            exception.ConfigDriveMountFailed) as exc:
+        finally:
+            fileutils.delete_if_exists(path)
+    except (processutils.ProcessExecutionError, OSError) as exc:
         LOG.error('Could not make the block device of the config drive: %s',
                   exc, instance=instance)
         raise exception.ComputeResourcesUnavailable(
@@ -158,6 +166,32 @@ def make(instance: objects.Instance, name: str,
                    'drive; its log tells the operator why') from exc
     LOG.debug('The config drive is %s as well', device, instance=instance)
     return device
+
+
+def _path(name: str) -> str:
+    return os.path.join(CONF.state_path, FOLDER, name)
+
+
+def _make_file(path: str, files: Iterable[tuple[str, str | bytes]]) -> None:
+    """Write the content of a device into a file."""
+    if CONF.config_drive_format != 'vfat':
+        builder = nova_configdrive.ConfigDriveBuilder()
+        builder.mdfiles.extend(files)
+        builder.make_drive(path)
+        return
+    # Nova would mount it, which takes root and a kernel that has vfat.
+    with open(path, 'wb') as disk:
+        disk.truncate(nova_configdrive.CONFIGDRIVESIZE_BYTES)
+    processutils.execute('mkfs.vfat', '-n', 'config-2', path)
+    with utils.tempdir() as folder:
+        for name, content in files:
+            file = pathlib.Path(folder, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content.encode() if isinstance(content, str)
+                             else content)
+        processutils.execute(
+            'mcopy', '-Q', '-s', '-i', path,
+            *(str(entry) for entry in pathlib.Path(folder).iterdir()), '::')
 
 
 def remove(instance: objects.Instance, name: str) -> None:
@@ -169,6 +203,8 @@ def remove(instance: objects.Instance, name: str) -> None:
     # This saves nearly all servers a question to the privileged daemon.
     if find(name) is not None:
         loop.detach(instance.uuid, True)
+    # It is there only if nova-compute died while it made the device.
+    fileutils.delete_if_exists(_path(name))
 
 
 def devices(path: str) -> dict[str, dict[str, str]]:

@@ -28,6 +28,7 @@ from nova import exception
 from nova.network import model as network_model
 from nova import objects
 
+from nova_lxd_py.virt import configdisk
 from nova_lxd_py.virt import configdrive
 from tests.functional import busybox_image
 from tests.functional import driver_host
@@ -42,6 +43,8 @@ CONF = driver_host.CONF
 
 LABEL = '/dev/disk/by-label/config-2'
 METADATA = '/openstack/latest/meta_data.json'
+
+CAN_VFAT = all(map(shutil.which, ('mkfs.vfat', 'mtools')))
 
 
 def programs(*names: str) -> dict[str, bytes]:
@@ -63,6 +66,17 @@ def programs(*names: str) -> dict[str, bytes]:
     return found
 
 
+def vfat_programs() -> dict[str, bytes]:
+    """Take mtools into an image, with the characters of its file names."""
+    if not CAN_VFAT:
+        return {}
+    module = next(pathlib.Path('/usr/lib').glob('*/gconv/IBM850.so'))
+    return {**programs('mtools'), 'root/IBM850.so': module.read_bytes(),
+            'root/gconv-modules': b'alias CP850// IBM850//\n'
+                                  b'module IBM850// INTERNAL IBM850 1\n'
+                                  b'module INTERNAL IBM850// IBM850 1\n'}
+
+
 class ConfigDiskCase(unittest.TestCase):
 
     daemon = False
@@ -82,7 +96,7 @@ class ConfigDiskCase(unittest.TestCase):
         self.storage.setUp()
         self.addCleanup(self.storage.cleanUp)
         self.image = self.host.image(busybox_image.unified(
-            programs('blkid', 'isoinfo')))
+            {**programs('blkid', 'isoinfo'), **vfat_programs()}))
         before = self.loops()
         self.addCleanup(lambda: self.assertEqual(before, self.loops()))
 
@@ -112,7 +126,8 @@ class ConfigDiskCase(unittest.TestCase):
 
     def program(self, server: Any, *command: str) -> str:
         return self.host.run(
-            server, 'sh', '-c', 'chmod +x /root/ld.so; exec /root/ld.so '
+            server, 'sh', '-c',
+            'chmod +x /root/ld.so; export GCONV_PATH=/root; exec /root/ld.so '
             f'--library-path /root /root/{" ".join(command)}')
 
     def device(self, server: Any) -> str:
@@ -292,15 +307,56 @@ class ConfigDiskTest(ConfigDiskCase):
         self.assertEqual([], self.host.lxd_volumes())
         self.assertEqual(set(), self.loops())
 
-    @unittest.skipUnless(shutil.which('mkfs.vfat'), 'needs dosfstools')
+    @unittest.skipUnless(CAN_VFAT, 'needs dosfstools and mtools')
     def test_vfat(self) -> None:
         CONF.set_override('config_drive_format', 'vfat')
         self.addCleanup(CONF.clear_override, 'config_drive_format')
         server = self.spawn()
-        self.assertIn('TYPE="vfat"', self.program(
-            server, 'blkid', '-c', '/dev/null', LABEL))
-        self.assertIn(server.uuid, self.host.run(
-            server, 'grep', '-a', '-m1', server.uuid, LABEL))
+        device = self.device(server)
+        for _turn in range(2):
+            self.assertIn('TYPE="vfat"', self.program(
+                server, 'blkid', '-c', '/dev/null', device))
+            for path in (device, LABEL):
+                self.assertEqual(
+                    json.loads(self.host.run(
+                        server, 'cat', f'/config-drive{METADATA}')),
+                    json.loads(self.on_vfat(server, path, METADATA)))
+            # All of what is in the folder, byte for byte.
+            files = self.host.run(server, 'sh', '-c',
+                                  'cd /config-drive && find * -type f')
+            self.assertIn('openstack/content/0000', files)
+            for file in files.split():
+                self.assertEqual(
+                    self.host.run(server, 'sh', '-c',
+                                  f'md5sum < /config-drive/{file}'),
+                    self.on_vfat(server, LABEL, f'/{file} | md5sum'))
+            self.reboot_host(server)
+            self.host.driver.power_on(self.host.context, server, [])
+            device = self.device(server)
+
+    def on_vfat(self, server: Any, device: str, path: str) -> str:
+        """Read a file, as guests may that cannot mount it."""
+        return self.program(server, 'mtools', '-c', 'mtype', '-i', device,
+                            f'::{path}')
+
+    def test_left_over_file(self) -> None:
+        """What a crash has left is not there for ever."""
+        server = self.spawn()
+        folder = pathlib.Path(CONF.state_path, configdisk.FOLDER)
+        self.assertEqual([], list(folder.iterdir()))
+        self.assertEqual(0o700, folder.stat().st_mode & 0o777)
+        (folder / configdrive.volume_name(server)).write_bytes(b'half')
+        self.destroy(server)
+        self.assertEqual([], list(folder.iterdir()))
+
+    def test_device_tells_whose_it_is(self) -> None:
+        """By this path whoever removes a whole Nova finds it."""
+        server = self.spawn()
+        self.assertEqual(
+            [f'{CONF.state_path}/{configdisk.FOLDER}/'
+             f'{configdrive.volume_name(server)} (deleted)'],
+            [pathlib.Path(path).read_text().strip()
+             for path in self.loops()])
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

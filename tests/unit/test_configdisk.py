@@ -14,8 +14,10 @@
 
 from __future__ import annotations
 
+import os
 import types
 
+import fixtures
 from nova import exception
 from oslo_config import fixture as config_fixture
 from oslotest import base
@@ -66,6 +68,18 @@ class ConfigDiskTestCase(base.BaseTestCase):
             self.assertIn(word, text)
         self.assertRaises(exception.ComputeResourcesUnavailable,
                           configdisk.check, True)
+
+    def test_what_is_lacking_for_vfat(self) -> None:
+        self.cfg.config(config_drive_format='vfat')
+        folder = self.useFixture(fixtures.TempDir()).path
+        self.useFixture(fixtures.EnvironmentVariable('PATH', folder))
+        for program, package in (('mkfs.vfat', 'dosfstools'),
+                                 ('mcopy', 'mtools')):
+            text = configdisk.lacking(True) or ''
+            for word in (program, package, 'vfat', 'config_drive_format'):
+                self.assertIn(word, text)
+            os.symlink('/bin/true', f'{folder}/{program}')
+        self.assertIsNone(configdisk.lacking(True))
 
     def test_none_is_there(self) -> None:
         self.assertIsNone(configdisk.find('config-drive-x'))
