@@ -209,7 +209,7 @@ function create_nova_lxd_pool {
 # The servers in the LXD project, without asking Nova: its API may not answer any
 # more. A project that was not there before goes with everything in it.
 function remove_nova_lxd_servers {
-    local name target device
+    local name target
     find_nova_lxd_daemon || return 0
     use_nova_lxd_daemon
     # It would take what happens now for actions of its users.
@@ -234,10 +234,16 @@ function remove_nova_lxd_servers {
             /proc/self/mountinfo | sort -r | while read -r target; do
         sudo umount "$target" || sudo umount --lazy "$target"
     done
-    sudo losetup --noheadings --output NAME,BACK-FILE |
-            while read -r device target; do
-        if [[ $target == "$NOVA_STATE_PATH"/* ]]; then
-            sudo losetup --detach "$device"
+    detach_nova_lxd_loops
+}
+
+# Volumes that are files, and config drives, whose files are deleted by now.
+function detach_nova_lxd_loops {
+    local device file
+    sudo losetup --list --noheadings --output NAME,BACK-FILE |
+            while read -r device file; do
+        if [[ $file == "$NOVA_STATE_PATH"/* ]]; then
+            sudo losetup --detach "$device" || :
         fi
     done
 }

@@ -106,14 +106,23 @@ undo_subordinate_ids() {
     done
 }
 
+# Whether nobody's processes are hidden from here, as they are in a container.
+in_first_pid_namespace() {
+    [[ $(readlink /proc/self/ns/pid) == 'pid:[4026531836]' ]]
+}
+
 # Loop devices whose file lies below the prefix. The list is the kernel's: a
-# container sees those of its host and must leave them alone.
+# container sees those of its host and must leave them alone. Config drives
+# have no file any more by which to tell the two apart.
 detach_loops() {
     local device inode file
     losetup --list --noheadings --output NAME,BACK-INO,BACK-FILE 2>/dev/null |
         while read -r device inode file; do
             if [[ $file == "$PREFIX"/* && -e $file &&
                 $(stat -c %i "$file") == "$inode" ]]; then
+                losetup --detach "$device" || :
+            elif [[ $file == "$DATA/nova/config-drives/"*' (deleted)' ]] &&
+                in_first_pid_namespace; then
                 losetup --detach "$device" || :
             fi
         done
