@@ -11,21 +11,24 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# The guest image: built, downloaded, or a file that is there.
+# The guest image: built, downloaded, or a file that is there. One that was in
+# $FILES before is the user's, and stays.
 
+# Whole or not at all: what is in $FILES is not made again.
 function get_nova_lxd_image {
     local file=$FILES/$DEFAULT_IMAGE_FILE_NAME
     [[ ! -s $file ]] || return 0
     if [[ -z $NOVA_LXD_IMAGE ]]; then
-        sudo "$NOVA_LXD_DIR/devstack/build_guest_image.sh" "$file"
-        sudo chown "$STACK_USER" "$file"
+        sudo "$NOVA_LXD_DIR/devstack/build_guest_image.sh" "$file.part"
+        sudo chown "$STACK_USER" "$file.part"
     elif [[ $NOVA_LXD_IMAGE =~ ^https?:// ]]; then
         wget --progress=dot:giga --tries=5 --output-document="$file.part" \
             "$NOVA_LXD_IMAGE"
-        mv "$file.part" "$file"
     else
-        cp "${NOVA_LXD_IMAGE#file://}" "$file"
+        cp "${NOVA_LXD_IMAGE#file://}" "$file.part"
     fi
+    mv "$file.part" "$file"
+    echo "$file" >>"$NOVA_LXD_IMAGE_NOTE"
 }
 
 # Raw and bare is how Glance lets archives of containers pass.
@@ -47,5 +50,11 @@ function upload_nova_lxd_image {
 }
 
 function remove_nova_lxd_image {
-    rm -f "$FILES/$DEFAULT_IMAGE_FILE_NAME" "$FILES/$DEFAULT_IMAGE_FILE_NAME.part"
+    local file
+    rm -f "$FILES/$DEFAULT_IMAGE_FILE_NAME.part"
+    [[ -e $NOVA_LXD_IMAGE_NOTE ]] || return 0
+    while read -r file; do
+        rm -f "$file"
+    done <"$NOVA_LXD_IMAGE_NOTE"
+    rm "$NOVA_LXD_IMAGE_NOTE"
 }

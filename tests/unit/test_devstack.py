@@ -232,6 +232,102 @@ class PluginTestCase(base.BaseTestCase):
         self.assertFalse((files.path / 'state').exists())
 
 
+class ImageTestCase(base.BaseTestCase):
+    """devstack/plugin/image.sh."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = self.useFixture(_Files()).path
+        (self.path / 'files').mkdir()
+        self.source = self.path / 'mine.squashfs'
+        self.source.write_text('new')
+        self.file = self.path / 'files' / 'mine.squashfs'
+
+    def image(self, command: str) -> None:
+        run(f'FILES=$PWD/files\n. {DEVSTACK}/override-defaults\n'
+            f'. {DEVSTACK}/settings\n. {DEVSTACK}/plugin/image.sh\n'
+            f'{command}', cwd=self.path, NOVA_LXD_IMAGE=str(self.source))
+
+    def test_taken_away_again(self):
+        for _ in range(2):
+            self.image('get_nova_lxd_image')
+            self.assertEqual('new', self.file.read_text())
+        self.image('remove_nova_lxd_image')
+        self.assertEqual([], list((self.path / 'files').iterdir()))
+        self.assertTrue(self.source.exists())
+        self.image('remove_nova_lxd_image')
+
+    def test_one_that_was_there_stays(self):
+        self.file.write_text('old')
+        self.image('get_nova_lxd_image')
+        self.image('remove_nova_lxd_image')
+        self.assertEqual('old', self.file.read_text())
+
+    def test_half_a_copy_is_none(self):
+        self.assertRaises(
+            subprocess.CalledProcessError, self.image,
+            'cp() { echo half >"$2"; return 1; }\nget_nova_lxd_image')
+        self.assertFalse(self.file.exists())
+        self.image('get_nova_lxd_image')
+        self.assertEqual('new', self.file.read_text())
+
+
+class LoopDevicesTestCase(base.BaseTestCase):
+    """Loop devices, as far as they are the driver's, go with the rest."""
+
+    #: Stands for losetup: notes what it is to detach.
+    LOSETUP = r"""
+sudo() { "$@"; }
+losetup() {
+    if [[ $1 == --detach ]]; then
+        echo "$2"
+    else
+        local name=NAME,BACK-FILE row
+        for row; do [[ $row != NAME,BACK-INO,* ]] || name=$row; done
+        if [[ $name == NAME,BACK-INO,* ]]; then
+            cat "$PWD/loops"
+        else
+            sed -E 's/^([^ ]+) [0-9]+ /\1 /' "$PWD/loops"
+        fi
+    fi
+}
+"""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = self.useFixture(_Files()).path
+        drive = 'config-drives/config-drive-x (deleted)'
+        (self.path / 'loops').write_text(
+            f'/dev/loop1 7 {self.path}/data/nova/{drive}\n'
+            f'/dev/loop2 8 /elsewhere/data/nova/{drive}\n'
+            f'/dev/loop3 9 /var/lib/other.img\n'
+            f'/dev/loop4 9 {self.path}/data/other (deleted)\n')
+
+    def test_devstack(self):
+        self.assertEqual('/dev/loop1', run(
+            f'{self.LOSETUP}\n. {DEVSTACK}/plugin/lxd.sh\n'
+            'NOVA_STATE_PATH=$PWD/data/nova\ndetach_nova_lxd_loops',
+            cwd=self.path))
+
+    def quickstart(self, namespace: str) -> list[str]:
+        return run(
+            f'{self.LOSETUP}\n. {DEVSTACK}/quickstart/down.sh\n'
+            f"readlink() {{ echo '{namespace}'; }}\n"
+            'PREFIX=$PWD DATA=$PWD/data\ndetach_loops',
+            cwd=self.path).split()
+
+    def test_quickstart(self):
+        disk = self.path / 'disk'
+        disk.write_text('')
+        with (self.path / 'loops').open('a') as loops:
+            loops.write(f'/dev/loop5 {disk.stat().st_ino} {disk}\n'
+                        f'/dev/loop6 {disk.stat().st_ino + 1} {disk}\n')
+        self.assertEqual(['/dev/loop1', '/dev/loop5'],
+                         self.quickstart('pid:[4026531836]'))
+        # What it cannot tell from its host's is none of a container's.
+        self.assertEqual(['/dev/loop5'], self.quickstart('pid:[4026532222]'))
+
+
 class SamplesTestCase(base.BaseTestCase):
     """devstack/local.conf*.sample."""
 
