@@ -359,11 +359,15 @@ run_tempest() {
     return "$status"
 }
 
-# Reads commands, one a line, none of which may print anything.
+# Reads commands, one a line, none of which may print anything. All have to
+# succeed: what fails prints nothing either.
 nothing_left() {
     local command said status=0
     while read -r command; do
-        said=$(container_run bash -c "$command" </dev/null 2>/dev/null) || :
+        said=$(container_run bash -o pipefail -c "$command" </dev/null) || {
+            echo "Fails, so that nobody knows what is left: $command"
+            status=1
+        }
         [[ -z $said ]] || {
             printf 'Left behind, says %s:\n%s\n' "$command" "$said"
             status=1
@@ -375,23 +379,24 @@ nothing_left() {
 unstack() {
     as_stack './unstack.sh </dev/null'
     nothing_left <<'EOF'
-lxc project list --format csv | grep ^nova,
+lxc project list --format csv | sed -n '/^nova,/p'
 lxc list --all-projects --format csv
-ip -o link | grep -E ' (tap|nlp)'
+ip -o link | sed -nE '/ (tap|nlp)/p'
 systemctl --no-legend --state=running list-units 'devstack@*'
-grep ' /opt/stack/data/nova' /proc/mounts
+sed -n '\| /opt/stack/data/nova|p' /proc/mounts
+losetup --list --noheadings --output BACK-FILE | sed -n '\|^/opt/stack/data/nova|p'
 EOF
 }
 
 clean() {
     as_stack './clean.sh </dev/null'
     nothing_left <<'EOF'
-command -v lxd lxc
-ls -d /var/lib/lxd /opt/stack/data /etc/nova
-grep ^root: /etc/subuid /etc/subgid
-grep /var/lib/lxd /proc/mounts
-losetup --noheadings --output BACK-FILE | grep /var/lib/lxd
-ls /opt/stack/devstack/files/*.squashfs
+command -v lxd lxc || :
+for path in /var/lib/lxd /opt/stack/data /etc/nova; do ! [ -e $path ] || echo $path; done
+for file in /etc/subuid /etc/subgid; do ! [ -e $file ] || sed -n '/^root:/p' $file; done
+sed -n '\|/var/lib/lxd|p' /proc/mounts
+losetup --list --noheadings --output BACK-FILE | sed -n '\|/var/lib/lxd|p'
+find /opt/stack/devstack/files -name '*.squashfs*'
 EOF
 }
 

@@ -114,7 +114,7 @@ container_up() {
             minor="$number" path="/dev/loop$number" >/dev/null
     done
     lxc start "$container"
-    container_wait
+    container_wait || return
     container_cgroups
 }
 
@@ -126,10 +126,16 @@ container_wait() {
     for _ in $(seq 60); do
         state=$(container_run systemctl is-system-running 2>/dev/null || true)
         [[ "$state" == running || "$state" == degraded ]] &&
-            container_run ip -4 route show default | grep -q . && break
+            container_run ip -4 route show default | grep -q . && {
+            say "It is $state"
+            return 0
+        }
         sleep 1
     done
-    say "It is $state"
+    echo "The container $container did not come up within 60 attempts: its" \
+        "init system says '${state:-nothing}', and what its routes are:" \
+        "'$(container_run ip -4 route 2>/dev/null || :)'." >&2
+    return 1
 }
 
 # A host with cgroup v1 controllers mounted apart confuses a nested LXD where
