@@ -194,6 +194,10 @@ def network() -> None:
         public = cloud.network.create_network(
             name='public', is_router_external=True, is_default=True,
             provider_network_type='flat', provider_physical_network='public')
+    elif not any(found.is_default for found in
+                 cloud.network.networks(is_router_external=True)):
+        # One of an earlier quickstart.
+        cloud.network.update_network(public, is_default=True)
     if not cloud.network.find_subnet_pool('automatic'):
         # With a default network outside, what "server create --nic auto"
         # takes the networks of projects without any from.
