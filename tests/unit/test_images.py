@@ -290,15 +290,18 @@ class ConcurrencyTestCase(ImageTestCase):
         self.cfg.config(group='lxd', image_parallel_imports=2)
         self.store = self.new_store()
         running, most = [0], [0]
-        lock = threading.Lock()
+        changed = threading.Condition()
         download = self.glance.download
 
         def slowly(context: Any, image_id: str, **kwargs: Any) -> None:
-            with lock:
+            with changed:
                 running[0] += 1
                 most[0] = max(most[0], running[0])
+                changed.notify_all()
+                changed.wait_for(lambda: most[0] > 1, 10)
+            # Time for one too many.
             time.sleep(0.1)
-            with lock:
+            with changed:
                 running[0] -= 1
             download(context, image_id, **kwargs)
 

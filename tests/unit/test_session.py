@@ -324,7 +324,7 @@ class OperationTestCase(session_case.SessionTestCase):
         began = time.monotonic()
         error = self.refused(errors.DeadlineExceeded, self.session.put,
                              *STATE, body=START, timeout=1)
-        self.assertLess(time.monotonic() - began, 3)
+        self.assertLess(time.monotonic() - began, 10)
         self.assertIn('instances/c1/state', str(error))
         # LXD was asked to give up.
         self.assertEqual(1, self.lxd.count('DELETE', '/1.0/operations/*'))
@@ -339,7 +339,7 @@ class OperationTestCase(session_case.SessionTestCase):
         fault = self.lxd.hang_operation('PUT', '*/state')
         timer = threading.Timer(0.3, fault.release)
         timer.start()
-        self.session.put(*STATE, body=START, timeout=2)
+        self.session.put(*STATE, body=START, timeout=5)
         self.assertEqual('Running', self.status())
 
     def test_waiting_is_one_request(self):
@@ -366,8 +366,11 @@ class OperationTestCase(session_case.SessionTestCase):
         self.lxd.hang_operation('PUT', '*/state')
 
         def restart():
-            time.sleep(0.3)
+            self.lxd.wait_for(lambda: self.lxd.count(
+                'GET', '/1.0/operations/*/wait') > waits)
             self.lxd.restart()
+
+        waits = self.lxd.count('GET', '/1.0/operations/*/wait')
 
         thread = threading.Thread(target=restart)
         thread.start()
@@ -384,9 +387,10 @@ class OperationTestCase(session_case.SessionTestCase):
         fault = self.lxd.hang_operation('PUT', '*/state')
         operation = self.session.submit('put', *STATE, body=START)
         self.lxd.daemon.operations.memory = 0
+        known = self.lxd.daemon.operations.find(operation.id)
         fault.release()
-        self.lxd.wait_for(lambda: self.status() == 'Running')
-        time.sleep(0.05)
+        self.lxd.wait_for(lambda: known.ended is not None)
+        self.assertEqual('Running', self.status())
         self.refused(errors.OperationLost, operation.wait, 5)
         self.assertFalse(operation.is_running())
 
@@ -423,11 +427,11 @@ class TransportTestCase(session_case.SessionTestCase):
         self.create()
 
     def test_slow_answer(self):
-        self.lxd.delay('GET', '/1.0/instances', 3)
+        self.lxd.delay('GET', '/1.0/instances', 5)
         began = time.monotonic()
         error = self.assertRaises(errors.LXDError, self.session.get,
                                   'instances', timeout=0.2)
-        self.assertLess(time.monotonic() - began, 2)
+        self.assertLess(time.monotonic() - began, 4)
         self.assertIsInstance(error, (errors.DeadlineExceeded,
                                       errors.Unreachable))
 
@@ -461,7 +465,7 @@ class TransportTestCase(session_case.SessionTestCase):
         self.lxd.drop_connection('PUT', '*/c1/state')
         began = time.monotonic()
         self.refused(errors.Unreachable, self.session.put, *STATE, body=START)
-        self.assertLess(time.monotonic() - began, 4)
+        self.assertLess(time.monotonic() - began, 10)
 
     def test_restart_between_requests(self):
         self.session.get('instances')

@@ -82,7 +82,7 @@ class StreamsTestCase(session_case.SessionTestCase):
         error = self.refused(errors.DeadlineExceeded, self.session.upload,
                              'images', chunks=source(), headers=self.OCTETS,
                              timeout=1)
-        self.assertLess(time.monotonic() - began, 3)
+        self.assertLess(time.monotonic() - began, 10)
         self.assertIn('too long', str(error))
         self.assertEqual(1, self.images())
 
@@ -116,7 +116,7 @@ class StreamsTestCase(session_case.SessionTestCase):
         began = time.monotonic()
         self.refused(errors.DeadlineExceeded, self.session.upload, 'images',
                      chunks=self.chunks(), headers=self.OCTETS, timeout=1)
-        self.assertLess(time.monotonic() - began, 4)
+        self.assertLess(time.monotonic() - began, 10)
 
     def test_download(self):
         fingerprint = self.lxd.add_image(self.content, project='nova')
@@ -223,6 +223,7 @@ class WebsocketTestCase(session_case.SessionTestCase):
         for _ in range(2):
             self.assertRaises(websocket.WebSocketTimeoutException,
                               channel.recv)
+        channel.settimeout(5)
         self.lxd.guest_poweroff('c1')
         self.assertIn('instance-shutdown', channel.recv())
 
