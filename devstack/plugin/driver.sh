@@ -37,6 +37,7 @@ function configure_nova_lxd {
     iniset "$NOVA_CONF" lxd endpoint "$NOVA_LXD_SOCKET"
     iniset "$NOVA_CONF" lxd project "$NOVA_LXD_PROJECT"
     iniset "$NOVA_CONF" lxd storage_pool "$NOVA_LXD_POOL"
+    iniset "$NOVA_CONF" lxd volume_filesystems "$NOVA_LXD_VOLUME_FILESYSTEMS"
     sudo install -o root -g root -m 644 \
         "$NOVA_LXD_DIR/etc/nova/rootwrap.d/lxd.filters" \
         "$NOVA_CONF_DIR/rootwrap.d/"
