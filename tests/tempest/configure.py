@@ -233,6 +233,8 @@ class Cloud:
             'volume': {
                 'max_microversion': 'latest',
                 'build_timeout': 180,
+                # As large as what boots from them has to be.
+                'volume_size': 2,
                 'volume_type_multiattach': 'multiattach',
             },
             'volume-feature-enabled': {
