@@ -28,6 +28,9 @@ LEFT_OUT = {
         r'\.test_attach_volume_shelved_or_offload_server',
         r'volumes\.test_attach_volume\.AttachVolumeTestJSON'
         r'\.test_attach_detach_volume',
+        r'volumes\.test_attach_volume\.AttachVolumeMultiAttachTest'
+        r'\.(test_boot_from_multiattach_volume'
+        r'|test_snapshot_volume_backed_multiattach)',
         r'admin\.test_create_server\.ServersWithSpecificFlavorTestJSON'
         r'\.test_verify_created_server_ephemeral_disk',
     )
@@ -38,6 +41,9 @@ LEFT_OUT = {
     r'\.test_minimum_basic_instance_hard_reboot_after_vol_snap_deletion',
     r'tempest\.scenario\.test_stamp_pattern\.TestStampPattern'
     r'\.test_stamp_pattern',
+    r'tempest\.scenario\.test_network_advanced_server_ops'
+    r'\.TestNetworkAdvancedServerOps'
+    r'\.test_server_connectivity_pause_unpause',
     r'tempest\.scenario\.test_instances_with_cinder_volumes'
     r'\.TestInstancesWithCinderVolumes'
     r'\.test_instances_with_cinder_volumes_on_all_compute_nodes',
