@@ -68,14 +68,11 @@ MANAGED_KEYS = frozenset({
     *(f'limits.hugepages.{size}' for size in numa.HUGE_PAGES.values())})
 
 #: MANAGED_KEYS that LXD applies only when it starts the instance, and for
-#: which a resize starts it anew.
+#: which a resize starts it anew. Not among them is security.syscalls.deny, on
+#: which no flavor decides: a guest that another version of the driver has
+#: started gets it, too, but runs on without it until its next start.
 RESTART_KEYS = frozenset({
     'security.devlxd', 'security.nesting', 'security.privileged'})
-
-#: MANAGED_KEYS that LXD applies only when it starts the instance, and which no
-#: flavor decides on: a running guest that another version of the driver has
-#: started keeps what it was started with.
-START_KEYS = frozenset({'security.syscalls.deny'})
 
 #: Requests to loop devices (``LOOP_*``, 0x4c00 to 0x4cff) that guests may not
 #: make. A volume that is a file on the host reaches its server as a loop

@@ -278,10 +278,6 @@ class Migrations:
                 disks.swap_mb(instance.flavor, block_device_info))
             config, corrected = definition.corrections(guest, wanted)
             config.update(marks)
-            if running:
-                # They are written when it starts the next time.
-                for key in lxd_flavor.START_KEYS:
-                    config.pop(key, None)
             if not running and _range_changes(instance.flavor, former):
                 config.update({key: None for key in guest.config
                                if key.startswith('security.idmap.')})

@@ -527,6 +527,31 @@ class VolumeCases(Host):
         self.destroy(servers[1], described(mapping))
         self.assertEqual(set(), self.storage.left_on_host())
 
+    def test_let_go_by_another_server_during_a_start(self) -> None:
+        """The host may have another volume there by the time it starts."""
+        first, second = self.host.spawn(), self.host.spawn()
+        volume = self.storage.volume()
+        shared = [{**volume.connection(), 'multiattach': True}
+                  for _server in range(2)]
+        for server, connection in zip((first, second), shared):
+            self.host.driver.attach_volume(self.host.context, connection,
+                                           server, PATH)
+        written = self.write(first)
+        self.host.driver.power_off(first)
+        lab_volumes.reboot_host(self.host)
+        mapping = Mapping(volume)
+        mapping['connection_info']['multiattach'] = True
+        # Nova is told when the host is connected, before LXD is.
+        mapping.save = lambda: self.detach(second, shared[1])
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'let go', self.host.driver.power_on,
+            self.host.context, first, [], described(mapping))
+        mapping.save = lambda: None
+        self.host.driver.power_on(self.host.context, first, [],
+                                  described(mapping))
+        self.assertEqual(written, self.read(first))
+        self.detach(first, shared[0])
+
     def test_failure_does_not_hurt_another_server(self) -> None:
         first, second = self.host.spawn(), self.host.spawn()
         volume = self.storage.volume()

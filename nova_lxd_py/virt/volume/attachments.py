@@ -210,18 +210,30 @@ class Attachments:
     def mount_all(self, instance: objects.Instance,
                   guest: lxd_instance.Guest,
                   block_device_info: _BlockDeviceInfo) -> None:
-        """Mount the volumes that a server has as filesystems.
+        """Mount the volumes that a server has as filesystems, and see that the
+        host is still connected to the others.
+
+        Until they are written down on the guest, another server that has the
+        same volume may let go of it.
 
         :param instance: the server, whose lock must be held.
         :param guest: its LXD instance, which is about to start.
         :param block_device_info: Nova's description of its disks, which
             :meth:`connect_all` has seen.
-        :raises nova.exception.VolumeAttachFailed: one cannot be mounted.
+        :raises nova.exception.VolumeAttachFailed: one cannot be mounted, or
+            is not connected.
         """
         for volume in _mapping(block_device_info):
-            if filesystems.is_filesystem(volume['connection_info']):
-                self._steps.mount(instance, guest.reload(),
-                                  volume['connection_info'])
+            identifier = manager.volume_id(volume['connection_info'])
+            with manager.lock(identifier):
+                if identifier not in self._volumes.connections():
+                    raise exception.VolumeAttachFailed(
+                        volume_id=identifier,
+                        reason='another server on the host has just let go of '
+                               'it; start this one again')
+                if filesystems.is_filesystem(volume['connection_info']):
+                    self._steps.mount(instance, guest.reload(),
+                                      volume['connection_info'])
 
     def reconnect(self, context: nova_context.RequestContext,
                   instance: objects.Instance, guest: lxd_instance.Guest

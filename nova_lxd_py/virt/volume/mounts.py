@@ -364,10 +364,22 @@ def detach_mounts(target: str, force: bool) -> bool:
     found = False
     while is_mounted(target):
         found = True
+        if force:
+            # Where something keeps it, its device may go before it does.
+            with contextlib.suppress(OSError):
+                _sync_folder(target)
         _checked(_libc.umount2(
             os.fsencode(target),
             _UMOUNT_NOFOLLOW | (_MNT_DETACH if force else 0)), 'umount')
     return found
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        sync_filesystem(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_filesystem(descriptor: int) -> None:

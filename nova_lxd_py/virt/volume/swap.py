@@ -201,13 +201,16 @@ class Swaps:
         Nova knows of the old volume only.
         """
         for guest in self._guests.all():
-            # Nothing on a guest that was paused tells whether a filesystem of
-            # its stands still.
-            for name, device in devices.of_guest(guest).items():
-                if device['type'] == 'disk':
-                    with _tolerated(guest):
-                        self._filesystems.thaw(devices.volume(name))
             kept = guest.config.get(KEY_SWAP)
+            # Nothing on a guest that was paused tells whether a filesystem of
+            # its stands still. Those of guests that run cannot, and may be on
+            # storage that does not answer.
+            if (kept or lxd_instance.KEY_QUIESCED in guest.config or
+                    guest.power_state != power_state.RUNNING):
+                for name, device in devices.of_guest(guest).items():
+                    if device['type'] == 'disk':
+                        with _tolerated(guest):
+                            self._filesystems.thaw(devices.volume(name))
             if kept:
                 with _tolerated(guest):
                     self._take_back(guest, json.loads(kept))
