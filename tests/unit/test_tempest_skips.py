@@ -43,7 +43,7 @@ LEFT_OUT = {
     r'\.test_stamp_pattern',
     r'tempest\.scenario\.test_network_advanced_server_ops'
     r'\.TestNetworkAdvancedServerOps'
-    r'\.test_server_connectivity_pause_unpause',
+    r'\.test_server_connectivity_(pause_unpause|suspend_resume)',
     r'tempest\.scenario\.test_instances_with_cinder_volumes'
     r'\.TestInstancesWithCinderVolumes'
     r'\.test_instances_with_cinder_volumes_on_all_compute_nodes',
