@@ -200,10 +200,10 @@ EOF
 [Service]
 User=root
 Environment=PYTHONPATH=/srv
+Environment=PATH=/opt/stack/data/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin
 EOF
         # DevStack tells sudo where rootwrap is for its own user only.
-        echo 'Defaults:root secure_path="/opt/stack/data/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"' \
-            >"$work/rootfs/etc/sudoers.d/verify"
+        echo 'Defaults:root !secure_path' >"$work/rootfs/etc/sudoers.d/verify"
     fi
     # It shows guests their own CPUs and memory, and believes that it cannot in
     # a container.
