@@ -284,7 +284,12 @@ EOF
 as_stack() { container_run sudo -u stack -H bash -c "cd $STACK && $1"; }
 
 stack() {
-    as_stack 'VERBOSE_NO_TIMESTAMP=True ./stack.sh </dev/null'
+    local status=0
+    # What it leaves running when it fails would hold on to a pipe.
+    as_stack 'VERBOSE_NO_TIMESTAMP=True ./stack.sh </dev/null \
+        >/opt/stack/stack.out 2>&1' || status=$?
+    container_run cat /opt/stack/stack.out
+    ((status == 0)) || return "$status"
     # With the datapath in user space checksums of the host's own packets
     # would stay unfinished.
     has_module openvswitch || {
