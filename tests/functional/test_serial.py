@@ -313,7 +313,7 @@ class SerialConsoleTest(unittest.TestCase):
         self.assertEqual([], self.threads())
 
     def test_much_output(self) -> None:
-        size = 20_000_000
+        size = 6_000_000
         with Terminal(self.console()) as terminal:
             terminal.log_in()
             terminal.type(f"yes | head -c {size}; echo 'do''ne'\n")
