@@ -142,6 +142,8 @@ class _Reader(threading.Thread):
             self._read()
         finally:
             channels.let_go(self._channel)
+            # A thread may be remembered longer than it runs.
+            del self._channel
 
     def _read(self) -> None:
         while True:

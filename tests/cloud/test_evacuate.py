@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import os
 import signal
+import tempfile
 from typing import Any
 
 from tests.cloud import cloud
@@ -66,6 +67,12 @@ class Evacuation:
                               name, '--project', PROJECT)
         self.host.lxc('project', 'delete', PROJECT)
 
+    @staticmethod
+    def remove_folders(root: str) -> None:
+        """Remove folders, none of which has anything in it or is mounted."""
+        for folder, _folders, _files in os.walk(root, topdown=False):
+            os.rmdir(folder)
+
     def there(self, server: Any) -> list[dict[str, Any]]:
         return [found for found in self.host.query(
             f'/1.0/instances?recursion=1&project={PROJECT}')
@@ -80,8 +87,13 @@ class Evacuation:
             the first one has cleaned up.
         """
         self.addCleanup(self.remove_project)
+        # Where every user may pass, as roots on volumes want it.
+        mounts = tempfile.mkdtemp(dir='/run')
+        os.chmod(mounts, 0o711)
+        self.addCleanup(self.remove_folders, mounts)
         with other_host.running(
-                self.admin, self.other, f'[lxd]\nproject = {PROJECT}\n'):
+                self.admin, self.other, f'[lxd]\nproject = {PROJECT}\n'
+                f'volume_root_directory = {mounts}\n'):
             try:
                 self._evacuate(server, check)
             finally:
