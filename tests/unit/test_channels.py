@@ -54,6 +54,7 @@ class SilentProxy(fixtures.Fixture):
         self._silent = threading.Event()
         self._open: list[socket.socket] = []
         self._channels: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
 
     def _setUp(self) -> None:
         self.path = f'{self.useFixture(fixtures.TempDir()).path}/socket'
@@ -61,12 +62,23 @@ class SilentProxy(fixtures.Fixture):
         self._server.bind(self.path)
         self._server.listen(64)
         self.addCleanup(self._close)
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start(self._accept)
+
+    def _start(self, function: Callable[..., None],
+               *args: socket.socket) -> None:
+        thread = threading.Thread(target=function, args=args, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _close(self) -> None:
         for connection in (self._server, *self._open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+        # Under eventlet, who waits for a socket that is closed goes on to wait
+        # for whatever gets its number next.
+        for thread in self._threads:
+            thread.join(10)
+        for connection in (self._server, *self._open):
             connection.close()
 
     def fall_silent(self) -> None:
@@ -87,8 +99,7 @@ class SilentProxy(fixtures.Fixture):
                 upstream.connect(self._upstream)
                 self._open += [client, upstream]
                 for pair in ((client, upstream), (upstream, client)):
-                    threading.Thread(target=self._pass_on, args=pair,
-                                     daemon=True).start()
+                    self._start(self._pass_on, *pair)
 
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
