@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import os
+import pathlib
 import signal
 import tempfile
 from typing import Any
@@ -100,8 +101,12 @@ class Evacuation:
                 self.delete(server.id, self.admin)
             self.assertEqual([], self.there(server))
 
+    def fence(self, server: Any) -> None:
+        """See that a server does not run on the host that has died."""
+
     def _evacuate(self, server: Any, check: Callable[[], None]) -> None:
         service = self.kill_nova_compute()
+        self.fence(server)
         self.admin.compute.post(
             f'/servers/{server.id}/action',
             json={'evacuate': {'host': self.other}}, microversion='2.67'
@@ -131,9 +136,20 @@ class EvacuateFromVolumeTest(
         Evacuation, test_boot_from_volume.BootFromVolumeTools,
         cloud.CloudTestCase):
 
+    volume = ''
+
+    def fence(self, server: Any) -> None:
+        """Two hosts have two kernels, each with its own mount of the volume,
+        and a dead one has none."""
+        self.host.lxc('stop', '--force', self.host.name_of(server.id))
+        for line in pathlib.Path('/proc/self/mounts').read_text().splitlines():
+            target = line.split()[1]
+            if target.endswith(f'/{self.volume}'):
+                cloud.run('umount', target)
+
     def test_content_stays(self) -> None:
         """The same volume there; what is cleaned up here is not on it."""
-        server, _volume = self.from_image()
+        server, self.volume = self.from_image()
         filled = self.fill(server)
 
         def check() -> None:
