@@ -68,6 +68,11 @@ _CURRENT = 'volatile.idmap.current'
 #: What LXD writes there while a root disk has not been shifted.
 _UNSHIFTED = ('', '[]')
 
+#: What LXD says when its range of host ids is used up.
+_NO_RANGE = 'not enough uid/gid'
+#: How many projects lose their ranges then.
+_FREED_AT_ONCE = 8
+
 #: How LXD writes the time of what has not happened.
 _NEVER = '0001-01-01'
 
@@ -121,6 +126,8 @@ class TemplateStore:
         self._left_out: set[str] = set()
         #: Templates that could not be made, and when that was.
         self._failed: dict[str, float] = {}
+        #: When the holders of uid ranges were asked for last.
+        self._asked: dict[str, float] = {}
 
     # -- what the driver asks -----------------------------------------------
 
@@ -265,6 +272,7 @@ class TemplateStore:
         one."""
         name = self._name('uids', project_id)
         with _lock(name):
+            self._asked[name] = time.time()
             try:
                 holder = self._guests.by_name(name)
                 if not holder.config.keys() & {_BASE, _ALLOCATED}:
@@ -292,12 +300,52 @@ class TemplateStore:
                  and guest.config.get(_BASE)]
         if known:
             config[_BASE] = known[0]
-        holder = self._guests.create(name, {'type': 'none'}, config,
-                                     self._root_device())
+
+        def create() -> lxd_instance.Guest:
+            return self._guests.create(name, {'type': 'none'}, config,
+                                       self._root_device())
+        try:
+            holder = create()
+        except errors.LXDError as exc:
+            if _NO_RANGE not in exc.message.lower() or not self._free_ranges():
+                raise
+            holder = create()
         first = int(holder.config[_ALLOCATED])
         LOG.info('Servers of OpenStack project %s have the host uids %d to '
                  '%d', project_id, first, first + idmap.RANGE - 1)
         return holder
+
+    def _free_ranges(self) -> bool:
+        """Take uid ranges from projects without servers before their time,
+        with the templates that were shifted to them.
+
+        :returns: whether there were any.
+        """
+        guests = self._guests.all()
+        needed = {guest.config.get(_BASE) for guest in guests
+                  if guest.role != lxd_instance.ROLE_TEMPLATE}
+        idle = [guest for guest in guests if _holds_range(guest) and
+                guest.config.get(_BASE) not in needed]
+        idle.sort(key=lambda guest: self._asked.get(guest.name, 0.0))
+        freed = False
+        for holder in idle[:_FREED_AT_ONCE]:
+            # Who has its lock is about to use it, or waits for this thread's.
+            with (contextlib.suppress(errors.NotFound,
+                                      lockutils.AcquireLockFailedException),
+                  _lock(holder.name, blocking=False)):
+                if time.time() - self._asked.get(holder.name, 0.0) < GRACE:
+                    continue
+                LOG.info('Taking its uid range from project %s, which has no '
+                         'servers here, since there is none left',
+                         holder.config.get(lxd_instance.KEY_PROJECT))
+                for guest in guests:
+                    if (KEY_TEMPLATE in guest.config and
+                            guest.config.get(_BASE) is not None and
+                            guest.config[_BASE] == holder.config.get(_BASE)):
+                        guest.delete()
+                holder.delete()
+                freed = True
+        return freed
 
     def _root_device(self) -> dict[str, Mapping[str, str]]:
         return {'root': {'type': 'disk', 'path': '/',
@@ -468,5 +516,12 @@ def _needs(guest: lxd_instance.Guest, template: lxd_instance.Guest) -> bool:
             template.config[KEY_TEMPLATE])
 
 
-def _lock(name: str) -> contextlib.AbstractContextManager[Any]:
-    return lockutils.lock(f'lxd-template-{name}', lock_file_prefix=None)
+def _holds_range(guest: lxd_instance.Guest) -> bool:
+    return (guest.role == lxd_instance.ROLE_TEMPLATE and
+            KEY_TEMPLATE not in guest.config)
+
+
+def _lock(name: str, blocking: bool = True
+          ) -> contextlib.AbstractContextManager[Any]:
+    return lockutils.lock(f'lxd-template-{name}', lock_file_prefix=None,
+                          blocking=blocking)

@@ -19,7 +19,9 @@ import threading
 from typing import Any
 import unittest
 
+import fixtures
 from nova.compute import power_state
+from nova import exception
 from nova import objects
 
 from nova_lxd_py import conf
@@ -250,6 +252,29 @@ class RangeTest(TemplateTestCase):
         base = int(self.session.get('instances', 'theirs')['config'][
             'volatile.idmap.base'])
         self.assertGreaterEqual(abs(base - self.first_uid(server)), 65536)
+
+    @unittest.skipUnless(os.path.exists('/etc/subuid'),
+                         'LXD has a billion ids where no file says how many')
+    def test_ranges_run_out(self) -> None:
+        first = self.spawn('p1')
+        ids = next(int(line.split(':')[2]) for line in open('/etc/subuid')
+                   if line.startswith('root:'))
+        # LXD's common range, and all but two others.
+        self.session.post('instances', body={
+            'name': 'theirs', 'profiles': [], 'source': {'type': 'none'},
+            'config': {'security.idmap.isolated': 'true',
+                       'security.idmap.size': str((ids // 65536 - 3) * 65536)},
+            'devices': {'root': {'type': 'disk', 'path': '/',
+                                 'pool': self.host.lxd.pool}}})
+        second = self.spawn('p2')
+        self.host.driver.destroy(self.host.context, first, [])
+        # It may be in use again in a moment.
+        self.assertRaises(exception.NovaException, self.spawn, 'p3')
+        patch = fixtures.MonkeyPatch('nova_lxd_py.virt.templates.GRACE', 0)
+        with patch:
+            third = self.spawn('p3')
+            self.assertRaises(exception.NovaException, self.spawn, 'p4')
+        self.assertNotEqual(self.first_uid(second), self.first_uid(third))
 
     def test_privileged(self) -> None:
         server = self.spawn(extra_specs={'lxd:privileged_allowed': 'true'})

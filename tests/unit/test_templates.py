@@ -532,6 +532,23 @@ class PruneTestCase(TemplateTestCase):
         # And all can begin anew.
         self.spawn('s2')
 
+    def test_no_range_left(self) -> None:
+        """Projects without servers lose theirs then, but not at once."""
+        first, size = self.lxd.daemon.uid_range[0], 65536
+        self.lxd.daemon.uid_range = (first, 3 * size)
+        self.spawn('s1', 'p1').delete()
+        self.spawn('s2', 'p2')
+        self.assertRaises(errors.OperationFailed, self.spawn, 's3', 'p3')
+        self.now += templates.GRACE + 10
+        self.spawn('s3', 'p3')
+        self.assertEqual({'p2', 'p3'}, {
+            guest.config[lxd_instance.KEY_PROJECT] for guest in
+            self.guests.all()})
+        # Who has servers keeps it.
+        self.now += templates.GRACE + 10
+        self.assertRaises(errors.OperationFailed, self.spawn, 's4', 'p1')
+        self.assertIn('s2', self.lxd.instances)
+
     def test_used_again(self) -> None:
         self.spawn('s1').delete()
         self.store.prune()
