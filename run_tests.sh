@@ -30,8 +30,8 @@ Usage: [sudo] ./run_tests.sh [stage]... [-- pytest option...]
 
        sudo ./run_tests.sh tempest [regular expression]
 
-Without a stage all of them run, in this order. Root is needed for those
-marked with *.
+Without a stage all of them run: "functional" and then "cloud", and all others
+beside "functional". Root is needed for those marked with *.
 
   pep8         style and spelling
   mypy         types
@@ -166,8 +166,9 @@ need_packages() (
 
 # -- stages -------------------------------------------------------------------
 
-# Real daemons on a busy machine may miss a deadline: a test that fails is run
-# once more, and pytest's summary counts it as a rerun.
+# What happens in threads, and real daemons, may miss a deadline on a busy
+# machine: a test that fails is run once more, and pytest's summary counts it as
+# a rerun.
 readonly -a AGAIN=(--reruns 1 --reruns-delay 5)
 
 # pytest NAME PYTHON DIRECTORY [OPTION]...: the counts go into the summary.
@@ -209,12 +210,12 @@ stage_docs() {
 
 stage_threads() {
     need_nova34 && OS_NOVA_DISABLE_EVENTLET_PATCHING=1 \
-        run_pytest threads "$NOVA34/bin/python" tests/unit
+        run_pytest threads "$NOVA34/bin/python" tests/unit "${AGAIN[@]}"
 }
 
 stage_eventlet() {
     need_nova32 && OS_NOVA_DISABLE_EVENTLET_PATCHING=0 \
-        run_pytest eventlet "$NOVA32/bin/python" tests/unit
+        run_pytest eventlet "$NOVA32/bin/python" tests/unit "${AGAIN[@]}"
 }
 
 stage_packaging() {
@@ -288,8 +289,8 @@ remove_cloud() {
 
 # -- running ------------------------------------------------------------------
 
-declare -a SUMMARY=()
-declare -i PASSED=0 FAILED=0 SKIPPED=0
+# Runs beside others in the background.
+ASIDE=''
 
 # counts NAME: passed, failed and skipped tests of a stage's report.
 counts() {
@@ -328,14 +329,68 @@ run_stage() {
     fi
     # A stage may break before or after its tests.
     ((status == 0 || failed > 0)) || failed=1
-    ((PASSED += passed, FAILED += failed, SKIPPED += skipped)) || :
-    SUMMARY+=("$(printf '%-12s %4d s  %5d passed %4d failed %4d skipped' \
-        "$name" "$took" "$passed" "$failed" "$skipped")")
+    echo "$took $passed $failed $skipped" >"$RESULTS/$name.result"
+}
+
+run_stages() {
+    local name
+    for name in "$@"; do
+        run_stage "$name"
+    done
+}
+
+# All stages. What a real LXD does takes more time than work, so that all else
+# fits beside it.
+run_all() {
+    local -a aside=() rest=()
+    local name
+    for name in "${STAGES[@]}"; do
+        case $name in
+        functional | cloud) rest+=("$name") ;;
+        *) aside+=("$name") ;;
+        esac
+    done
+    # They share these, which only one may make at a time.
+    need_packages && need_nova34 && need_nova32 ||
+        fail 'The test environments could not be made.'
+    run_stages "${aside[@]}" >"$RESULTS/aside.log" 2>&1 &
+    ASIDE=$!
+    run_stages "${rest[0]}"
+    say "Meanwhile: ${aside[*]}"
+    wait "$ASIDE" || :
+    ASIDE=''
+    cat "$RESULTS/aside.log"
+    run_stages "${rest[@]:1}"
+}
+
+# summary STAGE...: what came of them; fails if one of them did.
+summary() {
+    local name took passed failed skipped
+    local -i all_passed=0 all_failed=0 all_skipped=0
+    say Summary
+    for name in "$@"; do
+        # Nothing is known of one that was cut off.
+        read -r took passed failed skipped \
+            <<<"$(cat "$RESULTS/$name.result" 2>/dev/null || echo 0 0 1 0)"
+        printf '%-12s %4d s  %5d passed %4d failed %4d skipped\n' \
+            "$name" "$took" "$passed" "$failed" "$skipped"
+        ((all_passed += passed, all_failed += failed,
+          all_skipped += skipped)) || :
+    done
+    printf '\nTook %d min %d s.\n' $((SECONDS / 60)) $((SECONDS % 60))
+    printf '%d passed, %d failed, %d skipped\n' "$all_passed" "$all_failed" \
+        "$all_skipped"
+    ((all_failed == 0))
 }
 
 clean_up() {
     local status=$?
     trap - EXIT INT TERM
+    if [[ -n $ASIDE ]]; then
+        pkill -TERM -P "$ASIDE" 2>/dev/null || :
+        kill "$ASIDE" 2>/dev/null || :
+        wait "$ASIDE" 2>/dev/null || :
+    fi
     remove_cloud
     rm -rf "$RESULTS"
     # What sudo made shall serve its user as well.
@@ -379,7 +434,6 @@ main() {
         shift
     done
     if ((${#stages[@]} == 0)); then
-        stages=("${STAGES[@]}")
         is_root || fail 'All tests need root: sudo ./run_tests.sh' \
             '(without root: ./run_tests.sh pep8 mypy docs unit)'
     fi
@@ -387,15 +441,13 @@ main() {
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    local name
-    for name in "${stages[@]}"; do
-        run_stage "$name"
-    done
-    say Summary
-    printf '%s\n' "${SUMMARY[@]}"
-    printf '\nTook %d min %d s.\n' $((SECONDS / 60)) $((SECONDS % 60))
-    printf '%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"
-    ((FAILED == 0))
+    if ((${#stages[@]} == 0)); then
+        stages=("${STAGES[@]}")
+        run_all
+    else
+        run_stages "${stages[@]}"
+    fi
+    summary "${stages[@]}"
 }
 
 # On one line, so that bash reads no further when the script changes meanwhile.
