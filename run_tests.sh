@@ -22,7 +22,9 @@ readonly TOOLS=$ENVS/tools NOVA34=$ENVS/nova34 NOVA32=$ENVS/nova32
 readonly TEMPEST=$ENVS/tempest
 readonly PYTHON=${PYTHON:-python3}
 readonly QUICKSTART=$REPO/devstack/quickstart.sh
-export UV_CACHE_DIR=$ENVS/uv-cache
+# Not below the repository: setuptools walks through it while uv makes and
+# removes files in its cache.
+export UV_CACHE_DIR=${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/uv}
 
 usage() {
     cat <<END
