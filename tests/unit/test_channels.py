@@ -55,6 +55,7 @@ class SilentProxy(fixtures.Fixture):
         self._open: list[socket.socket] = []
         self._channels: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
+        self._closed = False
 
     def _setUp(self) -> None:
         self.path = f'{self.useFixture(fixtures.TempDir()).path}/socket'
@@ -71,15 +72,24 @@ class SilentProxy(fixtures.Fixture):
         self._threads.append(thread)
 
     def _close(self) -> None:
-        for connection in (self._server, *self._open):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
         # Under eventlet, who waits for a socket that is closed goes on to wait
-        # for whatever gets its number next.
+        # for whatever gets its number next: so all of them end before that.
+        self._closed = True
+        with (contextlib.suppress(OSError),
+              socket.socket(socket.AF_UNIX) as last):
+            last.connect(self.path)
+        self._threads[0].join(10)
+        self._end(*self._open)
         for thread in self._threads:
             thread.join(10)
         for connection in (self._server, *self._open):
             connection.close()
+
+    @staticmethod
+    def _end(*connections: socket.socket) -> None:
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def fall_silent(self) -> None:
         """Read nothing more from any websocket."""
@@ -95,6 +105,9 @@ class SilentProxy(fixtures.Fixture):
         with contextlib.suppress(OSError):
             while True:
                 client, _address = self._server.accept()
+                if self._closed:
+                    client.close()
+                    return
                 upstream = socket.socket(socket.AF_UNIX)
                 upstream.connect(self._upstream)
                 self._open += [client, upstream]
