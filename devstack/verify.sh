@@ -81,10 +81,19 @@ cleanup() {
     if $keep; then
         echo "Kept. Enter: LXD_DIR=$LXD_DIR lxc exec $container -- su - stack"
     else
+        # The back end of the quickstart keeps those of volumes in use.
+        container_run bash -c "$(declare -f detach_volumes); detach_volumes" \
+            >/dev/null 2>&1 || :
         container_down
     fi
     ((status == 0)) || echo "FAILED. Logs: $logs"
     exit "$status"
+}
+
+detach_volumes() {
+    losetup --noheadings --output NAME,BACK-FILE |
+        awk '$2 ~ "^/opt/stack/data/cinder/loop/" {print $1}' |
+        xargs --no-run-if-empty --max-args 1 losetup --detach
 }
 
 failed() {
