@@ -346,6 +346,8 @@ run_stages() {
 run_all() {
     local -a aside=() rest=()
     local name
+    is_root || fail 'All tests need root: sudo ./run_tests.sh' \
+        '(without root: ./run_tests.sh pep8 mypy docs unit)'
     for name in "${STAGES[@]}"; do
         case $name in
         functional | cloud) rest+=("$name") ;;
@@ -435,10 +437,6 @@ main() {
         esac
         shift
     done
-    if ((${#stages[@]} == 0)); then
-        is_root || fail 'All tests need root: sudo ./run_tests.sh' \
-            '(without root: ./run_tests.sh pep8 mypy docs unit)'
-    fi
     RESULTS=$(mktemp -d)
     trap clean_up EXIT
     trap 'exit 130' INT

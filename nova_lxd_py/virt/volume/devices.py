@@ -103,8 +103,9 @@ def is_current(guest: lxd_instance.Guest, device: Mapping[str, str]) -> bool:
     :param guest: the guest that has it, just read.
     :param device: the LXD device.
     """
-    return (device.get(KEY_BOOT, '') in ('', boot_id()) or
-            guest.power_state != power_state.SHUTDOWN)
+    noted = device.get(KEY_BOOT)
+    return (not noted or guest.power_state != power_state.SHUTDOWN or
+            noted == boot_id())
 
 
 def connected(guest: lxd_instance.Guest) -> dict[str, Mapping[str, str]]:

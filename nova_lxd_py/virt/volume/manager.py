@@ -283,6 +283,22 @@ def explained(what: str, instance: objects.Instance, identifier: str,
         raise kind(volume_id=identifier, reason=_told(error)) from None
 
 
+@contextlib.contextmanager
+def growing(instance: objects.Instance, identifier: str) -> Iterator[None]:
+    """Go on without the growth of a volume's filesystem where that fails: all
+    is there, on a filesystem of the old size.
+
+    :param instance: the server.
+    :param identifier: Cinder's id of the volume.
+    """
+    try:
+        yield
+    except Exception as error:
+        LOG.warning('Could not grow the filesystem of volume %(volume)s: '
+                    '%(error)s', {'volume': identifier, 'error': error},
+                    instance=instance)
+
+
 def lock(identifier: str) -> contextlib.AbstractContextManager[Any]:
     """Keep servers from connecting and disconnecting one volume at a time.
 

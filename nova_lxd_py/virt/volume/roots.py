@@ -175,14 +175,9 @@ class RootVolumes:
             except OSError as error:
                 filesystems.refuse_old_kernel(identifier, error)
                 raise
-        try:
-            # It may be larger than when the host was connected last.
+        # It may be larger than when the host was connected last.
+        with manager.growing(instance, identifier):
             mounts.grow(path, kind, self.target(identifier))
-        except Exception as error:
-            # All is there, on a filesystem of the old size.
-            LOG.warning('Could not grow the filesystem of volume %(volume)s: '
-                        '%(error)s', {'volume': identifier, 'error': error},
-                        instance=instance)
 
     def kind(self, path: str) -> str:
         """Find out which filesystem is on a volume that has a root.

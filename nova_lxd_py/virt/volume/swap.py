@@ -127,7 +127,8 @@ class Swaps:
                 self._filesystems.release(leaving, devices.source(before),
                                           mountpoint)
                 if size_gb:
-                    self._grow(instance, new, coming)
+                    with manager.growing(instance, coming):
+                        self._filesystems.grow(new, coming)
             # From here on the old volume must never be given back: its device
             # may become another volume's.
             guest.update(config={KEY_SWAP: None})
@@ -184,16 +185,6 @@ class Swaps:
                                           'device': dict(before)})})
         # Whoever was to write to the old filesystem is gone from it.
         self._filesystems.thaw(manager.volume_id(old))
-
-    def _grow(self, instance: objects.Instance, new: dict[str, Any],
-              identifier: str) -> None:
-        try:
-            self._filesystems.grow(new, identifier)
-        except Exception as error:
-            # All is there, on a filesystem of the old size.
-            LOG.warning('Could not grow the filesystem of volume %(volume)s: '
-                        '%(error)s', {'volume': identifier, 'error': error},
-                        instance=instance)
 
     def recover(self) -> None:
         """Put right what the end of nova-compute has interrupted.
