@@ -119,6 +119,13 @@ without_systemd_names() {
     : >"$DATA/lxd-libraries/libnss_systemd.so.2"
 }
 
+run_lxd() {
+    daemon_start lxd "${LXD_ENV[@]}" LD_LIBRARY_PATH="$DATA/lxd-libraries" \
+        "$CONTAINER_DAEMON" --group root &&
+        wait_until LXD 60 lxd env "${LXD_ENV[@]}" "$CONTAINER_DAEMON" \
+            waitready --timeout=30
+}
+
 step_lxd() {
     find_lxd
     mkdir -p "$LXD_HOME" "$DATA/lxd-client"
@@ -126,10 +133,9 @@ step_lxd() {
     ensure_subordinate_ids
     start_lxcfs
     without_systemd_names
-    daemon_start lxd "${LXD_ENV[@]}" LD_LIBRARY_PATH="$DATA/lxd-libraries" \
-        "$CONTAINER_DAEMON" --group root
-    wait_until LXD 60 lxd env "${LXD_ENV[@]}" "$CONTAINER_DAEMON" waitready \
-        --timeout=30
+    # LXD 5.0 panics when it hears of a guest's end before it is ready, as after
+    # a crash while it stopped one.
+    run_lxd || { echo 'Starting LXD again.' && run_lxd; }
     create_pool
     lxc config set images.auto_update_interval=0
 }

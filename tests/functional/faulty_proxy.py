@@ -107,6 +107,15 @@ class FaultyProxy(fixtures.Fixture):
                 return None
             self._choose = choose
 
+    def refuse_from(self, method: str) -> None:
+        """Refuse whatever comes, from the next request of a kind on until
+        :meth:`behave`, as if LXD crashed then."""
+        with self._lock:
+            self.seen.clear()
+            self._choose = lambda request, number: (
+                Spoil.REFUSE if any(seen.method == method
+                                    for seen in self.seen) else None)
+
     def behave(self) -> None:
         """Spoil nothing more, and forget what was seen."""
         with self._lock:

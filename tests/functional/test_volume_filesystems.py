@@ -220,6 +220,34 @@ class FilesystemCases:
         self.fill(server)
         self.detach(server, connection)
 
+    def test_lxd_has_crashed_while_it_attached(self) -> None:
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach(server, volume)
+        filled = self.fill(server)
+        folder = self.host.lxd.directory
+        if folder is None:
+            self.skipTest('It looks into the folder of an LXD of its own')
+        [left] = (folder / 'devices').glob(f'*/*{volume.id[-12:]}*')
+        [device] = self.devices(server).values()
+        self.detach(server, connection)
+        for what in ('attach', 'detach'):
+            self.proxy.refuse_from('PATCH')
+            self.assertRaises(exception.NovaException, self.attach, server,
+                              volume)
+            self.proxy.behave()
+            # LXD mounts it here before it does so in the guest.
+            left.mkdir()
+            subprocess.run(['mount', '--bind', device['source'], left],
+                           check=True)
+            connection = volume.connection()
+            if what == 'attach':
+                connection = self.attach(server, volume)
+                self.assertEqual(filled, self.sum(server))
+            self.detach(server, connection)
+            self.assertFalse(left.exists(), what)
+            self.assertEqual(set(), self.storage.left_on_host(), what)
+
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class Ext4VolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):

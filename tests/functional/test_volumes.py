@@ -606,6 +606,9 @@ class VolumeCases(Host):
         self.assertEqual(written, self.read(server))
         self.detach(server, connection)
         self.assertFalse(node.exists())
+        os.mknod(node, stat.S_IFBLK | 0o600, number)
+        self.detach(server, volume.connection())
+        self.assertFalse(node.exists())
 
     def test_server_is_gone(self) -> None:
         server = self.host.instance(self.host.image())

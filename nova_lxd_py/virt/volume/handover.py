@@ -43,6 +43,8 @@ LOG = logging.getLogger(__name__)
 
 #: A device that no host has.
 _NOTHING = '/dev/nova-lxd-py-nothing'
+#: What LXD says where it has left the node or the mount of a device.
+_LEFTOVER = ('file exists', 'device or resource busy')
 
 
 class Handover:
@@ -132,8 +134,7 @@ class Handover:
             try:
                 guest.add_devices({name: device})
             except errors.OperationFailed as error:
-                if (device['type'] != 'unix-block' or
-                        'file exists' not in error.message):
+                if not any(sign in error.message for sign in _LEFTOVER):
                     raise
                 _clear_leftover(guest, name, device)
                 guest.add_devices({name: device})
@@ -214,6 +215,7 @@ class Handover:
         name = devices.name(identifier)
         device = devices.of_guest(guest).get(name)
         if device is None:
+            self._clear(guest, identifier, mountpoint)
             return
         if not devices.is_current(guest, device):
             # Whoever uses its block device by now has another volume there.
@@ -236,12 +238,33 @@ class Handover:
                 LOG.info('Volume %s has gone back to the guest, which uses it',
                          identifier, instance=instance)
 
+    def _clear(self, guest: lxd_instance.Guest, identifier: str,
+               mountpoint: str) -> None:
+        """Take out of a running guest what LXD may have put there when it
+        crashed before it wrote down that the guest has the volume.
+
+        :param guest: the guest, which does not have it as far as LXD knows.
+        :param identifier: Cinder's id of the volume.
+        :param mountpoint: the device name of the volume.
+        """
+        if guest.power_state == power_state.SHUTDOWN:
+            return
+        path = devices.guest_path(mountpoint)
+        device = {'type': 'unix-block', 'path': path}
+        # It is there as long as it has not been unmounted.
+        if os.path.isdir(self._filesystems.target(identifier)):
+            device = {'type': 'disk', 'path': filesystems.guest_folder(path)}
+        # Where another volume is, there is nothing of this one.
+        if all(other.get('path') != device['path']
+               for other in guest.devices.values()):
+            _clear_leftover(guest, devices.name(identifier), device)
+
 
 def _clear_leftover(guest: lxd_instance.Guest, name: str,
                     device: Mapping[str, str]) -> None:
-    """Have LXD remove the node of a block device that it was about to give to
-    a guest when it crashed: it would not make it again before the guest is
-    restarted.
+    """Have LXD remove the node or the mount of a device that it was about to
+    give to a guest when it crashed: it would not make it again before the
+    guest is restarted.
 
     :param guest: the guest.
     :param name: of the LXD device.
