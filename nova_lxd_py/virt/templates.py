@@ -14,31 +14,24 @@
 An LXD that does not mount root disks idmapped changes the owner of every file
 of a new root disk at its first start, which is most of the time that a launch
 takes. A clone of an instance whose files have been shifted once is spared it,
-if it has the same uid range. So the driver keeps a *template* per image, pool
-and uid range: a stopped instance that has never run, but whose files LXD has
-shifted.
+if it has the same uid range (see :mod:`.uid_ranges`). So the driver keeps a
+*template* per image, pool and uid range: a stopped instance that has never
+run, but whose files LXD has shifted.
 
 LXD shifts the files of an instance before it looks at its devices. So a
 template comes about by starting an instance that has a device which cannot
 work: nothing of the image is ever run, and nothing is written to it.
-
-Servers that share a range need it written down before the first of them is
-there. LXD allocates it for an empty instance, the *range holder* of the
-OpenStack project, and every template and server of the project names the same
-range explicitly. LXD leaves ranges alone that any instance has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import contextlib
-import hashlib
 import time
 from typing import Any, TypeVar
 
 from nova import conf as nova_conf
 from nova import objects
-from oslo_concurrency import lockutils
 from oslo_config import cfg
 from oslo_log import log as logging
 
@@ -47,19 +40,13 @@ from nova_lxd_py.virt import flavor as lxd_flavor
 from nova_lxd_py.virt import idmap
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
+from nova_lxd_py.virt import uid_ranges
 
 CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
 
-#: Fingerprint of the image of which an LXD instance is the template.
-KEY_TEMPLATE = 'user.nova.template'
-#: Since when (seconds since 1970) no server has needed a template.
-KEY_UNUSED = 'user.nova.unused_since'
-
-_ISOLATED = 'security.idmap.isolated'
-_BASE = 'security.idmap.base'
-_SIZE = 'security.idmap.size'
-_ALLOCATED = 'volatile.idmap.base'
+KEY_TEMPLATE, KEY_UNUSED = uid_ranges.KEY_TEMPLATE, uid_ranges.KEY_UNUSED
+_BASE = uid_ranges.BASE
 #: The uid map to which LXD has shifted a root disk, the one that it shall
 #: have, and the one of the last start.
 _SHIFTED = 'volatile.last_state.idmap'
@@ -67,11 +54,6 @@ _WANTED = 'volatile.idmap.next'
 _CURRENT = 'volatile.idmap.current'
 #: What LXD writes there while a root disk has not been shifted.
 _UNSHIFTED = ('', '[]')
-
-#: What LXD says when its range of host ids is used up.
-_NO_RANGE = 'not enough uid/gid'
-#: How many projects lose their ranges then.
-_FREED_AT_ONCE = 8
 
 #: How LXD writes the time of what has not happened.
 _NEVER = '0001-01-01'
@@ -90,10 +72,6 @@ _CLONING_DRIVERS = ('btrfs', 'zfs', 'ceph')
 
 #: Seconds for which no second attempt is made at a template that failed.
 RETRY_AFTER = 600
-#: Seconds for which what no server needs stays at least, so that a server
-#: which is just being made from it is.
-GRACE = 600
-
 _T = TypeVar('_T')
 
 
@@ -120,15 +98,13 @@ class TemplateStore:
         self._options = options
         self._guests = guests
         self._can_clone: bool | None = None
+        self._ranges = uid_ranges.ProjectRanges(options, guests)
         #: Whether LXD mounts root disks idmapped; None until seen.
         self._shift_is_free: bool | None = None
         #: Templates that were not made yet for a first server's sake.
         self._left_out: set[str] = set()
         #: Templates that could not be made, and when that was.
         self._failed: dict[str, float] = {}
-        #: When the holders of uid ranges were asked for last.
-        self._asked: dict[str, float] = {}
-
     # -- what the driver asks -----------------------------------------------
 
     def source_for(self, instance: objects.Instance, fingerprint: str
@@ -156,7 +132,8 @@ class TemplateStore:
         config = self._range_config(isolation, instance)
         owner = (instance.project_id or ''
                  if isolation is lxd_flavor.Isolation.PROJECT else '')
-        name = self._name('template', fingerprint, owner)
+        name = uid_ranges.name_of(self._options, 'template', fingerprint,
+                                  owner)
         try:
             self._ensure_template(name, fingerprint, owner, config, instance)
         except _Useless:
@@ -219,7 +196,8 @@ class TemplateStore:
         for guest in guests:
             if guest.role != lxd_instance.ROLE_TEMPLATE:
                 continue
-            with contextlib.suppress(errors.NotFound), _lock(guest.name):
+            with (contextlib.suppress(errors.NotFound),
+                  uid_ranges.lock(guest.name)):
                 if self._is_spent(guest.reload(), guests, images):
                     LOG.info('Deleting %s, which no server needs any more',
                              guest.name)
@@ -252,104 +230,12 @@ class TemplateStore:
                 pool['config'].get('lvm.use_thinpool', 'true') == 'true')
         return self._can_clone
 
-    def _name(self, kind: str, *identity: str) -> str:
-        """Name an LXD instance of the driver's own by what it is for."""
-        digest = hashlib.sha256('\0'.join(
-            (self._options.storage_pool, *identity)).encode()).hexdigest()
-        return f'nova-{kind}-{digest[:24]}'
-
-    # -- uid ranges ---------------------------------------------------------
-
     def _range_config(self, isolation: lxd_flavor.Isolation,
                       instance: objects.Instance) -> dict[str, str]:
         config = lxd_flavor.isolation_config(isolation)
         if isolation is lxd_flavor.Isolation.PROJECT:
-            config.update(self._project_range(instance.project_id or ''))
+            config.update(self._ranges.of(instance.project_id or ''))
         return config
-
-    def _project_range(self, project_id: str) -> dict[str, str]:
-        """Find the uid range of an OpenStack project, or have LXD give it
-        one."""
-        name = self._name('uids', project_id)
-        with _lock(name):
-            self._asked[name] = time.time()
-            try:
-                holder = self._guests.by_name(name)
-                if not holder.config.keys() & {_BASE, _ALLOCATED}:
-                    LOG.warning('The holder of the uid range of project %s '
-                                'was never finished; making it anew',
-                                project_id)
-                    holder.delete()
-                    holder = self._hold_range(name, project_id)
-            except errors.NotFound:
-                holder = self._hold_range(name, project_id)
-            # LXD has allocated it, so far for this instance only.
-            base = holder.config.get(_BASE) or holder.config[_ALLOCATED]
-            if _BASE not in holder.config or KEY_UNUSED in holder.config:
-                holder.update(config={_BASE: base, KEY_UNUSED: None})
-            return {_BASE: base, _SIZE: str(idmap.RANGE)}
-
-    def _hold_range(self, name: str, project_id: str) -> lxd_instance.Guest:
-        config = {
-            lxd_instance.KEY_ROLE: lxd_instance.ROLE_TEMPLATE,
-            lxd_instance.KEY_PROJECT: project_id, 'boot.autostart': 'false',
-            _ISOLATED: 'true', _SIZE: str(idmap.RANGE)}
-        # Servers may be there already, if somebody has deleted the holder.
-        known = [guest.config[_BASE] for guest in self._guests.all()
-                 if guest.config.get(lxd_instance.KEY_PROJECT) == project_id
-                 and guest.config.get(_BASE)]
-        if known:
-            config[_BASE] = known[0]
-
-        def create() -> lxd_instance.Guest:
-            return self._guests.create(name, {'type': 'none'}, config,
-                                       self._root_device())
-        try:
-            holder = create()
-        except errors.LXDError as exc:
-            if _NO_RANGE not in exc.message.lower() or not self._free_ranges():
-                raise
-            holder = create()
-        first = int(holder.config[_ALLOCATED])
-        LOG.info('Servers of OpenStack project %s have the host uids %d to '
-                 '%d', project_id, first, first + idmap.RANGE - 1)
-        return holder
-
-    def _free_ranges(self) -> bool:
-        """Take uid ranges from projects without servers before their time,
-        with the templates that were shifted to them.
-
-        :returns: whether there were any.
-        """
-        guests = self._guests.all()
-        needed = {guest.config.get(_BASE) for guest in guests
-                  if guest.role != lxd_instance.ROLE_TEMPLATE}
-        idle = [guest for guest in guests if _holds_range(guest) and
-                guest.config.get(_BASE) not in needed]
-        idle.sort(key=lambda guest: self._asked.get(guest.name, 0.0))
-        freed = False
-        for holder in idle[:_FREED_AT_ONCE]:
-            # Who has its lock is about to use it, or waits for this thread's.
-            with (contextlib.suppress(errors.NotFound,
-                                      lockutils.AcquireLockFailedException),
-                  _lock(holder.name, blocking=False)):
-                if time.time() - self._asked.get(holder.name, 0.0) < GRACE:
-                    continue
-                LOG.info('Taking its uid range from project %s, which has no '
-                         'servers here, since there is none left',
-                         holder.config.get(lxd_instance.KEY_PROJECT))
-                for guest in guests:
-                    if (KEY_TEMPLATE in guest.config and
-                            guest.config.get(_BASE) is not None and
-                            guest.config[_BASE] == holder.config.get(_BASE)):
-                        guest.delete()
-                holder.delete()
-                freed = True
-        return freed
-
-    def _root_device(self) -> dict[str, Mapping[str, str]]:
-        return {'root': {'type': 'disk', 'path': '/',
-                         'pool': self._options.storage_pool}}
 
     # -- templates ----------------------------------------------------------
 
@@ -364,7 +250,7 @@ class TemplateStore:
         guest = self._find_ready(name, fingerprint, config)
         if guest is not None and KEY_UNUSED not in guest.config:
             return
-        with _lock(name):
+        with uid_ranges.lock(name):
             guest = self._find_ready(name, fingerprint, config)
             if guest is not None:
                 if KEY_UNUSED in guest.config:
@@ -421,7 +307,8 @@ class TemplateStore:
                     lxd_instance.KEY_ROLE: lxd_instance.ROLE_TEMPLATE,
                     lxd_instance.KEY_PROJECT: owner,
                     KEY_TEMPLATE: fingerprint},
-                {**self._root_device(), _OBSTACLE: _OBSTACLE_DEVICE})
+                {**uid_ranges.root_device(self._options),
+                 _OBSTACLE: _OBSTACLE_DEVICE})
             self._refuse_create_only_files(guest)
             self._shift(guest)
             guest.update(devices={_OBSTACLE: None})
@@ -489,7 +376,8 @@ class TemplateStore:
             template.update(config={KEY_UNUSED: str(now)})
             since = str(now)
         return now - int(since) >= max(
-            GRACE, CONF.image_cache.remove_unused_original_minimum_age_seconds)
+            uid_ranges.GRACE,
+            CONF.image_cache.remove_unused_original_minimum_age_seconds)
 
 
 def _is_complete(template: lxd_instance.Guest) -> bool:
@@ -514,14 +402,3 @@ def _needs(guest: lxd_instance.Guest, template: lxd_instance.Guest) -> bool:
              guest.config.get(lxd_instance.KEY_PROJECT) == owner) and
             guest.config.get('volatile.base_image') ==
             template.config[KEY_TEMPLATE])
-
-
-def _holds_range(guest: lxd_instance.Guest) -> bool:
-    return (guest.role == lxd_instance.ROLE_TEMPLATE and
-            KEY_TEMPLATE not in guest.config)
-
-
-def _lock(name: str, blocking: bool = True
-          ) -> contextlib.AbstractContextManager[Any]:
-    return lockutils.lock(f'lxd-template-{name}', lock_file_prefix=None,
-                          blocking=blocking)

@@ -270,7 +270,7 @@ class RangeTest(TemplateTestCase):
         self.host.driver.destroy(self.host.context, first, [])
         # It may be in use again in a moment.
         self.assertRaises(exception.NovaException, self.spawn, 'p3')
-        patch = fixtures.MonkeyPatch('nova_lxd_py.virt.templates.GRACE', 0)
+        patch = fixtures.MonkeyPatch('nova_lxd_py.virt.uid_ranges.GRACE', 0)
         with patch:
             third = self.spawn('p3')
             self.assertRaises(exception.NovaException, self.spawn, 'p4')

@@ -30,6 +30,7 @@ from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session
 from nova_lxd_py.virt import templates
+from nova_lxd_py.virt import uid_ranges
 from tests.unit import fake_lxd
 from tests.unit.fake_lxd import fixture as fake_fixture
 
@@ -539,13 +540,13 @@ class PruneTestCase(TemplateTestCase):
         self.spawn('s1', 'p1').delete()
         self.spawn('s2', 'p2')
         self.assertRaises(errors.OperationFailed, self.spawn, 's3', 'p3')
-        self.now += templates.GRACE + 10
+        self.now += uid_ranges.GRACE + 10
         self.spawn('s3', 'p3')
         self.assertEqual({'p2', 'p3'}, {
             guest.config[lxd_instance.KEY_PROJECT] for guest in
             self.guests.all()})
         # Who has servers keeps it.
-        self.now += templates.GRACE + 10
+        self.now += uid_ranges.GRACE + 10
         self.assertRaises(errors.OperationFailed, self.spawn, 's4', 'p1')
         self.assertIn('s2', self.lxd.instances)
 
