@@ -54,6 +54,7 @@ from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import contents
 from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import manager
 from nova_lxd_py.virt.volume import mounts
@@ -270,7 +271,7 @@ class _FirstBoot:
         :raises OSError: it cannot be read.
         """
         allowed = self._options.volume_filesystems
-        found = mounts.content(self._path)
+        found = contents.content(self._path)
         if found in allowed:
             self.kind = found
             state = rootfs.examine(self._path, found, self._target)

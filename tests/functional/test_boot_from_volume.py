@@ -33,7 +33,7 @@ from oslo_utils import units
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt import errors
-from nova_lxd_py.virt.volume import mounts
+from nova_lxd_py.virt.volume import contents
 from tests.functional import busybox_image
 from tests.functional import faulty_proxy
 from tests.functional import lab_volumes
@@ -239,10 +239,10 @@ class BootCases(BootHost):
         def content(path: str) -> str:
             looks.append(path)
             return found(path)
-        found = mounts.content
+        found = contents.content
         volume = self.volume_from_image()
         with fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.volume.mounts.content', content):
+                'nova_lxd_py.virt.volume.contents.content', content):
             server = self.boot(volume)
             self.assertEqual(1, len(looks))
             self.reboot(server, self.described(volume))
@@ -522,14 +522,14 @@ class BootCases(BootHost):
     # -- interruptions ------------------------------------------------------
 
     def test_interrupted_first_boot(self) -> None:
-        for contents in ((), ('nova-unpack/containers/x',)):
+        for left in ((), ('nova-unpack/containers/x',)):
             volume = self.volume_from_image()
             folder = pathlib.Path(self.host.useFixture(
                 fixtures.TempDir()).path)
             run(f'mkfs.{self.filesystem}', '-q', '-f' if self.filesystem ==
                 'xfs' else '-F', str(volume.file))
             run('mount', '-o', 'loop', str(volume.file), str(folder))
-            for path in contents:
+            for path in left:
                 (folder / path).mkdir(parents=True)
             run('umount', str(folder))
             server = self.boot(volume)

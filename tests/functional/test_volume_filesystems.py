@@ -25,7 +25,7 @@ import fixtures
 from nova import exception
 from oslo_utils import units
 
-from nova_lxd_py.virt.volume import mounts
+from nova_lxd_py.virt.volume import namespaces
 from tests.functional import faulty_proxy
 from tests.functional import lab_volumes
 from tests.functional import lxd_daemon
@@ -325,19 +325,19 @@ class NamespacesTest(unittest.TestCase):
     """Those that map the ids of guests are made once, and do not pile up."""
 
     def name(self, base: int) -> str:
-        with mounts.user_namespace(base, base, 65536) as namespace:
+        with namespaces.user_namespace(base, base, 65536) as namespace:
             return os.readlink(f'/proc/self/fd/{namespace}')
 
     def test_kept(self) -> None:
         before = len(os.listdir('/proc/self/fd'))
-        with (mock.patch.object(mounts, '_NAMESPACES_KEPT', 2),
-              mock.patch.dict(mounts._namespaces, clear=True)):
+        with (mock.patch.object(namespaces, '_NAMESPACES_KEPT', 2),
+              mock.patch.dict(namespaces._namespaces, clear=True)):
             first = self.name(100000)
             self.assertEqual(first, self.name(100000))
             others = {self.name(base) for base in (200000, 300000)}
             self.assertEqual(3, len({first, *others}))
             self.assertEqual(before + 2, len(os.listdir('/proc/self/fd')))
-            for descriptor in mounts._namespaces.values():
+            for descriptor in namespaces._namespaces.values():
                 os.close(descriptor)
 
 

@@ -37,6 +37,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt import flavor as lxd_flavor
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import contents
 from nova_lxd_py.virt.volume import mounts
 
 LOG = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ class Filesystems:
         """
         path = base.device_path(connection_info) or ''
         allowed = self._options.volume_filesystems
-        found = mounts.content(path)
+        found = contents.content(path)
         if found in allowed and found in mounts.MAKERS:
             return found
         if found:

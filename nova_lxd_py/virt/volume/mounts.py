@@ -22,26 +22,17 @@ This module is imported by the privileged daemon: it must not import nova.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import re
-import signal
-import stat
-import subprocess
-import threading
-
-from oslo_log import log as logging
 
 from nova_lxd_py.virt import privileged
-
-LOG = logging.getLogger(__name__)
-
-#: Seconds for one change; a filesystem may have a long journal to replay.
-TIMEOUT = 300
+from nova_lxd_py.virt.volume import checks
+from nova_lxd_py.virt.volume import namespaces
+from nova_lxd_py.virt.volume import programs
 
 #: Filesystems that can be had, and how each is made. Nothing is discarded
 #: and the whole of a large volume is not written.
@@ -56,26 +47,10 @@ _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _AT_EMPTY_PATH, _AT_FDCWD = 0x1000, -100
 MOUNT_ATTR_NOSUID, MOUNT_ATTR_IDMAP = 0x2, 0x00100000
-# From linux/sched.h and linux/fs.h.
-_CLONE_NEWUSER = 0x10000000
+# From linux/fs.h.
 _FIFREEZE, _FITHAW = 0xc0045877, 0xc0045878
 # The same on every architecture.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
-
-_DEVICE = re.compile(r'/dev/[A-Za-z0-9_./:+@-]+|(?:/[A-Za-z0-9_.:+@-]+)+')
-#: As os-brick names encrypted volumes.
-_OPENED = re.compile(r'/dev/mapper/crypt-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-'
-                     r'[0-9a-f]{12}')
-_TARGET = re.compile(
-    r'(?:/[^/\0]+)+/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
-
-#: User namespaces that are kept open, by what they map.
-_namespaces: dict[tuple[int, int, int], int] = {}
-_making = threading.Lock()
-_NAMESPACES_KEPT = 32
-
-#: Bytes in which an empty volume has to be blank.
-_BEGINNING = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -84,29 +59,6 @@ class MountAttributes(ctypes.Structure):
     _fields_ = [('attr_set', ctypes.c_uint64), ('attr_clr', ctypes.c_uint64),
                 ('propagation', ctypes.c_uint64),
                 ('userns_fd', ctypes.c_uint64)]
-
-
-def checked_device(path: str) -> str:
-    """See that a path is one of a block device.
-
-    :raises ValueError: it is not.
-    """
-    if not isinstance(path, str) or not _DEVICE.fullmatch(path):
-        raise ValueError(f'{path!r} is not the path of a device')
-    if not stat.S_ISBLK(os.stat(path).st_mode):
-        raise ValueError(f'{path!r} is not a block device')
-    return path
-
-
-def checked_target(path: str) -> str:
-    """See that a path is one of a folder that is named after a volume.
-
-    :raises ValueError: it is not.
-    """
-    if (not isinstance(path, str) or not _TARGET.fullmatch(path) or
-            os.path.normpath(path) != path):
-        raise ValueError(f'{path!r} is not a folder for a volume')
-    return path
 
 
 def _kind(name: str) -> str:
@@ -122,80 +74,7 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def _execute(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=TIMEOUT, env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin',
-                              'LC_ALL': 'C'})
-
-
-def run(*command: str) -> str:
-    """Run a program of the host.
-
-    :returns: its output.
-    :raises OSError: it failed.
-    """
-    done = _execute(*command)
-    if done.returncode:
-        raise OSError(errno.EIO, f'{command[0]} failed '
-                      f'({done.returncode}): {done.stderr.strip()}')
-    return done.stdout
-
-
-def _content(device: str) -> str:
-    path = os.path.realpath(checked_device(device))
-    # Not by the cache: it may remember another device.
-    probe = _execute('blkid', '--probe', '--output', 'export', path)
-    if probe.returncode == 2:
-        # It knows no signature. So must wipefs, and it must be blank where one
-        # would be.
-        signatures = run('wipefs', '--no-act', '--parsable', path)
-        if all(line.startswith('#') for line in signatures.splitlines()):
-            with open(path, 'rb') as stream:
-                return '' if not any(stream.read(_BEGINNING)) else 'unknown'
-    found = dict(line.split('=', 1) for line in probe.stdout.splitlines()
-                 if '=' in line)
-    if found.get('USAGE') == 'filesystem':
-        return found.get('TYPE', 'unknown')
-    return found.get('PTTYPE') or found.get('TYPE') or 'unknown'
-
-
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
-def content(device: str) -> str:
-    """Tell what is on a volume.
-
-    :param device: path of its block device.
-    :returns: the filesystem's name; '' if there is no signature of anything
-        on it; something else, such as ``unknown``, for any other content.
-    :raises OSError: if it cannot be read.
-    """
-    return _content(device)
-
-
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
-def blank(device: str) -> None:
-    """Make the beginning of a volume that has just been encrypted, on which
-    nothing has been written yet, as blank as that of any other new volume.
-
-    One that holds anything that has a name is left as it is.
-
-    :param device: path of the opened volume.
-    :raises OSError: if it cannot be written, or something uses it.
-    """
-    if not isinstance(device, str) or not _OPENED.fullmatch(device):
-        raise ValueError(f'{device!r} is not an opened volume')
-    if _content(device) != 'unknown':
-        return
-    descriptor = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
-    try:
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-        os.pwrite(descriptor, bytes(min(_BEGINNING, size)), 0)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def make(device: str, kind: str, label: str) -> None:
     """Make a filesystem on an empty volume.
 
@@ -208,58 +87,9 @@ def make(device: str, kind: str, label: str) -> None:
     if not isinstance(label, str) or not re.fullmatch(r'[a-z0-9-]{1,12}',
                                                       label):
         raise ValueError(f'{label!r} is not a label')
-    path = os.path.realpath(checked_device(device))
+    path = os.path.realpath(checks.checked_device(device))
     # Without -F and -f both refuse where they find something.
-    run(*maker, '-L', label, path)
-
-
-@contextlib.contextmanager
-def user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
-    """Open a user namespace that maps ids as a guest's does."""
-    # Most guests of a host map the same ids, or come back with theirs, and
-    # making one takes longer than a mount.
-    key = uid_base, gid_base, size
-    with _making:
-        if key not in _namespaces:
-            _namespaces[key] = _new_namespace(*key)
-            if len(_namespaces) > _NAMESPACES_KEPT:
-                os.close(_namespaces.pop(next(iter(_namespaces))))
-        # It may be closed by somebody else meanwhile.
-        descriptor = os.dup(_namespaces[key])
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _new_namespace(uid_base: int, gid_base: int, size: int) -> int:
-    # A process has to be in it, once. There is no quicker one than a copy of
-    # this one, which does nothing but that.
-    ready, told = os.pipe()
-    process = os.fork()
-    if not process:
-        try:
-            if _libc.unshare(_CLONE_NEWUSER) == 0:
-                os.write(told, b'!')
-                # It is killed long before.
-                signal.alarm(TIMEOUT)
-                signal.pause()
-        finally:
-            os._exit(0)
-    try:
-        os.close(told)
-        if not os.read(ready, 1):
-            raise OSError(errno.EPERM, 'The kernel makes no user namespaces')
-        folder = f'/proc/{process}'
-        for name, base in (('uid', uid_base), ('gid', gid_base)):
-            with open(f'{folder}/{name}_map', 'w',
-                      encoding='ascii') as stream:
-                stream.write(f'0 {base} {size}')
-        return os.open(f'{folder}/ns/user', os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(ready)
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+    programs.run(*maker, '-L', label, path)
 
 
 def clone_tree(folder: int) -> int:
@@ -307,7 +137,7 @@ def _map_ids(target: str, uid_base: int, gid_base: int, size: int) -> None:
     finally:
         os.close(folder)
     try:
-        with user_namespace(uid_base, gid_base, size) as namespace:
+        with namespaces.user_namespace(uid_base, gid_base, size) as namespace:
             set_attributes(tree, MountAttributes(
                 attr_set=MOUNT_ATTR_IDMAP, userns_fd=namespace))
         _checked(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW),
@@ -323,21 +153,6 @@ def is_mounted(target: str) -> bool:
         return any(line.split()[4] == target for line in stream)
 
 
-def check_ids(uid_base: int, gid_base: int, size: int) -> None:
-    """See that ids are those of a guest.
-
-    :param uid_base: user of the host that is root in the guest.
-    :param gid_base: group of the host that is root's in the guest.
-    :param size: how many ids follow in both; 0 for the ids of the host.
-    :raises ValueError: they are not.
-    """
-    for number in (uid_base, gid_base, size):
-        if not isinstance(number, int) or not 0 <= number < 2 ** 32:
-            raise ValueError(f'{number!r} is not an id')
-    if size and not (uid_base and gid_base):
-        raise ValueError('A guest cannot be root of the host')
-
-
 def attach_plain(device: str, kind: str, target: str, flags: int) -> None:
     """Mount a filesystem as it is.
 
@@ -347,7 +162,8 @@ def attach_plain(device: str, kind: str, target: str, flags: int) -> None:
     :param flags: for mount(2).
     :raises OSError: the kernel refuses.
     """
-    path, kind = os.path.realpath(checked_device(device)), _kind(kind)
+    path = os.path.realpath(checks.checked_device(device))
+    kind = _kind(kind)
     _checked(_libc.mount(
         os.fsencode(path), os.fsencode(target), kind.encode('ascii'),
         ctypes.c_ulong(flags), _MOUNT_DATA[kind].encode('ascii')), 'mount')
@@ -396,14 +212,14 @@ def make_folder(target: str) -> None:
 
     :param target: the folder.
     """
-    os.makedirs(os.path.dirname(checked_target(target)), mode=0o711,
+    os.makedirs(os.path.dirname(checks.checked_target(target)), mode=0o711,
                 exist_ok=True)
     # A guest that got the bare folder could not write to it.
     with contextlib.suppress(FileExistsError):
         os.mkdir(target, mode=0o000)
 
 
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def prepare(target: str) -> None:
     """Make the folder of a mount, which nobody can use before.
 
@@ -412,7 +228,7 @@ def prepare(target: str) -> None:
     make_folder(target)
 
 
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def mount(device: str, kind: str, target: str, read_only: bool,
           uid_base: int, gid_base: int, size: int) -> None:
     """Mount the filesystem of a volume with the ids of a guest.
@@ -430,10 +246,11 @@ def mount(device: str, kind: str, target: str, read_only: bool,
         with the ids of the host.
     :raises OSError: if the kernel refuses.
     """
-    check_ids(uid_base, gid_base, size)
-    path, kind = os.path.realpath(checked_device(device)), _kind(kind)
+    checks.check_ids(uid_base, gid_base, size)
+    path = os.path.realpath(checks.checked_device(device))
+    kind = _kind(kind)
     make_folder(target)
-    detach_mounts(checked_target(target), False)
+    detach_mounts(checks.checked_target(target), False)
     flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
     attach_plain(path, kind, target, flags)
     if size:
@@ -444,7 +261,7 @@ def mount(device: str, kind: str, target: str, read_only: bool,
             raise
 
 
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def unmount(target: str, force: bool) -> bool:
     """Unmount the filesystem of a volume.
 
@@ -453,20 +270,20 @@ def unmount(target: str, force: bool) -> bool:
     :returns: whether it was mounted.
     :raises OSError: if something uses it (errno EBUSY), without force.
     """
-    found = detach_mounts(checked_target(target), force)
+    found = detach_mounts(checks.checked_target(target), force)
     with contextlib.suppress(OSError):
         os.rmdir(target)
     return found
 
 
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def is_held(device: str) -> bool:
     """Whether a filesystem or anything else of the kernel uses a device.
 
     :param device: path of the block device.
     """
     try:
-        os.close(os.open(checked_device(device),
+        os.close(os.open(checks.checked_device(device),
                          os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == errno.EBUSY:
@@ -475,7 +292,7 @@ def is_held(device: str) -> bool:
     return False
 
 
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def grow(device: str, kind: str, target: str) -> None:
     """Have a mounted filesystem fill its volume.
 
@@ -484,16 +301,16 @@ def grow(device: str, kind: str, target: str) -> None:
     :param target: where it is mounted.
     :raises OSError: if the kernel refuses.
     """
-    path = os.path.realpath(checked_device(device))
-    if not is_mounted(checked_target(target)):
+    path = os.path.realpath(checks.checked_device(device))
+    if not is_mounted(checks.checked_target(target)):
         raise FileNotFoundError(errno.ENOENT, 'It is not mounted', target)
     if _kind(kind) == 'xfs':
-        run('xfs_growfs', '-d', target)
+        programs.run('xfs_growfs', '-d', target)
     else:
-        run('resize2fs', path)
+        programs.run('resize2fs', path)
 
 
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def freeze(target: str) -> bool:
     """Bring a filesystem to rest, so that its device can be copied.
 
@@ -504,7 +321,7 @@ def freeze(target: str) -> bool:
     return _freeze(target, _FIFREEZE, errno.EBUSY)
 
 
-@privileged.context.entrypoint_with_timeout(TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def thaw(target: str) -> bool:
     """Let a filesystem be written to again; again is no change.
 
@@ -516,7 +333,7 @@ def thaw(target: str) -> bool:
 
 
 def _freeze(target: str, request: int, already: int) -> bool:
-    if not is_mounted(checked_target(target)):
+    if not is_mounted(checks.checked_target(target)):
         return False
     descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -35,7 +35,10 @@ import shutil
 import stat
 
 from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.volume import checks
 from nova_lxd_py.virt.volume import mounts
+from nova_lxd_py.virt.volume import namespaces
+from nova_lxd_py.virt.volume import programs
 
 #: Seconds for reading an image on a volume.
 READ_TIMEOUT = 3600
@@ -70,7 +73,7 @@ def wrapper(identifier: str) -> str:
 
 
 def _root_target(target: str) -> str:
-    mounts.checked_target(target)
+    checks.checked_target(target)
     folder, identifier = os.path.split(target)
     if os.path.basename(folder) != wrapper(identifier):
         raise ValueError(f'{target!r} is not a folder for a root')
@@ -88,7 +91,7 @@ def holds(device: str, size: int, checksum: str) -> bool:
     :param checksum: MD5 of the image in hexadecimal, as Cinder knows it.
     :raises OSError: it cannot be read.
     """
-    return _digest(mounts.checked_device(device), size) == checksum
+    return _digest(checks.checked_device(device), size) == checksum
 
 
 def _digest(path: str, size: int) -> str:
@@ -107,7 +110,7 @@ def _digest(path: str, size: int) -> str:
     return digest.hexdigest()
 
 
-@privileged.context.entrypoint_with_timeout(mounts.TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def read(device: str, position: int, size: int) -> bytes:
     """Read a part of the image that a volume holds.
 
@@ -118,7 +121,7 @@ def read(device: str, position: int, size: int) -> bytes:
     """
     if not isinstance(position, int) or position < 0 or size > CHUNK:
         raise ValueError(f'{size!r} bytes from {position!r} are no part')
-    with open(mounts.checked_device(device), 'rb', buffering=0) as stream:
+    with open(checks.checked_device(device), 'rb', buffering=0) as stream:
         stream.seek(position)
         return stream.read(size)
 
@@ -132,10 +135,10 @@ def blank(device: str, size: int, checksum: str) -> None:
     :param checksum: as for :func:`holds`.
     :raises OSError: the volume holds something else, or cannot be written.
     """
-    path = os.path.realpath(mounts.checked_device(device))
+    path = os.path.realpath(checks.checked_device(device))
     if _digest(path, size) != checksum:
         raise OSError(errno.EBUSY, 'It holds something else than its image')
-    mounts.run('wipefs', '--all', '--quiet', path)
+    programs.run('wipefs', '--all', '--quiet', path)
     with open(path, 'r+b', buffering=0) as stream:
         stream.write(bytes(_HEAD))
         os.fsync(stream.fileno())
@@ -183,7 +186,7 @@ def _find(folder: int) -> str:
     return OTHER
 
 
-@privileged.context.entrypoint_with_timeout(mounts.TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def examine(device: str, kind: str, target: str) -> str:
     """Tell whether a server can boot from the filesystem of a volume.
 
@@ -196,7 +199,7 @@ def examine(device: str, kind: str, target: str) -> str:
         interrupted, or OTHER.
     :raises OSError: it cannot be mounted.
     """
-    with _mounted(device, kind, mounts.checked_target(target),
+    with _mounted(device, kind, checks.checked_target(target),
                   mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV |
                   mounts.MS_NOEXEC) as folder:
         return _find(folder)
@@ -204,7 +207,7 @@ def examine(device: str, kind: str, target: str) -> str:
 
 # -- unpacking --------------------------------------------------------------
 
-@privileged.context.entrypoint_with_timeout(mounts.TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def open_workshop(device: str, kind: str, target: str) -> str:
     """Mount a volume for LXD to unpack an image to.
 
@@ -214,7 +217,7 @@ def open_workshop(device: str, kind: str, target: str) -> str:
     :returns: path of an empty folder on it.
     :raises OSError: it cannot be mounted, or there is a root on it already.
     """
-    _attach(device, kind, mounts.checked_target(target),
+    _attach(device, kind, checks.checked_target(target),
             mounts.MS_NOSUID | mounts.MS_NODEV)
     with contextlib.ExitStack() as undo:
         undo.callback(mounts.detach_mounts, target, True)
@@ -232,14 +235,14 @@ def _clear(target: str) -> None:
         shutil.rmtree(f'{target}/{WORKSHOP}')
 
 
-@privileged.context.entrypoint_with_timeout(mounts.TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def complete(target: str) -> None:
     """Make what LXD has unpacked the root that a server boots from.
 
     :param target: where the volume is mounted.
     :raises OSError: there is not just one container in the workshop.
     """
-    containers = f'{mounts.checked_target(target)}/{WORKSHOP}/containers'
+    containers = f'{checks.checked_target(target)}/{WORKSHOP}/containers'
     names = os.listdir(containers)
     if len(names) != 1:
         raise OSError(errno.ENOENT, f'There are {len(names)} containers and '
@@ -256,14 +259,14 @@ def complete(target: str) -> None:
         os.close(folder)
 
 
-@privileged.context.entrypoint_with_timeout(mounts.TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def close_workshop(target: str) -> None:
     """Clear up after unpacking and unmount the volume; again is a success.
 
     :param target: where it is mounted.
     :raises OSError: something uses it.
     """
-    if mounts.is_mounted(mounts.checked_target(target)):
+    if mounts.is_mounted(checks.checked_target(target)):
         _clear(target)
         mounts.detach_mounts(target, False)
     with contextlib.suppress(OSError):
@@ -272,7 +275,7 @@ def close_workshop(target: str) -> None:
 
 # -- the root of a guest ----------------------------------------------------
 
-@privileged.context.entrypoint_with_timeout(mounts.TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
           size: int) -> None:
     """Mount the root on a volume with the ids of a guest.
@@ -290,7 +293,7 @@ def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
     :raises FileNotFoundError: there is no complete root on it.
     :raises OSError: the kernel refuses.
     """
-    mounts.check_ids(uid_base, gid_base, size)
+    checks.check_ids(uid_base, gid_base, size)
     folder = os.path.dirname(_root_target(target))
     os.makedirs(os.path.dirname(folder), mode=0o711, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -314,14 +317,14 @@ def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
             if size:
                 attributes.attr_set = mounts.MOUNT_ATTR_IDMAP
                 attributes.userns_fd = stack.enter_context(
-                    mounts.user_namespace(uid_base, gid_base, size))
+                    namespaces.user_namespace(uid_base, gid_base, size))
             mounts.set_attributes(tree, attributes)
         mounts.place_tree(tree, target)
     finally:
         os.close(tree)
 
 
-@privileged.context.entrypoint_with_timeout(mounts.TIMEOUT)
+@privileged.context.entrypoint_with_timeout(programs.TIMEOUT)
 def unmount(target: str, force: bool) -> bool:
     """Unmount the root of a guest; again is a success.
 

@@ -36,6 +36,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import contents
 from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import holders
@@ -186,7 +187,7 @@ class RootVolumes:
         :returns: the filesystem's name.
         :raises base.Refused: there is something else on it.
         """
-        found = mounts.content(path)
+        found = contents.content(path)
         if found not in self._options.volume_filesystems:
             raise base.Refused(refusal(found,
                                        self._options.volume_filesystems))
@@ -305,7 +306,7 @@ def of_guest(guest: lxd_instance.Guest | None) -> str | None:
 def refusal(content: str, allowed: list[str]) -> str:
     """Say why a server cannot boot from what is on a volume.
 
-    :param content: what :func:`.mounts.content` has found.
+    :param content: what :func:`.contents.content` has found.
     :param allowed: filesystems that the host mounts.
     """
     if not content:

@@ -23,6 +23,8 @@ from oslotest import base
 
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import base as volume_base
+from nova_lxd_py.virt.volume import checks
+from nova_lxd_py.virt.volume import contents
 from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import mounts
 
@@ -40,10 +42,10 @@ class InputTestCase(base.BaseTestCase):
     def test_devices(self) -> None:
         for path in ('/dev/null', '/etc/passwd', '', None, 7, 'sda',
                      '/dev/sda;id', '/tmp'):
-            for call in (lambda: mounts.content(path),
+            for call in (lambda: contents.content(path),
                          lambda: mounts.make(path, 'ext4', 'x'),
                          lambda: mounts.is_held(path),
-                         lambda: mounts.blank(path),
+                         lambda: contents.make_blank(path),
                          lambda: mounts.grow(path, 'ext4', TARGET),
                          lambda: mounts.mount(path, 'ext4', TARGET, False, 1,
                                               1, 1)):
@@ -54,7 +56,7 @@ class InputTestCase(base.BaseTestCase):
                      f'/mnt/{VOLUME}/', f'//{VOLUME}', f'/mnt/{VOLUME}x'):
             self.assertRaises(ValueError, mounts.prepare, path)
             self.assertRaises(ValueError, mounts.unmount, path, True)
-            with mock.patch.object(mounts, 'checked_device',
+            with mock.patch.object(checks, 'checked_device',
                                    lambda path: path):
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
                                   path, False, 1, 1, 1)
@@ -62,7 +64,7 @@ class InputTestCase(base.BaseTestCase):
                                   path)
 
     def test_kinds_labels_and_ids(self) -> None:
-        with mock.patch.object(mounts, 'checked_device', lambda path: path):
+        with mock.patch.object(checks, 'checked_device', lambda path: path):
             for kind in ('btrfs', 'vfat', '', None):
                 self.assertRaises(ValueError, mounts.make, '/dev/x', kind, 'x')
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', kind,
@@ -79,8 +81,24 @@ class InputTestCase(base.BaseTestCase):
         for path in ('/dev/mapper/root', f'/dev/{VOLUME}',
                      f'/dev/mapper/crypt-{VOLUME}/../root',
                      f'/dev/mapper/crypt-{VOLUME}x'):
-            with mock.patch.object(mounts, '_content', lambda path: 'unknown'):
-                self.assertRaises(ValueError, mounts.blank, path)
+            with mock.patch.object(contents, '_content',
+                                   lambda path: 'unknown'):
+                self.assertRaises(ValueError, contents.make_blank, path)
+
+    def test_only_blank_is_empty(self) -> None:
+        with (tempfile.NamedTemporaryFile() as file,
+              mock.patch.object(checks, 'checked_device',
+                                lambda path: path)):
+            file.truncate(4 << 20)
+            self.assertEqual('', contents.content(file.name))
+            for offset in (0, (1 << 20) - 1):
+                os.pwrite(file.fileno(), b'x', offset)
+                self.assertEqual('unknown', contents.content(file.name))
+                os.pwrite(file.fileno(), b'\0', offset)
+            os.pwrite(file.fileno(), b'x', 2 << 20)
+            self.assertEqual('', contents.content(file.name))
+            os.pwrite(file.fileno(), b'LUKS\xba\xbe\0\1', 0)
+            self.assertEqual('crypto_LUKS', contents.content(file.name))
 
     def test_nothing_is_mounted(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

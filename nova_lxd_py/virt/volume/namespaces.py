@@ -1,0 +1,88 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""User namespaces, which say how the ids of a mount are mapped.
+
+This module is imported by the privileged daemon: it must not import nova.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import threading
+
+# From linux/sched.h.
+_CLONE_NEWUSER = 0x10000000
+
+#: Seconds after which a process that made one ends, if it was not killed.
+_LIFETIME = 300
+
+#: User namespaces that are kept open, by what they map.
+_namespaces: dict[tuple[int, int, int], int] = {}
+_making = threading.Lock()
+_NAMESPACES_KEPT = 32
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
+    """Open a user namespace that maps ids as a guest's does."""
+    # Most guests of a host map the same ids, or come back with theirs, and
+    # making one takes longer than a mount.
+    key = uid_base, gid_base, size
+    with _making:
+        if key not in _namespaces:
+            _namespaces[key] = _new_namespace(*key)
+            if len(_namespaces) > _NAMESPACES_KEPT:
+                os.close(_namespaces.pop(next(iter(_namespaces))))
+        # It may be closed by somebody else meanwhile.
+        descriptor = os.dup(_namespaces[key])
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _new_namespace(uid_base: int, gid_base: int, size: int) -> int:
+    # A process has to be in it, once. There is no quicker one than a copy of
+    # this one, which does nothing but that.
+    ready, told = os.pipe()
+    process = os.fork()
+    if not process:
+        try:
+            if _libc.unshare(_CLONE_NEWUSER) == 0:
+                os.write(told, b'!')
+                # It is killed long before.
+                signal.alarm(_LIFETIME)
+                signal.pause()
+        finally:
+            os._exit(0)
+    try:
+        os.close(told)
+        if not os.read(ready, 1):
+            raise OSError(errno.EPERM, 'The kernel makes no user namespaces')
+        folder = f'/proc/{process}'
+        for name, base in (('uid', uid_base), ('gid', gid_base)):
+            with open(f'{folder}/{name}_map', 'w',
+                      encoding='ascii') as stream:
+                stream.write(f'0 {base} {size}')
+        return os.open(f'{folder}/ns/user', os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
