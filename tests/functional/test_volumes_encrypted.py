@@ -10,17 +10,18 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Encrypted volumes, with a stand-in for cryptsetup.
+"""Encrypted volumes with a real LXD, and with cryptsetup where that can work.
 
-It does what the real one does, on a kernel without device-mapper: what it
-"opens" is a loop device behind a header, with no cipher. Everything up to its
-arguments and its standard input is real.
+On a kernel without device-mapper something stands in for it that does what it
+does without a cipher: what that "opens" is a loop device behind a header.
+Everything up to its arguments and its standard input is real there, too.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 from typing import Any
 import unittest
 
@@ -75,6 +76,25 @@ esac
 '''
 
 
+#: Notes what it is told, and passes it on.
+WITNESS = r'''#!/bin/sh
+echo "$@" >>"$0.arguments"
+case $* in
+*luksFormat* | *luksOpen* | *resize*) tee -a "$0.input" | REAL "$@" ;;
+*) exec REAL "$@" ;;
+esac
+'''
+#: Of LUKS2, by default.
+REAL_HEADER = 16 * units.Mi
+
+
+def cryptsetup() -> str | None:
+    """Find the real one, if this kernel is one that it can work on."""
+    if 'device-mapper' not in pathlib.Path('/proc/misc').read_text():
+        return None
+    return shutil.which('cryptsetup', path='/sbin:/usr/sbin')
+
+
 class EncryptedCases(test_volumes.Host):
 
     def setUp(self) -> None:
@@ -101,18 +121,23 @@ class EncryptedCases(test_volumes.Host):
         patch.setUp()
         self.addCleanup(patch.cleanUp)
 
-    def stand_in(self) -> None:
+    def install(self) -> None:
         """Have a cryptsetup, and a kernel that looks as if it sufficed."""
         folder = fixtures.TempDir()
         folder.setUp()
         self.addCleanup(folder.cleanUp)
         self.program = pathlib.Path(folder.path, 'cryptsetup')
-        self.program.write_text(STAND_IN.replace('HEADER', str(HEADER)))
+        real = cryptsetup()
+        self.header = REAL_HEADER if real else HEADER
+        self.program.write_text(WITNESS.replace('REAL', real) if real else
+                                STAND_IN.replace('HEADER', str(HEADER)))
         self.program.chmod(0o755)
         path = fixtures.EnvironmentVariable(
             'PATH', f'{folder.path}:{os.environ["PATH"]}')
         path.setUp()
         self.addCleanup(path.cleanUp)
+        if real:
+            return
         misc = pathlib.Path(folder.path, 'misc')
         misc.write_text('236 device-mapper\n')
         self._patch('nova_lxd_py.virt.volume.encryption.MISC_DEVICES',
@@ -146,7 +171,7 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
     kind = lab_volumes.FileVolume
 
     def test_key_and_content(self) -> None:
-        self.stand_in()
+        self.install()
         server = self.host.spawn()
         volume = self.storage.volume()
         connection = self.attach_encrypted(server, volume)
@@ -157,7 +182,7 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         self.detach(server, connection)
         self.assert_closed(volume)
         # It lies behind the header.
-        content = volume.file.read_bytes()[:HEADER + 2 * units.Mi]
+        content = volume.file.read_bytes()[:self.header + 2 * units.Mi]
         self.assertTrue(content.startswith(b'LUKS'))
         arguments = pathlib.Path(f'{self.program}.arguments').read_text()
         for wanted in ('luksFormat', '--type luks2', '--key-file=-',
@@ -177,7 +202,7 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
             f'{self.program}.arguments').read_text().count('luksFormat'))
 
     def test_boot_reboot_and_destroy(self) -> None:
-        self.stand_in()
+        self.install()
         volume = self.storage.volume()
         mapping = Mapping(volume)
         mapping['connection_info']['data']['encrypted'] = True
@@ -195,7 +220,7 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         self.assert_closed(volume)
 
     def test_destroyed_without_its_connection(self) -> None:
-        self.stand_in()
+        self.install()
         server = self.host.spawn()
         volume = self.storage.volume()
         self.attach_encrypted(server, volume)
@@ -203,21 +228,21 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         self.assert_closed(volume)
 
     def test_extend(self) -> None:
-        self.stand_in()
+        self.install()
         server = self.host.spawn()
         volume = self.storage.volume()
         connection = self.attach_encrypted(server, volume)
         volume.extend(2 * units.Gi)
         self.host.driver.extend_volume(self.host.context, connection, server,
                                        2 * units.Gi)
-        self.assertEqual(2 * units.Gi - HEADER, int(self.host.run(
+        self.assertEqual(2 * units.Gi - self.header, int(self.host.run(
             server, 'busybox', 'blockdev', '--getsize64', PATH)))
         self.detach(server, connection)
         self.assert_closed(volume)
 
     def test_moved_by_cinder(self) -> None:
         """Cinder knows only the id that the volume had before."""
-        self.stand_in()
+        self.install()
         server = self.host.spawn()
         first, second = self.storage.volume(), self.storage.volume()
         old = self.attach_encrypted(server, first)
@@ -230,7 +255,7 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         second.extend(2 * units.Gi)
         self.host.driver.extend_volume(self.host.context, new, server,
                                        2 * units.Gi)
-        self.assertEqual(2 * units.Gi - HEADER, int(self.host.run(
+        self.assertEqual(2 * units.Gi - self.header, int(self.host.run(
             server, 'busybox', 'blockdev', '--getsize64', PATH)))
         mapping = Mapping(second)
         mapping['connection_info'] = new
@@ -250,7 +275,7 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         self.assertRaisesRegex(
             exception.VolumeAttachFailed, 'cryptsetup|device-mapper',
             self.attach_encrypted, server, volume)
-        self.stand_in()
+        self.install()
         self._patch('nova_lxd_py.virt.volume.encryption.MISC_DEVICES',
                     '/dev/null')
         self.assertRaisesRegex(
@@ -259,7 +284,7 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         self.assertFalse(pathlib.Path(f'{self.program}.arguments').exists())
 
     def test_failures(self) -> None:
-        self.stand_in()
+        self.install()
         server = self.host.spawn()
         volume = self.storage.volume()
         # What is there is never formatted.
@@ -297,7 +322,7 @@ class EncryptedFilesystemTest(EncryptedCases, unittest.TestCase):
     options = {'volume_filesystems': ['ext4'], 'volume_mode': 'filesystem'}
 
     def test_content(self) -> None:
-        self.stand_in()
+        self.install()
         volume = self.storage.volume()
         written = None
         for _turn in range(2):
