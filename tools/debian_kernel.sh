@@ -25,16 +25,16 @@
 #   sudo tools/debian_kernel.sh ./run_tests.sh functional -- -k Encrypted
 #
 # Needs what COMMAND needs to be installed here, and as Debian's packages
-# qemu-system-x86 and busybox-static. The exit status is that of COMMAND. The
-# environment variables MEMORY (8G), DISK (20G) and CPUS size the machine.
+# qemu-system-x86 and busybox-static. The exit status is that of COMMAND, up to
+# 120. The environment variables MEMORY (8G), DISK (20G) and CPUS size the machine.
 set -euo pipefail
 
 usage() { sed -n '/^# Runs/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
 (($#)) || { usage; exit 2; }
 [[ $EUID -eq 0 ]] || { echo "Run it with sudo." >&2; exit 1; }
-[[ $PWD/ != /tmp/* && $PWD/ != /var/tmp/* ]] ||
-    { echo "Run it from a folder outside of /tmp." >&2; exit 1; }
+[[ ! $PWD/ =~ ^/(tmp|var/tmp|mnt)/ ]] ||
+    { echo "Run it from a folder outside of /tmp and /mnt." >&2; exit 1; }
 busybox=$(command -v busybox) ||
     { echo "busybox is missing (package busybox-static)." >&2; exit 1; }
 command -v qemu-system-x86_64 >/dev/null ||
@@ -50,6 +50,8 @@ package=$(apt-cache depends linux-image-amd64 |
 say "Getting ${package:?no kernel in the package lists (apt-get update)}"
 (cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "$package")
 dpkg-deb --extract "$work"/*.deb "$work/kernel"
+# Where the modules are depends on the release.
+[[ -e $work/kernel/lib ]] || ln -s usr/lib "$work/kernel/lib"
 kernel=("$work"/kernel/boot/vmlinuz-*)
 version=${kernel[0]##*/vmlinuz-}
 depmod -b "$work/kernel" "$version"
@@ -64,7 +66,7 @@ for module in "${modules[@]}"; do
     modprobe -d "$work/kernel" -S "$version" --show-depends "$module" |
         awk '$1 == "insmod" {print $2}'
 done | sort -u | while read -r file; do
-    install -D "$file" "$first/${file#"$work/kernel/"}"
+    install -D "$file" "$first/lib/modules/${file#*/lib/modules/}"
 done
 depmod -b "$first" "$version" 2>/dev/null
 cat >"$first/init" <<END
@@ -120,8 +122,8 @@ END
 </dev/null
 status=$?
 sync
-# QEMU ends with the double of this, and one.
-printf "\\x$(printf %x "$((status > 120 ? 120 : status))")" |
+# QEMU ends with the double of this, and one, and with 1 if it failed itself.
+printf "\\x$(printf %x "$((status > 120 ? 121 : status + 1))")" |
     dd of=/dev/port bs=1 seek=$((0xf4)) 2>/dev/null
 echo o >/proc/sysrq-trigger
 sleep 60
@@ -141,8 +143,8 @@ qemu-system-x86_64 -machine q35 -accel "${ACCEL:-tcg}" -cpu max -smp "${CPUS:-$(
     -device virtio-9p-pci,fsdev=machine,mount_tag=machine \
     -drive "file=$work/scratch,if=virtio,format=raw,cache=unsafe" \
     -device isa-debug-exit,iobase=0xf4,iosize=0x04 </dev/null || status=$?
-if ((status % 2 == 0)); then
+if ((status % 2 == 0 || status == 1)); then
     echo "The machine ended before the command did." >&2
     exit 1
 fi
-exit $((status / 2))
+exit $((status / 2 - 1))

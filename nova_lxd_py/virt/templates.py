@@ -72,6 +72,7 @@ _CLONING_DRIVERS = ('btrfs', 'zfs', 'ceph')
 
 #: Seconds for which no second attempt is made at a template that failed.
 RETRY_AFTER = 600
+
 _T = TypeVar('_T')
 
 
@@ -105,6 +106,7 @@ class TemplateStore:
         self._left_out: set[str] = set()
         #: Templates that could not be made, and when that was.
         self._failed: dict[str, float] = {}
+
     # -- what the driver asks -----------------------------------------------
 
     def source_for(self, instance: objects.Instance, fingerprint: str

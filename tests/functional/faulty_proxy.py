@@ -66,6 +66,7 @@ class FaultyProxy(fixtures.Fixture):
         self._lock = threading.Lock()
         self.seen: list[Request] = []
         self.spoilt: Request | None = None
+        self._lost: set[int] = set()
 
     def _setUp(self) -> None:
         folder = self.useFixture(fixtures.TempDir()).path
@@ -104,6 +105,20 @@ class FaultyProxy(fixtures.Fixture):
                     left.clear()
                     return how
                 left[0] -= 1
+                return None
+            self._choose = choose
+
+    def lose(self, method: str) -> None:
+        """Have the next request of a kind get lost, as one that LXD has not
+        finished when it crashes."""
+        with self._lock:
+            left = [method]
+
+            def choose(request: Request, _number: int) -> Spoil | None:
+                if request.method not in left:
+                    return None
+                left.clear()
+                self._lost.add(id(request))
                 return None
             self._choose = choose
 
@@ -147,6 +162,8 @@ class FaultyProxy(fixtures.Fixture):
                 how = self._choose(request, len(self.seen))
                 if how is not None:
                     self.spoilt = request
+            if id(request) in self._lost:
+                return
             if how is Spoil.REFUSE:
                 client.sendall(
                     b'HTTP/1.1 500 Internal Server Error\r\n'

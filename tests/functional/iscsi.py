@@ -54,6 +54,10 @@ def missing() -> str | None:
                              ('lsscsi', 'lsscsi')):
         if shutil.which(program, path='/sbin:/usr/sbin:/usr/bin') is None:
             return f'{program} is not installed (package {package})'
+    if sessions() or subprocess.run(['pgrep', '--exact', 'iscsid'],
+                                    check=False,
+                                    capture_output=True).returncode == 0:
+        return 'the host uses iSCSI itself, which has one daemon only'
     return None
 
 
@@ -126,12 +130,23 @@ class Initiator(fixtures.Fixture):
             stdin=subprocess.DEVNULL,
             # It ends all of its process group with itself.
             start_new_session=True)
-        self.addCleanup(self._daemon.wait)
-        self.addCleanup(self._daemon.terminate)
+        self.addCleanup(self._end)
         deadline = time.monotonic() + PATIENCE
         while subprocess.run(['iscsiadm', '--mode', 'session'], check=False,
                              capture_output=True
                              ).returncode not in (0, NO_SESSIONS):
-            if time.monotonic() > deadline:
+            if (self._daemon.poll() is not None or
+                    time.monotonic() > deadline):
                 raise RuntimeError('iscsid does not answer')
             time.sleep(0.1)
+
+    def _end(self) -> None:
+        for name in sessions():
+            subprocess.run(['iscsiadm', '--mode', 'node', '--targetname', name,
+                            '--logout'], check=False, capture_output=True)
+        self._daemon.terminate()
+        try:
+            self._daemon.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._daemon.kill()
+            self._daemon.wait()

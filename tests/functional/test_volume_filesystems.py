@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import shutil
 import subprocess
 from typing import Any
@@ -247,6 +248,55 @@ class FilesystemCases:
             self.detach(server, connection)
             self.assertFalse(left.exists(), what)
             self.assertEqual(set(), self.storage.left_on_host(), what)
+
+    def test_lxd_has_crashed_before_it_wrote_that_down(self) -> None:
+        """The guest has the mount already, and perhaps uses it."""
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach(server, volume)
+        filled = self.fill(server)
+        folder = self.host.lxd.directory
+        if folder is None:
+            self.skipTest('It looks into the folder of an LXD of its own')
+        [left] = (folder / 'devices').glob(f'*/*{volume.id[-12:]}*')
+        self.detach(server, connection)
+        self.proxy.refuse_from('PATCH')
+        self.assertRaises(exception.NovaException, self.attach, server, volume)
+        self.proxy.behave()
+        target = os.path.join(
+            lab_volumes.CONF.lxd.volume_mount_directory, volume.id)
+        left.mkdir()
+        self.mount_in_guest(server, folder, target)
+        self.hold_open(server, f'{self.folder}/data')
+        connection = volume.connection()
+        for call in (self.attach, self.detach):
+            self.assertRaises(
+                exception.DeviceDetachFailed, call, server,
+                volume if call == self.attach else connection)
+        self.assertEqual(filled, self.sum(server))
+        self.let_go(server)
+        connection = self.attach(server, volume)
+        self.assertEqual(filled, self.sum(server))
+        self.detach(server, connection)
+        self.assertFalse(left.exists())
+        self.assertEqual(set(), self.storage.left_on_host())
+
+    def mount_in_guest(self, server, folder: pathlib.Path, target: str
+                       ) -> None:
+        """Mount what the host has mounted in a guest, as LXD does."""
+        name = f'{self.host.project}_{server.name}'
+        passage = folder / 'shmounts' / name / 'volume'
+        passage.mkdir()
+        subprocess.run(['mount', '--bind', target, passage], check=True)
+        pid = self.host.lxd.api.must(
+            'GET', f'/1.0/instances/{server.name}/state',
+            params={'project': self.host.project})['pid']
+        self.host.run(server, 'mkdir', self.folder)
+        subprocess.run(
+            ['nsenter', '--target', str(pid), '--mount', 'busybox', 'mount',
+             '-o', 'move', '/dev/.lxd-mounts/volume', self.folder], check=True)
+        subprocess.run(['umount', passage], check=True)
+        passage.rmdir()
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

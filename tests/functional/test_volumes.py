@@ -226,6 +226,8 @@ class VolumeCases(Host):
         self.assertEqual(before, self.devices(server))
         self.detach(server, connection)
         self.detach(server, connection)
+        # One that was refused for its device name.
+        self.detach(server, connection, '/dev/../etc')
         # Nova does so after an aborted build.
         self.destroy(server)
         self.detach(server, connection)
@@ -609,6 +611,14 @@ class VolumeCases(Host):
         os.mknod(node, stat.S_IFBLK | 0o600, number)
         self.detach(server, volume.connection())
         self.assertFalse(node.exists())
+        # It is back when the driver asks what has become of it.
+        os.mknod(node, stat.S_IFBLK | 0o600, number)
+        self.proxy.lose('PATCH')
+        self.assertRaises(exception.NovaException, self.attach, server,
+                          volume)
+        self.proxy.behave()
+        self.assertFalse(node.exists())
+        self.assertEqual(set(), self.storage.left_on_host())
 
     def test_server_is_gone(self) -> None:
         server = self.host.instance(self.host.image())

@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import subprocess
 from typing import Any
 import unittest
 
@@ -90,6 +91,9 @@ REAL_HEADER = 16 * units.Mi
 
 def cryptsetup() -> str | None:
     """Find the real one, if this kernel is one that it can work on."""
+    if shutil.which('modprobe'):
+        subprocess.run(['modprobe', '--all', '--quiet', 'dm_mod', 'dm_crypt'],
+                       check=False)
     if 'device-mapper' not in pathlib.Path('/proc/misc').read_text():
         return None
     return shutil.which('cryptsetup', path='/sbin:/usr/sbin')

@@ -95,6 +95,14 @@ class Attachments:
                 undo.callback(device_tags.forget_volume, instance, identifier)
                 device_tags.publish_volume(instance, recorded)
             if devices.name(identifier) not in devices.connected(guest):
+                if self._steps.is_prepared(identifier):
+                    # LXD or this process ended while it was attached before.
+                    try:
+                        self._steps.clear(guest, connection_info, mountpoint)
+                    except exception.DeviceDetachFailed:
+                        # Nothing may be disconnected that a guest uses.
+                        undo.pop_all()
+                        raise
                 self._steps.mount(instance, guest, connection_info)
             self._steps.put_in(instance, guest, identifier, device, undo)
             undo.pop_all()

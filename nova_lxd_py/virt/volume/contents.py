@@ -63,7 +63,7 @@ def _content(device: str) -> str:
 
 
 def _begins_blank(descriptor: int) -> bool:
-    # libblkid has moved the descriptor's position.
+    # Not from where libblkid has left off.
     offset = 0
     while offset < _BEGINNING:
         part = os.pread(descriptor, _BEGINNING - offset, offset)

@@ -32,6 +32,7 @@ from oslo_utils import excutils
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import holders
@@ -41,10 +42,13 @@ from nova_lxd_py.virt.volume import processes
 
 LOG = logging.getLogger(__name__)
 
-#: A device that no host has.
-_NOTHING = '/dev/nova-lxd-py-nothing'
+#: What makes the path of a device one that no host has.
+_NOTHING = '.nothing'
 #: What LXD says where it has left the node or the mount of a device.
 _LEFTOVER = ('file exists', 'device or resource busy')
+#: Errors that leave open what LXD has done.
+_UNANSWERED = (errors.Unreachable, errors.OperationLost,
+               errors.DeadlineExceeded)
 
 
 class Handover:
@@ -138,10 +142,13 @@ class Handover:
                     raise
                 _clear_leftover(guest, name, device)
                 guest.add_devices({name: device})
-        except errors.LXDError:
+        except errors.LXDError as failure:
             with excutils.save_and_reraise_exception():
                 try:
                     guest.update(devices={name: before})
+                    if before is None and isinstance(failure, _UNANSWERED):
+                        # It may have crashed in the middle, and be back.
+                        _clear_leftover(guest, name, device)
                 except errors.LXDError as error:
                     undo.pop_all()
                     LOG.error('Volume %(volume)s stays connected, since LXD '
@@ -215,7 +222,7 @@ class Handover:
         name = devices.name(identifier)
         device = devices.of_guest(guest).get(name)
         if device is None:
-            self._clear(guest, identifier, mountpoint)
+            self.clear(guest, connection_info, mountpoint)
             return
         if not devices.is_current(guest, device):
             # Whoever uses its block device by now has another volume there.
@@ -238,26 +245,54 @@ class Handover:
                 LOG.info('Volume %s has gone back to the guest, which uses it',
                          identifier, instance=instance)
 
-    def _clear(self, guest: lxd_instance.Guest, identifier: str,
-               mountpoint: str) -> None:
+    def clear(self, guest: lxd_instance.Guest,
+              connection_info: dict[str, Any], mountpoint: str) -> None:
         """Take out of a running guest what LXD may have put there when it
         crashed before it wrote down that the guest has the volume.
 
         :param guest: the guest, which does not have it as far as LXD knows.
-        :param identifier: Cinder's id of the volume.
+        :param connection_info: Cinder's description of the connection.
         :param mountpoint: the device name of the volume.
+        :raises nova.exception.DeviceDetachFailed: the guest uses it; it stays
+            there.
         """
-        if guest.power_state == power_state.SHUTDOWN:
+        if guest.power_state not in (power_state.RUNNING, power_state.PAUSED):
             return
-        path = devices.guest_path(mountpoint)
-        device = {'type': 'unix-block', 'path': path}
-        # It is there as long as it has not been unmounted.
-        if os.path.isdir(self._filesystems.target(identifier)):
-            device = {'type': 'disk', 'path': filesystems.guest_folder(path)}
+        try:
+            path = devices.guest_path(mountpoint)
+        except exception.InvalidDevicePath:
+            # Nova asks for it, too, after a volume was refused for its path.
+            return
+        identifier = manager.volume_id(connection_info)
+        source = (base.device_path(connection_info) or
+                  self._volumes.connections().get(identifier))
+        device = {'type': 'unix-block', 'path': path,
+                  'source': source or '/dev/' + identifier}
+        if self.is_prepared(identifier):
+            source = self._filesystems.target(identifier)
+            device = {'type': 'disk', 'path': filesystems.guest_folder(path),
+                      'source': source}
+            if not _is_mounted(source):
+                source = None
         # Where another volume is, there is nothing of this one.
-        if all(other.get('path') != device['path']
+        if any(other.get('path') == device['path']
                for other in guest.devices.values()):
-            _clear_leftover(guest, devices.name(identifier), device)
+            return
+        if source:
+            refuse_busy(guest, init_process(guest, identifier, device),
+                        device, mountpoint)
+        _clear_leftover(guest, devices.name(identifier), device)
+
+    def is_prepared(self, identifier: str) -> bool:
+        """Whether a volume is mounted for a guest, or is about to be.
+
+        :param identifier: Cinder's id of the volume.
+        """
+        return os.path.isdir(self._filesystems.target(identifier))
+
+
+def _is_mounted(target: str) -> bool:
+    return os.stat(target).st_dev != os.stat(os.path.dirname(target)).st_dev
 
 
 def _clear_leftover(guest: lxd_instance.Guest, name: str,
@@ -272,8 +307,9 @@ def _clear_leftover(guest: lxd_instance.Guest, name: str,
     """
     # One without a source is not made, but removed with all that bears its
     # name.
-    guest.add_devices({name: {**device, 'source': _NOTHING,
-                              'required': 'false'}})
+    guest.add_devices({name: {
+        **device, 'source': device['source'] + _NOTHING,
+        'required': 'false'}})
     guest.update(devices={name: None})
 
 
