@@ -173,7 +173,8 @@ class Guest:
     @property
     def init(self) -> int:
         """The process id of the guest's init on the host, 0 if it is off."""
-        return LXD.state(self.name)['pid']
+        # While it reboots LXD says -1.
+        return max(LXD.state(self.name)['pid'], 0)
 
 
 class VIFTestCase(base.BaseTestCase):
