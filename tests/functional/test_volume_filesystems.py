@@ -222,25 +222,13 @@ class FilesystemCases:
         self.detach(server, connection)
 
     def test_lxd_has_crashed_while_it_attached(self) -> None:
-        server = self.host.spawn()
-        volume = self.storage.volume()
-        connection = self.attach(server, volume)
-        filled = self.fill(server)
-        folder = self.host.lxd.directory
-        if folder is None:
-            self.skipTest('It looks into the folder of an LXD of its own')
-        [left] = (folder / 'devices').glob(f'*/*{volume.id[-12:]}*')
-        [device] = self.devices(server).values()
-        self.detach(server, connection)
+        server, volume = self.host.spawn(), self.storage.volume()
+        filled, left = self.fill_and_detach(server, volume)
         for what in ('attach', 'detach'):
-            self.proxy.refuse_from('PATCH')
-            self.assertRaises(exception.NovaException, self.attach, server,
-                              volume)
-            self.proxy.behave()
+            target = self.fail_to_attach(server, volume)
             # LXD mounts it here before it does so in the guest.
             left.mkdir()
-            subprocess.run(['mount', '--bind', device['source'], left],
-                           check=True)
+            subprocess.run(['mount', '--bind', target, left], check=True)
             connection = volume.connection()
             if what == 'attach':
                 connection = self.attach(server, volume)
@@ -251,28 +239,16 @@ class FilesystemCases:
 
     def test_lxd_has_crashed_before_it_wrote_that_down(self) -> None:
         """The guest has the mount already, and perhaps uses it."""
-        server = self.host.spawn()
-        volume = self.storage.volume()
-        connection = self.attach(server, volume)
-        filled = self.fill(server)
-        folder = self.host.lxd.directory
-        if folder is None:
-            self.skipTest('It looks into the folder of an LXD of its own')
-        [left] = (folder / 'devices').glob(f'*/*{volume.id[-12:]}*')
-        self.detach(server, connection)
-        self.proxy.refuse_from('PATCH')
-        self.assertRaises(exception.NovaException, self.attach, server, volume)
-        self.proxy.behave()
-        target = os.path.join(
-            lab_volumes.CONF.lxd.volume_mount_directory, volume.id)
+        server, volume = self.host.spawn(), self.storage.volume()
+        filled, left = self.fill_and_detach(server, volume)
+        target = self.fail_to_attach(server, volume)
         left.mkdir()
-        self.mount_in_guest(server, folder, target)
+        self.mount_in_guest(server, target)
         self.hold_open(server, f'{self.folder}/data')
-        connection = volume.connection()
-        for call in (self.attach, self.detach):
-            self.assertRaises(
-                exception.DeviceDetachFailed, call, server,
-                volume if call == self.attach else connection)
+        self.assertRaises(exception.DeviceDetachFailed, self.attach, server,
+                          volume)
+        self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
+                          volume.connection())
         self.assertEqual(filled, self.sum(server))
         self.let_go(server)
         connection = self.attach(server, volume)
@@ -281,11 +257,38 @@ class FilesystemCases:
         self.assertFalse(left.exists())
         self.assertEqual(set(), self.storage.left_on_host())
 
-    def mount_in_guest(self, server, folder: pathlib.Path, target: str
-                       ) -> None:
+    @property
+    def lxd_folder(self) -> pathlib.Path:
+        if self.host.lxd.directory is None:
+            self.skipTest('It looks into the folder of an LXD of its own')
+        return self.host.lxd.directory
+
+    def fill_and_detach(self, server, volume) -> tuple[str, pathlib.Path]:
+        """Have files on a volume.
+
+        :returns: checksum of one, and where LXD had mounted the volume.
+        """
+        connection = self.attach(server, volume)
+        filled = self.fill(server)
+        [left] = (self.lxd_folder / 'devices').glob(f'*/*{volume.id[-12:]}*')
+        self.detach(server, connection)
+        return filled, left
+
+    def fail_to_attach(self, server, volume) -> str:
+        """Have LXD crash while it attaches a volume.
+
+        :returns: where the host has mounted the volume.
+        """
+        self.proxy.refuse_from('PATCH')
+        self.assertRaises(exception.NovaException, self.attach, server, volume)
+        self.proxy.behave()
+        return os.path.join(lab_volumes.CONF.lxd.volume_mount_directory,
+                            volume.id)
+
+    def mount_in_guest(self, server, target: str) -> None:
         """Mount what the host has mounted in a guest, as LXD does."""
         name = f'{self.host.project}_{server.name}'
-        passage = folder / 'shmounts' / name / 'volume'
+        passage = self.lxd_folder / 'shmounts' / name / 'volume'
         passage.mkdir()
         subprocess.run(['mount', '--bind', target, passage], check=True)
         pid = self.host.lxd.api.must(
