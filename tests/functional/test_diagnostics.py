@@ -118,7 +118,9 @@ class DiagnosticsTest(unittest.TestCase):
                                 'HARD')
         self.assertLess(self.read().uptime, 3)
         time.sleep(3)
-        self.host.run(self.server, 'reboot')
+        # Once this command has returned.
+        self.host.run(self.server, 'sh', '-c', '(busybox sleep 1; reboot) '
+                      '>/dev/null 2>&1 </dev/null &')
         deadline = time.monotonic() + 20
         while not 0 <= (self.read().uptime or 99) < 3:
             self.assertLess(time.monotonic(), deadline)
