@@ -14,9 +14,8 @@
 # Runs a command of this machine on the kernel of its distribution, which has
 # what a small machine's own kernel may lack: device-mapper, iSCSI, online
 # growth of ext4 as root. The kernel boots in QEMU and sees this machine's files;
-# what is written there is thrown away. It is slow: minutes where
-# this machine takes seconds (ACCEL=kvm in the environment makes it fast, where
-# KVM works).
+# what is written there is thrown away. It is slow: minutes where this machine
+# takes seconds (ACCEL=kvm in the environment makes it fast, where KVM works).
 #
 #   sudo tools/debian_kernel.sh COMMAND [ARGUMENT...]
 #
@@ -26,7 +25,8 @@
 #
 # Needs what COMMAND needs to be installed here, and as Debian's packages
 # qemu-system-x86 and busybox-static. The exit status is that of COMMAND, up to
-# 120. The environment variables MEMORY (8G), DISK (20G) and CPUS size the machine.
+# 120. The environment variables MEMORY (8G), DISK (20G) and CPUS size the
+# machine.
 set -euo pipefail
 
 usage() { sed -n '/^# Runs/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
@@ -135,8 +135,8 @@ mkfs.ext4 -q -F "$work/scratch"
 
 say "Starting Linux $version"
 status=0
-qemu-system-x86_64 -machine q35 -accel "${ACCEL:-tcg}" -cpu max -smp "${CPUS:-$(nproc)}" \
-    -m "${MEMORY:-8G}" -display none -serial stdio -monitor none -no-reboot \
+qemu-system-x86_64 -machine q35 -accel "${ACCEL:-tcg}" -cpu max \
+    -smp "${CPUS:-$(nproc)}" -m "${MEMORY:-8G}" -display none -serial stdio -monitor none -no-reboot \
     -nic none -kernel "${kernel[0]}" -initrd "$work/initrd" \
     -append "console=ttyS0 panic=-1 apparmor=0 ${KERNEL_ARGUMENTS:-quiet}" \
     -fsdev "local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap" \

@@ -36,6 +36,7 @@ class Spoil(enum.Enum):
     """What may become of a request."""
 
     REFUSE = 'LXD never sees it, the driver gets an error'
+    LOSE_REQUEST = 'LXD never sees it, the driver never hears of it'
     LOSE_ANSWER = 'LXD carries it out, the driver never hears of it'
 
 
@@ -66,7 +67,6 @@ class FaultyProxy(fixtures.Fixture):
         self._lock = threading.Lock()
         self.seen: list[Request] = []
         self.spoilt: Request | None = None
-        self._lost: set[int] = set()
 
     def _setUp(self) -> None:
         folder = self.useFixture(fixtures.TempDir()).path
@@ -105,20 +105,6 @@ class FaultyProxy(fixtures.Fixture):
                     left.clear()
                     return how
                 left[0] -= 1
-                return None
-            self._choose = choose
-
-    def lose(self, method: str) -> None:
-        """Have the next request of a kind get lost, as one that LXD has not
-        finished when it crashes."""
-        with self._lock:
-            left = [method]
-
-            def choose(request: Request, _number: int) -> Spoil | None:
-                if request.method not in left:
-                    return None
-                left.clear()
-                self._lost.add(id(request))
                 return None
             self._choose = choose
 
@@ -162,7 +148,7 @@ class FaultyProxy(fixtures.Fixture):
                 how = self._choose(request, len(self.seen))
                 if how is not None:
                     self.spoilt = request
-            if id(request) in self._lost:
+            if how is Spoil.LOSE_REQUEST:
                 return
             if how is Spoil.REFUSE:
                 client.sendall(

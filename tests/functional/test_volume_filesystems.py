@@ -24,7 +24,6 @@ from unittest import mock
 
 import fixtures
 from nova import exception
-from oslo_utils import units
 
 from nova_lxd_py.virt.volume import namespaces
 from tests.functional import faulty_proxy
@@ -319,9 +318,7 @@ class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
         connection = self.attach(server, volume)
         filled = self.fill(server)
         before = self._size(server)
-        volume.extend(2 * units.Gi)
-        self.host.driver.extend_volume(self.host.context, connection, server,
-                                       2 * units.Gi)
+        self.grow(server, volume, connection)
         self.assertGreater(self._size(server), before + 900 * 1024)
         self.assertEqual(filled, self.sum(server))
         self.detach(server, connection)

@@ -124,6 +124,12 @@ class Host:
         self.host.driver.detach_volume(self.host.context, connection, server,
                                        path)
 
+    def grow(self, server, volume, connection: dict) -> None:
+        """Extend an attached volume to 2 GiB."""
+        volume.extend(2 * units.Gi)
+        self.host.driver.extend_volume(self.host.context, connection, server,
+                                       volume.size)
+
     def destroy(self, server, info: dict | None = None) -> None:
         self.host.driver.destroy(self.host.context, server, [], info)
 
@@ -152,6 +158,11 @@ class Host:
         return self.host.run(
             server, 'sh', '-c', f'dd if={path} bs=1M count={megabytes} | '
             'busybox sha256sum').split()[0]
+
+    def device_size(self, server) -> int:
+        """Bytes of a volume as the guest finds them."""
+        return int(self.host.run(server, 'busybox', 'blockdev',
+                                 '--getsize64', PATH))
 
     def hold_open(self, server, path: str = PATH) -> None:
         """Have a process of the guest keep a volume open."""
@@ -459,11 +470,8 @@ class VolumeCases(Host):
         server = self.host.spawn()
         volume = self.storage.volume()
         connection = self.attach(server, volume)
-        volume.extend(2 * units.Gi)
-        self.host.driver.extend_volume(self.host.context, connection, server,
-                                       2 * units.Gi)
-        self.assertEqual(2 * units.Gi, int(self.host.run(
-            server, 'busybox', 'blockdev', '--getsize64', PATH)))
+        self.grow(server, volume, connection)
+        self.assertEqual(2 * units.Gi, self.device_size(server))
         self.assertRaises(exception.VolumeExtendFailed,
                           self.host.driver.extend_volume, self.host.context,
                           connection, server, 3 * units.Gi)
@@ -613,7 +621,7 @@ class VolumeCases(Host):
         self.assertFalse(node.exists())
         # It is back when the driver asks what has become of it.
         os.mknod(node, stat.S_IFBLK | 0o600, number)
-        self.proxy.lose('PATCH')
+        self.proxy.spoil(0, faulty_proxy.Spoil.LOSE_REQUEST)
         self.assertRaises(exception.NovaException, self.attach, server,
                           volume)
         self.proxy.behave()

@@ -236,11 +236,8 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         server = self.host.spawn()
         volume = self.storage.volume()
         connection = self.attach_encrypted(server, volume)
-        volume.extend(2 * units.Gi)
-        self.host.driver.extend_volume(self.host.context, connection, server,
-                                       2 * units.Gi)
-        self.assertEqual(2 * units.Gi - self.header, int(self.host.run(
-            server, 'busybox', 'blockdev', '--getsize64', PATH)))
+        self.grow(server, volume, connection)
+        self.assertEqual(2 * units.Gi - self.header, self.device_size(server))
         self.detach(server, connection)
         self.assert_closed(volume)
 
@@ -256,11 +253,8 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
                                      PATH, 0)
         new.update(serial=first.id, volume_id=first.id)
         self.gone.add(second.id)
-        second.extend(2 * units.Gi)
-        self.host.driver.extend_volume(self.host.context, new, server,
-                                       2 * units.Gi)
-        self.assertEqual(2 * units.Gi - self.header, int(self.host.run(
-            server, 'busybox', 'blockdev', '--getsize64', PATH)))
+        self.grow(server, second, new)
+        self.assertEqual(2 * units.Gi - self.header, self.device_size(server))
         mapping = Mapping(second)
         mapping['connection_info'] = new
         self.reboot(server, described(mapping))

@@ -29,7 +29,6 @@ from tests.functional import test_volumes
 LACKING = lxd_daemon.missing() or iscsi.missing()
 
 Mapping = test_volumes.Mapping
-PATH = test_volumes.PATH
 described = test_volumes.described
 
 
@@ -87,11 +86,8 @@ class IscsiVolumeTest(IscsiCases, unittest.TestCase):
         server = self.host.spawn()
         volume = self.storage.volume()
         connection = self.attach(server, volume)
-        volume.extend(2 * units.Gi)
-        self.host.driver.extend_volume(self.host.context, connection, server,
-                                       2 * units.Gi)
-        self.assertEqual(2 * units.Gi, int(self.host.run(
-            server, 'busybox', 'blockdev', '--getsize64', PATH)))
+        self.grow(server, volume, connection)
+        self.assertEqual(2 * units.Gi, self.device_size(server))
         self.detach(server, connection)
 
     def test_busy(self) -> None:
@@ -124,9 +120,7 @@ class IscsiFilesystemTest(IscsiCases, unittest.TestCase):
         connection = self.attach(server, volume)
         written = self.write(server, '/mnt/vdb/file')
         before = self.blocks(server)
-        volume.extend(2 * units.Gi)
-        self.host.driver.extend_volume(self.host.context, connection, server,
-                                       2 * units.Gi)
+        self.grow(server, volume, connection)
         self.assertGreater(self.blocks(server), 1.8 * before)
         self.assertEqual(written, self.read(server, '/mnt/vdb/file'))
         self.detach(server, connection)

@@ -95,7 +95,7 @@ class Attachments:
                 undo.callback(device_tags.forget_volume, instance, identifier)
                 device_tags.publish_volume(instance, recorded)
             if devices.name(identifier) not in devices.connected(guest):
-                if self._steps.is_prepared(identifier):
+                if self._filesystems.is_prepared(identifier):
                     # LXD or this process ended while it was attached before.
                     try:
                         self._steps.clear(guest, connection_info, mountpoint)

@@ -13,8 +13,8 @@
 """libblkid, which knows the signatures of filesystems and of all else that may
 be on a block device.
 
-It is what mount, udev and the program blkid ask; to start that program takes
-ten times as long.
+It is what mount, udev and the program blkid ask; starting that program takes
+nearly as long again as all that is read.
 
 This module is imported by the privileged daemon: it must not import nova.
 """

@@ -228,6 +228,20 @@ class Filesystems:
             refuse_old_kernel(identifier, error)
             raise
 
+    def is_prepared(self, identifier: str) -> bool:
+        """Whether a volume is mounted, or is about to be.
+
+        :param identifier: Cinder's id of the volume.
+        """
+        return os.path.isdir(self.target(identifier))
+
+    def is_mounted(self, identifier: str) -> bool:
+        """Whether a volume is mounted.
+
+        :param identifier: Cinder's id of the volume.
+        """
+        return mounts.is_mounted(self.target(identifier))
+
     def unmount(self, identifier: str, force: bool) -> bool:
         """Unmount a volume, if it is mounted.
 
@@ -236,10 +250,8 @@ class Filesystems:
         :returns: whether it was mounted.
         :raises OSError: something uses it, without force.
         """
-        target = self.target(identifier)
-        if not os.path.isdir(target):
-            return False
-        return mounts.unmount(target, force)
+        return self.is_prepared(identifier) and mounts.unmount(
+            self.target(identifier), force)
 
     def release(self, identifier: str, path: str, mountpoint: str) -> None:
         """Unmount a volume that has just been taken out of a guest.

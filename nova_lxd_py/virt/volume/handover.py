@@ -264,35 +264,24 @@ class Handover:
             # Nova asks for it, too, after a volume was refused for its path.
             return
         identifier = manager.volume_id(connection_info)
-        source = (base.device_path(connection_info) or
-                  self._volumes.connections().get(identifier))
-        device = {'type': 'unix-block', 'path': path,
-                  'source': source or '/dev/' + identifier}
-        if self.is_prepared(identifier):
-            source = self._filesystems.target(identifier)
+        usable = True
+        if self._filesystems.is_prepared(identifier):
             device = {'type': 'disk', 'path': filesystems.guest_folder(path),
-                      'source': source}
-            if not _is_mounted(source):
-                source = None
+                      'source': self._filesystems.target(identifier)}
+            usable = self._filesystems.is_mounted(identifier)
+        else:
+            device = {'type': 'unix-block', 'path': path, 'source': (
+                base.device_path(connection_info) or
+                self._volumes.connections().get(identifier) or
+                '/dev/' + identifier)}
         # Where another volume is, there is nothing of this one.
         if any(other.get('path') == device['path']
                for other in guest.devices.values()):
             return
-        if source:
+        if usable:
             refuse_busy(guest, init_process(guest, identifier, device),
                         device, mountpoint)
         _clear_leftover(guest, devices.name(identifier), device)
-
-    def is_prepared(self, identifier: str) -> bool:
-        """Whether a volume is mounted for a guest, or is about to be.
-
-        :param identifier: Cinder's id of the volume.
-        """
-        return os.path.isdir(self._filesystems.target(identifier))
-
-
-def _is_mounted(target: str) -> bool:
-    return os.stat(target).st_dev != os.stat(os.path.dirname(target)).st_dev
 
 
 def _clear_leftover(guest: lxd_instance.Guest, name: str,

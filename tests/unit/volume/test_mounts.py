@@ -77,29 +77,6 @@ class InputTestCase(base.BaseTestCase):
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
                                   TARGET, False, *ids)
 
-    def test_only_opened_volumes_are_blanked(self) -> None:
-        for path in ('/dev/mapper/root', f'/dev/{VOLUME}',
-                     f'/dev/mapper/crypt-{VOLUME}/../root',
-                     f'/dev/mapper/crypt-{VOLUME}x'):
-            with mock.patch.object(contents, '_content',
-                                   lambda path: 'unknown'):
-                self.assertRaises(ValueError, contents.make_blank, path)
-
-    def test_only_blank_is_empty(self) -> None:
-        with (tempfile.NamedTemporaryFile() as file,
-              mock.patch.object(checks, 'checked_device',
-                                lambda path: path)):
-            file.truncate(4 << 20)
-            self.assertEqual('', contents.content(file.name))
-            for offset in (0, (1 << 20) - 1):
-                os.pwrite(file.fileno(), b'x', offset)
-                self.assertEqual('unknown', contents.content(file.name))
-                os.pwrite(file.fileno(), b'\0', offset)
-            os.pwrite(file.fileno(), b'x', 2 << 20)
-            self.assertEqual('', contents.content(file.name))
-            os.pwrite(file.fileno(), b'LUKS\xba\xbe\0\1', 0)
-            self.assertEqual('crypto_LUKS', contents.content(file.name))
-
     def test_nothing_is_mounted(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             target = os.path.join(folder, VOLUME)

@@ -1,0 +1,58 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What is on a volume, and what may be done to it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from unittest import mock
+
+from oslotest import base
+
+from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.volume import checks
+from nova_lxd_py.virt.volume import contents
+
+VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
+
+
+class ContentsTestCase(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        privileged.context.set_client_mode(False)
+        self.addCleanup(privileged.context.set_client_mode, True)
+
+    def test_only_opened_volumes_are_blanked(self) -> None:
+        for path in ('/dev/mapper/root', f'/dev/{VOLUME}',
+                     f'/dev/mapper/crypt-{VOLUME}/../root',
+                     f'/dev/mapper/crypt-{VOLUME}x'):
+            with mock.patch.object(contents, '_content',
+                                   lambda path: 'unknown'):
+                self.assertRaises(ValueError, contents.make_blank, path)
+
+    def test_only_blank_is_empty(self) -> None:
+        with (tempfile.NamedTemporaryFile() as file,
+              mock.patch.object(checks, 'checked_device',
+                                lambda path: path)):
+            file.truncate(4 << 20)
+            self.assertEqual('', contents.content(file.name))
+            for offset in (0, (1 << 20) - 1):
+                os.pwrite(file.fileno(), b'x', offset)
+                self.assertEqual('unknown', contents.content(file.name))
+                os.pwrite(file.fileno(), b'\0', offset)
+            os.pwrite(file.fileno(), b'x', 2 << 20)
+            self.assertEqual('', contents.content(file.name))
+            os.pwrite(file.fileno(), b'LUKS\xba\xbe\0\1', 0)
+            self.assertEqual('crypto_LUKS', contents.content(file.name))
