@@ -115,6 +115,8 @@ ip link set lo up
 /lib/systemd/systemd-udevd --daemon
 udevadm trigger --action=add
 udevadm settle
+# What an init system has loaded by the time somebody logs in.
+modprobe --all loop btrfs
 END
     printf 'cd %q\n' "$PWD"
     printf '%q ' "$@"
