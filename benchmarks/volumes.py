@@ -16,10 +16,12 @@
 
 Against an LXD of its own and a volume that os-brick's ``local`` connector
 takes. In turn, the driver attaches and detaches it, and the same is done by
-hand: as a block device, os-brick's connect and one request to LXD's REST API
-that adds the device; as a filesystem, os-brick's connect, ``mount -t ext4``
-and the request that adds the folder. (By hand nothing is looked at or checked,
-and the mount has no mapped ids: root of a guest could not use it.) Then the
+hand: os-brick's connect, for a filesystem ``mount -t ext4``, and what ``lxc
+config device add`` asks of LXD's REST API: it reads the instance and writes it
+back with one device more, if nobody else has changed it. The same again
+blindly, with a single request that reads nothing. (By hand nothing is checked,
+nobody looks what is on the volume, and the mount has no mapped ids: root of a
+guest could not use it.) Then the
 guest and the host write and read the same volume with the same ``dd``, past
 the cache (O_DIRECT) and through it (with fsync at the end). Prints medians and
 their ratios.
@@ -45,6 +47,7 @@ from tests.functional import busybox_image  # noqa: E402
 from tests.functional import driver_host  # noqa: E402
 from tests.functional import lab_volumes  # noqa: E402
 from tests.functional import lxd_daemon  # noqa: E402
+from tests import raw_lxd  # noqa: E402
 
 import fixtures  # noqa: E402,H306
 from nova import utils  # noqa: E402
@@ -102,15 +105,25 @@ class Benchmark:
         return attached - began, time.perf_counter() - again
 
     def by_hand(self, mode: str) -> tuple[float, float]:
-        """Attach and detach with os-brick, mount and LXD's API.
+        """Attach and detach with os-brick, mount and the requests of LXD's
+        own client.
 
         :returns: seconds of both.
         """
+        return self._without_driver(mode, self._add_as_client)
+
+    def blindly(self, mode: str) -> tuple[float, float]:
+        """Attach with a request that reads nothing, and detach as by hand.
+
+        :returns: seconds of both.
+        """
+        return self._without_driver(mode, self._add_blindly)
+
+    def _without_driver(self, mode: str, add: Callable[[dict[str, str]], None]
+                        ) -> tuple[float, float]:
         data = self.volumes[mode].connection()['data']
         connector = brick_connector.InitiatorConnector.factory(
             'local', utils.get_root_helper())
-        api, params = self._host.lxd.api, {'project': self._host.project}
-        path = f'/1.0/instances/{self.server.name}'
         target = os.path.join(self._folder, 'by-hand')
         os.makedirs(target, exist_ok=True)
         began = time.perf_counter()
@@ -123,18 +136,35 @@ class Benchmark:
             run('mount', '-t', 'ext4', '-o', 'nosuid,nodev', found['path'],
                 target)
             device = {'type': 'disk', 'path': FOLDER, 'source': target}
-        api.must('PATCH', path, {'devices': {'by-hand': device}},
-                 params=params)
+        add(device)
         attached = time.perf_counter()
         self._check(mode)
         again = time.perf_counter()
-        instance = api.must('GET', path, params=params)
-        del instance['devices']['by-hand']
-        api.must('PUT', path, instance, params=params)
+        self._change(lambda devices: devices.pop('by-hand'))
         if mode == 'filesystem':
             run('umount', target)
         connector.disconnect_volume(data, found)
         return attached - began, time.perf_counter() - again
+
+    def _add_as_client(self, device: dict[str, str]) -> None:
+        self._change(lambda devices: devices.update({'by-hand': device}))
+
+    def _add_blindly(self, device: dict[str, str]) -> None:
+        self._lxd('PATCH', body={'devices': {'by-hand': device}})
+
+    def _change(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        answer = self._lxd('GET')
+        change(answer.metadata['devices'])
+        self._lxd('PUT', body=answer.metadata,
+                  headers={'If-Match': answer.headers['etag']})
+
+    def _lxd(self, method: str, **kwargs: Any) -> raw_lxd.Answer:
+        answer = self._host.lxd.api.call(
+            method, f'/1.0/instances/{self.server.name}',
+            params={'project': self._host.project}, **kwargs)
+        if not answer.succeeded:
+            raise RuntimeError(f'{method}: {answer.error}')
+        return answer
 
     def _check(self, mode: str) -> None:
         self._host.run(self.server, 'sh', '-c', f'[ -b {PATH} ]' if
@@ -215,20 +245,22 @@ def shown(seconds: list[float]) -> str:
 
 def measure(benchmark: Benchmark, rounds: int, megabytes: int) -> None:
     for mode in MODES:
-        results: dict[Callable[[str], Any], list[tuple[float, float]]] = {
-            benchmark.by_hand: [], benchmark.by_driver: []}
+        results: dict[str, list[tuple[float, float]]] = {
+            'by hand': [], 'blindly': [], 'driver': []}
+        ways = (benchmark.by_hand, benchmark.blindly, benchmark.by_driver)
         for number in range(rounds + 1):
-            for way, taken in results.items():
+            for taken, way in zip(results.values(), ways, strict=True):
                 took = way(mode)
                 # The first starts privsep's daemon and the like.
                 if number:
                     taken.append(took)
         for index, what in enumerate(('attach', 'detach')):
-            hand, driver = ([took[index] for took in taken]
-                            for taken in results.values())
-            print(f'{mode:10s} {what}: by hand {shown(hand)}, driver '
-                  f'{shown(driver)}, ratio '
-                  f'{statistics.median(driver) / statistics.median(hand):.2f}')
+            driver = [took[index] for took in results['driver']]
+            print(f'{mode:10s} {what}: driver {shown(driver)}')
+            for name in ('by hand', 'blindly')[:2 - index]:
+                other = [took[index] for took in results[name]]
+                ratio = statistics.median(driver) / statistics.median(other)
+                print(f'{"":10s}   {name} {shown(other)}, ratio {ratio:.2f}')
     for mode in MODES:
         for what, (guest, host) in benchmark.throughput(
                 mode, rounds).items():
