@@ -27,6 +27,7 @@ from nova import objects
 from oslo_log import log as logging
 
 from nova_lxd_py.virt import firstboot
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt import stub
@@ -47,7 +48,7 @@ class BootVolumes:
     :param first_boots: makes the root filesystems on them.
     """
 
-    def __init__(self, session: lxd.Session, guests: lxd_instance.Guests,
+    def __init__(self, session: lxd.Session, guests: lxd_guests.Guests,
                  root_volumes: roots.RootVolumes,
                  first_boots: firstboot.FirstBoots) -> None:
         self._session = session

@@ -17,7 +17,7 @@ from __future__ import annotations
 from nova import objects
 
 from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import session as lxd
 
 #: Most bytes of console output that are handed out; what came last counts.
@@ -31,7 +31,7 @@ class Consoles:
     :param guests: the driver's LXD instances.
     """
 
-    def __init__(self, session: lxd.Session, guests: lxd_instance.Guests
+    def __init__(self, session: lxd.Session, guests: lxd_guests.Guests
                  ) -> None:
         self._session = session
         self._guests = guests

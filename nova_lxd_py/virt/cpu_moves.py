@@ -27,6 +27,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import preflight
 
@@ -36,7 +37,7 @@ _KEYS = ('limits.cpu', 'limits.cpu.allowance')
 _ROLES = (lxd_instance.ROLE_SERVER, lxd_instance.ROLE_RESCUE)
 
 
-def follow(guests: lxd_instance.Guests, definitions: definition.Definitions,
+def follow(guests: lxd_guests.Guests, definitions: definition.Definitions,
            instances: Iterable[objects.Instance]) -> None:
     """Have servers run on the CPUs that they are to have.
 

@@ -24,6 +24,7 @@ from nova.virt import configdrive
 from oslo_utils import timeutils
 from oslo_utils import units
 
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 
 #: Nova knows the drivers of its own only. What runs the server is told beside
@@ -46,7 +47,7 @@ class Diagnostics:
     :param guests: the driver's LXD instances.
     """
 
-    def __init__(self, guests: lxd_instance.Guests) -> None:
+    def __init__(self, guests: lxd_guests.Guests) -> None:
         self._guests = guests
 
     def read(self, instance: objects.Instance

@@ -33,9 +33,9 @@ from nova_lxd_py.virt import diagnostics
 from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import firstboot
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import host as lxd_host
 from nova_lxd_py.virt import images
-from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import interfaces
 from nova_lxd_py.virt import lifecycle
 from nova_lxd_py.virt import migration as lxd_migration
@@ -86,7 +86,7 @@ class LXDDriver(driver.ComputeDriver):
         super().__init__(virtapi)
         options: cfg.ConfigOpts.GroupAttr = CONF.lxd
         self._session = session.Session(options)
-        self._guests = lxd_instance.Guests(self._session)
+        self._guests = lxd_guests.Guests(self._session)
         self._watcher = events.Watcher(
             self._session, self._guests, self.emit_event,
             options.guest_shutdown_delay)

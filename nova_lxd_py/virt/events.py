@@ -37,6 +37,7 @@ import websocket
 
 from nova_lxd_py.virt import channels
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
 
@@ -87,7 +88,7 @@ class Watcher:
         its stop is reported, since a guest that reboots stops for a moment.
     """
 
-    def __init__(self, session: lxd.Session, guests: lxd_instance.Guests,
+    def __init__(self, session: lxd.Session, guests: lxd_guests.Guests,
                  emit: Emit, shutdown_delay: float) -> None:
         self._session = session
         self._guests = guests

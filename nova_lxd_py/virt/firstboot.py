@@ -50,6 +50,7 @@ from oslo_log import log as logging
 from oslo_utils import uuidutils
 
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
@@ -89,7 +90,7 @@ class FirstBoots:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests, image_store: images.ImageStore
+                 guests: lxd_guests.Guests, image_store: images.ImageStore
                  ) -> None:
         self._session = session
         self._options = options

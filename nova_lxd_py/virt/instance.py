@@ -19,19 +19,15 @@ to remember of an instance stands in its ``user.nova.*`` keys.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-import contextlib
 import datetime
 import time
 from typing import Any, TypeVar
 
 from nova.compute import power_state
-from oslo_concurrency import lockutils
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
-from nova_lxd_py.virt import arrivals
 from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import operations
 from nova_lxd_py.virt import session as lxd
 
 LOG = logging.getLogger(__name__)
@@ -357,138 +353,6 @@ class Guest:
                     raise
                 LOG.debug('Deleting %s once more after: %s', self.name, exc)
                 time.sleep(BUSY_POLL)
-
-
-class Guests:
-    """The LXD instances that belong to this nova-compute.
-
-    :param session: the way to LXD, bound to the driver's project.
-    """
-
-    def __init__(self, session: lxd.Session) -> None:
-        self._session = session
-        #: Those that are being made, for whoever follows LXD's events.
-        self.arrivals = arrivals.Arrivals()
-
-    def all(self) -> list[Guest]:
-        """List everything of ours, whatever its role, with one request.
-
-        :returns: guests; foreign instances in the project are left out.
-        """
-        infos = self._session.get('instances', params={'recursion': 1})
-        return [guest for guest in (Guest(self._session, info)
-                                    for info in infos) if guest.is_ours]
-
-    def servers(self) -> list[Guest]:
-        """List the instances that are servers, with one request."""
-        return [guest for guest in self.all() if guest.role == ROLE_SERVER]
-
-    def of(self, instance: Any) -> list[Guest]:
-        """List all that LXD has of a server: its own instance and others that
-        serve it, such as its rescue instance.
-
-        :param instance: the :class:`nova.objects.Instance`.
-        :returns: guests; none if LXD does not know the server.
-        """
-        return [guest for guest in self.all() if guest.uuid == instance.uuid]
-
-    def get(self, instance: Any, role: str = ROLE_SERVER) -> Guest:
-        """Find the LXD instance of a server.
-
-        :param instance: the :class:`nova.objects.Instance`.
-        :param role: ROLE_SERVER, ROLE_RESCUE or ROLE_SNAPSHOT.
-        :returns: the guest.
-        :raises errors.NotFound: LXD has none for this uuid.
-        """
-        name = lxd_name(instance, role)
-        with contextlib.suppress(errors.NotFound):
-            guest = self.by_name(name)
-            if guest.uuid == instance.uuid:
-                return guest
-        # Names come from a template that an operator may change.
-        for other in self.all():
-            if other.uuid == instance.uuid and other.role == role:
-                return other
-        raise errors.NotFound(
-            f'LXD has no {role} instance for server {instance.uuid}')
-
-    def by_name(self, name: str) -> Guest:
-        """Read an instance by LXD's name for it, whosoever it is.
-
-        :param name: LXD's name.
-        :returns: the guest.
-        :raises errors.NotFound: LXD has none.
-        """
-        return Guest(self._session, self._session.get('instances', name))
-
-    def active(self, instance: Any) -> Guest:
-        """Find the LXD instance that runs for a server at the moment: its
-        rescue instance while it is rescued, else its own.
-
-        :param instance: the :class:`nova.objects.Instance`.
-        :returns: the guest.
-        :raises errors.NotFound: LXD has none.
-        """
-        guest = self.get(instance)
-        if guest.config.get(KEY_RESCUED) == 'true':
-            return self.find(instance, ROLE_RESCUE) or guest
-        return guest
-
-    def find(self, instance: Any, role: str = ROLE_SERVER) -> Guest | None:
-        """As :meth:`get`, with None for a server that LXD does not have."""
-        try:
-            return self.get(instance, role)
-        except errors.NotFound:
-            return None
-
-    def create(self, name: str, source: Mapping[str, Any],
-               config: Mapping[str, str],
-               devices: Mapping[str, Mapping[str, str]],
-               timeout: float | None = None,
-               progress: operations.Progress | None = None) -> Guest:
-        """Make an LXD instance; it is not started.
-
-        :param name: LXD's name for it.
-        :param source: where its root disk comes from, as LXD's API has it.
-        :param config: all its configuration keys.
-        :param devices: all its devices; profiles are never used.
-        :param timeout: seconds; ``[lxd] operation_timeout`` by default.
-        :param progress: see :meth:`.operations.Operation.wait`.
-        :returns: the new guest.
-        :raises errors.LXDError: LXD could not make it, and has kept nothing.
-        """
-        body = {
-            'name': name, 'type': 'container', 'source': dict(source),
-            'config': dict(config), 'profiles': [],
-            'devices': {key: dict(value) for key, value in devices.items()}}
-        patience = timeout or self._session.operation_timeout
-        with self.arrivals.expected(name, config) as announced:
-            if config.get('security.idmap.isolated') != 'true':
-                self._session.post('instances', timeout=patience, body=body,
-                                   progress=progress)
-            else:
-                # LXD 5.0 takes an instance that it is just making for one
-                # with a range from id 0 on, and gives ranges away twice or
-                # below the host's subordinate ids.
-                with lockutils.lock('lxd-uid-ranges', lock_file_prefix=None):
-                    operation = self._session.submit('post', 'instances',
-                                                     body=body)
-                    arrivals.await_range(self._session, name, operation,
-                                         announced, patience)
-                operation.wait(patience, progress)
-        return self.by_name(name)
-
-    @staticmethod
-    def lock(uuid: str) -> contextlib.AbstractContextManager[Any]:
-        """Keep two operations on one server from interleaving.
-
-        Nova serialises only some operations itself; different servers never
-        wait for each other here.
-
-        :param uuid: the server's uuid.
-        :returns: a context manager that holds the server's lock.
-        """
-        return lockutils.lock(f'lxd-instance-{uuid}', lock_file_prefix=None)
 
 
 def _merged(present: Mapping[str, Any], changes: Mapping[str, Any] | None

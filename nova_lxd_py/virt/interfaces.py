@@ -21,6 +21,7 @@ from oslo_log import log as logging
 from oslo_utils import excutils
 
 from nova_lxd_py.virt import device_tags
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.vif import manager as vif_manager
 
@@ -34,7 +35,7 @@ class Interfaces:
     :param vifs: plugs the ports.
     """
 
-    def __init__(self, guests: lxd_instance.Guests,
+    def __init__(self, guests: lxd_guests.Guests,
                  vifs: vif_manager.VIFManager) -> None:
         self._guests = guests
         self._vifs = vifs

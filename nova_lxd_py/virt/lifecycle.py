@@ -34,6 +34,7 @@ from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import files
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import password as lxd_password
@@ -75,7 +76,7 @@ class Lifecycle:
 
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests, watcher: events.Watcher,
+                 guests: lxd_guests.Guests, watcher: events.Watcher,
                  definitions: definition.Definitions,
                  vifs: vif_manager.VIFManager,
                  image_store: images.ImageStore,

@@ -45,6 +45,7 @@ from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import disks
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import flavor as lxd_flavor
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import lifecycle
 from nova_lxd_py.virt import metrics
@@ -83,7 +84,7 @@ class Migrations:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests,
+                 guests: lxd_guests.Guests,
                  definitions: definition.Definitions,
                  vifs: vif_manager.VIFManager,
                  template_store: templates.TemplateStore,

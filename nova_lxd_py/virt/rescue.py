@@ -16,7 +16,7 @@ The rescue instance is an LXD instance of its own, made from the rescue image.
 It has the server's name with ``-rescue``, its ports, its config drive and its
 uid range, and finds the server's root disk at ``/mnt/rescue``, with the right
 owners and writable. The server's own instance stays stopped meanwhile and
-carries a key that says so; :meth:`.instance.Guests.active` tells which of the
+carries a key that says so; :meth:`.guests.Guests.active` tells which of the
 two the rest of the driver has to do with.
 
 Nothing is moved or renamed, so whatever is interrupted, the server's own
@@ -43,6 +43,7 @@ from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import password as lxd_password
@@ -83,7 +84,7 @@ class Rescues:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests, watcher: events.Watcher,
+                 guests: lxd_guests.Guests, watcher: events.Watcher,
                  definitions: definition.Definitions,
                  vifs: vif_manager.VIFManager,
                  image_store: images.ImageStore,

@@ -33,6 +33,7 @@ from oslo_utils import units
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import flavor as lxd_flavor
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt.volume import roots
@@ -67,7 +68,7 @@ class RootDisks:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests) -> None:
+                 guests: lxd_guests.Guests) -> None:
         self._session = session
         self._options = options
         self._guests = guests

@@ -43,6 +43,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import serial_session
 from nova_lxd_py.virt import session as lxd
@@ -73,7 +74,7 @@ class SerialConsoles:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests,
+                 guests: lxd_guests.Guests,
                  watcher: events.Watcher) -> None:
         self._session = session
         self._options = options

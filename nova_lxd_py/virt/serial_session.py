@@ -45,7 +45,7 @@ from nova_lxd_py.virt import channels
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import exec as lxd_exec
-from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import operations
 from nova_lxd_py.virt import session as lxd
 from nova_lxd_py.virt import terminal
@@ -110,7 +110,7 @@ class Session:
 
     def __init__(self, client: socket.socket, server: Server,
                  command: Sequence[str], session: lxd.Session,
-                 guests: lxd_instance.Guests, watcher: events.Watcher
+                 guests: lxd_guests.Guests, watcher: events.Watcher
                  ) -> None:
         self._client = client
         self._server = server

@@ -46,6 +46,7 @@ from oslo_log import log as logging
 from oslo_utils import units
 
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
 
@@ -78,7 +79,7 @@ class Snapshots:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests, image_api: glance.API) -> None:
+                 guests: lxd_guests.Guests, image_api: glance.API) -> None:
         self._session = session
         self._options = options
         self._guests = guests

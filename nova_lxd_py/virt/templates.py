@@ -37,6 +37,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import flavor as lxd_flavor
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import idmap
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session as lxd
@@ -94,7 +95,7 @@ class TemplateStore:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests) -> None:
+                 guests: lxd_guests.Guests) -> None:
         self._session = session
         self._options = options
         self._guests = guests

@@ -31,6 +31,7 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import idmap
 from nova_lxd_py.virt import instance as lxd_instance
 
@@ -64,7 +65,7 @@ class ProjectRanges:
     """
 
     def __init__(self, options: cfg.ConfigOpts.GroupAttr,
-                 guests: lxd_instance.Guests) -> None:
+                 guests: lxd_guests.Guests) -> None:
         self._options = options
         self._guests = guests
         #: When the holders of uid ranges were asked for last.

@@ -25,6 +25,7 @@ from nova import exception
 from nova import objects
 
 from nova_lxd_py import conf
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session
 from nova_lxd_py.virt import templates
@@ -48,7 +49,7 @@ class TemplateTestCase(unittest.TestCase):
         self.addCleanup(self.host.cleanUp)
         self.session = session.Session(CONF.lxd)
         self.session.connect()
-        self.guests = lxd_instance.Guests(self.session)
+        self.guests = lxd_guests.Guests(self.session)
         self.image = self.host.image()
         # The first server of an image is made from the image itself.
         self.host.driver.destroy(self.host.context, self.spawn(), [])

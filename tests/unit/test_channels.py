@@ -32,6 +32,7 @@ from nova_lxd_py import conf
 from nova_lxd_py.virt import channels
 from nova_lxd_py.virt import events
 from nova_lxd_py.virt import exec as lxd_exec
+from nova_lxd_py.virt import guests
 from nova_lxd_py.virt import instance
 from nova_lxd_py.virt import serial_session
 from nova_lxd_py.virt import session
@@ -198,7 +199,7 @@ class ConsoleTestCase(session_case.SessionTestCase):
         self.proxy = self.useFixture(SilentProxy(self.lxd.endpoint))
         self.cfg.config(group='lxd', endpoint=self.proxy.path)
         self.session = session.Session(conf.CONF.lxd)
-        self.guests = instance.Guests(self.session)
+        self.guests = guests.Guests(self.session)
         self.watcher = events.Watcher(self.session, self.guests,
                                       lambda event: None, 5)
         self.watcher.start()

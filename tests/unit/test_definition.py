@@ -23,6 +23,7 @@ from nova.virt import hardware
 from nova_lxd_py import conf
 from nova_lxd_py.virt import cpu_moves
 from nova_lxd_py.virt import definition
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import host
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.vif import manager as vif_manager
@@ -39,7 +40,7 @@ class DefinitionTestCase(session_case.SessionTestCase):
     def setUp(self) -> None:
         super().setUp()
         options = conf.CONF.lxd
-        self.guests = lxd_instance.Guests(self.session)
+        self.guests = lxd_guests.Guests(self.session)
         self.host = host.Host(self.session, options)
         self.definitions = definition.Definitions(
             self.session, options, self.host, vif_manager.VIFManager())

@@ -17,6 +17,7 @@ from __future__ import annotations
 from nova import objects
 
 from nova_lxd_py.virt import diagnostics
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from tests.unit import session_case
 
@@ -39,7 +40,7 @@ class DiagnosticsTestCase(session_case.SessionTestCase):
         self.server.system_metadata = {}
         self.server.image_ref = ''
         self.diagnostics = diagnostics.Diagnostics(
-            lxd_instance.Guests(self.session))
+            lxd_guests.Guests(self.session))
 
     @property
     def guest(self):

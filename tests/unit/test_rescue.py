@@ -23,6 +23,7 @@ from nova_lxd_py.virt import configdrive
 from nova_lxd_py.virt import definition
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import events
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import host
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import password
@@ -63,7 +64,7 @@ class RescueTestCase(session_case.SessionTestCase):
         super().setUp()
         self.cfg.config(group='lxd', directory='/srv/lxd',
                         inject_password=False)
-        self.guests = lxd_instance.Guests(self.session)
+        self.guests = lxd_guests.Guests(self.session)
         watcher = events.Watcher(self.session, self.guests, lambda event: None,
                                  1)
         options = conf.CONF.lxd

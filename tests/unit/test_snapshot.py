@@ -23,6 +23,7 @@ from nova import objects
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import snapshot
 from tests import memory_glance
@@ -38,7 +39,7 @@ class SnapshotTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        self.guests = lxd_instance.Guests(self.session)
+        self.guests = lxd_guests.Guests(self.session)
         self.glance = memory_glance.MemoryGlance()
         self.snapshots = snapshot.Snapshots(self.session, conf.CONF.lxd,
                                             self.guests, self.glance)

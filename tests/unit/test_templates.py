@@ -27,6 +27,7 @@ from oslotest import base
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt import session
 from nova_lxd_py.virt import templates
@@ -60,7 +61,7 @@ class TemplateTestCase(base.BaseTestCase):
             'nova_lxd_py.virt.idmap.capacity', lambda path: self.capacity))
         self.session = session.Session(conf.CONF.lxd)
         self.session.connect()
-        self.guests = lxd_instance.Guests(self.session)
+        self.guests = lxd_guests.Guests(self.session)
         self.store = self.new_store()
         self.image = self.lxd.add_image(project='nova', used=True)
 

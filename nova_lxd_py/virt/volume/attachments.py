@@ -31,6 +31,7 @@ from nova.virt import driver as virt_driver
 from oslo_log import log as logging
 
 from nova_lxd_py.virt import device_tags
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import filesystems
@@ -54,7 +55,7 @@ class Attachments:
     :param who: knows which guests have a volume.
     """
 
-    def __init__(self, guests: lxd_instance.Guests,
+    def __init__(self, guests: lxd_guests.Guests,
                  volumes: manager.VolumeManager,
                  mounted: filesystems.Filesystems, who: holders.Holders
                  ) -> None:

@@ -27,6 +27,7 @@ from nova import exception
 from nova import objects
 from oslo_log import log as logging
 
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import identity
@@ -42,7 +43,7 @@ class Holders:
     :param volumes: knows what this process has connected.
     """
 
-    def __init__(self, guests: lxd_instance.Guests,
+    def __init__(self, guests: lxd_guests.Guests,
                  volumes: manager.VolumeManager) -> None:
         self._guests = guests
         self._volumes = volumes

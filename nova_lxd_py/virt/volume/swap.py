@@ -33,6 +33,7 @@ from nova import objects
 from oslo_log import log as logging
 
 from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import copying
@@ -59,7 +60,7 @@ class Swaps:
     :param steps: connects, disconnects and mounts.
     """
 
-    def __init__(self, guests: lxd_instance.Guests,
+    def __init__(self, guests: lxd_guests.Guests,
                  mounted: filesystems.Filesystems,
                  steps: handover.Handover) -> None:
         self._guests = guests

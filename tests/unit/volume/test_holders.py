@@ -25,6 +25,7 @@ from nova import objects
 from stevedore import extension
 
 from nova_lxd_py import conf
+from nova_lxd_py.virt import guests as lxd_guests
 from nova_lxd_py.virt import instance as lxd_instance
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import devices
@@ -80,7 +81,7 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             'stevedore.extension.ExtensionManager',
             lambda *args, **kwargs: found))
-        self.guests = lxd_instance.Guests(self.session)
+        self.guests = lxd_guests.Guests(self.session)
         self.start_driver()
 
     def patch(self, name: str, value: Any) -> None:
