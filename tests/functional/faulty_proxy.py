@@ -108,14 +108,22 @@ class FaultyProxy(fixtures.Fixture):
                 return None
             self._choose = choose
 
-    def refuse_from(self, method: str) -> None:
+    def refuse_from(self, method: str, first: Spoil = Spoil.REFUSE) -> None:
         """Refuse whatever comes, from the next request of a kind on until
-        :meth:`behave`, as if LXD crashed then."""
+        :meth:`behave`, as if LXD crashed then.
+
+        :param method: which request is the first one.
+        :param first: what becomes of that one.
+        """
         with self._lock:
             self.seen.clear()
-            self._choose = lambda request, number: (
-                Spoil.REFUSE if any(seen.method == method
-                                    for seen in self.seen) else None)
+
+            def choose(request: Request, number: int) -> Spoil | None:
+                if any(seen.method == method
+                       for seen in self.seen[:number - 1]):
+                    return Spoil.REFUSE
+                return first if request.method == method else None
+            self._choose = choose
 
     def behave(self) -> None:
         """Spoil nothing more, and forget what was seen."""

@@ -628,6 +628,28 @@ class VolumeCases(Host):
         self.assertFalse(node.exists())
         self.assertEqual(set(), self.storage.left_on_host())
 
+    def test_lxd_is_gone_for_good(self) -> None:
+        """Nova is told that a server has no volume, which it has in truth."""
+        first, second = self.host.spawn(), self.host.spawn()
+        volume = self.storage.volume()
+        self.proxy.refuse_from('PATCH', faulty_proxy.Spoil.LOSE_ANSWER)
+        self.assertRaises(exception.NovaException, self.attach, first, volume)
+        self.proxy.behave()
+        self.assertEqual(1, len(self.devices(first)))
+        self.hold_open(first)
+        with self.assertRaisesRegex(exception.VolumeAttachFailed,
+                                    f'{first.uuid}.*may have it'):
+            self.attach(second, volume)
+        self.assertEqual(1, len(self.devices(first)))
+        self.let_go(first)
+        connection = self.attach(second, volume)
+        self.assertEqual({}, self.devices(first))
+        self.assertFalse(self.has(first))
+        written = self.write(second)
+        self.detach(second, connection)
+        self.assertEqual(written, volume.checksum(2 * units.Mi))
+        self.assertEqual(set(), self.storage.left_on_host())
+
     def test_server_is_gone(self) -> None:
         server = self.host.instance(self.host.image())
         self.assertRaises(exception.InstanceNotFound, self.attach, server,

@@ -105,7 +105,8 @@ class Attachments:
                         undo.pop_all()
                         raise
                 self._steps.mount(instance, guest, connection_info)
-            self._steps.put_in(instance, guest, identifier, device, undo)
+            self._steps.put_in(instance, guest, connection_info, mountpoint,
+                               device, undo)
             undo.pop_all()
         LOG.info('Attached volume %(volume)s at %(path)s',
                  {'volume': identifier, 'path': device['path']},

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import contextlib
+import dataclasses
 import os
 from typing import Any
 
@@ -51,6 +52,17 @@ _UNANSWERED = (errors.Unreachable, errors.OperationLost,
                errors.DeadlineExceeded)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Doubt:
+    """A server that may have a volume, although Nova was told that it has
+    not: LXD was gone."""
+
+    instance: objects.Instance
+    guest: lxd_instance.Guest
+    connection_info: dict[str, Any]
+    mountpoint: str
+
+
 class Handover:
     """The steps that everything done with volumes of servers consists of.
 
@@ -68,6 +80,8 @@ class Handover:
         self._volumes = volumes
         self._filesystems = mounted
         self._holders = who
+        #: By volume, whose lock has to be held.
+        self._doubts: dict[str, _Doubt] = {}
 
     def connect(self, context: nova_context.RequestContext,
                 instance: objects.Instance,
@@ -92,6 +106,7 @@ class Handover:
             is not to be.
         """
         identifier = manager.volume_id(connection_info)
+        self._settle(instance, identifier)
         connected = self._holders.admit(
             instance, identifier, bool(connection_info.get('multiattach')))
         mode = self._filesystems.choose(context, instance, connection_info,
@@ -117,21 +132,51 @@ class Handover:
         return {'type': 'unix-block', 'source': source, 'path': path,
                 **recorded}
 
-    @staticmethod
-    def put_in(instance: objects.Instance, guest: lxd_instance.Guest,
-               identifier: str, device: Mapping[str, str],
-               undo: contextlib.ExitStack) -> None:
+    def _settle(self, instance: objects.Instance, identifier: str) -> None:
+        """Take a volume back that another server may have, although Nova was
+        told that it has not.
+
+        :raises nova.exception.VolumeAttachFailed: that server uses it, or
+            LXD is still gone.
+        """
+        doubt = self._doubts.get(identifier)
+        if doubt is None or doubt.instance.uuid == instance.uuid:
+            return
+        try:
+            with contextlib.suppress(errors.NotFound):
+                self.take_out(doubt.instance, doubt.guest.reload(),
+                              doubt.connection_info, doubt.mountpoint)
+            self.disconnect(doubt.instance, doubt.connection_info, force=False)
+            self._doubts.pop(identifier, None)
+        except (errors.LXDError, exception.DeviceDetachFailed,
+                exception.VolumeDetachFailed) as error:
+            LOG.error('Volume %(volume)s may be in %(guest)s, to which '
+                      'attaching it has failed, and cannot be taken back: '
+                      '%(error)s', {'volume': identifier,
+                                    'guest': doubt.guest.name,
+                                    'error': error}, instance=instance)
+            raise exception.VolumeAttachFailed(
+                volume_id=identifier,
+                reason=f'server {doubt.instance.uuid}, to which attaching it '
+                       'has failed, may have it; reboot that server hard, or '
+                       'attach the volume to it and detach it') from None
+
+    def put_in(self, instance: objects.Instance, guest: lxd_instance.Guest,
+               connection_info: dict[str, Any], mountpoint: str,
+               device: Mapping[str, str], undo: contextlib.ExitStack) -> None:
         """Put a connected volume into a guest.
 
         :param instance: the server.
         :param guest: its LXD instance.
-        :param identifier: Cinder's id of the volume.
+        :param connection_info: as :meth:`connect` left it.
+        :param mountpoint: the device name of the volume.
         :param device: what :meth:`connect` returned.
         :param undo: what takes the connection back.
         :raises errors.LXDError: LXD refuses it.
         """
         # LXD may have done it although it reports a failure, or its answer is
         # lost. The host must not be disconnected as long as that may be.
+        identifier = manager.volume_id(connection_info)
         name = devices.name(identifier)
         before = guest.devices.get(name)
         try:
@@ -151,10 +196,13 @@ class Handover:
                         _clear_leftover(guest, name, device)
                 except errors.LXDError as error:
                     undo.pop_all()
+                    self._doubts[identifier] = _Doubt(
+                        instance, guest, connection_info, mountpoint)
                     LOG.error('Volume %(volume)s stays connected, since LXD '
                               'may have given it to the guest: %(error)s',
                               {'volume': identifier, 'error': error},
                               instance=instance)
+        self._doubts.pop(identifier, None)
 
     def disconnect(self, instance: objects.Instance,
                    connection_info: dict[str, Any], *, force: bool) -> None:
@@ -191,6 +239,7 @@ class Handover:
             if not force:
                 raise
         self._volumes.disconnect(instance, connection_info, force=force)
+        self._doubts.pop(identifier, None)
 
     def mount(self, instance: objects.Instance, guest: lxd_instance.Guest,
               connection_info: dict[str, Any]) -> None:
