@@ -136,7 +136,11 @@ class RootVolumes:
         volume['connection_info'] = connection_info
         if hasattr(volume, 'save'):
             volume.save()
-        return {_RAW: f'lxc.rootfs.path = dir:{self.target(identifier)}',
+        # The mount has the guest's ids already. Where LXD has liblxc map those
+        # of its own root disks, it must not try that here: no mount can be
+        # mapped twice.
+        return {_RAW: 'lxc.rootfs.options =\n'
+                      f'lxc.rootfs.path = dir:{self.target(identifier)}',
                 lxd_instance.KEY_ROOT_VOLUME: identifier,
                 lxd_instance.KEY_ROOT_DEVICE: path,
                 lxd_instance.KEY_ROOT_BOOT: devices.boot_id()}

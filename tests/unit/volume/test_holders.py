@@ -174,6 +174,9 @@ class HoldersTestCase(session_case.SessionTestCase):
     def test_root_of_another_boot(self) -> None:
         keys = self.roots.connect(self.server(SERVER), self.root_of(VOLUME))
         self.assertEqual('first', keys[lxd_instance.KEY_ROOT_BOOT])
+        # What comes later counts: not mapped again by liblxc.
+        self.assertEqual('lxc.rootfs.options =',
+                         keys['raw.lxc'].splitlines()[0])
         guest = self.make(SERVER, **keys)
         self.assertTrue(self.is_mixed_up())
         self.assertRaisesRegex(
