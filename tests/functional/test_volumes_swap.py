@@ -210,6 +210,21 @@ class SwapCases(test_volumes.Host):
                 self.assert_as_before(server, first, filled)
         self.detach(server, old)
 
+    def test_lxd_has_crashed_while_it_switched(self) -> None:
+        """The guest has neither volume then, or no longer the old one."""
+        server = self.host.spawn()
+        first = self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        self.host.run(server, 'busybox', 'umount', '-l',
+                      self.where.removesuffix('/file'))
+        self.proxy.spoil(2, faulty_proxy.Spoil.LOSE_REQUEST)
+        self.assertRaises(exception.NovaException, self.swap, server, old,
+                          self.volume())
+        self.proxy.behave()
+        self.assert_as_before(server, first, filled)
+        self.detach(server, old)
+
     def test_nova_compute_is_killed(self) -> None:
         """Marking, freezing, copying, and after the switch."""
         server = self.host.spawn()

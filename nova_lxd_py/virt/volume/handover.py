@@ -48,8 +48,8 @@ _NOTHING = '.nothing'
 #: What LXD says where it has left the node or the mount of a device.
 _LEFTOVER = ('file exists', 'device or resource busy')
 #: Errors that leave open what LXD has done.
-_UNANSWERED = (errors.Unreachable, errors.OperationLost,
-               errors.DeadlineExceeded)
+UNANSWERED = (errors.Unreachable, errors.OperationLost,
+              errors.DeadlineExceeded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,15 +185,15 @@ class Handover:
             except errors.OperationFailed as error:
                 if not any(sign in error.message for sign in _LEFTOVER):
                     raise
-                _clear_leftover(guest, name, device)
+                clear_leftover(guest, name, device)
                 guest.add_devices({name: device})
         except errors.LXDError as failure:
             with excutils.save_and_reraise_exception():
                 try:
                     guest.update(devices={name: before})
-                    if before is None and isinstance(failure, _UNANSWERED):
+                    if before is None and isinstance(failure, UNANSWERED):
                         # It may have crashed in the middle, and be back.
-                        _clear_leftover(guest, name, device)
+                        clear_leftover(guest, name, device)
                 except errors.LXDError as error:
                     undo.pop_all()
                     self._doubts[identifier] = _Doubt(
@@ -330,11 +330,11 @@ class Handover:
         if usable:
             refuse_busy(guest, init_process(guest, identifier, device),
                         device, mountpoint)
-        _clear_leftover(guest, devices.name(identifier), device)
+        clear_leftover(guest, devices.name(identifier), device)
 
 
-def _clear_leftover(guest: lxd_instance.Guest, name: str,
-                    device: Mapping[str, str]) -> None:
+def clear_leftover(guest: lxd_instance.Guest, name: str,
+                   device: Mapping[str, str]) -> None:
     """Have LXD remove the node or the mount of a device that it was about to
     give to a guest when it crashed: it would not make it again before the
     guest is restarted.

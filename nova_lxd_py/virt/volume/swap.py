@@ -162,12 +162,22 @@ class Swaps:
         """Give a guest the new volume for the old one, in one step."""
         leaving, coming = (devices.name(manager.volume_id(connection))
                            for connection in (old, new))
+        noted = {KEY_SWAP: json.dumps({'old': leaving, 'new': coming,
+                                       'device': dict(before)})}
 
-        def back() -> None:
+        def back(_kind: Any, failure: BaseException | None, _trace: Any
+                 ) -> None:
             try:
                 self._filesystems.thaw(manager.volume_id(old))
                 if filesystems.is_filesystem(old):
                     self._steps.mount(instance, guest, old)
+                if isinstance(failure, handover.UNANSWERED):
+                    # It may have crashed in the middle: what is in the guest
+                    # is not what LXD has written down.
+                    guest.update(devices={coming: None, leaving: None},
+                                 config=noted)
+                    for name, each in ((coming, device), (leaving, before)):
+                        handover.clear_leftover(guest, name, each)
                 guest.update(devices={coming: None, leaving: before},
                              config={KEY_SWAP: None})
             except (errors.LXDError, exception.NovaException) as error:
@@ -179,11 +189,8 @@ class Swaps:
                           instance=instance)
                 _quietly_thaw(instance, guest)
         # Runs before all that has been done so far is taken back.
-        undo.callback(back)
-        guest.update(
-            devices={leaving: None, coming: device},
-            config={KEY_SWAP: json.dumps({'old': leaving, 'new': coming,
-                                          'device': dict(before)})})
+        undo.push(back)
+        guest.update(devices={leaving: None, coming: device}, config=noted)
         # Whoever was to write to the old filesystem is gone from it.
         self._filesystems.thaw(manager.volume_id(old))
 
