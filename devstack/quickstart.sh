@@ -21,8 +21,8 @@ REPO=$(readlink -f "$HERE/../..")
 PATH=$PATH:/usr/sbin:/sbin
 
 for part in settings output steps process packages python database messaging \
-    lxd ovs ovn openstack keystone glance placement neutron nova cinder \
-    image-tiny image-system images network client status up down; do
+    lxd ovs ovn openstack keystone glance placement neutron nova lvm \
+    cinder image-tiny image-system images network client status up down; do
     # shellcheck source=/dev/null
     . "$HERE/$part.sh"
 done
@@ -53,8 +53,9 @@ asked for, and what they need, all below $PREFIX.
 Environment: QUICKSTART_PREFIX (default /opt/nova-lxd),
 QUICKSTART_PORT_OFFSET (added to every port), QUICKSTART_PUBLIC_NET and
 QUICKSTART_PRIVATE_NET (first three numbers of a network),
-QUICKSTART_COMPUTE_DRIVER (another compute driver, for comparisons). What up
-was told is remembered, except for the prefix.
+QUICKSTART_COMPUTE_DRIVER (another compute driver, for comparisons),
+QUICKSTART_PATIENCE (for a slow machine: so many times as much time for
+everything). What up was told is remembered, except for the prefix.
 EOF
 }
 
@@ -126,6 +127,7 @@ start_service() {
     ovsdb-server | ovs-vswitchd) step_ovs ;;
     ovn-*) step_ovn ;;
     lxcfs) step_lxd ;;
+    iscsid) step_cinder_lvm ;;
     neutron-ovn-agent) step_neutron_agent ;;
     neutron-ovn-maintenance-worker | neutron-periodic-workers)
         step_neutron_workers

@@ -116,7 +116,13 @@ ip link set lo up
 udevadm trigger --action=add
 udevadm settle
 # What an init system has loaded by the time somebody logs in.
-modprobe --all loop btrfs
+modprobe --all loop btrfs tun
+# QEMU's network, from which this machine's is reached.
+for link in /sys/class/net/e*; do
+    ip address add 10.0.2.15/24 dev "${link##*/}"
+    ip link set "${link##*/}" up
+    ip route add default via 10.0.2.2
+done
 END
     printf 'cd %q\n' "$PWD"
     printf '%q ' "$@"
@@ -139,7 +145,7 @@ say "Starting Linux $version"
 status=0
 qemu-system-x86_64 -machine q35 -accel "${ACCEL:-tcg}" -cpu max \
     -smp "${CPUS:-$(nproc)}" -m "${MEMORY:-8G}" -display none -serial stdio -monitor none -no-reboot \
-    -nic none -kernel "${kernel[0]}" -initrd "$work/initrd" \
+    -nic user,model=virtio-net-pci -kernel "${kernel[0]}" -initrd "$work/initrd" \
     -append "console=ttyS0 panic=-1 apparmor=0 ${KERNEL_ARGUMENTS:-quiet}" \
     -fsdev "local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap" \
     -device virtio-9p-pci,fsdev=machine,mount_tag=machine \

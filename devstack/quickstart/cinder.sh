@@ -11,12 +11,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Cinder, with two back ends that need nothing of the kernel but loop devices.
+# Cinder, with back ends of both families of volumes.
 #
-# A small machine has no iSCSI, NVMe-oF or device-mapper. "loop" gives real
+# Where the kernel has device-mapper and iSCSI, "lvm" is Cinder's usual back end
+# and gives block devices (see lvm.sh). A small machine has neither, so there are
+# two more that need nothing of the kernel but loop devices: "loop" gives real
 # block devices through os-brick's connector for local ones; "nfs" is Cinder's
-# own driver with a folder of this host for a share, which gives files. So both
-# families of volumes are there to be tried.
+# own driver with a folder of this host for a share, which gives files.
 
 CINDER_SHARE=$DATA/cinder/share
 # Comes first on the PATH of who mounts the share.
@@ -42,37 +43,34 @@ EOF
     chmod 755 "$CINDER_BIN/mount" "$CINDER_BIN/mount.nfs"
 }
 
-# kernel_has MODULE: it is there, built in or to be loaded.
-kernel_has() {
-    [[ -d /sys/module/$1 ]] || modprobe --dry-run --quiet "$1" 2>/dev/null
+# Prints the back ends, the default one first.
+volume_backends() {
+    cat "$DATA/cinder/backends"
 }
 
-# Prints what the kernel lacks for LVM with iSCSI, if anything.
-iscsi_lacks() {
-    local -a lacking=()
-    grep -qw device-mapper /proc/misc || kernel_has dm_mod ||
-        lacking+=(device-mapper)
-    kernel_has iscsi_tcp || lacking+=(iscsi_tcp)
-    kernel_has target_core_mod || lacking+=(target_core_mod)
-    printf '%s' "${lacking[*]}"
+# What the kernel has may change from one start of the host to the next.
+choose_volume_backends() {
+    local backends='loop nfs'
+    [[ -n $(lvm_lacks) ]] || backends="lvm $backends"
+    mkdir -p "$DATA/cinder"
+    echo "$backends" >"$DATA/cinder/backends"
 }
 
 # Says which back ends there are, and why not LVM with iSCSI.
 say_volume_backends() {
-    local lacking
-    lacking=$(iscsi_lacks)
-    say "Volumes: types loop (block devices), nfs (files on a share) and" \
-        "multiattach (block devices for several servers)."
-    if [[ -n $lacking ]]; then
-        say "  Not LVM with iSCSI: the kernel has no ${lacking// /, no }."
+    local types='loop (block devices), nfs (files on a share) and multiattach'
+    types+=' (block devices for several servers)'
+    if has_lvm; then
+        say "Volumes: types lvm (over iSCSI, the default), $types."
     else
-        say '  LVM with iSCSI could run here, but this script does not set it' \
-            'up: it has not been tried.'
+        say "Volumes: types $types."
+        say "  Not LVM with iSCSI: $(lvm_lacks)."
     fi
 }
 
 configure_cinder() {
-    local file=$ETC/cinder/cinder.conf
+    local file=$ETC/cinder/cinder.conf backends
+    backends=$(volume_backends)
     mkdir -p "$ETC/cinder" "$DATA/cinder/loop" "$CINDER_SHARE" \
         "$DATA/cinder/state"
     write_mount
@@ -89,8 +87,8 @@ auth_strategy = keystone
 api_paste_config = $VENV/etc/cinder/api-paste.ini
 resource_query_filters_file = $VENV/etc/cinder/resource_filters.json
 glance_api_servers = $(service_url glance)
-enabled_backends = loop,nfs
-default_volume_type = loop
+enabled_backends = ${backends// /,}
+default_volume_type = ${backends%% *}
 image_conversion_dir = $DATA/cinder/conversion
 
 [database]
@@ -122,13 +120,17 @@ $(auth_options cinder)
 $(token_sections cinder)
 
 $(messaging_sections)
+
 EOF
+        ! has_lvm || configure_lvm
         privsep_sections "$file" cinder_sys_admin privsep_osbrick
     } >"$file"
 }
 
 step_cinder_packages() {
+    choose_volume_backends
     install_packages qemu-utils
+    ! has_lvm || install_packages "${LVM_PACKAGES[@]}"
     "$VENV/bin/python" -c 'import cinder' 2>/dev/null ||
         pip_install --compile-bytecode -c "$REPO/constraints.txt" cinder
 }
@@ -151,7 +153,7 @@ step_cinder_api() {
 # cinder_daemon NAME
 cinder_daemon() {
     WATCH="$ETC/cinder/cinder.conf $VENV/.constraints $HERE/cinder_backends/loop_backend.py" \
-        daemon_start "$1" PATH="$CINDER_BIN:$PATH" \
+        daemon_start "$1" PATH="$CINDER_BIN:$VENV/bin:$PATH" \
         PYTHONPATH="$HERE/cinder_backends" PYTHONDONTWRITEBYTECODE=1 \
         "$VENV/bin/$1" --config-file "$ETC/cinder/cinder.conf" \
         --log-file "$LOG/$1.log"
@@ -176,13 +178,16 @@ step_cinder_scheduler() {
 
 # One service for each back end.
 step_cinder_volume() {
+    local -a backends
+    read -ra backends <<<"$(volume_backends)"
     cinder_daemon cinder-volume
-    wait_until cinder-volume 90 cinder-volume cinder_reports cinder-volume 2
+    wait_until cinder-volume 90 cinder-volume \
+        cinder_reports cinder-volume "${#backends[@]}"
 }
 
 # Volume types, one for each back end.
 step_volume_types() {
-    cloud_setup volume-types
+    VOLUME_TYPES=$(volume_backends) cloud_setup volume-types
 }
 
 stop_cinder() {
@@ -193,9 +198,9 @@ stop_cinder() {
     wait
 }
 
-# Loop devices of volumes, and the share where it is mounted.
+# The devices of volumes, and the share where it is mounted.
 release_cinder() {
+    release_lvm
     detach_loops
     unmount_below "$DATA/cinder"
-    unmount_below "$DATA/nova/mnt"
 }

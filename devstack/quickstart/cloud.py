@@ -36,9 +36,6 @@ SERVICES = {
     'cinder': ('block-storage', 'QS_URL_CINDER', '/v3'),
 }
 
-# Volume types, each with the back end of the same name.
-VOLUME_TYPES = ('loop', 'nfs')
-
 # Addresses of networks that Neutron makes by itself.
 AUTOMATIC_NETS = '10.25.0.0/16'
 
@@ -163,10 +160,12 @@ def flavors() -> None:
 
 
 def volume_types() -> None:
+    """One type for each back end, of the same name, and one more."""
     cloud = admin()
-    wanted = {name: {'volume_backend_name': name} for name in VOLUME_TYPES}
+    wanted = {name: {'volume_backend_name': name}
+              for name in env('QS_VOLUME_TYPES').split()}
     # For several servers at a time, which files on a share are not.
-    wanted['multiattach'] = {'volume_backend_name': VOLUME_TYPES[0],
+    wanted['multiattach'] = {'volume_backend_name': 'loop',
                              'multiattach': '<is> True'}
     present = {kind.name for kind in cloud.block_storage.types()}
     for name, specs in wanted.items():
@@ -274,14 +273,15 @@ def server() -> None:
             name=SERVER_NAME, image_id=image.id,
             flavor_id=env('QS_SERVER_FLAVOR'), key_name='quickstart',
             networks=[{'uuid': private.id}])
-    deadline = time.monotonic() + SERVER_TIMEOUT
+    timeout = SERVER_TIMEOUT * int(env('QS_PATIENCE'))
+    deadline = time.monotonic() + timeout
     while True:
         found = cloud.compute.get_server(found.id)
         if found.status != 'BUILD':
             break
         if time.monotonic() > deadline:
             sys.exit(f'Server {SERVER_NAME} is still {found.status} after '
-                     f'{SERVER_TIMEOUT} seconds; see nova-compute.log.')
+                     f'{timeout} seconds; see nova-compute.log.')
         time.sleep(0.25)
     if found.status == 'ERROR':
         fault = (found.fault or {}).get('message', 'no reason given')

@@ -55,6 +55,9 @@ stop_all() {
     done
     wait
     stop_lxd
+    # Volumes of servers, and shares with volumes.
+    unmount_below "$DATA/nova"
+    leave_targets
     # All that is left may go at the same time: first the services, then
     # what they stand on.
     for name in "${DAEMONS[@]}"; do
@@ -142,6 +145,7 @@ command_purge() {
     stop_all >"$LOG/down.log" 2>&1
     say 'Removing every trace…'
     undo_client
+    forget_targets
     undo_subordinate_ids
     allow_service_start
     unmount_below "$PREFIX"

@@ -28,6 +28,7 @@ cloud_setup() {
         QS_ADDRESS_FILE="$DATA/first-address" \
         QS_SERVER_IMAGE="${SERVER_IMAGE:-}" \
         QS_SERVER_FLAVOR=lxd.small QS_IMAGES="${IMAGE_WORDS:-}" \
+        QS_VOLUME_TYPES="${VOLUME_TYPES:-}" QS_PATIENCE="$PATIENCE" \
         "$VENV/bin/python" "$HERE/cloud.py" "$@"
 }
 
@@ -60,7 +61,7 @@ step_server() {
 
 # ACTIVE means that its init runs; logging in takes cloud-init as well.
 step_login() {
-    local address end=$((SECONDS + 90))
+    local address end=$((SECONDS + 90 * PATIENCE))
     address=$(<"$DATA/first-address")
     until ssh_banner "$address"; do
         if ((SECONDS >= end)); then

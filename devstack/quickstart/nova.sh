@@ -111,6 +111,8 @@ compute_driver = $COMPUTE_DRIVER
 resume_guests_state_on_host_boot = true
 force_config_drive = false
 instances_path = $DATA/nova/instances
+# Nova's default.
+reimage_timeout_per_gb = $((20 * PATIENCE))
 reserved_host_memory_mb = 512
 # Idle containers need little of what their flavors promise, and clones of an
 # image share its blocks.

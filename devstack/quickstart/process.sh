@@ -147,6 +147,7 @@ daemon_stop() {
 wait_until() {
     local what=$1 seconds=$2 daemon=$3 end
     shift 3
+    seconds=$((seconds * PATIENCE))
     end=$((SECONDS + seconds))
     until "$@" >/dev/null 2>&1; do
         if ! daemon_running "$daemon"; then

@@ -44,6 +44,9 @@ MAX_PREFIX_LENGTH=60
 # The distribution's interpreter, not one that happens to be first on PATH.
 PYTHON=${QUICKSTART_PYTHON:-/usr/bin/python3}
 
+# A slow machine gets so many times as much time for everything.
+PATIENCE=${QUICKSTART_PATIENCE:-1}
+
 COMPUTE_DRIVER=${QUICKSTART_COMPUTE_DRIVER:-${SAVED[COMPUTE_DRIVER]:-lxd.LXDDriver}}
 REGION=RegionOne
 CLOUD=nova-lxd

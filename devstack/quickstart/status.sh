@@ -19,7 +19,7 @@ readonly -a DAEMONS=(nova-compute "${CINDER_DAEMONS[@]}" nova-scheduler
     nova-api nova-metadata nova-serialproxy nova-conductor
     neutron-periodic-workers neutron-ovn-maintenance-worker neutron-ovn-agent
     neutron glance placement keystone ovn-controller
-    ovn-northd ovn-db ovs-vswitchd ovsdb-server lxd lxcfs rabbitmq epmd
+    ovn-northd ovn-db ovs-vswitchd ovsdb-server lxd lxcfs iscsid rabbitmq epmd
     mariadb)
 
 readonly -a HTTP_SERVICES=(keystone glance placement neutron nova-api
@@ -27,7 +27,10 @@ readonly -a HTTP_SERVICES=(keystone glance placement neutron nova-api
 
 # False for the daemons that this cloud does without.
 is_wanted() {
-    [[ $1 != cinder-* || $WITH_CINDER == yes ]]
+    case $1 in
+    cinder-*) [[ $WITH_CINDER == yes ]] ;;
+    iscsid) [[ $WITH_CINDER == yes ]] && has_lvm && ! other_iscsid ;;
+    esac
 }
 
 # Prints one line for each daemon that should run and does not.

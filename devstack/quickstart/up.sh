@@ -156,7 +156,8 @@ declare_cinder_steps() {
     step cinder-db 'Cinder: database' mariadb cinder-packages rabbitmq
     step cinder-api 'Cinder: API' cinder-db identity
     step cinder-scheduler 'Cinder: scheduler' cinder-db
-    step cinder-volume 'Cinder: volumes' cinder-db
+    step cinder-lvm 'Cinder: LVM with iSCSI' cinder-packages
+    step cinder-volume 'Cinder: volumes' cinder-db cinder-lvm
     step volume-types 'Volume types' cinder-api
 }
 

@@ -51,6 +51,9 @@ BOOT_TIMEOUT = 120
 ACTION_TIMEOUT = 60
 SSH_TIMEOUT = 90
 
+# What the quickstart takes for a slow machine.
+PATIENCE = int(os.environ.get('QUICKSTART_PATIENCE', '1'))
+
 TINY = 'tiny'
 
 
@@ -78,8 +81,8 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float = 60,
     """Runs a program; what it said is in the error when it fails."""
     done = subprocess.run(
         command, env=dict(os.environ, **(env or {})), text=True,
-        timeout=timeout, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE)
+        timeout=timeout * PATIENCE, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if check and done.returncode:
         raise AssertionError(
             f'{" ".join(command)} failed ({done.returncode}): '
@@ -89,7 +92,7 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float = 60,
 
 def quickstart(*arguments: str, timeout: float = 180) -> str:
     """Runs devstack/quickstart.sh, once nobody else does."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while True:
         done = run(str(QUICKSTART), *arguments, timeout=timeout, check=False,
                    env={'QUICKSTART_PREFIX': str(PREFIX)})
@@ -106,7 +109,7 @@ def quickstart(*arguments: str, timeout: float = 180) -> str:
 def wait_for(what: str, condition: Callable[[], T], timeout: float,
              interval: float = 0.3) -> T:
     """Waits until ``condition`` is true and returns what it returned."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while True:
         result = condition()
         if result:
@@ -376,7 +379,7 @@ class CloudTestCase(testtools.TestCase):
     def ssh(cls, address: str, command: str, user: str | None = None,
             timeout: float = SSH_TIMEOUT) -> str:
         """Runs a command in a guest, waiting for the guest to let us in."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * PATIENCE
         while True:
             done = cls.try_ssh(address, command, user)
             if done.returncode == 0:

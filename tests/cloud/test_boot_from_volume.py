@@ -29,8 +29,6 @@ from tests import machine
 class BootFromVolumeTools(test_volumes.VolumeTools):
     """What tests of servers that boot from volumes do."""
 
-    volume_type = 'loop'
-
     def boot_from(self, **source: Any) -> tuple[Any, str]:
         """Make a server that boots from a volume.
 
@@ -60,7 +58,8 @@ class BootFromVolumeTools(test_volumes.VolumeTools):
         return self.image_id(self.cloud, cloud.TINY)
 
 
-class BootFromVolumeTest(BootFromVolumeTools, cloud.CloudTestCase):
+class BootCases(BootFromVolumeTools):
+    """What holds on back ends with block devices."""
 
     def test_life(self) -> None:
         """From the image to a volume, and from that to another server."""
@@ -183,3 +182,15 @@ class BootFromVolumeTest(BootFromVolumeTools, cloud.CloudTestCase):
         self.delete(server.id)
         self.wait_volume(volume, 'available')
         self.assert_released(volume)
+
+
+class BlockBootTest(BootCases, cloud.CloudTestCase):
+    """From block devices of the host."""
+
+    volume_type = 'loop'
+
+
+class IscsiBootTest(BootCases, cloud.CloudTestCase):
+    """From volumes of LVM, over iSCSI."""
+
+    volume_type = 'lvm'

@@ -136,6 +136,7 @@ class EvacuateFromVolumeTest(
         Evacuation, test_boot_from_volume.BootFromVolumeTools,
         cloud.CloudTestCase):
 
+    volume_type = 'loop'
     volume = ''
 
     def fence(self, server: Any) -> None:

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -37,6 +38,11 @@ class VolumeTools:
             raise cls.skipException(
                 'This cloud has no volumes: devstack/quickstart.sh up '
                 '--with-cinder')
+        if cls.volume_type and cls.admin.block_storage.find_type(
+                cls.volume_type) is None:
+            raise cls.skipException(
+                f'This cloud has no volumes of type {cls.volume_type}; '
+                'devstack/quickstart.sh up says why')
 
     def boot(self, *args: Any, **kwargs: Any) -> Any:
         """Make a server, without a port: nothing here needs one."""
@@ -109,7 +115,8 @@ class VolumeTools:
     # -- on the host
 
     def left_of_volume(self, volume_id: str) -> list[str]:
-        """Loop devices and LXD devices of a volume that the driver made."""
+        """Loop devices, LXD devices and iSCSI sessions of a volume that the
+        driver made."""
         found = [f'LXD device of {instance["name"]}'
                  for instance in self.host.instances()
                  if f'volume-{volume_id}' in instance['devices']]
@@ -120,6 +127,11 @@ class VolumeTools:
                 continue
             if volume_id in backing:
                 found.append(f'{file} {backing}')
+        for file in pathlib.Path('/sys/class/iscsi_session').glob(
+                '*/targetname'):
+            with contextlib.suppress(OSError):
+                if volume_id in file.read_text():
+                    found.append(f'{file.parent}')
         return found
 
     def assert_released(self, volume_id: str) -> None:
@@ -247,10 +259,8 @@ class VolumeCases(VolumeTools):
         self.assert_released(volume.id)
 
 
-class BlockVolumeTest(VolumeCases, cloud.CloudTestCase):
-    """On the back end with block devices."""
-
-    volume_type = 'loop'
+class BlockCases(VolumeCases):
+    """What holds on back ends with block devices."""
 
     def test_extend(self) -> None:
         server = self.boot()
@@ -289,6 +299,30 @@ class BlockVolumeTest(VolumeCases, cloud.CloudTestCase):
         """Checksum and owner of the file in the mounted volume."""
         return self.execute(server, 'sha256sum </mnt/vdb/data; '
                             'stat -c "%u %g" /mnt/vdb/data')
+
+    def test_clone_and_snapshot(self) -> None:
+        server = self.boot()
+        volume = self.make_volume()
+        self.attach(server, volume)
+        written = self.write(server)
+        snapshot = self.cloud.block_storage.create_snapshot(
+            volume_id=volume.id, force=True, name=self.unique('test'))
+        self.addCleanup(self.delete_snapshot, snapshot.id)
+        cloud.wait_for('the snapshot', lambda: (
+            self.cloud.block_storage.get_snapshot(snapshot.id).status ==
+            'available'), cloud.ACTION_TIMEOUT)
+        self.write(server)
+        copy = self.make_volume(snapshot_id=snapshot.id)
+        self.attach(server, copy, '/dev/vdc')
+        self.assertEqual(written, self.read(server, '/dev/vdc'))
+        self.detach(server, copy)
+        self.detach(server, volume)
+
+
+class BlockVolumeTest(BlockCases, cloud.CloudTestCase):
+    """On the back end with block devices of the host."""
+
+    volume_type = 'loop'
 
     def test_moved_to_other_storage(self) -> None:
         """Cinder moves an attached volume, and has Nova exchange it."""
@@ -352,26 +386,14 @@ class BlockVolumeTest(VolumeCases, cloud.CloudTestCase):
         return ' '.join(str(event['details']) for event in
                         failed['instanceAction']['events'])
 
-    def test_clone_and_snapshot(self) -> None:
-        server = self.boot()
-        volume = self.make_volume()
-        self.attach(server, volume)
-        written = self.write(server)
-        snapshot = self.cloud.block_storage.create_snapshot(
-            volume_id=volume.id, force=True, name=self.unique('test'))
-        self.addCleanup(self.delete_snapshot, snapshot.id)
-        cloud.wait_for('the snapshot', lambda: (
-            self.cloud.block_storage.get_snapshot(snapshot.id).status ==
-            'available'), cloud.ACTION_TIMEOUT)
-        self.write(server)
-        copy = self.make_volume(snapshot_id=snapshot.id)
-        self.attach(server, copy, '/dev/vdc')
-        self.assertEqual(written, self.read(server, '/dev/vdc'))
-        self.detach(server, copy)
-        self.detach(server, volume)
-
 
 class FileVolumeTest(VolumeCases, cloud.CloudTestCase):
     """On the back end with files on a share."""
 
     volume_type = 'nfs'
+
+
+class IscsiVolumeTest(BlockCases, cloud.CloudTestCase):
+    """On the back end with LVM, over iSCSI."""
+
+    volume_type = 'lvm'
