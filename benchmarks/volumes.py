@@ -21,10 +21,9 @@ config device add`` asks of LXD's REST API: it reads the instance and writes it
 back with one device more, if nobody else has changed it. The same again
 blindly, with a single request that reads nothing. (By hand nothing is checked,
 nobody looks what is on the volume, and the mount has no mapped ids: root of a
-guest could not use it.) Then the
-guest and the host write and read the same volume with the same ``dd``, past
-the cache (O_DIRECT) and through it (with fsync at the end). Prints medians and
-their ratios.
+guest could not use it.) Then the guest and the host write and read the same
+volume with the same ``dd``, past the cache (O_DIRECT) and through it (with
+fsync at the end). Prints medians and their ratios.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ from tests.functional import busybox_image  # noqa: E402
 from tests.functional import driver_host  # noqa: E402
 from tests.functional import lab_volumes  # noqa: E402
 from tests.functional import lxd_daemon  # noqa: E402
-from tests import raw_lxd  # noqa: E402
 
 import fixtures  # noqa: E402,H306
 from nova import utils  # noqa: E402
@@ -77,6 +75,8 @@ class Benchmark:
         self._folder = folder
         self._megabytes = megabytes
         self.server = host.spawn()
+        self._path = f'/1.0/instances/{self.server.name}'
+        self._params = {'project': host.project}
         self.volumes = {mode: storage.volume(4 * units.Gi) for mode in MODES}
         run('mkfs.ext4', '-q', '-E', 'root_owner=0:0',
             self.volumes['filesystem'].data()['device_path'])
@@ -150,21 +150,16 @@ class Benchmark:
         self._change(lambda devices: devices.update({'by-hand': device}))
 
     def _add_blindly(self, device: dict[str, str]) -> None:
-        self._lxd('PATCH', body={'devices': {'by-hand': device}})
+        self._host.lxd.api.must(
+            'PATCH', self._path, {'devices': {'by-hand': device}},
+            params=self._params)
 
     def _change(self, change: Callable[[dict[str, Any]], Any]) -> None:
-        answer = self._lxd('GET')
+        api = self._host.lxd.api
+        answer = api.call('GET', self._path, params=self._params)
         change(answer.metadata['devices'])
-        self._lxd('PUT', body=answer.metadata,
-                  headers={'If-Match': answer.headers['etag']})
-
-    def _lxd(self, method: str, **kwargs: Any) -> raw_lxd.Answer:
-        answer = self._host.lxd.api.call(
-            method, f'/1.0/instances/{self.server.name}',
-            params={'project': self._host.project}, **kwargs)
-        if not answer.succeeded:
-            raise RuntimeError(f'{method}: {answer.error}')
-        return answer
+        api.must('PUT', self._path, answer.metadata, params=self._params,
+                 headers={'If-Match': answer.headers['etag']})
 
     def _check(self, mode: str) -> None:
         self._host.run(self.server, 'sh', '-c', f'[ -b {PATH} ]' if
@@ -245,19 +240,22 @@ def shown(seconds: list[float]) -> str:
 
 def measure(benchmark: Benchmark, rounds: int, megabytes: int) -> None:
     for mode in MODES:
+        ways = {'by hand': benchmark.by_hand, 'blindly': benchmark.blindly,
+                'driver': benchmark.by_driver}
         results: dict[str, list[tuple[float, float]]] = {
-            'by hand': [], 'blindly': [], 'driver': []}
-        ways = (benchmark.by_hand, benchmark.blindly, benchmark.by_driver)
+            name: [] for name in ways}
         for number in range(rounds + 1):
-            for taken, way in zip(results.values(), ways, strict=True):
+            for name, way in ways.items():
                 took = way(mode)
                 # The first starts privsep's daemon and the like.
                 if number:
-                    taken.append(took)
-        for index, what in enumerate(('attach', 'detach')):
+                    results[name].append(took)
+        # Detaching blindly is detaching by hand.
+        for index, what, others in ((0, 'attach', ('by hand', 'blindly')),
+                                    (1, 'detach', ('by hand',))):
             driver = [took[index] for took in results['driver']]
             print(f'{mode:10s} {what}: driver {shown(driver)}')
-            for name in ('by hand', 'blindly')[:2 - index]:
+            for name in others:
                 other = [took[index] for took in results[name]]
                 ratio = statistics.median(driver) / statistics.median(other)
                 print(f'{"":10s}   {name} {shown(other)}, ratio {ratio:.2f}')

@@ -40,12 +40,6 @@ class Answer:
     operation: dict[str, Any] | None = None
 
     @property
-    def succeeded(self) -> bool:
-        """Whether LXD has done it."""
-        return self.status < 400 and (self.operation or {}).get(
-            'status_code', 200) == 200
-
-    @property
     def metadata(self) -> Any:
         return self.body['metadata'] if isinstance(self.body, dict) else None
 
@@ -144,7 +138,8 @@ class Client:
         :returns: the answer's metadata, or the operation's.
         """
         answer = self.call(method, path, body, **kwargs)
-        if not answer.succeeded:
+        if answer.status >= 400 or (answer.operation or {}).get(
+                'status_code', 200) != 200:
             raise AssertionError(
                 f'{method} {path}: {answer.status} {answer.error}')
         if answer.operation is not None:

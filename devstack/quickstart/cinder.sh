@@ -48,6 +48,11 @@ volume_backends() {
     cat "$DATA/cinder/backends"
 }
 
+# Whether LVM with iSCSI is one of them.
+has_lvm() {
+    [[ " $(volume_backends 2>/dev/null) " == *' lvm '* ]]
+}
+
 # What the kernel has may change from one start of the host to the next.
 choose_volume_backends() {
     local backends='loop nfs'
@@ -135,6 +140,10 @@ step_cinder_packages() {
         pip_install --compile-bytecode -c "$REPO/constraints.txt" cinder
 }
 
+step_cinder_lvm() {
+    ! has_lvm || start_lvm
+}
+
 step_cinder_db() {
     echo 'CREATE DATABASE IF NOT EXISTS cinder CHARACTER SET utf8mb3' \
         'COLLATE utf8mb3_general_ci;' | sql
@@ -178,11 +187,9 @@ step_cinder_scheduler() {
 
 # One service for each back end.
 step_cinder_volume() {
-    local -a backends
-    read -ra backends <<<"$(volume_backends)"
     cinder_daemon cinder-volume
     wait_until cinder-volume 90 cinder-volume \
-        cinder_reports cinder-volume "${#backends[@]}"
+        cinder_reports cinder-volume "$(volume_backends | wc -w)"
 }
 
 # Volume types, one for each back end.

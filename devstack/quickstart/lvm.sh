@@ -54,11 +54,6 @@ lvm_lacks() {
     fi 2>/dev/null
 }
 
-# Whether this cloud has been given the back end.
-has_lvm() {
-    [[ " $(cat "$DATA/cinder/backends" 2>/dev/null) " == *' lvm '* ]]
-}
-
 iscsi_targets() {
     [[ ! -d $TARGETS ]] || find "$TARGETS" -mindepth 1 -maxdepth 1 \
         -name 'iqn.*' -printf '%f\n'
@@ -99,11 +94,7 @@ start_iscsid() {
     wait_until iscsid 30 iscsid iscsid_answers
 }
 
-step_cinder_lvm() {
-    if ! has_lvm; then
-        echo "No LVM with iSCSI: $(lvm_lacks)."
-        return 0
-    fi
+start_lvm() {
     mountpoint -q /sys/kernel/config ||
         mount -t configfs configfs /sys/kernel/config
     # The target's own module is asked for only when the folder is made.

@@ -120,18 +120,14 @@ class VolumeTools:
         found = [f'LXD device of {instance["name"]}'
                  for instance in self.host.instances()
                  if f'volume-{volume_id}' in instance['devices']]
-        for file in pathlib.Path('/sys/block').glob('loop*/loop/backing_file'):
-            try:
-                backing = file.read_text()
-            except OSError:
-                continue
-            if volume_id in backing:
-                found.append(f'{file} {backing}')
-        for file in pathlib.Path('/sys/class/iscsi_session').glob(
-                '*/targetname'):
-            with contextlib.suppress(OSError):
-                if volume_id in file.read_text():
-                    found.append(f'{file.parent}')
+        for folder, names in (('/sys/block', 'loop*/loop/backing_file'),
+                              ('/sys/class/iscsi_session', '*/targetname')):
+            for file in pathlib.Path(folder).glob(names):
+                # Others come and go.
+                with contextlib.suppress(OSError):
+                    text = file.read_text()
+                    if volume_id in text:
+                        found.append(f'{file} {text}')
         return found
 
     def assert_released(self, volume_id: str) -> None:
