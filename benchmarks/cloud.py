@@ -31,9 +31,9 @@ import time
 from typing import Any
 import uuid
 
-from tests.cloud import cloud
-from tests.cloud import other_host
-from tests import raw_lxd
+from tests.fixtures import cloud
+from tests.fixtures import other_host
+from tests.fixtures import raw_lxd
 
 FAKE_HOST = f'fake-{uuid.uuid4().hex[:8]}'
 FAKE_DRIVER = 'fake.FakeDriverWithoutFakeNodes'

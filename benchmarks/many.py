@@ -31,9 +31,9 @@ import time
 from typing import Any
 
 from benchmarks import spawn
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 #: Far above what LXD gives the driver's own servers, and within the ten
 #: million ids that Debian's LXD has.

@@ -35,9 +35,9 @@ from typing import Any
 
 os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
 
-from tests.functional import busybox_image  # noqa: E402
-from tests.functional import driver_host  # noqa: E402
-from tests.functional import lxd_daemon  # noqa: E402
+from tests.fixtures import busybox_image  # noqa: E402
+from tests.fixtures import driver_host  # noqa: E402
+from tests.fixtures import lxd_daemon  # noqa: E402
 
 #: Only what the shell does itself: a process started for each tick would
 #: wait for its turn of the CPU much longer than for a frozen guest.

@@ -35,8 +35,8 @@ import uuid
 
 os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
 
-from tests.functional import driver_host  # noqa: E402
-from tests.functional import lxd_daemon  # noqa: E402
+from tests.fixtures import driver_host  # noqa: E402
+from tests.fixtures import lxd_daemon  # noqa: E402
 
 #: What people log in to: about what clouds offer, 70 MB packed.
 PACKAGES = 'systemd-sysv,dbus,openssh-server,sudo,iproute2,python3-minimal'

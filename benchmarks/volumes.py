@@ -42,10 +42,10 @@ from typing import Any
 os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
 
 # Before anything of Nova's.
-from tests.functional import busybox_image  # noqa: E402
-from tests.functional import driver_host  # noqa: E402
-from tests.functional import lab_volumes  # noqa: E402
-from tests.functional import lxd_daemon  # noqa: E402
+from tests.fixtures import busybox_image  # noqa: E402
+from tests.fixtures import driver_host  # noqa: E402
+from tests.fixtures import lab_volumes  # noqa: E402
+from tests.fixtures import lxd_daemon  # noqa: E402
 
 import fixtures  # noqa: E402,H306
 from nova import utils  # noqa: E402

@@ -19,7 +19,7 @@ import subprocess
 import time
 from typing import Any
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 _OVS = {'OVS_RUNDIR': str(cloud.PREFIX / 'run' / 'ovs')}
 _BRIDGE = 'br-ex'

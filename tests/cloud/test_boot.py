@@ -19,7 +19,7 @@ import json
 import os
 from typing import Any
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 USER_DATA = '#!/bin/sh\necho "made by user data" >/root/user-data-was-here\n'
 

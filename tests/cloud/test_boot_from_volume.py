@@ -21,9 +21,9 @@ from typing import Any
 
 from openstack import exceptions
 
-from tests.cloud import cloud
 from tests.cloud import test_volumes
-from tests import machine
+from tests.fixtures import cloud
+from tests.fixtures import machine
 
 
 class BootFromVolumeTools(test_volumes.VolumeTools):

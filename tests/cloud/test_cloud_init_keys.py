@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 CONF = cloud.PREFIX / 'etc' / 'nova' / 'nova-compute.conf'
 #: Makes cloud-init ask nobody but LXD, as if it had never run.

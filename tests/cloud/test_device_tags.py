@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 
 class DeviceTagsTest(cloud.CloudTestCase):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 
 class DiagnosticsTest(cloud.CloudTestCase):

@@ -21,9 +21,9 @@ import signal
 import tempfile
 from typing import Any
 
-from tests.cloud import cloud
-from tests.cloud import other_host
 from tests.cloud import test_boot_from_volume
+from tests.fixtures import cloud
+from tests.fixtures import other_host
 
 PROJECT = 'nova-other'
 

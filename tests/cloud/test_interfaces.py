@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 
 class InterfaceTest(cloud.CloudTestCase):

@@ -18,7 +18,7 @@ from typing import Any
 
 import openstack
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 #: Nova's quota is ten servers for each project.
 PER_PROJECT, PROJECTS = 10, 5

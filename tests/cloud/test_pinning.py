@@ -23,7 +23,7 @@ from typing import Any
 
 from nova.virt import hardware
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 CONF = cloud.PREFIX / 'etc' / 'nova' / 'nova-compute.conf'
 CPUS = sorted(os.sched_getaffinity(0))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 # A server's own poweroff has to show within this many seconds. Nova's API
 # gets the news from an event, not from the periodic task (ten minutes).

@@ -18,7 +18,7 @@ from typing import Any
 
 from openstack import exceptions
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 
 class RebuildTest(cloud.CloudTestCase):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 
 class RescueTest(cloud.CloudTestCase):

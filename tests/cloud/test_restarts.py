@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Any
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 # Seconds without an answer that count as an interruption; a single attempt
 # may be slow on a busy host.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 #: CPU flags of the kernel and what they must have become.
 _FLAGS = {'aes': 'HW_CPU_X86_AESNI', 'avx2': 'HW_CPU_X86_AVX2',

@@ -24,7 +24,7 @@ import uuid
 
 import websocket
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 PASSWORD = 'a Secret of 1 server'
 

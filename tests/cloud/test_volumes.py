@@ -20,7 +20,7 @@ from typing import Any
 
 from openstack import exceptions
 
-from tests.cloud import cloud
+from tests.fixtures import cloud
 
 PATH = '/dev/vdb'
 

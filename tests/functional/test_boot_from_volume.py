@@ -34,12 +34,12 @@ from oslo_utils import units
 from nova_lxd_py import conf
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt.volume import contents
-from tests.functional import busybox_image
-from tests.functional import faulty_proxy
-from tests.functional import lab_volumes
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import faulty_proxy
+from tests.fixtures import lab_volumes
+from tests.fixtures import lxd_daemon
+from tests.fixtures import machine
 from tests.functional import test_volumes
-from tests import machine
 
 CONF = conf.CONF
 NO_LXD = lxd_daemon.missing()

@@ -30,10 +30,10 @@ from nova import objects
 
 from nova_lxd_py.virt import configdisk
 from nova_lxd_py.virt import configdrive
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import lab_volumes
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import driver_host
+from tests.fixtures import lab_volumes
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 if not NO_LXD and not shutil.which('isoinfo'):

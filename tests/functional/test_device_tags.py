@@ -33,11 +33,11 @@ from oslo_utils import units
 
 from nova_lxd_py.virt import device_tags
 from nova_lxd_py.virt import privileged
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import faulty_proxy
-from tests.functional import lab_volumes
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import driver_host
+from tests.fixtures import faulty_proxy
+from tests.fixtures import lab_volumes
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

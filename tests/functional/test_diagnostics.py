@@ -23,8 +23,8 @@ from nova import exception
 from nova.network import model
 
 from nova_lxd_py.virt import privileged
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

@@ -19,8 +19,8 @@ from nova.compute import power_state
 from nova import exception
 
 from nova_lxd_py.virt import disks
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

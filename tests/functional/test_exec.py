@@ -24,9 +24,9 @@ from nova import exception
 from nova_lxd_py.virt import errors
 from nova_lxd_py.virt import exec as lxd_exec
 from nova_lxd_py.virt import session
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

@@ -18,9 +18,9 @@ import json
 import shutil
 from typing import Any
 
-from tests.functional import busybox_image
-from tests.functional import contract
-from tests.unit import fake_lxd
+from tests.fixtures import busybox_image
+from tests.fixtures import contract
+from tests.fixtures import fake_lxd
 
 
 class ServerContract(contract.ContractTest):

@@ -20,7 +20,7 @@ from typing import Any
 
 import websocket
 
-from tests.functional import contract
+from tests.fixtures import contract
 
 
 class EventContract(contract.ContractTest):

@@ -18,7 +18,7 @@ import time
 
 import websocket
 
-from tests.functional import contract
+from tests.fixtures import contract
 
 
 class GuestContract(contract.InstanceContractTest):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 
-from tests.functional import contract
+from tests.fixtures import contract
 
 ROOT_OF_100 = {'root': {**contract.ROOT['root'], 'size': '100MiB'}}
 

@@ -29,8 +29,8 @@ from nova_lxd_py import conf
 from nova_lxd_py.virt import host
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt import session
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 CONF = conf.CONF

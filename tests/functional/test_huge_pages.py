@@ -21,7 +21,7 @@ import unittest
 from nova import objects
 
 from nova_lxd_py.virt import numa
-from tests.functional import lxd_daemon
+from tests.fixtures import lxd_daemon
 from tests.functional import test_pinning
 
 SIZE = 32

@@ -40,9 +40,9 @@ from nova_lxd_py import conf
 from nova_lxd_py.virt import image_transfer
 from nova_lxd_py.virt import images
 from nova_lxd_py.virt import session
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 CONF = conf.CONF
 NO_LXD = lxd_daemon.missing()

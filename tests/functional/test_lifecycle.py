@@ -22,9 +22,9 @@ from nova.compute import power_state
 from nova import exception
 from nova.virt import event as virt_event
 
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

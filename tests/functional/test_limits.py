@@ -23,8 +23,8 @@ import unittest
 from nova import exception
 from nova import objects
 
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

@@ -34,9 +34,9 @@ from nova.tests.unit.virt import test_virt_drivers
 from nova.virt import driver as nova_driver
 
 import nova_lxd_py.virt.driver
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

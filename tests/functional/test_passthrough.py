@@ -23,7 +23,7 @@ import unittest
 
 from nova import exception
 
-from tests.functional import lxd_daemon
+from tests.fixtures import lxd_daemon
 from tests.functional import test_resize
 
 NO_LXD = lxd_daemon.missing()

@@ -30,8 +30,8 @@ from nova.network import model as network_model
 from nova import objects
 from nova.virt import hardware
 
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 from tests.functional import test_resize
 
 NO_LXD = lxd_daemon.missing()

@@ -24,8 +24,8 @@ from nova import exception
 from nova import objects
 from nova.tests.unit import fake_flavor
 
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

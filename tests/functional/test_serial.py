@@ -28,9 +28,9 @@ from nova.console import serial as nova_serial
 from nova import exception
 
 from nova_lxd_py.virt import serial
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

@@ -28,11 +28,11 @@ from nova.image import glance
 from nova import objects
 from oslo_config import cfg
 
-from tests import certificate_store
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
-from tests import glance_server
+from tests.fixtures import busybox_image
+from tests.fixtures import certificate_store
+from tests.fixtures import driver_host
+from tests.fixtures import glance_server
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 CONF = driver_host.CONF

@@ -27,9 +27,9 @@ from nova import exception
 import yaml
 
 from nova_lxd_py.virt import snapshot
-from tests.functional import busybox_image
-from tests.functional import driver_host
-from tests.functional import lxd_daemon
+from tests.fixtures import busybox_image
+from tests.fixtures import driver_host
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

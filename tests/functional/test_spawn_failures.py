@@ -23,9 +23,9 @@ import unittest
 
 from nova import exception
 
-from tests.functional import driver_host
-from tests.functional import faulty_proxy
-from tests.functional import lxd_daemon
+from tests.fixtures import driver_host
+from tests.fixtures import faulty_proxy
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

@@ -26,7 +26,7 @@ from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.vif import manager
 from nova_lxd_py.virt.vif import ovs
 from nova_lxd_py.virt.vif import veth
-from tests.functional import lab
+from tests.fixtures import lab
 
 setUpModule = lab.set_up_module
 tearDownModule = lab.tear_down_module

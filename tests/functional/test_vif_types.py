@@ -25,8 +25,8 @@ from nova.network import model
 
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.vif import veth
-from tests.functional import container_host
-from tests.functional import lab
+from tests.fixtures import container_host
+from tests.fixtures import lab
 
 try:
     from vif_plug_linux_bridge import privsep as privileged_bridge

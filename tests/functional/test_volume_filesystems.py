@@ -26,9 +26,9 @@ import fixtures
 from nova import exception
 
 from nova_lxd_py.virt.volume import namespaces
-from tests.functional import faulty_proxy
-from tests.functional import lab_volumes
-from tests.functional import lxd_daemon
+from tests.fixtures import faulty_proxy
+from tests.fixtures import lab_volumes
+from tests.fixtures import lxd_daemon
 from tests.functional import test_volumes
 
 NO_LXD = lxd_daemon.missing()

@@ -34,10 +34,10 @@ from nova import objects
 from oslo_utils import units
 
 from nova_lxd_py.virt.volume import processes
-from tests.functional import driver_host
-from tests.functional import faulty_proxy
-from tests.functional import lab_volumes
-from tests.functional import lxd_daemon
+from tests.fixtures import driver_host
+from tests.fixtures import faulty_proxy
+from tests.fixtures import lab_volumes
+from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 

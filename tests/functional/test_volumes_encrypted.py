@@ -30,8 +30,8 @@ import fixtures
 from nova import exception
 from oslo_utils import units
 
-from tests.functional import lab_volumes
-from tests.functional import lxd_daemon
+from tests.fixtures import lab_volumes
+from tests.fixtures import lxd_daemon
 from tests.functional import test_volumes
 
 NO_LXD = lxd_daemon.missing()

@@ -21,9 +21,9 @@ import fixtures
 from nova import exception
 from oslo_utils import units
 
-from tests.functional import iscsi
-from tests.functional import lab_volumes
-from tests.functional import lxd_daemon
+from tests.fixtures import iscsi
+from tests.fixtures import lab_volumes
+from tests.fixtures import lxd_daemon
 from tests.functional import test_volumes
 
 LACKING = lxd_daemon.missing() or iscsi.missing()

@@ -29,10 +29,10 @@ from nova import exception
 from oslo_utils import units
 
 from nova_lxd_py.virt.volume import mounts
-from tests.functional import faulty_proxy
-from tests.functional import killed_process
-from tests.functional import lab_volumes
-from tests.functional import lxd_daemon
+from tests.fixtures import faulty_proxy
+from tests.fixtures import killed_process
+from tests.fixtures import lab_volumes
+from tests.fixtures import lxd_daemon
 from tests.functional import test_volumes
 
 NO_LXD = lxd_daemon.missing()

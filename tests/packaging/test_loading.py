@@ -25,8 +25,8 @@ import zipfile
 
 import pytest
 
-from tests.packaging import environment
-from tests.packaging import scratch_root
+from tests.fixtures import environment
+from tests.fixtures import scratch_root
 
 NOVA = os.environ.get('NOVA_LXD_TEST_NOVA', 'nova==34.0.0')
 CONSTRAINTS = environment.SOURCE / 'constraints.txt'

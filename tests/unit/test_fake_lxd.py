@@ -27,8 +27,8 @@ import pylxd
 import testtools
 import websocket
 
-from tests import raw_lxd
-from tests.unit import fake_lxd
+from tests.fixtures import fake_lxd
+from tests.fixtures import raw_lxd
 
 STATE = '/1.0/instances/c1/state'
 

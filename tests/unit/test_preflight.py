@@ -28,8 +28,8 @@ from oslotest import base
 from nova_lxd_py import conf
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt import session
-from tests.unit import fake_lxd
-from tests.unit.fake_lxd import state
+from tests.fixtures import fake_lxd
+from tests.fixtures.fake_lxd import state
 
 
 class PreflightTestCase(base.BaseTestCase):
@@ -159,7 +159,7 @@ class ConnectionTestCase(PreflightTestCase):
     def distrust(self) -> None:
         # A unix socket is always trusted, a certificate need not be.
         self.useFixture(fixtures.MonkeyPatch(
-            'tests.unit.fake_lxd.transport.UnixServer.is_trusted',
+            'tests.fixtures.fake_lxd.transport.UnixServer.is_trusted',
             lambda server, connection: False))
 
     def test_not_trusted(self) -> None:

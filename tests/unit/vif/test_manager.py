@@ -31,7 +31,7 @@ from nova_lxd_py.virt.vif import ovs
 from nova_lxd_py.virt.vif import ovs_hybrid
 from nova_lxd_py.virt.vif import tap
 from nova_lxd_py.virt.vif import veth
-from tests.unit.vif import fake_host
+from tests.fixtures import fake_host
 
 CONF = nova_conf.CONF
 

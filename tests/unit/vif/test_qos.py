@@ -16,7 +16,7 @@ from nova import exception
 from oslotest import base
 
 from nova_lxd_py.virt.vif import qos
-from tests.unit.vif import fake_host
+from tests.fixtures import fake_host
 
 
 class LimitsTestCase(base.BaseTestCase):

@@ -21,7 +21,7 @@ from nova_lxd_py.virt.vif import ovs
 from nova_lxd_py.virt.vif import qos
 from nova_lxd_py.virt.vif import tap
 from nova_lxd_py.virt.vif import veth
-from tests.unit.vif import fake_host
+from tests.fixtures import fake_host
 
 LIMITS = qos.Limits(outbound=qos.Rate(1000, 2000, 65536))
 

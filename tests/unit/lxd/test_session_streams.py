@@ -1,0 +1,337 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The session with LXD: uploads, downloads, websockets, TLS."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import fixtures
+import websocket
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt import errors
+from nova_lxd_py.virt import session
+from tests.fixtures import fake_lxd
+from tests.fixtures.fake_lxd import certificates
+from tests.fixtures import session_case
+
+
+class StreamsTestCase(session_case.SessionTestCase):
+
+    OCTETS = {'Content-Type': 'application/octet-stream'}
+
+    def setUp(self):
+        super().setUp()
+        self.content = fake_lxd.fixture.unified_image(
+            {'etc/a': os.urandom(300000)})
+
+    def chunks(self, size=10000):
+        for start in range(0, len(self.content), size):
+            yield self.content[start:start + size]
+
+    def images(self):
+        return len(self.session.get('images'))
+
+    def test_upload(self):
+        self.session.upload('images', chunks=self.chunks(), headers={
+            **self.OCTETS, 'X-LXD-properties': 'a=b'})
+        sent = [entry for entry in self.lxd.requests
+                if str(entry) == 'POST /1.0/images'][0]
+        self.assertEqual('chunked', sent.headers['transfer-encoding'])
+        self.assertEqual(self.content, sent.body)
+
+    def test_empty_chunks_do_not_end_the_stream(self):
+        half = len(self.content) // 2
+        self.session.upload('images', headers=self.OCTETS, chunks=[
+            self.content[:half], b'', self.content[half:]])
+        self.assertEqual(2, self.images())
+
+    def test_source_breaks_off(self):
+        class GlanceIsDown(Exception):
+            pass
+
+        def source():
+            yield self.content[:1000]
+            raise GlanceIsDown('so sad')
+
+        self.assertRaises(GlanceIsDown, self.session.upload, 'images',
+                          chunks=source(), headers=self.OCTETS)
+        self.lxd.wait_for(lambda: [entry for entry in self.lxd.requests
+                                   if entry.broken])
+        self.assertEqual(1, self.images())
+
+    def test_source_is_too_slow(self):
+        def source():
+            for chunk in self.chunks():
+                time.sleep(0.3)
+                yield chunk
+
+        began = time.monotonic()
+        error = self.refused(errors.DeadlineExceeded, self.session.upload,
+                             'images', chunks=source(), headers=self.OCTETS,
+                             timeout=1)
+        self.assertLess(time.monotonic() - began, 10)
+        self.assertIn('too long', str(error))
+        self.assertEqual(1, self.images())
+
+    def test_lxd_refuses_the_content(self):
+        for content, reason in ((b'junk' * 200, 'Unsupported compression'),
+                                (self.content[:50], 'metadata.yaml')):
+            error = self.assertRaises(
+                errors.LXDError, self.session.upload, 'images',
+                chunks=[content], headers=self.OCTETS)
+            self.assertIn(reason, str(error))
+
+    def test_wrong_checksum(self):
+        error = self.refused(
+            errors.OperationFailed, self.session.upload, 'images',
+            chunks=self.chunks(), headers={**self.OCTETS,
+                                           'X-LXD-fingerprint': '0' * 64})
+        self.assertIn("fingerprints don't match", str(error))
+
+    def test_lxd_hangs_up_in_the_middle_of_an_upload(self):
+        def source():
+            for number, chunk in enumerate(self.chunks()):
+                if number == 3:
+                    self.lxd.stop()
+                yield chunk
+
+        self.refused(errors.Unreachable, self.session.upload, 'images',
+                     chunks=source(), headers=self.OCTETS)
+
+    def test_operation_of_an_upload_has_what_is_left_of_its_time(self):
+        self.lxd.hang_operation('POST', '/1.0/images')
+        began = time.monotonic()
+        self.refused(errors.DeadlineExceeded, self.session.upload, 'images',
+                     chunks=self.chunks(), headers=self.OCTETS, timeout=1)
+        self.assertLess(time.monotonic() - began, 10)
+
+    def test_download(self):
+        fingerprint = self.lxd.add_image(self.content, project='nova')
+        with self.session.download('images', fingerprint, 'export',
+                                   chunk_size=10000) as (headers, chunks):
+            self.assertEqual(str(len(self.content)),
+                             headers['Content-Length'])
+            self.assertEqual(self.content, b''.join(chunks))
+
+    def test_download_of_what_is_not_there(self):
+        def download():
+            with self.session.download('images', 'abc', 'export'):
+                self.fail('there is no such image')
+
+        self.refused(errors.NotFound, download)
+
+    def test_download_breaks_off(self):
+        fingerprint = self.lxd.add_image(self.content, project='nova')
+
+        def download():
+            with self.session.download('images', fingerprint, 'export',
+                                       chunk_size=1000) as (_h, chunks):
+                next(chunks)
+                self.lxd.stop()
+                got = sum(len(chunk) for chunk in chunks)
+                # The kernel had all of it already: nothing broke then.
+                self.assertEqual(len(self.content) - 1000, got)
+                raise errors.Unreachable('unlikely')
+
+        self.refused(errors.Unreachable, download)
+
+    def test_download_that_is_not_read_to_the_end(self):
+        fingerprint = self.lxd.add_image(self.content, project='nova')
+        for _ in range(3):
+            with self.session.download('images', fingerprint, 'export',
+                                       chunk_size=1000) as (_h, chunks):
+                next(chunks)
+            self.assertEqual(2, self.images())
+
+
+class FilesTestCase(session_case.SessionTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.create(start=True)
+
+    def test_write_and_read(self):
+        self.session.write_file('c1', '/root/a b&c', b'content', mode=0o600,
+                                uid=5, gid=6)
+        self.assertEqual(b'content',
+                         self.session.read_file('c1', '/root/a b&c'))
+        node = self.lxd.instance('c1').files.get('/root/a b&c')
+        self.assertEqual((0o600, 5, 6), (node.mode, node.uid, node.gid))
+
+    def test_empty_file(self):
+        self.session.write_file('c1', '/root/empty', b'')
+        self.assertEqual(b'', self.session.read_file('c1', '/root/empty'))
+
+    def test_directory(self):
+        self.session.write_file('c1', '/root/dir', b'', kind='directory',
+                                mode=0o700)
+        self.session.write_file('c1', '/root/dir/file', b'x')
+        self.assertEqual(['file'], self.session.get(
+            'instances', 'c1', 'files', params={'path': '/root/dir'}))
+
+    def test_read_no_more_than_wanted(self):
+        self.session.write_file('c1', '/root/big', b'x' * 100000)
+        self.assertEqual(b'x' * 10,
+                         self.session.read_file('c1', '/root/big', limit=10))
+
+    def test_missing(self):
+        self.refused(errors.NotFound, self.session.read_file, 'c1', '/nope')
+        self.refused(errors.NotFound, self.session.write_file, 'c1',
+                     '/nope/file', b'')
+        self.refused(errors.NotFound, self.session.read_file, 'nope', '/x')
+
+
+class WebsocketTestCase(session_case.SessionTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.create(start=True)
+
+    def open(self, **kwargs):
+        channel = self.session.websocket('events', params={
+            'type': 'lifecycle'}, **kwargs)
+        self.addCleanup(channel.shutdown)
+        self.lxd.wait_for(lambda: self.lxd.daemon.events.listeners)
+        return channel
+
+    def test_events(self):
+        channel = self.open(timeout=5)
+        self.lxd.guest_poweroff('c1')
+        self.assertIn('instance-shutdown', channel.recv())
+
+    def test_only_those_of_the_own_project(self):
+        channel = self.open(timeout=0.2)
+        self.lxd.daemon.events.lifecycle('instance-started', 'default',
+                                         '/1.0/instances/foreign')
+        self.assertRaises(websocket.WebSocketTimeoutException, channel.recv)
+
+    def test_timeout_is_for_each_read(self):
+        channel = self.open(timeout=0.1)
+        for _ in range(2):
+            self.assertRaises(websocket.WebSocketTimeoutException,
+                              channel.recv)
+        channel.settimeout(5)
+        self.lxd.guest_poweroff('c1')
+        self.assertIn('instance-shutdown', channel.recv())
+
+    def test_daemon_goes(self):
+        channel = self.open(timeout=5)
+        self.lxd.stop()
+        self.assertRaises((OSError, websocket.WebSocketException),
+                          channel.recv)
+        self.refused(errors.Unreachable, self.session.websocket, 'events')
+
+    def test_refused(self):
+        self.lxd.fail_next('GET', '/1.0/events', 403, 'go away')
+        error = self.refused(errors.PermissionDenied, self.session.websocket,
+                             'events')
+        self.assertIn('go away', str(error))
+        error = self.assertRaises(
+            errors.LXDError, self.session.websocket, 'events',
+            params={'type': 'bogus'})
+        self.assertIn("isn't a supported event type", str(error))
+
+    def test_connection_breaks_in_the_handshake(self):
+        self.lxd.drop_connection('GET', '/1.0/events')
+        self.refused(errors.Unreachable, self.session.websocket, 'events')
+
+    def test_no_answer_to_the_handshake(self):
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.session.CONNECT_TIMEOUT', 0.2))
+        self.lxd.delay('GET', '/1.0/events', 2)
+        error = self.assertRaises(errors.LXDError, self.session.websocket,
+                                  'events')
+        self.assertIsInstance(error, (errors.DeadlineExceeded,
+                                      errors.Unreachable))
+
+
+class TLSTestCase(session_case.SessionTestCase):
+
+    def setUp(self):
+        super().setUp()
+        folder = self.lxd.folder
+        self.certificate, self.key = certificates.make(folder, 'client')
+        self.stranger = certificates.make(folder, 'stranger')
+        self.url, self.server_certificate = self.lxd.listen_https(
+            {self.certificate: True, self.stranger[0]: False})
+        self.configure()
+
+    def configure(self, **kwargs):
+        self.cfg.config(group='lxd', **{
+            'endpoint': self.url, 'client_certificate': self.certificate,
+            'client_key': self.key,
+            'server_certificate': self.server_certificate, **kwargs})
+        self.session = session.Session(conf.CONF.lxd)
+
+    def test_connect(self):
+        self.session.connect()
+        self.assertFalse(self.session.is_local)
+        self.create(start=True)
+        self.assertEqual('Running', self.status())
+        channel = self.session.websocket('events', timeout=5, params={
+            'type': 'lifecycle'})
+        self.addCleanup(channel.shutdown)
+        self.lxd.wait_for(lambda: self.lxd.daemon.events.listeners)
+        self.lxd.guest_poweroff('c1')
+        self.assertIn('instance-shutdown', channel.recv())
+
+    def test_trailing_slash(self):
+        self.configure(endpoint=self.url + '/')
+        self.session.connect()
+        self.session.websocket('events').shutdown()
+
+    def test_certificate_bundles_of_the_environment_do_not_matter(self):
+        self.useFixture(fixtures.EnvironmentVariable(
+            'REQUESTS_CA_BUNDLE', self.stranger[0]))
+        self.session.connect()
+
+    def test_server_shows_another_certificate(self):
+        self.configure(server_certificate=self.stranger[0])
+        error = self.refused(errors.PermissionDenied, self.session.connect)
+        self.assertIn(self.stranger[0], str(error))
+        self.refused(errors.PermissionDenied, self.session.websocket,
+                     'events')
+
+    def test_lxd_does_not_trust_the_client(self):
+        self.configure(client_certificate=self.stranger[0],
+                       client_key=self.stranger[1])
+        error = self.refused(errors.PermissionDenied, self.session.connect)
+        self.assertIn('lxc config trust add', str(error))
+
+    def test_missing_settings_and_files(self):
+        for option in ('client_certificate', 'client_key',
+                       'server_certificate'):
+            for value in (None, '/nonexistent'):
+                self.configure(**{option: value})
+                error = self.refused(errors.PermissionDenied,
+                                     self.session.connect)
+                self.assertIn(option, str(error))
+
+    def test_files_that_are_no_certificates(self):
+        junk = os.path.join(self.lxd.folder, 'junk')
+        with open(junk, 'w') as out:
+            out.write('junk')
+        for option in ('client_certificate', 'client_key',
+                       'server_certificate'):
+            self.configure(**{option: junk})
+            self.assertRaises(errors.LXDError, self.session.connect)
+            self.assertRaises(errors.LXDError, self.session.websocket,
+                              'events')
+
+    def test_nobody_listens(self):
+        self.configure(endpoint='https://127.0.0.1:1')
+        self.refused(errors.Unreachable, self.session.connect)
+        self.refused(errors.Unreachable, self.session.websocket, 'events')

@@ -1,0 +1,146 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+from __future__ import annotations
+
+import os
+
+from oslotest import base
+
+from nova_lxd_py.virt import privileged
+from tests.fixtures import fake_host
+
+OUTER, INNER = 'tap01234567-89', 'tin01234567-89'
+MAC = 'fa:16:3e:00:00:01'
+
+
+class InputTestCase(base.BaseTestCase):
+    """The daemon acts on nothing but devices of ports."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host = self.useFixture(fake_host.FakeHost())
+
+    def test_names_of_other_devices(self) -> None:
+        for name in ('eth0', 'br-int', 'tap0', 'tap01234567-8', 'tap../../x',
+                     'tap01234567-89\n', 'TAP01234567-89', '',
+                     None, 7, ['tap01234567-89'], b'tap01234567-89'):
+            for call in (
+                    lambda: privileged.delete_device(name),
+                    lambda: privileged.set_mtu(name, 1500),
+                    lambda: privileged.add_to_bridge(name, 'br0'),
+                    lambda: privileged.disable_checksum_offload(name),
+                    lambda: privileged.join(name, INNER),
+                    lambda: privileged.join(INNER, name),
+                    lambda: privileged.set_limit(name, 1, 1, 1),
+                    lambda: privileged.remove_limit(name),
+                    lambda: privileged.create_veth(name, INNER, MAC, 1500,
+                                                   False),
+                    lambda: privileged.create_veth(OUTER, name, MAC, 1500,
+                                                   False)):
+                self.assertRaises(ValueError, call)
+        self.assertEqual([], self.host.calls)
+
+    def test_other_arguments(self) -> None:
+        self.host.add(OUTER)
+        for call in (
+                lambda: privileged.create_veth(OUTER, INNER, 'x', 1500, False),
+                lambda: privileged.create_veth(OUTER, INNER, MAC + '\n', 1500,
+                                               False),
+                lambda: privileged.set_mtu(OUTER, 10),
+                lambda: privileged.set_mtu(OUTER, '1500'),
+                lambda: privileged.add_to_bridge(OUTER, '../x'),
+                lambda: privileged.add_to_bridge(OUTER, 'a' * 16),
+                lambda: privileged.set_limit(OUTER, 0, 1, 1),
+                lambda: privileged.set_limit(OUTER, 1, 2 ** 70, 1),
+                lambda: privileged.set_limit(OUTER, 1, 1, '1')):
+            self.assertRaises(ValueError, call)
+        self.assertEqual([], self.host.calls)
+
+
+class DeviceTestCase(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host = self.useFixture(fake_host.FakeHost())
+
+    def ipv6_is_off(self, name: str) -> bool:
+        return os.path.exists(self.host.ipv6 / name / 'disable_ipv6') and (
+            self.host.ipv6 / name / 'disable_ipv6').read_text() == '1'
+
+    def make(self, routed: bool = False) -> None:
+        for name in (OUTER, INNER):
+            (self.host.ipv6 / name).mkdir(parents=True)
+            (self.host.ipv6 / name / 'disable_ipv6').write_text('0')
+        privileged.create_veth(OUTER, INNER, MAC, 1400, routed)
+
+    def test_create_veth(self) -> None:
+        self.make()
+        outer, inner = self.host.device(OUTER), self.host.device(INNER)
+        self.assertEqual((True, 1400, None), (outer.up, outer.mtu,
+                                              outer.address))
+        self.assertEqual((False, 1400, MAC), (inner.up, inner.mtu,
+                                              inner.address))
+        self.assertTrue(self.ipv6_is_off(OUTER))
+        self.assertTrue(self.ipv6_is_off(INNER))
+
+    def test_create_routed_veth(self) -> None:
+        self.make(routed=True)
+        self.assertFalse(self.ipv6_is_off(OUTER))
+
+    def test_kernel_without_ipv6(self) -> None:
+        privileged.create_veth(OUTER, INNER, MAC, 1400, False)
+        self.assertFalse(self.ipv6_is_off(OUTER))
+
+    def test_create_veth_twice(self) -> None:
+        privileged.create_veth(OUTER, INNER, MAC, 1400, False)
+        # OSError, not the netlink library's own.
+        self.assertRaises(FileExistsError, privileged.create_veth, OUTER,
+                          INNER, MAC, 1400, False)
+
+    def test_delete_device(self) -> None:
+        privileged.create_veth(OUTER, INNER, MAC, 1400, False)
+        self.assertTrue(privileged.delete_device(INNER))
+        self.assertEqual(set(), self.host.names())
+        self.assertFalse(privileged.delete_device(INNER))
+
+    def test_missing_device(self) -> None:
+        self.assertRaises(FileNotFoundError, privileged.set_mtu, OUTER, 1400)
+        self.assertRaises(OSError, privileged.disable_checksum_offload, OUTER)
+
+    def test_join_twice(self) -> None:
+        self.host.add(OUTER)
+        self.host.add(INNER)
+        privileged.join(OUTER, INNER)
+        privileged.join(OUTER, INNER)
+        for name, other in ((OUTER, INNER), (INNER, OUTER)):
+            device = self.host.device(name)
+            self.assertTrue(device.up)
+            self.assertEqual(
+                [self.host.device(other).index],
+                [each['action']['ifindex'] for each in device.filters])
+
+    def test_limits(self) -> None:
+        device = self.host.add(OUTER)
+        privileged.remove_limit(OUTER)
+        privileged.set_limit(OUTER, 1000, 2000, 4096)
+        privileged.set_limit(OUTER, 3000, 4000, 8192)
+        self.assertEqual((3000, 4000, 8192), tuple(
+            device.qdiscs['htb'][key] for key in ('rate', 'ceil', 'burst')))
+        privileged.remove_limit(OUTER)
+        self.assertEqual({}, device.qdiscs)
+
+    def test_kernel_without_traffic_control(self) -> None:
+        self.host.add(OUTER)
+        self.host.lacks = {'htb'}
+        self.assertRaises(FileNotFoundError, privileged.set_limit, OUTER,
+                          1000, 1000, 4096)

@@ -1,0 +1,252 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Who has which volume: before and after a reboot of the host, and when
+something goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from typing import Any
+
+import fixtures
+from nova import exception
+from nova import objects
+from stevedore import extension
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt import guests as lxd_guests
+from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import devices
+from nova_lxd_py.virt.volume import filesystems
+from nova_lxd_py.virt.volume import handover
+from nova_lxd_py.virt.volume import holders
+from nova_lxd_py.virt.volume import identity
+from nova_lxd_py.virt.volume import manager
+from nova_lxd_py.virt.volume import roots
+from tests.fixtures import session_case
+
+objects.register_all()
+
+VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
+OTHER = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e12'
+SERVER = '0c1e9f0a-1111-4222-8333-444455556666'
+NEIGHBOUR = '0c1e9f0a-1111-4222-8333-444455557777'
+DEVICE = '/dev/loop7'
+
+
+class Plugin(base.VolumePlugin):
+    """A back end whose volumes all turn up as one device."""
+
+    connected = 0
+
+    def connect(self, volume_id, connection_info):
+        self.connected += 1
+        return DEVICE
+
+    def disconnect(self, volume_id, connection_info, *, force):
+        self.connected = 0
+
+    def extend(self, volume_id, connection_info):
+        pass
+
+
+class HoldersTestCase(session_case.SessionTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.log = self.useFixture(fixtures.FakeLogger(level=0))
+        self.cfg.config(group='lxd', volume_filesystems=['ext4'])
+        self.boot_id = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path) / 'boot_id'
+        self.patch('devices._BOOT_ID', self.boot_id)
+        self.reboot('first')
+        self.numbers = {DEVICE: 7, '/dev/loop8': 8}
+        self.patch('identity.device_number', self.device_number)
+        self.patch('identity.size', lambda path: 1 << 30)
+        self.plugin = Plugin(conf.CONF.lxd)
+        found = extension.ExtensionManager.make_test_instance(
+            [extension.Extension('pigeon', None, None, self.plugin)])
+        self.useFixture(fixtures.MonkeyPatch(
+            'stevedore.extension.ExtensionManager',
+            lambda *args, **kwargs: found))
+        self.guests = lxd_guests.Guests(self.session)
+        self.start_driver()
+
+    def patch(self, name: str, value: Any) -> None:
+        self.useFixture(fixtures.MonkeyPatch(
+            f'nova_lxd_py.virt.volume.{name}', value))
+
+    def device_number(self, path: str) -> int:
+        if path not in self.numbers:
+            raise identity.WrongDevice(path)
+        return self.numbers[path]
+
+    def reboot(self, boot_id: str) -> None:
+        self.boot_id.write_text(boot_id + '\n')
+
+    def start_driver(self) -> None:
+        options = conf.CONF.lxd
+        self.volumes = manager.VolumeManager(options)
+        self.holders = holders.Holders(self.guests, self.volumes)
+        self.roots = roots.RootVolumes(options, self.volumes, self.holders)
+        self.steps = handover.Handover(
+            self.volumes, filesystems.Filesystems(options), self.holders)
+
+    def make(self, uuid: str, device: dict[str, str] | None = None,
+             start: bool = False, **config: str) -> lxd_instance.Guest:
+        """Make a server's guest, which has a volume."""
+        name = f'g-{uuid[-4:]}'
+        self.create(name, **{lxd_instance.KEY_UUID: uuid, **config})
+        guest = self.guests.by_name(name)
+        if device:
+            guest.update(devices={devices.name(VOLUME): {
+                'type': 'unix-block', 'source': DEVICE, 'path': '/dev/vdb',
+                **device}})
+        if start:
+            guest.start()
+        return guest.reload()
+
+    @staticmethod
+    def server(uuid: str) -> objects.Instance:
+        return objects.Instance(uuid=uuid, metadata={}, system_metadata={},
+                                flavor=objects.Flavor(extra_specs={}))
+
+    def connection(self, identifier: str) -> dict[str, Any]:
+        return {'driver_volume_type': 'pigeon', 'serial': identifier,
+                'data': {}, filesystems.KEY_MODE: filesystems.BLOCK}
+
+    def root_of(self, identifier: str) -> dict[str, Any]:
+        return {'connection_info': self.connection(identifier)}
+
+    def is_mixed_up(self) -> bool:
+        """Whether another volume is refused the same device."""
+        try:
+            self.holders.refuse_mix_up(self.server(NEIGHBOUR), OTHER, DEVICE)
+        except exception.VolumeAttachFailed:
+            return True
+        return False
+
+    # -- reboots of the host ------------------------------------------------
+
+    def test_record_of_this_boot(self) -> None:
+        guest = self.make(SERVER, {devices.KEY_BOOT: 'first'})
+        self.assertTrue(self.is_mixed_up())
+        self.assertEqual([SERVER],
+                         [found.uuid for found in self.holders.of(VOLUME)])
+        self.assertEqual({VOLUME: DEVICE}, self.volumes.connections())
+        self.assertRaises(exception.VolumeAttachFailed, self.holders.admit,
+                          self.server(NEIGHBOUR), VOLUME)
+        self.assertTrue(self.holders.admit(self.server(NEIGHBOUR), VOLUME,
+                                           sharing=True))
+        self.assertTrue(devices.connected(guest))
+
+    def test_record_without_a_boot(self) -> None:
+        self.make(SERVER, {'user.x': 'y'})
+        self.assertTrue(self.is_mixed_up())
+
+    def test_record_of_another_boot(self) -> None:
+        guest = self.make(SERVER, {devices.KEY_BOOT: 'first'})
+        self.reboot('second')
+        self.assertFalse(self.is_mixed_up())
+        self.assertEqual([], self.holders.of(VOLUME))
+        self.assertEqual({}, self.volumes.connections())
+        self.assertFalse(self.holders.admit(self.server(SERVER), VOLUME))
+        self.assertEqual({}, devices.connected(guest))
+        self.assertEqual([devices.name(VOLUME)], list(devices.of_guest(guest)))
+
+    def test_running_server_has_what_it_has(self) -> None:
+        self.make(SERVER, {devices.KEY_BOOT: 'first'}, start=True)
+        self.reboot('second')
+        self.assertTrue(self.is_mixed_up())
+
+    def test_root_of_another_boot(self) -> None:
+        keys = self.roots.connect(self.server(SERVER), self.root_of(VOLUME))
+        self.assertEqual('first', keys[lxd_instance.KEY_ROOT_BOOT])
+        # What comes later counts: not mapped again by liblxc.
+        self.assertEqual('lxc.rootfs.options =',
+                         keys['raw.lxc'].splitlines()[0])
+        guest = self.make(SERVER, **keys)
+        self.assertTrue(self.is_mixed_up())
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'for another volume',
+            self.roots.connect, self.server(NEIGHBOUR), self.root_of(OTHER))
+        self.reboot('second')
+        self.start_driver()
+        self.roots.connect(self.server(NEIGHBOUR), self.root_of(OTHER))
+        self.patch('rootfs.unmount', lambda *args: False)
+        self.patch('rootfs.close_workshop', lambda *args: None)
+        self.roots.release(self.server(SERVER), guest,
+                           self.connection(VOLUME))
+        self.assertEqual({}, devices.of_guest(guest.reload()))
+        self.assertNotIn(lxd_instance.KEY_ROOT_BOOT, guest.config)
+
+    def test_attached_after_a_reboot(self) -> None:
+        """The device has become another volume's."""
+        self.make(SERVER, {devices.KEY_BOOT: 'first'})
+        self.reboot('second')
+        with contextlib.ExitStack() as undo:
+            device = self.steps.connect(
+                None, self.server(NEIGHBOUR), self.connection(OTHER),
+                '/dev/vdb', 1, undo)
+            undo.pop_all()
+        self.assertEqual('second', device[devices.KEY_BOOT])
+
+    def test_detached_after_a_reboot(self) -> None:
+        """What another server has mounted does not keep it attached."""
+        self.patch('mounts.is_held', lambda path: True)
+        self.patch('filesystems._PATIENCE', 0)
+        for boot in ('first', 'second'):
+            guest = self.make(SERVER, {
+                'type': 'disk', 'path': '/mnt/vdb', 'source': '/x',
+                devices.KEY_SOURCE: DEVICE, devices.KEY_BOOT: 'first'})
+            self.reboot(boot)
+
+            def take_out() -> None:
+                self.steps.take_out(self.server(SERVER), guest,
+                                    self.connection(VOLUME), '/dev/vdb')
+            if boot == 'first':
+                self.assertRaises(exception.DeviceDetachFailed, take_out)
+                guest.delete()
+            else:
+                take_out()
+                self.assertEqual({}, devices.of_guest(guest.reload()))
+
+    # -- failures -----------------------------------------------------------
+
+    def test_failure_takes_back_what_it_has_connected(self) -> None:
+        self.patch('holders.Holders.refuse_mix_up', self.fail_once)
+        self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
+                          self.server(SERVER), self.root_of(VOLUME))
+        self.assertEqual(0, self.plugin.connected)
+        self.assertEqual({}, self.volumes.connections())
+
+    def test_failure_leaves_what_was_connected(self) -> None:
+        self.make(SERVER, **self.roots.connect(self.server(SERVER),
+                                               self.root_of(VOLUME)))
+        self.plugin.connected = 1
+        self.patch('identity.size', lambda path: 0)
+        self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
+                          self.server(SERVER), self.root_of(VOLUME))
+        self.assertEqual(2, self.plugin.connected)
+        self.patch('identity.size', lambda path: 1 << 30)
+        self.patch('holders.Holders.refuse_mix_up', self.fail_once)
+        self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
+                          self.server(SERVER), self.root_of(VOLUME))
+        self.assertEqual(3, self.plugin.connected)
+        self.assertEqual({VOLUME: DEVICE}, self.volumes.connections())
+
+    @staticmethod
+    def fail_once(*_args: Any) -> None:
+        raise exception.VolumeAttachFailed(volume_id=VOLUME, reason='test')
