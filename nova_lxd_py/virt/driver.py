@@ -24,43 +24,43 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import bootvolume
-from nova_lxd_py.virt import configdrive
-from nova_lxd_py.virt import console
-from nova_lxd_py.virt import cpu_moves
-from nova_lxd_py.virt import definition
-from nova_lxd_py.virt import diagnostics
-from nova_lxd_py.virt import disks
-from nova_lxd_py.virt import events
-from nova_lxd_py.virt import firstboot
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import host as lxd_host
-from nova_lxd_py.virt import images
-from nova_lxd_py.virt import interfaces
-from nova_lxd_py.virt import lifecycle
-from nova_lxd_py.virt import migration as lxd_migration
-from nova_lxd_py.virt import password as lxd_password
+from nova_lxd_py.virt.console import log as console_log
+from nova_lxd_py.virt.console import serial
+from nova_lxd_py.virt import exception_mapping
+from nova_lxd_py.virt.guest import diagnostics
+from nova_lxd_py.virt.guest import events
+from nova_lxd_py.virt.guest import password as lxd_password
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.host import host as lxd_host
+from nova_lxd_py.virt.image import cache as image_cache
+from nova_lxd_py.virt.image import templates
+from nova_lxd_py.virt.lxd import session
+from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt import preflight
-from nova_lxd_py.virt import rescue
-from nova_lxd_py.virt import rootdisk
-from nova_lxd_py.virt import serial
-from nova_lxd_py.virt import session
-from nova_lxd_py.virt import snapshot
-from nova_lxd_py.virt import templates
-from nova_lxd_py.virt import translation
+from nova_lxd_py.virt.server import build
+from nova_lxd_py.virt.server import guest_config
+from nova_lxd_py.virt.server import repin
+from nova_lxd_py.virt.server import rescue
+from nova_lxd_py.virt.server import resize
+from nova_lxd_py.virt.server import snapshot
+from nova_lxd_py.virt.storage import ephemeral_disks as disks
+from nova_lxd_py.virt.storage import root_disk
+from nova_lxd_py.virt.vif import interfaces
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
-from nova_lxd_py.virt.volume import devices as volume_devices
+from nova_lxd_py.virt.volume import boot_volumes
 from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import holders
+from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import manager as volume_manager
-from nova_lxd_py.virt.volume import roots
+from nova_lxd_py.virt.volume import provisioning
+from nova_lxd_py.virt.volume import root_volumes
+from nova_lxd_py.virt.volume import usage
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 
-@translation.translate_all
+@exception_mapping.translate_all
 class LXDDriver(driver.ComputeDriver):
     """Runs servers as LXD system containers.
 
@@ -86,36 +86,37 @@ class LXDDriver(driver.ComputeDriver):
         super().__init__(virtapi)
         options: cfg.ConfigOpts.GroupAttr = CONF.lxd
         self._session = session.Session(options)
-        self._guests = lxd_guests.Guests(self._session)
+        self._guests = registry.Guests(self._session)
         self._watcher = events.Watcher(
             self._session, self._guests, self.emit_event,
             options.guest_shutdown_delay)
         self._vifs = vif_manager.VIFManager()
         image_api = glance.API()
-        self._images = images.ImageStore(self._session, options, image_api)
+        self._images = image_cache.ImageStore(
+            self._session, options, image_api)
         self._templates = templates.TemplateStore(self._session, options,
                                                   self._guests)
         self._host = lxd_host.Host(self._session, options)
-        self._definitions = definition.Definitions(
+        self._definitions = guest_config.Definitions(
             self._session, options, self._host, self._vifs)
-        self._consoles = console.Consoles(self._session, self._guests)
+        self._consoles = console_log.Consoles(self._session, self._guests)
         self._diagnostics = diagnostics.Diagnostics(self._guests)
         self._serial_consoles = serial.SerialConsoles(
             self._session, options, self._guests, self._watcher)
         volumes = volume_manager.VolumeManager(options)
-        volume_holders = holders.Holders(self._guests, volumes)
+        volume_holders = usage.Holders(self._guests, volumes)
         self._attachments = attachments.Attachments(
             self._guests, volumes, filesystems.Filesystems(options),
             volume_holders)
-        self._boot_volumes = bootvolume.BootVolumes(
+        self._boot_volumes = boot_volumes.BootVolumes(
             self._session, self._guests,
-            roots.RootVolumes(options, volumes, volume_holders),
-            firstboot.FirstBoots(self._session, options, self._guests,
-                                 self._images))
+            root_volumes.RootVolumes(options, volumes, volume_holders),
+            provisioning.FirstBoots(self._session, options, self._guests,
+                                    self._images))
         self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
         self._snapshots = snapshot.Snapshots(self._session, options,
                                              self._guests, image_api)
-        config_drives = configdrive.ConfigDrives(self._session, options)
+        config_drives = config_drive.ConfigDrives(self._session, options)
         self._passwords = lxd_password.Passwords(self._session, options,
                                                  self._guests)
         self._rescues = rescue.Rescues(
@@ -123,14 +124,14 @@ class LXDDriver(driver.ComputeDriver):
             self._definitions, self._vifs, self._images, config_drives,
             self._passwords, self._attachments)
         ephemeral_disks = disks.Disks(self._session, options)
-        root_disks = rootdisk.RootDisks(self._session, options, self._guests)
-        self._lifecycle = lifecycle.Lifecycle(
+        root_disks = root_disk.RootDisks(self._session, options, self._guests)
+        self._lifecycle = build.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._definitions,
             self._vifs, self._images, self._templates, config_drives,
             ephemeral_disks, root_disks, self._rescues, self._snapshots,
             self._passwords, self._serial_consoles, self._attachments,
             self._boot_volumes)
-        self._migrations = lxd_migration.Migrations(
+        self._migrations = resize.Migrations(
             self._session, options, self._guests, self._definitions,
             self._vifs, self._templates, ephemeral_disks, root_disks,
             self._lifecycle, self._attachments, self._boot_volumes)
@@ -152,7 +153,7 @@ class LXDDriver(driver.ComputeDriver):
                  CONF.lxd.storage_pool)
 
     def process_instances_at_startup(self, context, instances):
-        cpu_moves.follow(self._guests, self._definitions, instances)
+        repin.follow(self._guests, self._definitions, instances)
         return instances
 
     def cleanup_host(self, host):
@@ -307,7 +308,7 @@ class LXDDriver(driver.ComputeDriver):
         return self._host.volume_connector()
 
     def get_device_name_for_instance(self, instance, bdms, block_device_obj):
-        return volume_devices.choose_path(
+        return lxd_devices.choose_path(
             block_device_obj.get('device_name'),
             [instance.root_device_name, *(bdm.device_name for bdm in bdms)])
 

@@ -29,12 +29,12 @@ from typing import Any
 from nova import exception
 from oslo_log import log as logging
 
-from nova_lxd_py.virt import configdisk
-from nova_lxd_py.virt import cpus
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import idmap
-from nova_lxd_py.virt import passthrough
-from nova_lxd_py.virt import session as lxd
+from nova_lxd_py.virt.host import cpus
+from nova_lxd_py.virt.host import passthrough
+from nova_lxd_py.virt.host import subordinate_ids
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session as lxd
+from nova_lxd_py.virt.metadata import config_drive_device
 
 LOG = logging.getLogger(__name__)
 
@@ -372,7 +372,7 @@ def check_config_drives(session: lxd.Session, options: Any) -> None:
     """
     if not options.config_drive_device:
         return
-    reason = configdisk.lacking(session.is_local)
+    reason = config_drive_device.lacking(session.is_local)
     if reason:
         raise StartupError(f'[lxd] config_drive_device is on, but {reason}')
 
@@ -447,14 +447,14 @@ def report_uid_ranges(session: lxd.Session, options: Any) -> None:
         return
     if not session.is_local:
         return
-    ranges = idmap.capacity(session.endpoint)
+    ranges = subordinate_ids.capacity(session.endpoint)
     if ranges < 1:
         LOG.warning(
             'Root has fewer than %d subordinate ids in /etc/subuid or '
             '/etc/subgid, so servers cannot have ranges of user ids of their '
             'own and are less apart from each other. Extend both files and '
             'restart LXD, or set [lxd] idmap_isolation to off.',
-            2 * idmap.RANGE)
+            2 * subordinate_ids.RANGE)
         return
     LOG.info('The host has room for %d ranges of user ids for servers; extend '
              '/etc/subuid and /etc/subgid for more', ranges)

@@ -32,8 +32,8 @@ from nova import objects
 from oslo_utils import units
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt.volume import contents
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.privileged import probe
 from tests.fixtures import busybox_image
 from tests.fixtures import faulty_proxy
 from tests.fixtures import lab_volumes
@@ -239,10 +239,10 @@ class BootCases(BootHost):
         def content(path: str) -> str:
             looks.append(path)
             return found(path)
-        found = contents.content
+        found = probe.content
         volume = self.volume_from_image()
         with fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.volume.contents.content', content):
+                'nova_lxd_py.virt.privileged.probe.content', content):
             server = self.boot(volume)
             self.assertEqual(1, len(looks))
             self.reboot(server, self.described(volume))
@@ -548,14 +548,15 @@ class BootCases(BootHost):
         volume = self.volume_from_image()
         server = self.host.instance(root_gb=0)
         with fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.volume.rootfs.complete', _crash), \
+                'nova_lxd_py.virt.privileged.rootfs.complete', _crash), \
             fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.undo.Undo.step', lambda *args: None), \
+                'nova_lxd_py.virt.server.rollback.Undo.step',
+                lambda *args: None), \
             fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.session.Session.delete',
+                'nova_lxd_py.virt.lxd.session.Session.delete',
                 lambda *args, **kwargs: None), \
             fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.volume.rootfs.close_workshop',
+                'nova_lxd_py.virt.privileged.rootfs.close_workshop',
                 lambda *args: None):
             self.assertRaises(_Crash, self.boot, volume, server)
         self.assertEqual(1, len(self.pools()))

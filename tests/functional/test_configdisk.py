@@ -28,8 +28,8 @@ from nova import exception
 from nova.network import model as network_model
 from nova import objects
 
-from nova_lxd_py.virt import configdisk
-from nova_lxd_py.virt import configdrive
+from nova_lxd_py.virt.metadata import config_drive
+from nova_lxd_py.virt.metadata import config_drive_device
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lab_volumes
@@ -214,7 +214,7 @@ class ConfigDiskTest(ConfigDiskCase):
     def backups(self, server: objects.Instance) -> list[Any]:
         return self.host.lxd.api.must(
             'GET', f'/1.0/storage-pools/{self.host.lxd.pool}/volumes/custom/'
-            f'{configdrive.volume_name(server)}/backups',
+            f'{config_drive.volume_name(server)}/backups',
             params={'project': self.host.project})
 
     def test_left_over_of_an_interrupted_start(self) -> None:
@@ -222,7 +222,7 @@ class ConfigDiskTest(ConfigDiskCase):
         self.reboot_host(server)
         self.host.lxd.api.must(
             'POST', f'/1.0/storage-pools/{self.host.lxd.pool}/volumes/custom/'
-            f'{configdrive.volume_name(server)}/backups',
+            f'{config_drive.volume_name(server)}/backups',
             {'name': 'read-back'}, params={'project': self.host.project})
         self.host.driver.power_on(self.host.context, server, [])
         self.assertEqual(server.uuid, self.metadata(server)['uuid'])
@@ -342,10 +342,10 @@ class ConfigDiskTest(ConfigDiskCase):
     def test_left_over_file(self) -> None:
         """What a crash has left is not there for ever."""
         server = self.spawn()
-        folder = pathlib.Path(CONF.state_path, configdisk.FOLDER)
+        folder = pathlib.Path(CONF.state_path, config_drive_device.FOLDER)
         self.assertEqual([], list(folder.iterdir()))
         self.assertEqual(0o700, folder.stat().st_mode & 0o777)
-        (folder / configdrive.volume_name(server)).write_bytes(b'half')
+        (folder / config_drive.volume_name(server)).write_bytes(b'half')
         self.destroy(server)
         self.assertEqual([], list(folder.iterdir()))
 
@@ -353,8 +353,8 @@ class ConfigDiskTest(ConfigDiskCase):
         """By this path whoever removes a whole Nova finds it."""
         server = self.spawn()
         self.assertEqual(
-            [f'{CONF.state_path}/{configdisk.FOLDER}/'
-             f'{configdrive.volume_name(server)} (deleted)'],
+            [f'{CONF.state_path}/{config_drive_device.FOLDER}/'
+             f'{config_drive.volume_name(server)} (deleted)'],
             [pathlib.Path(path).read_text().strip()
              for path in self.loops()])
 

@@ -31,7 +31,7 @@ from nova import test
 from nova.tests.unit import utils as test_utils
 from oslo_utils import units
 
-from nova_lxd_py.virt import device_tags
+from nova_lxd_py.virt.metadata import device_tags
 from nova_lxd_py.virt import privileged
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host

@@ -18,7 +18,7 @@ import unittest
 from nova.compute import power_state
 from nova import exception
 
-from nova_lxd_py.virt import disks
+from nova_lxd_py.virt.storage import ephemeral_disks
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
@@ -57,7 +57,7 @@ class DiskCases:
     def volume(self, server, number: int) -> dict:
         return self.host.lxd.api.must(
             'GET', f'/1.0/storage-pools/{self.host.lxd.pool}/volumes/custom/'
-            f'{disks.volume_name(server, number)}',
+            f'{ephemeral_disks.volume_name(server, number)}',
             params={'project': self.host.project})
 
     def reboot(self, server, info) -> None:
@@ -103,7 +103,8 @@ class DiskCases:
         api.must('PUT', f'/1.0/instances/{server.name}', described,
                  params=params)
         api.must('DELETE', f'/1.0/storage-pools/{self.host.lxd.pool}/volumes/'
-                 f'custom/{disks.volume_name(server, 0)}', params=params)
+                 f'custom/{ephemeral_disks.volume_name(server, 0)}',
+                 params=params)
         self.reboot(server, info)
         self.host.run(server, 'touch', '/mnt/file')
 

@@ -21,9 +21,9 @@ import unittest
 
 from nova import exception
 
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import exec as lxd_exec
-from nova_lxd_py.virt import session
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import exec as lxd_exec
+from nova_lxd_py.virt.lxd import session
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon

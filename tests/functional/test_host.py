@@ -26,9 +26,9 @@ from nova import exception
 from nova import objects
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import host
+from nova_lxd_py.virt.host import host as lxd_host
+from nova_lxd_py.virt.lxd import session
 from nova_lxd_py.virt import preflight
-from nova_lxd_py.virt import session
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
@@ -67,13 +67,13 @@ class HostTest(unittest.TestCase):
 
     def test_dir_pool(self) -> None:
         host = driver_host.DriverHost(lxd_daemon.shared('dir'))
-        self.addCleanup(host.cleanUp)
-        host.setUp()
+        self.addCleanup(lxd_host.cleanUp)
+        lxd_host.setUp()
         # That of the filesystem it is on.
-        size = os.statvfs(host.lxd.directory)
+        size = os.statvfs(lxd_host.lxd.directory)
         self.assertEqual(
             size.f_blocks * size.f_frsize >> 30,
-            host.driver.get_available_resource(self.node)['local_gb'])
+            lxd_host.driver.get_available_resource(self.node)['local_gb'])
         self.assertIn('CUSTOM_LXD_POOL_DIR', self.traits(host))
 
     def test_uptime(self) -> None:
@@ -88,7 +88,7 @@ class HostTest(unittest.TestCase):
 
     def traits(self, host: driver_host.DriverHost) -> set[str]:
         tree = self.tree()
-        host.driver.update_provider_tree(tree, self.node)
+        lxd_host.driver.update_provider_tree(tree, self.node)
         return tree.data(self.node).traits
 
     def test_inventory(self) -> None:
@@ -283,7 +283,7 @@ class RemoteTest(unittest.TestCase):
         self.trust()
         opened = session.Session(CONF.lxd)
         preflight.check(opened, CONF)
-        found = host.Host(opened, CONF.lxd)
+        found = lxd_host.Host(opened, CONF.lxd)
         self.assertGreater(found.available_resource('x')['memory_mb'], 0)
         # That of another machine.
         self.assertRaises(NotImplementedError, found.uptime)

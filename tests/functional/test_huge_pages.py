@@ -20,7 +20,7 @@ import unittest
 
 from nova import objects
 
-from nova_lxd_py.virt import numa
+from nova_lxd_py.virt.host import numa
 from tests.fixtures import lxd_daemon
 from tests.functional import test_pinning
 

@@ -37,9 +37,9 @@ from nova import objects
 import zstandard
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import image_transfer
-from nova_lxd_py.virt import images
-from nova_lxd_py.virt import session
+from nova_lxd_py.virt.image import cache as image_cache
+from nova_lxd_py.virt.image import transfer as image_transfer
+from nova_lxd_py.virt.lxd import session
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
@@ -251,9 +251,9 @@ class RefusalTest(ImageTestCase):
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class TransferTest(ImageTestCase):
 
-    def store(self, glance: Any = None) -> images.ImageStore:
-        return images.ImageStore(self.session, CONF.lxd,
-                                 glance or self.host.glance)
+    def store(self, glance: Any = None) -> image_cache.ImageStore:
+        return image_cache.ImageStore(self.session, CONF.lxd,
+                                      glance or self.host.glance)
 
     def test_many_servers_one_transfer(self) -> None:
         image = self.host.image(busybox_image.rootfs({

@@ -27,7 +27,7 @@ from nova.compute import task_states
 from nova.console import serial as nova_serial
 from nova import exception
 
-from nova_lxd_py.virt import serial
+from nova_lxd_py.virt.console import serial
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon

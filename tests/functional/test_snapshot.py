@@ -26,7 +26,7 @@ from nova.compute import task_states
 from nova import exception
 import yaml
 
-from nova_lxd_py.virt import snapshot
+from nova_lxd_py.virt.server import snapshot
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon

@@ -25,17 +25,17 @@ from nova import exception
 from nova import objects
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import instance as lxd_instance
-from nova_lxd_py.virt import session
-from nova_lxd_py.virt import templates
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.image import templates
+from nova_lxd_py.virt.lxd import session
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
 CONF = conf.CONF
 NO_LXD = lxd_daemon.missing()
-ROLE_TEMPLATE = lxd_instance.ROLE_TEMPLATE
+ROLE_TEMPLATE = lxd_guest.ROLE_TEMPLATE
 
 
 class TemplateTestCase(unittest.TestCase):
@@ -49,7 +49,7 @@ class TemplateTestCase(unittest.TestCase):
         self.addCleanup(self.host.cleanUp)
         self.session = session.Session(CONF.lxd)
         self.session.connect()
-        self.guests = lxd_guests.Guests(self.session)
+        self.guests = registry.Guests(self.session)
         self.image = self.host.image()
         # The first server of an image is made from the image itself.
         self.host.driver.destroy(self.host.context, self.spawn(), [])
@@ -59,7 +59,7 @@ class TemplateTestCase(unittest.TestCase):
             self.image, kwargs.pop('extra_specs', None), project_id=project,
             **kwargs), self.image)
 
-    def templates(self) -> list[lxd_instance.Guest]:
+    def templates(self) -> list[lxd_guest.Guest]:
         return [guest for guest in self.guests.all()
                 if templates.KEY_TEMPLATE in guest.config]
 
@@ -271,7 +271,8 @@ class RangeTest(TemplateTestCase):
         self.host.driver.destroy(self.host.context, first, [])
         # It may be in use again in a moment.
         self.assertRaises(exception.NovaException, self.spawn, 'p3')
-        patch = fixtures.MonkeyPatch('nova_lxd_py.virt.uid_ranges.GRACE', 0)
+        patch = fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.guest.uid_ranges.GRACE', 0)
         with patch:
             third = self.spawn('p3')
             self.assertRaises(exception.NovaException, self.spawn, 'p4')

@@ -23,6 +23,7 @@ import subprocess
 import time
 
 from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import network
 from nova_lxd_py.virt.vif import manager
 from nova_lxd_py.virt.vif import ovs
 from nova_lxd_py.virt.vif import veth
@@ -51,8 +52,8 @@ class PrivilegedDaemonTestCase(lab.VIFTestCase):
         self.assertIs(veth.WireState.ABSENT, guest.wire.state())
 
     def test_refusals_arrive_as_they_are(self) -> None:
-        self.assertRaises(ValueError, privileged.delete_device, 'eth0')
-        self.assertRaises(FileNotFoundError, privileged.set_mtu,
+        self.assertRaises(ValueError, network.delete_device, 'eth0')
+        self.assertRaises(FileNotFoundError, network.set_mtu,
                           'tap01234567-89', lab.MTU)
 
 
@@ -205,7 +206,7 @@ class LossTestCase(lab.VIFTestCase):
             each.stop()
         lab.OVS.stop_vswitchd()
         for each in (guest, other):
-            privileged.delete_device(each.wire.outer)
+            network.delete_device(each.wire.outer)
         lab.OVS.start_vswitchd()
         for each in (guest, other):
             each.plug(guest_stopped=True)
@@ -215,7 +216,7 @@ class LossTestCase(lab.VIFTestCase):
     def test_device_deleted_while_stopped(self) -> None:
         guest, other = self.make_guests()
         guest.stop()
-        privileged.delete_device(guest.wire.outer)
+        network.delete_device(guest.wire.outer)
         self.assert_restartable(guest, other)
 
     def test_tap_in_the_way(self) -> None:
@@ -232,9 +233,9 @@ class LossTestCase(lab.VIFTestCase):
         """Make a device anew in one go, as it looks to a busy switch."""
         guest, other = self.make_guests()
         guest.stop()
-        privileged.delete_device(guest.wire.outer)
-        privileged.create_veth(guest.wire.outer, guest.wire.inner,
-                               guest.vif['address'], lab.MTU, False)
+        network.delete_device(guest.wire.outer)
+        network.create_veth(guest.wire.outer, guest.wire.inner,
+                            guest.vif['address'], lab.MTU, False)
         time.sleep(0.5)
         self.assertIs(veth.WireState.ON_HOST, guest.wire.state())
         self.assertFalse(ovs.OVSPlugin().hears(guest.vif))

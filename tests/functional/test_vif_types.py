@@ -23,7 +23,7 @@ import time
 
 from nova.network import model
 
-from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import network
 from nova_lxd_py.virt.vif import veth
 from tests.fixtures import container_host
 from tests.fixtures import lab
@@ -138,7 +138,7 @@ class OtherTypesTestCase(lab.VIFTestCase):
         guest.stop()
         guest.plug(guest_stopped=True)
         self.assertEqual(before, veth.attribute(guest.wire.outer, 'ifindex'))
-        privileged.delete_device(guest.wire.outer)
+        network.delete_device(guest.wire.outer)
         guest.plug(guest_stopped=True)
         guest.start()
         self.assert_connected(guest, other)

@@ -25,7 +25,7 @@ from unittest import mock
 import fixtures
 from nova import exception
 
-from nova_lxd_py.virt.volume import namespaces
+from nova_lxd_py.virt.privileged import user_namespaces
 from tests.fixtures import faulty_proxy
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
@@ -375,19 +375,19 @@ class NamespacesTest(unittest.TestCase):
     """Those that map the ids of guests are made once, and do not pile up."""
 
     def name(self, base: int) -> str:
-        with namespaces.user_namespace(base, base, 65536) as namespace:
+        with user_namespaces.user_namespace(base, base, 65536) as namespace:
             return os.readlink(f'/proc/self/fd/{namespace}')
 
     def test_kept(self) -> None:
         before = len(os.listdir('/proc/self/fd'))
-        with (mock.patch.object(namespaces, '_NAMESPACES_KEPT', 2),
-              mock.patch.dict(namespaces._namespaces, clear=True)):
+        with (mock.patch.object(user_namespaces, '_NAMESPACES_KEPT', 2),
+              mock.patch.dict(user_namespaces._namespaces, clear=True)):
             first = self.name(100000)
             self.assertEqual(first, self.name(100000))
             others = {self.name(base) for base in (200000, 300000)}
             self.assertEqual(3, len({first, *others}))
             self.assertEqual(before + 2, len(os.listdir('/proc/self/fd')))
-            for descriptor in namespaces._namespaces.values():
+            for descriptor in user_namespaces._namespaces.values():
                 os.close(descriptor)
 
 

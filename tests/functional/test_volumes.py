@@ -33,7 +33,7 @@ from nova.network import model as network_model
 from nova import objects
 from oslo_utils import units
 
-from nova_lxd_py.virt.volume import processes
+from nova_lxd_py.virt.privileged import fuser
 from tests.fixtures import driver_host
 from tests.fixtures import faulty_proxy
 from tests.fixtures import lab_volumes
@@ -704,10 +704,10 @@ class MappedVolumeTest(unittest.TestCase):
         device = os.path.realpath(self.storage.volume().data()['device_path'])
         number = os.stat(device).st_rdev
         init = self.container(device)
-        using = processes.users(init, number, 0)
+        using = fuser.users(init, number, 0)
         self.assertEqual(1, len(using))
         self.assertNotIn(init, using)
-        self.assertEqual([], processes.users(init, number + 1, 0))
+        self.assertEqual([], fuser.users(init, number + 1, 0))
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

@@ -28,7 +28,7 @@ from nova.compute import power_state
 from nova import exception
 from oslo_utils import units
 
-from nova_lxd_py.virt.volume import mounts
+from nova_lxd_py.virt.privileged import mounts
 from tests.fixtures import faulty_proxy
 from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes

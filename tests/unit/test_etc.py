@@ -25,7 +25,7 @@ from oslo_config import generator
 from oslo_rootwrap import wrapper
 from oslotest import base
 
-from nova_lxd_py.virt import flavor
+from nova_lxd_py.virt.guest import flavor
 from nova_lxd_py.virt import privileged
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

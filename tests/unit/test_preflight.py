@@ -26,8 +26,8 @@ from oslo_config import fixture as config_fixture
 from oslotest import base
 
 from nova_lxd_py import conf
+from nova_lxd_py.virt.lxd import session
 from nova_lxd_py.virt import preflight
-from nova_lxd_py.virt import session
 from tests.fixtures import fake_lxd
 from tests.fixtures.fake_lxd import state
 
@@ -51,7 +51,8 @@ class PreflightTestCase(base.BaseTestCase):
 
     def uid_ranges(self, ranges: int) -> None:
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.idmap.capacity', lambda endpoint: ranges))
+            'nova_lxd_py.virt.host.subordinate_ids.capacity',
+            lambda endpoint: ranges))
 
     def check(self) -> session.Session:
         opened = session.Session(conf.CONF.lxd)

@@ -25,7 +25,7 @@ from nova.network import os_vif_util
 from nova import objects
 import os_vif
 
-from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import network
 from nova_lxd_py.virt.vif import base
 from nova_lxd_py.virt.vif import veth
 
@@ -36,7 +36,7 @@ class BridgePlugin(veth.VethPlugin):
     def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
         converted = os_vif_util.nova_to_osvif_vif(vif)
         os_vif.plug(converted, os_vif_util.nova_to_osvif_instance(instance))
-        privileged.add_to_bridge(base.devname(vif), converted.bridge_name)
+        network.add_to_bridge(base.devname(vif), converted.bridge_name)
 
     def disconnect(self, instance: objects.Instance, vif: model.VIF) -> None:
         os_vif.unplug(os_vif_util.nova_to_osvif_vif(vif),

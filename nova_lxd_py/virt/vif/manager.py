@@ -32,7 +32,7 @@ import os_vif
 from oslo_concurrency import lockutils
 from oslo_log import log as logging
 
-from nova_lxd_py.virt import plugins
+from nova_lxd_py import plugin_loader
 from nova_lxd_py.virt.vif import base
 from nova_lxd_py.virt.vif import qos
 
@@ -65,7 +65,7 @@ class VIFManager:
 
     def __init__(self) -> None:
         os_vif.initialize()
-        self._plugins = plugins.load(
+        self._plugins = plugin_loader.load(
             NAMESPACE, base.VIFPlugin,  # type: ignore[type-abstract]
             'VIF', 'Ports')
 

@@ -27,7 +27,7 @@ from nova import objects
 import os_vif
 from oslo_log import log as logging
 
-from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import network
 from nova_lxd_py.virt.vif import base
 from nova_lxd_py.virt.vif import qos
 from nova_lxd_py.virt.vif import veth
@@ -97,7 +97,7 @@ class OVSPlugin(veth.VethPlugin):
         super().make(instance, vif, limits)
         if _datapath(vif) == NETDEV:
             # The setting stays with the device when a guest takes it.
-            privileged.disable_checksum_offload(veth.Wire(vif).inner)
+            network.disable_checksum_offload(veth.Wire(vif).inner)
 
     def hears(self, vif: model.VIF) -> bool:
         """Wait until a userspace Open vSwitch listens to the outer end.

@@ -22,7 +22,7 @@ from __future__ import annotations
 from nova.network import model
 from nova import objects
 
-from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import network
 from nova_lxd_py.virt.vif import base
 from nova_lxd_py.virt.vif import ovs
 
@@ -32,8 +32,8 @@ class OVSHybridPlugin(ovs.OVSPlugin):
 
     def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
         super().connect(instance, vif)
-        privileged.add_to_bridge(base.devname(vif),
-                                 ovs.to_os_vif(vif).bridge_name)
+        network.add_to_bridge(base.devname(vif),
+                              ovs.to_os_vif(vif).bridge_name)
 
     def hears(self, vif: model.VIF) -> bool:
         # What Open vSwitch listens to is the bridge's veth, made by os-vif.

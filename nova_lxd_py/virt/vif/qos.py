@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from nova_lxd_py.virt import flavor as flavor_rules
+from nova_lxd_py.virt.guest import flavor as flavor_rules
 
 # libvirt hands these numbers to tc with the units "kbps" and "kb".
 _RATE_UNIT = 1000

@@ -42,7 +42,7 @@ from nova import objects
 from oslo_log import log as logging
 from oslo_utils import excutils
 
-from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import network
 from nova_lxd_py.virt.vif import base
 from nova_lxd_py.virt.vif import qos
 
@@ -168,38 +168,38 @@ class Wire:
         """
         if limits:
             # No device of the host must bear the guest's address but its own.
-            privileged.create_veth(self.outer, self.outer_mate, None,
-                                   self._mtu, routed)
-            privileged.create_veth(self.inner_mate, self.inner, self._address,
-                                   self._mtu, False)
+            network.create_veth(self.outer, self.outer_mate, None,
+                                self._mtu, routed)
+            network.create_veth(self.inner_mate, self.inner, self._address,
+                                self._mtu, False)
         else:
-            privileged.create_veth(self.outer, self.inner, self._address,
-                                   self._mtu, routed)
+            network.create_veth(self.outer, self.inner, self._address,
+                                self._mtu, routed)
 
     def set_limits(self, limits: qos.Limits) -> None:
         """Set the bandwidth limits of a port that has devices for them.
 
         :raises OSError: if the kernel refuses or lacks what is needed.
         """
-        privileged.join(self.outer_mate, self.inner_mate)
+        network.join(self.outer_mate, self.inner_mate)
         for name, rate in ((self.outer_mate, limits.outbound),
                            (self.inner_mate, limits.inbound)):
             if rate is None:
-                privileged.remove_limit(name)
+                network.remove_limit(name)
             else:
-                privileged.set_limit(name, rate.average, rate.peak, rate.burst)
+                network.set_limit(name, rate.average, rate.peak, rate.burst)
 
     def update_mtu(self) -> None:
         """Follow a change of the network's MTU, as far as the host goes."""
         for name in self.names:
             if attribute(name, 'mtu') not in (None, str(self._mtu)):
-                privileged.set_mtu(name, self._mtu)
+                network.set_mtu(name, self._mtu)
 
     def remove(self) -> None:
         """Remove what there is of the devices."""
         for name in self.names:
             if exists(name):
-                privileged.delete_device(name)
+                network.delete_device(name)
 
 
 class VethPlugin(base.VIFPlugin):

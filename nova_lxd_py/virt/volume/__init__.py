@@ -10,4 +10,4 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""VIF plugins: the networking of containers."""
+"""Cinder volumes: how they are connected, attached and booted from."""

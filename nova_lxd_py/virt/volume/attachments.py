@@ -30,15 +30,15 @@ from nova import objects
 from nova.virt import driver as virt_driver
 from oslo_log import log as logging
 
-from nova_lxd_py.virt import device_tags
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import instance as lxd_instance
-from nova_lxd_py.virt.volume import devices
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.metadata import device_tags
+from nova_lxd_py.virt.volume import attach_steps
 from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import handover
-from nova_lxd_py.virt.volume import holders
+from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import manager
 from nova_lxd_py.virt.volume import swap
+from nova_lxd_py.virt.volume import usage
 
 LOG = logging.getLogger(__name__)
 
@@ -55,15 +55,15 @@ class Attachments:
     :param who: knows which guests have a volume.
     """
 
-    def __init__(self, guests: lxd_guests.Guests,
+    def __init__(self, guests: registry.Guests,
                  volumes: manager.VolumeManager,
-                 mounted: filesystems.Filesystems, who: holders.Holders
+                 mounted: filesystems.Filesystems, who: usage.Holders
                  ) -> None:
         self._guests = guests
         self._volumes = volumes
         self._filesystems = mounted
         self._holders = who
-        self._steps = handover.Handover(volumes, mounted, self._holders)
+        self._steps = attach_steps.Handover(volumes, mounted, self._holders)
         self._swaps = swap.Swaps(guests, mounted, self._steps)
 
     # -- one volume ---------------------------------------------------------
@@ -83,7 +83,7 @@ class Attachments:
         :param encrypted: how it is encrypted, if it is.
         """
         identifier = manager.volume_id(connection_info)
-        path = devices.guest_path(mountpoint)
+        path = lxd_devices.guest_path(mountpoint)
         with (self._guests.lock(instance.uuid), manager.lock(identifier),
               contextlib.ExitStack() as undo):
             guest = self._guests.active(instance)
@@ -95,7 +95,8 @@ class Attachments:
             if recorded is not None and recorded.tag:
                 undo.callback(device_tags.forget_volume, instance, identifier)
                 device_tags.publish_volume(instance, recorded)
-            if devices.name(identifier) not in devices.connected(guest):
+            if lxd_devices.name(
+                    identifier) not in lxd_devices.connected(guest):
                 if self._filesystems.is_prepared(identifier):
                     # LXD or this process ended while it was attached before.
                     try:
@@ -134,15 +135,15 @@ class Attachments:
             self._steps.disconnect(instance, connection_info, force=False)
         LOG.info('Detached volume %s', identifier, instance=instance)
 
-    def _having(self, instance: objects.Instance) -> list[lxd_instance.Guest]:
+    def _having(self, instance: objects.Instance) -> list[lxd_guest.Guest]:
         """List the LXD instances of a server that may have volumes: its own
         and, while it is rescued, its rescue instance."""
         own = self._guests.find(instance)
         if own is None:
             return self._guests.of(instance)
-        if own.config.get(lxd_instance.KEY_RESCUED) != 'true':
+        if own.config.get(lxd_guest.KEY_RESCUED) != 'true':
             return [own]
-        rescue = self._guests.find(instance, lxd_instance.ROLE_RESCUE)
+        rescue = self._guests.find(instance, lxd_guest.ROLE_RESCUE)
         return [own, rescue] if rescue else [own]
 
     def swap(self, context: nova_context.RequestContext,
@@ -203,9 +204,9 @@ class Attachments:
         for volume in _mapping(block_device_info):
             connection_info = volume['connection_info']
             identifier = manager.volume_id(connection_info)
-            path = devices.guest_path(volume['mount_device'])
+            path = lxd_devices.guest_path(volume['mount_device'])
             with manager.lock(identifier), contextlib.ExitStack() as undo:
-                found[devices.name(identifier)] = self._steps.connect(
+                found[lxd_devices.name(identifier)] = self._steps.connect(
                     context, instance, connection_info, path,
                     getattr(volume, 'volume_size', None), undo)
                 if filesystems.is_filesystem(connection_info):
@@ -218,7 +219,7 @@ class Attachments:
         return found
 
     def mount_all(self, instance: objects.Instance,
-                  guest: lxd_instance.Guest,
+                  guest: lxd_guest.Guest,
                   block_device_info: _BlockDeviceInfo) -> None:
         """Mount the volumes that a server has as filesystems, and see that the
         host is still connected to the others.
@@ -246,7 +247,7 @@ class Attachments:
                                       volume['connection_info'])
 
     def reconnect(self, context: nova_context.RequestContext,
-                  instance: objects.Instance, guest: lxd_instance.Guest
+                  instance: objects.Instance, guest: lxd_guest.Guest
                   ) -> dict[str, dict[str, str]]:
         """Connect the host to the volumes that a stopped guest has, where
         Nova does not say what they are.
@@ -255,7 +256,7 @@ class Attachments:
         :param guest: its LXD instance.
         :returns: as :meth:`connect_all`; nothing has to follow.
         """
-        if not devices.of_guest(guest):
+        if not lxd_devices.of_guest(guest):
             return {}
         info = virt_driver.get_block_device_info(
             instance,
@@ -307,7 +308,7 @@ class Attachments:
                  for volume in _mapping(block_device_info)
                  if volume.get('connection_info')}
         for name in names:
-            identifier = devices.volume(name)
+            identifier = lxd_devices.volume(name)
             if identifier in known:
                 continue
             with manager.lock(identifier):
@@ -318,7 +319,7 @@ class Attachments:
                         self._filesystems.unmount(identifier, True)
                     self._volumes.forget(instance, identifier)
 
-    def release(self, instance: objects.Instance, guest: lxd_instance.Guest,
+    def release(self, instance: objects.Instance, guest: lxd_guest.Guest,
                 block_device_info: _BlockDeviceInfo) -> None:
         """Take all volumes from a stopped server, since Nova makes their
         connections anew.
@@ -329,7 +330,9 @@ class Attachments:
             present connections.
         :raises nova.exception.VolumeDetachFailed: something is left of one.
         """
-        guest.update(devices={name: None for name in devices.of_guest(guest)})
+        guest.update(
+            devices={
+                name: None for name in lxd_devices.of_guest(guest)})
         self.disconnect_all(instance, block_device_info, force=False)
 
 

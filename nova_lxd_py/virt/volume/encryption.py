@@ -34,8 +34,8 @@ from os_brick import encryptors
 from oslo_config import cfg
 from oslo_log import log as logging
 
+from nova_lxd_py.virt.privileged import probe
 from nova_lxd_py.virt.volume import base
-from nova_lxd_py.virt.volume import contents
 
 LOG = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Encryption:
                 return opened
             # A connection before this one has left it.
             self._close(identifier, provider)
-        found = contents.content(path)
+        found = probe.content(path)
         if found not in _CONTENT.get(provider, (found,)):
             raise base.Refused(f'it is to be encrypted, but holds {found}')
         self._point_link(identifier, path)
@@ -129,7 +129,7 @@ class Encryption:
             if not found and provider in _CONTENT:
                 # os-brick has just formatted it. What was blank is noise
                 # through the cipher, which would be taken for content.
-                contents.make_blank(opened)
+                probe.make_blank(opened)
         except Exception:
             self._close(identifier, provider)
             raise

@@ -34,11 +34,11 @@ from nova.volume import cinder
 from oslo_config import cfg
 from oslo_log import log as logging
 
-from nova_lxd_py.virt import flavor as lxd_flavor
-from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.guest import flavor as lxd_flavor
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.privileged import mounts
+from nova_lxd_py.virt.privileged import probe as contents
 from nova_lxd_py.virt.volume import base
-from nova_lxd_py.virt.volume import contents
-from nova_lxd_py.virt.volume import mounts
 
 LOG = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Filesystems:
         """
         mounts.prepare(self.target(identifier))
 
-    def mount(self, guest: lxd_instance.Guest, connection_info: dict[str, Any],
+    def mount(self, guest: lxd_guest.Guest, connection_info: dict[str, Any],
               identifier: str) -> None:
         """Mount a volume for a guest that has its range of ids.
 
@@ -354,7 +354,7 @@ def guest_folder(path: str) -> str:
     return '/mnt/' + path.removeprefix('/dev/')
 
 
-def id_range(guest: lxd_instance.Guest) -> tuple[int, int, int]:
+def id_range(guest: lxd_guest.Guest) -> tuple[int, int, int]:
     """Read which ids of the host a guest has, or gets at its next start.
 
     :param guest: the guest, just read.

@@ -37,10 +37,10 @@ from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import strutils
 
-from nova_lxd_py.virt import plugins
+from nova_lxd_py import plugin_loader
 from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import device_identity
 from nova_lxd_py.virt.volume import encryption
-from nova_lxd_py.virt.volume import identity
 
 LOG = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class VolumeManager:
     """
 
     def __init__(self, options: cfg.ConfigOpts.GroupAttr) -> None:
-        self._plugins = plugins.load(
+        self._plugins = plugin_loader.load(
             NAMESPACE, base.VolumePlugin,  # type: ignore[type-abstract]
             'volume', 'Volumes', [options])
         self._encryption = encryption.Encryption(options)
@@ -124,14 +124,14 @@ class VolumeManager:
                               force=True)
             with explained('connect', instance, identifier,
                            exception.VolumeAttachFailed):
-                path = identity.stable_path(
+                path = device_identity.stable_path(
                     plugin.connect(identifier, connection_info))
-                identity.check(path, connection_info, size_gb)
+                device_identity.check(path, connection_info, size_gb)
                 if encrypted:
                     path = self._encryption.open(
                         context, connection_info, identifier, path, encrypted)
             undo.pop_all()
-        if identity.is_fleeting(path):
+        if device_identity.is_fleeting(path):
             LOG.warning('Volume %(volume)s is at %(path)s, for which the host '
                         'knows no lasting name in /dev/disk/by-id; is udev '
                         'missing?', {'volume': identifier, 'path': path},
@@ -217,7 +217,7 @@ class VolumeManager:
         with explained('extend', instance, identifier,
                        exception.VolumeExtendFailed):
             plugin.extend(identifier, connection_info)
-            found = identity.size(path)
+            found = device_identity.size(path)
             if found < wanted:
                 raise base.Refused(f'the host sees {found} bytes of it, not '
                                    f'{wanted}')
@@ -321,7 +321,7 @@ def _told(error: Exception) -> str:
     """Say of an error what the owner of a server may know."""
     if isinstance(error, base.Refused):
         return str(error)
-    if isinstance(error, identity.WrongDevice):
+    if isinstance(error, device_identity.WrongDevice):
         return ('the device that turned up on the host is not this volume; '
                 'the log of nova-compute has the details')
     return (f'the host could not do it ({type(error).__name__}); the log of '

@@ -32,15 +32,15 @@ from nova import exception
 from nova import objects
 from oslo_log import log as logging
 
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.privileged import block_copy
+from nova_lxd_py.virt.volume import attach_steps
 from nova_lxd_py.virt.volume import base
-from nova_lxd_py.virt.volume import copying
-from nova_lxd_py.virt.volume import devices
+from nova_lxd_py.virt.volume import device_identity
 from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import handover
-from nova_lxd_py.virt.volume import identity
+from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import manager
 
 LOG = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ class Swaps:
     :param steps: connects, disconnects and mounts.
     """
 
-    def __init__(self, guests: lxd_guests.Guests,
+    def __init__(self, guests: registry.Guests,
                  mounted: filesystems.Filesystems,
-                 steps: handover.Handover) -> None:
+                 steps: attach_steps.Handover) -> None:
         self._guests = guests
         self._filesystems = mounted
         self._steps = steps
@@ -98,7 +98,7 @@ class Swaps:
         with (self._guests.lock(instance.uuid), manager.lock(first),
               manager.lock(second), contextlib.ExitStack() as undo):
             guest = self._guests.active(instance)
-            before = devices.of_guest(guest).get(devices.name(leaving))
+            before = lxd_devices.of_guest(guest).get(lxd_devices.name(leaving))
             if before is None:
                 raise exception.InvalidVolume(
                     reason='the server does not have the old volume')
@@ -106,12 +106,12 @@ class Swaps:
                 # What LXD has noted for it may be another device by now.
                 raise exception.InvalidVolume(
                     reason='the server does not run; start it first')
-            if before['type'] == devices.ROOT:
+            if before['type'] == lxd_devices.ROOT:
                 raise exception.InvalidVolume(
                     reason='the server has booted from it')
             self._filesystems.adopt(old, new, coming)
             device = self._steps.connect(
-                context, instance, new, devices.guest_path(mountpoint),
+                context, instance, new, lxd_devices.guest_path(mountpoint),
                 size_gb or None, undo, probe=False)
             with manager.explained('copy', instance, coming,
                                    exception.VolumeAttachFailed):
@@ -119,13 +119,13 @@ class Swaps:
             self._hold_still(guest, before, leaving, mountpoint, undo)
             with manager.explained('copy', instance, leaving,
                                    exception.VolumeAttachFailed):
-                _copy(instance, devices.source(before),
-                      devices.source(device), size)
+                _copy(instance, lxd_devices.source(before),
+                      lxd_devices.source(device), size)
             self._steps.mount(instance, guest, new)
             self._switch(instance, guest, old, new, before, device, undo)
             if filesystems.is_filesystem(new):
                 # A mount elsewhere in the guest shows only now.
-                self._filesystems.release(leaving, devices.source(before),
+                self._filesystems.release(leaving, lxd_devices.source(before),
                                           mountpoint)
                 if size_gb:
                     with manager.growing(instance, coming):
@@ -140,27 +140,27 @@ class Swaps:
                  {'new': coming, 'old': leaving, 'path': device['path']},
                  instance=instance)
 
-    def _hold_still(self, guest: lxd_instance.Guest,
+    def _hold_still(self, guest: lxd_guest.Guest,
                     device: Mapping[str, str], identifier: str,
                     mountpoint: str, undo: contextlib.ExitStack) -> None:
         """Keep everything in a guest from using a volume."""
-        init = handover.init_process(guest, identifier, device)
-        handover.refuse_busy(guest, init, device, mountpoint)
+        init = attach_steps.init_process(guest, identifier, device)
+        attach_steps.refuse_busy(guest, init, device, mountpoint)
         if guest.power_state == power_state.RUNNING:
             undo.callback(_thaw, guest)
-            guest.update(config={lxd_instance.KEY_QUIESCED: 'true'})
+            guest.update(config={lxd_guest.KEY_QUIESCED: 'true'})
             guest.freeze()
-            handover.refuse_busy(guest, init, device, mountpoint)
+            attach_steps.refuse_busy(guest, init, device, mountpoint)
         if device['type'] == 'disk':
             undo.callback(self._filesystems.thaw, identifier)
             self._filesystems.freeze(identifier)
 
-    def _switch(self, instance: objects.Instance, guest: lxd_instance.Guest,
+    def _switch(self, instance: objects.Instance, guest: lxd_guest.Guest,
                 old: dict[str, Any], new: dict[str, Any],
                 before: Mapping[str, str], device: Mapping[str, str],
                 undo: contextlib.ExitStack) -> None:
         """Give a guest the new volume for the old one, in one step."""
-        leaving, coming = (devices.name(manager.volume_id(connection))
+        leaving, coming = (lxd_devices.name(manager.volume_id(connection))
                            for connection in (old, new))
         noted = {KEY_SWAP: json.dumps({'old': leaving, 'new': coming,
                                        'device': dict(before)})}
@@ -171,13 +171,13 @@ class Swaps:
                 self._filesystems.thaw(manager.volume_id(old))
                 if filesystems.is_filesystem(old):
                     self._steps.mount(instance, guest, old)
-                if isinstance(failure, handover.UNANSWERED):
+                if isinstance(failure, attach_steps.UNANSWERED):
                     # It may have crashed in the middle: what is in the guest
                     # is not what LXD has written down.
                     guest.update(devices={coming: None, leaving: None},
                                  config=noted)
                     for name, each in ((coming, device), (leaving, before)):
-                        handover.clear_leftover(guest, name, each)
+                        attach_steps.clear_leftover(guest, name, each)
                 guest.update(devices={coming: None, leaving: before},
                              config={KEY_SWAP: None})
             except (errors.LXDError, exception.NovaException) as error:
@@ -204,24 +204,24 @@ class Swaps:
             # Nothing on a guest that was paused tells whether a filesystem of
             # its stands still. Those of guests that run cannot, and may be on
             # storage that does not answer.
-            if (kept or lxd_instance.KEY_QUIESCED in guest.config or
+            if (kept or lxd_guest.KEY_QUIESCED in guest.config or
                     guest.power_state != power_state.RUNNING):
-                for name, device in devices.of_guest(guest).items():
+                for name, device in lxd_devices.of_guest(guest).items():
                     if device['type'] == 'disk':
                         with _tolerated(guest):
-                            self._filesystems.thaw(devices.volume(name))
+                            self._filesystems.thaw(lxd_devices.volume(name))
             if kept:
                 with _tolerated(guest):
                     self._take_back(guest, json.loads(kept))
 
-    def _take_back(self, guest: lxd_instance.Guest, kept: dict[str, Any]
+    def _take_back(self, guest: lxd_guest.Guest, kept: dict[str, Any]
                    ) -> None:
         LOG.warning('%(guest)s gets %(old)s back, for which %(new)s was about '
                     'to be exchanged when nova-compute ended; the host may '
                     'still be connected to both',
                     {'guest': guest.name, 'old': kept['old'],
                      'new': kept['new']})
-        self._filesystems.thaw(devices.volume(kept['old']))
+        self._filesystems.thaw(lxd_devices.volume(kept['old']))
         try:
             guest.update(devices={kept['new']: None,
                                   kept['old']: kept['device']},
@@ -234,7 +234,7 @@ class Swaps:
 
 
 @contextlib.contextmanager
-def _tolerated(guest: lxd_instance.Guest) -> Iterator[None]:
+def _tolerated(guest: lxd_guest.Guest) -> Iterator[None]:
     """Keep what is wrong with one guest from those that come after it."""
     try:
         yield
@@ -252,7 +252,7 @@ def _checked_size(before: Mapping[str, str], device: Mapping[str, str],
 
     :returns: bytes of the old volume.
     """
-    old_size, new_size = (identity.size(devices.source(each))
+    old_size, new_size = (device_identity.size(lxd_devices.source(each))
                           for each in (before, device))
     if new_size < old_size:
         raise base.Refused(f'it has {new_size} bytes, and the old volume has '
@@ -267,13 +267,13 @@ def _copy(instance: objects.Instance, source: str, target: str, size: int
     """Copy a whole volume, and tell how far that is."""
     began = reported = time.monotonic()
     written = 0
-    for offset in range(0, size, copying.CHUNK):
-        written += copying.copy(source, target, offset,
-                                min(copying.CHUNK, size - offset))
+    for offset in range(0, size, block_copy.CHUNK):
+        written += block_copy.copy(source, target, offset,
+                                   min(block_copy.CHUNK, size - offset))
         now = time.monotonic()
         if now - reported > _REPORT:
             reported = now
-            done = offset + copying.CHUNK
+            done = offset + block_copy.CHUNK
             LOG.info('Copied %(done)d of %(size)d MiB of a volume, '
                      '%(rate)d MiB/s', {
                          'done': done >> 20, 'size': size >> 20,
@@ -285,14 +285,14 @@ def _copy(instance: objects.Instance, source: str, target: str, size: int
                  'seconds': time.monotonic() - began}, instance=instance)
 
 
-def _thaw(guest: lxd_instance.Guest) -> None:
+def _thaw(guest: lxd_guest.Guest) -> None:
     guest.unfreeze()
-    guest.update(config={lxd_instance.KEY_QUIESCED: None})
+    guest.update(config={lxd_guest.KEY_QUIESCED: None})
 
 
-def _quietly_thaw(instance: objects.Instance, guest: lxd_instance.Guest
+def _quietly_thaw(instance: objects.Instance, guest: lxd_guest.Guest
                   ) -> None:
-    if lxd_instance.KEY_QUIESCED not in guest.config:
+    if lxd_guest.KEY_QUIESCED not in guest.config:
         return
     try:
         _thaw(guest)

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from nova import objects
 
-from nova_lxd_py.virt import diagnostics
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.guest import diagnostics
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
 from tests.fixtures import session_case
 
 objects.register_all()
@@ -32,15 +32,15 @@ class DiagnosticsTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        self.create(NAME, **{lxd_instance.KEY_UUID: UUID,
-                             lxd_instance.KEY_ROLE: 'server'})
+        self.create(NAME, **{lxd_guest.KEY_UUID: UUID,
+                             lxd_guest.KEY_ROLE: 'server'})
         self.server = objects.Instance(
             uuid=UUID, id=1, config_drive='', flavor=objects.Flavor(
                 vcpus=2, memory_mb=128))
         self.server.system_metadata = {}
         self.server.image_ref = ''
         self.diagnostics = diagnostics.Diagnostics(
-            lxd_guests.Guests(self.session))
+            registry.Guests(self.session))
 
     @property
     def guest(self):

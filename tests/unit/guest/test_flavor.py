@@ -20,7 +20,7 @@ from oslo_config import fixture as config_fixture
 from oslotest import base
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import flavor as lxd_flavor
+from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from tests.fixtures.fake_lxd import config_keys
 
 objects.register_all()

@@ -12,14 +12,14 @@
 
 import unittest
 
-from nova_lxd_py.virt import arrivals
+from nova_lxd_py.virt.guest import pending
 
 
 class ArrivalsTest(unittest.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.arrivals = arrivals.Arrivals()
+        self.arrivals = pending.Arrivals()
 
     def test_who_makes_it_hears_of_it(self):
         with self.arrivals.expected('one', {'a': 'b'}) as seen:

@@ -21,8 +21,8 @@ from oslo_config import fixture as config_fixture
 from oslotest import base
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import cpus
-from nova_lxd_py.virt import numa
+from nova_lxd_py.virt.host import cpus
+from nova_lxd_py.virt.host import numa
 from tests.fixtures.fake_lxd import server
 
 objects.register_all()

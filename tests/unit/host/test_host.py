@@ -26,12 +26,12 @@ from oslo_config import fixture as config_fixture
 from oslotest import base
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import host
-from nova_lxd_py.virt import host_traits
-from nova_lxd_py.virt import idmap
-from nova_lxd_py.virt import numa
-from nova_lxd_py.virt import session
+from nova_lxd_py.virt.host import host as lxd_host
+from nova_lxd_py.virt.host import numa
+from nova_lxd_py.virt.host import subordinate_ids
+from nova_lxd_py.virt.host import traits as host_traits
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session
 from tests.fixtures import fake_lxd
 from tests.fixtures.fake_lxd import server
 from tests.fixtures.fake_lxd import state
@@ -53,10 +53,10 @@ class HostTestCase(base.BaseTestCase):
         self.cfg.config(group='lxd', endpoint=self.lxd.endpoint)
         self.host = self.make_host()
 
-    def make_host(self) -> host.Host:
+    def make_host(self) -> lxd_host.Host:
         self.session = session.Session(conf.CONF.lxd)
         self.session.connect()
-        return host.Host(self.session, conf.CONF.lxd)
+        return lxd_host.Host(self.session, conf.CONF.lxd)
 
 
 class ResourceTestCase(HostTestCase):
@@ -147,7 +147,7 @@ class ResourceTestCase(HostTestCase):
         for text, number in (
                 ('5.0.2', 5000002), ('5.21.3 LTS', 5021003), ('6.1', 6001000),
                 ('6', 6000000), ('6.0.4', 6000004), ('git', 0)):
-            self.assertEqual(number, host.version_number(text))
+            self.assertEqual(number, lxd_host.version_number(text))
 
     def test_uptime(self) -> None:
         self.assertRegex(self.host.uptime(), re.compile(
@@ -159,7 +159,7 @@ class ResourceTestCase(HostTestCase):
                                (3600, ' 1:00'), (86399, '23:59'),
                                (86400, '1 day, 0 min'),
                                (2 * 86400 + 36060, '2 days, 10:01')):
-            self.assertEqual(words, host._span(seconds))
+            self.assertEqual(words, lxd_host._span(seconds))
 
     def test_cpu_stats(self) -> None:
         stats = self.host.cpu_stats()
@@ -180,7 +180,10 @@ class RemoteTestCase(base.BaseTestCase):
         super().setUp()
         self.cfg = self.useFixture(config_fixture.Config(conf.CONF))
         self.cfg.config(group='lxd', endpoint='https://lxd.example:8443')
-        self.host = host.Host(session.Session(conf.CONF.lxd), conf.CONF.lxd)
+        self.host = lxd_host.Host(
+            session.Session(
+                conf.CONF.lxd),
+            conf.CONF.lxd)
 
     def test_nothing_local(self) -> None:
         self.assertRaises(NotImplementedError, self.host.uptime)
@@ -410,7 +413,7 @@ class IdmapTestCase(base.BaseTestCase):
             if text is not None:
                 with open(path, 'w') as stream:
                     stream.write(text)
-        return idmap.capacity(endpoint, (paths[0], paths[1]))
+        return subordinate_ids.capacity(endpoint, (paths[0], paths[1]))
 
     def test_sizes(self) -> None:
         for size, ranges in ((0, 0), (65536, 0), (131071, 0), (131072, 1),

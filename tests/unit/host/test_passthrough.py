@@ -18,7 +18,7 @@ from nova import exception
 from nova import objects
 from oslotest import base
 
-from nova_lxd_py.virt import passthrough
+from nova_lxd_py.virt.host import passthrough
 from tests.fixtures.fake_lxd import server
 
 ALLOWED = ['gpu:10de:1db4', ' USB:0403:6001']

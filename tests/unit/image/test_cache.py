@@ -35,11 +35,11 @@ from oslo_config import fixture as config_fixture
 from oslotest import base
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import image_transfer
-from nova_lxd_py.virt import image_trust
-from nova_lxd_py.virt import images
-from nova_lxd_py.virt import session
+from nova_lxd_py.virt.image import cache as image_cache
+from nova_lxd_py.virt.image import signatures
+from nova_lxd_py.virt.image import transfer as image_transfer
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session
 from tests.fixtures import fake_lxd
 from tests.fixtures import glance_server
 from tests.fixtures import memory_glance
@@ -72,10 +72,10 @@ class ImageTestCase(base.BaseTestCase):
         self.glance: Any = memory_glance.MemoryGlance()
         self.store = self.new_store()
 
-    def new_store(self) -> images.ImageStore:
+    def new_store(self) -> image_cache.ImageStore:
         self.session = session.Session(conf.CONF.lxd)
         self.session.connect()
-        return images.ImageStore(self.session, conf.CONF.lxd, self.glance)
+        return image_cache.ImageStore(self.session, conf.CONF.lxd, self.glance)
 
     def instance(self, root_gb: int = 1, **fields: Any) -> objects.Instance:
         values = {'uuid': '5f6e1b3a-0000-4000-8000-000000000001',
@@ -230,12 +230,12 @@ class EnsureTestCase(ImageTestCase):
     def test_checks_that_are_remembered_are_bounded(self) -> None:
         checked = ''
         for number in range(40):
-            checked = image_trust.noted(f'c{number}', checked)
+            checked = signatures.noted(f'c{number}', checked)
         self.assertEqual(16, len(checked.split()))
-        self.assertTrue(image_trust.is_met('c39', checked))
-        self.assertFalse(image_trust.is_met('c0', checked))
-        self.assertFalse(image_trust.is_met('c1', None))
-        self.assertTrue(image_trust.is_met('', None))
+        self.assertTrue(signatures.is_met('c39', checked))
+        self.assertFalse(signatures.is_met('c0', checked))
+        self.assertFalse(signatures.is_met('c1', None))
+        self.assertTrue(signatures.is_met('', None))
 
     def test_cache_image(self) -> None:
         image_id = self.glance.add(rootfs())
@@ -247,7 +247,7 @@ class EnsureTestCase(ImageTestCase):
     def test_long_transfers_are_reported(self) -> None:
         image_id = self.glance.add(rootfs(1 << 20))
         with mock.patch.object(image_transfer, 'REPORT_INTERVAL', 0.0), \
-                self.assertLogs('nova_lxd_py.virt.image_transfer') as logs:
+                self.assertLogs('nova_lxd_py.virt.image.transfer') as logs:
             self.ensure(image_id)
         self.assertRegex('\n'.join(logs.output),
                          r'transferred.*: \d+ %, \d+\.\d MiB, \d+\.\d MiB/s')
@@ -588,7 +588,7 @@ class PruneTestCase(ImageTestCase):
         super().setUp()
         self.now = time.time()
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.images.time.time', lambda: self.now))
+            'nova_lxd_py.virt.image.cache.time.time', lambda: self.now))
         self.image_id = self.glance.add(rootfs())
         self.fingerprint = self.ensure(self.image_id)
 
@@ -717,7 +717,7 @@ class PruneTestCase(ImageTestCase):
         self.assertNotEqual(second, self.fingerprint)
 
     def test_what_servers_use(self) -> None:
-        self.assertEqual({'a', 'b', 'c'}, images.used_images([
+        self.assertEqual({'a', 'b', 'c'}, image_cache.used_images([
             self.instance(image_ref='a'),
             self.instance(image_ref='b', system_metadata={
                 'image_base_image_ref': 'c'}),

@@ -29,10 +29,10 @@ import ddt
 from oslotest import base
 import zstandard
 
-from nova_lxd_py.virt import image_format
-from nova_lxd_py.virt import image_streams
+from nova_lxd_py.virt.image import decompression
+from nova_lxd_py.virt.image import format_inspector
 
-Kind = image_format.Kind
+Kind = format_inspector.Kind
 
 ROOTFS: dict[str, bytes | None] = {
     'bin': None, 'etc': None, 'etc/hostname': b'x\n', 'usr': None,
@@ -141,8 +141,8 @@ def elf(machine: int, big: bool = False) -> bytes:
 
 
 def inspect(data: bytes, chunk: int = 65536, limit: int = 1 << 30
-            ) -> image_format.Content:
-    inspector = image_format.Inspector(limit)
+            ) -> format_inspector.Content:
+    inspector = format_inspector.Inspector(limit)
     for start in range(0, len(data), chunk):
         inspector.feed(data[start:start + chunk])
     return inspector.finish()
@@ -152,7 +152,7 @@ class FormatTestCase(base.BaseTestCase):
 
     def assertUnacceptable(self, reason: str, data: bytes, **kwargs: Any
                            ) -> None:
-        exc = self.assertRaises(image_format.Unacceptable, inspect, data,
+        exc = self.assertRaises(format_inspector.Unacceptable, inspect, data,
                                 **kwargs)
         self.assertRegex(exc.reason, reason)
 
@@ -212,7 +212,7 @@ class ArchiveTestCase(FormatTestCase):
                            (gzip.compress(plain), Kind.ROOTFS),
                            (unified() + bytes(1 << 20), Kind.UNIFIED),
                            (squashfs() + bytes(1 << 20), Kind.SQUASHFS)):
-            inspector = image_format.Inspector(1 << 30)
+            inspector = format_inspector.Inspector(1 << 30)
             inspector.feed(data[:65536])
             self.assertIs(kind, inspector.kind)
 
@@ -318,7 +318,7 @@ class DamageTestCase(FormatTestCase):
                         generator.randrange(256))
                 try:
                     inspect(bytes(data), limit=16 << 20)
-                except image_format.Unacceptable as exc:
+                except format_inspector.Unacceptable as exc:
                     self.assertTrue(exc.reason)
 
     def test_broken_metadata(self) -> None:
@@ -445,7 +445,7 @@ class OtherFilesTestCase(FormatTestCase):
     def test_endless_archive_of_other_things(self) -> None:
         """What it is must be clear at some point: all of it is in memory
         until then."""
-        inspector = image_format.Inspector(1 << 40)
+        inspector = format_inspector.Inspector(1 << 40)
         member = tarfile.TarInfo('video')
         member.size = 1 << 30
         inspector.feed(member.tobuf())
@@ -454,7 +454,7 @@ class OtherFilesTestCase(FormatTestCase):
             for _number in range(100):
                 inspector.feed(bytes(1 << 20))
 
-        self.assertRaises(image_format.Unacceptable, feed_forever)
+        self.assertRaises(format_inspector.Unacceptable, feed_forever)
 
 
 @ddt.ddt
@@ -465,7 +465,9 @@ class ArchitectureTestCase(base.BaseTestCase):
               ('ppc64el', 'ppc64le'), ('riscv64', 'riscv64'))
     @ddt.unpack
     def test_names(self, name: str, expected: str) -> None:
-        self.assertEqual(expected, image_format.canonical_architecture(name))
+        self.assertEqual(
+            expected,
+            format_inspector.canonical_architecture(name))
 
 
 class DecompressorTestCase(base.BaseTestCase):
@@ -474,11 +476,11 @@ class DecompressorTestCase(base.BaseTestCase):
         for name in ('gzip', 'bzip2', 'xz', 'lzma', 'zstd'):
             plain = bytes(8 << 20)
             total = 0
-            decompressor = image_streams.Decompressor(name)
+            decompressor = decompression.Decompressor(name)
             for piece in decompressor.feed(COMPRESSIONS[name](plain)):
                 total += len(piece)
                 if name != 'zstd':
-                    self.assertLessEqual(len(piece), image_streams.PIECE)
+                    self.assertLessEqual(len(piece), decompression.PIECE)
             decompressor.finish()
             self.assertEqual(len(plain), total)
 
@@ -487,7 +489,7 @@ class DecompressorTestCase(base.BaseTestCase):
                          for number in range(3000))
         for name in ('gzip', 'bzip2', 'xz', 'lzma', 'zstd'):
             packed = COMPRESSIONS[name](plain)
-            decompressor = image_streams.Decompressor(name)
+            decompressor = decompression.Decompressor(name)
             found = b''.join(
                 piece for start in range(0, len(packed), 999)
                 for piece in decompressor.feed(packed[start:start + 999]))

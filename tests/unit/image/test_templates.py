@@ -26,12 +26,12 @@ from oslo_config import fixture as config_fixture
 from oslotest import base
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import instance as lxd_instance
-from nova_lxd_py.virt import session
-from nova_lxd_py.virt import templates
-from nova_lxd_py.virt import uid_ranges
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import uid_ranges
+from nova_lxd_py.virt.image import templates
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session
 from tests.fixtures import fake_lxd
 from tests.fixtures.fake_lxd import fixture as fake_fixture
 
@@ -58,10 +58,11 @@ class TemplateTestCase(base.BaseTestCase):
             remove_unused_original_minimum_age_seconds=DAY)
         self.capacity = 100
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.idmap.capacity', lambda path: self.capacity))
+            'nova_lxd_py.virt.host.subordinate_ids.capacity',
+            lambda path: self.capacity))
         self.session = session.Session(conf.CONF.lxd)
         self.session.connect()
-        self.guests = lxd_guests.Guests(self.session)
+        self.guests = registry.Guests(self.session)
         self.store = self.new_store()
         self.image = self.lxd.add_image(project='nova', used=True)
 
@@ -84,20 +85,20 @@ class TemplateTestCase(base.BaseTestCase):
                                      image or self.image)
 
     def spawn(self, name: str, project: str = 'p1', **kwargs: Any
-              ) -> lxd_instance.Guest:
+              ) -> lxd_guest.Guest:
         source, config = self.source_for(project, **kwargs)
         guest = self.guests.create(name, source, {
-            lxd_instance.KEY_ROLE: lxd_instance.ROLE_SERVER,
-            lxd_instance.KEY_UUID: name, lxd_instance.KEY_PROJECT: project,
+            lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER,
+            lxd_guest.KEY_UUID: name, lxd_guest.KEY_PROJECT: project,
             **config}, ROOT)
         guest.start()
         return guest.reload()
 
-    def templates(self) -> list[lxd_instance.Guest]:
+    def templates(self) -> list[lxd_guest.Guest]:
         return [guest for guest in self.guests.all()
                 if templates.KEY_TEMPLATE in guest.config]
 
-    def holders(self) -> list[lxd_instance.Guest]:
+    def holders(self) -> list[lxd_guest.Guest]:
         return [guest for guest in self.guests.all()
                 if guest.name.startswith('nova-uids-')]
 
@@ -145,7 +146,7 @@ class CloneTestCase(TemplateTestCase):
         template, = self.templates()
         self.assertEqual(template.config[BASE], clone.config[BASE])
         self.assertNotIn(templates.KEY_TEMPLATE, clone.config)
-        self.assertEqual(lxd_instance.ROLE_SERVER, clone.role)
+        self.assertEqual(lxd_guest.ROLE_SERVER, clone.role)
         self.assertEqual(['root'], list(clone.devices))
         self.assertEqual(
             ['s1', 's2'], sorted(g.name for g in self.guests.servers()))
@@ -322,17 +323,17 @@ class FailureTestCase(TemplateTestCase):
     def check(self) -> None:
         """The server is made from its image, in its project's range; later
         ones do not try again, until some time has passed."""
-        with self.assertLogs('nova_lxd_py.virt.templates',
+        with self.assertLogs('nova_lxd_py.virt.image.templates',
                              'WARNING') as logs:
             source, config = self.source_for()
         self.assertFromImage(source)
         self.assertIn(BASE, config)
         self.assertEqual([], self.templates())
         self.assertEqual(1, len(logs.output))
-        with self.assertNoLogs('nova_lxd_py.virt.templates', 'WARNING'):
+        with self.assertNoLogs('nova_lxd_py.virt.image.templates', 'WARNING'):
             self.assertFromImage(self.source_for()[0])
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.templates.RETRY_AFTER', 0))
+            'nova_lxd_py.virt.image.templates.RETRY_AFTER', 0))
         self.assertEqual('copy', self.source_for()[0]['type'])
 
     def test_create(self) -> None:
@@ -359,7 +360,7 @@ class FailureTestCase(TemplateTestCase):
     def test_it_starts(self) -> None:
         """Should LXD ever overlook what keeps it from starting."""
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.templates._OBSTACLE_DEVICE',
+            'nova_lxd_py.virt.image.templates._OBSTACLE_DEVICE',
             {'type': 'none'}))
         self.assertFromImage(self.source_for()[0])
         self.assertEqual([], self.templates())
@@ -371,14 +372,14 @@ class FailureTestCase(TemplateTestCase):
 
     def test_files_for_creation_only(self) -> None:
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.session.Session.get', _with_templates(
+            'nova_lxd_py.virt.lxd.session.Session.get', _with_templates(
                 session.Session.get, {'/etc/id': {'when': ['create']}})))
         self.assertFromImage(self.source_for()[0])
         self.assertEqual([], self.templates())
 
     def test_files_for_copies_too(self) -> None:
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.session.Session.get', _with_templates(
+            'nova_lxd_py.virt.lxd.session.Session.get', _with_templates(
                 session.Session.get,
                 {'/etc/id': {'when': ['create', 'copy']},
                  '/etc/x': {'when': ['start']}})))
@@ -497,11 +498,11 @@ class PruneTestCase(TemplateTestCase):
         super().setUp()
         self.now = time.time()
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.templates.time.time', lambda: self.now))
+            'nova_lxd_py.virt.image.templates.time.time', lambda: self.now))
 
     def names(self) -> set[str]:
         return {guest.name for guest in self.guests.all()
-                if guest.role == lxd_instance.ROLE_TEMPLATE}
+                if guest.role == lxd_guest.ROLE_TEMPLATE}
 
     def test_used(self) -> None:
         self.spawn('s1')
@@ -544,7 +545,7 @@ class PruneTestCase(TemplateTestCase):
         self.now += uid_ranges.GRACE + 10
         self.spawn('s3', 'p3')
         self.assertEqual({'p2', 'p3'}, {
-            guest.config[lxd_instance.KEY_PROJECT] for guest in
+            guest.config[lxd_guest.KEY_PROJECT] for guest in
             self.guests.all()})
         # Who has servers keeps it.
         self.now += uid_ranges.GRACE + 10
@@ -573,7 +574,7 @@ class PruneTestCase(TemplateTestCase):
         deleted = self.store.prune()
         self.assertEqual(1, len(deleted))
         self.assertEqual('p2', self.templates()[0].config[
-            lxd_instance.KEY_PROJECT])
+            lxd_guest.KEY_PROJECT])
 
     def test_image_is_gone(self) -> None:
         self.spawn('s1')

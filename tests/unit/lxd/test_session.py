@@ -23,9 +23,9 @@ import fixtures
 import testtools
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import answers
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import session
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import responses
+from nova_lxd_py.virt.lxd import session
 from tests.fixtures import fake_lxd
 from tests.fixtures import session_case
 
@@ -351,7 +351,7 @@ class OperationTestCase(session_case.SessionTestCase):
 
     def test_progress(self):
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.operations.PROGRESS_SLICE', 1))
+            'nova_lxd_py.virt.lxd.operations.PROGRESS_SLICE', 1))
         fault = self.lxd.hang_operation('PUT', '*/state')
         seen = []
 
@@ -487,7 +487,7 @@ class TextsTestCase(testtools.TestCase):
     """Errors of servers that the fake is not."""
 
     def error(self, text, code=400, failed=False):
-        return type(answers.from_text('what', text, code, failed))
+        return type(responses.from_text('what', text, code, failed))
 
     def test_texts(self):
         for text, code, failed, expected in (

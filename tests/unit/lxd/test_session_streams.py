@@ -21,8 +21,8 @@ import fixtures
 import websocket
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import session
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session
 from tests.fixtures import fake_lxd
 from tests.fixtures.fake_lxd import certificates
 from tests.fixtures import session_case
@@ -250,7 +250,7 @@ class WebsocketTestCase(session_case.SessionTestCase):
 
     def test_no_answer_to_the_handshake(self):
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.session.CONNECT_TIMEOUT', 0.2))
+            'nova_lxd_py.virt.lxd.session.CONNECT_TIMEOUT', 0.2))
         self.lxd.delay('GET', '/1.0/events', 2)
         error = self.assertRaises(errors.LXDError, self.session.websocket,
                                   'events')

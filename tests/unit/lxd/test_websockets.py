@@ -29,13 +29,13 @@ from oslotest import base
 import websocket
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import channels
-from nova_lxd_py.virt import events
-from nova_lxd_py.virt import exec as lxd_exec
-from nova_lxd_py.virt import guests
-from nova_lxd_py.virt import instance
-from nova_lxd_py.virt import serial_session
-from nova_lxd_py.virt import session
+from nova_lxd_py.virt.console import serial_session
+from nova_lxd_py.virt.guest import events
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.lxd import exec as lxd_exec
+from nova_lxd_py.virt.lxd import session
+from nova_lxd_py.virt.lxd import websockets
 from tests.fixtures import session_case
 
 #: A goodbye without a reason.
@@ -145,7 +145,7 @@ class HangUpTestCase(base.BaseTestCase):
     def run_in_thread(self, function: Callable[..., Any], *args: Any,
                       **kwargs: Any) -> threading.Thread:
         def call() -> None:
-            with contextlib.suppress(*channels.ERRORS):
+            with contextlib.suppress(*websockets.ERRORS):
                 function(*args, **kwargs)
 
         thread = threading.Thread(target=call, daemon=True)
@@ -163,11 +163,11 @@ class HangUpTestCase(base.BaseTestCase):
         self.assertFalse(self.channel.connected)
 
     def assert_all_end(self) -> None:
-        channels.hang_up(self.channel)
+        websockets.hang_up(self.channel)
         for thread in self.threads:
             thread.join(5)
             self.assertFalse(thread.is_alive())
-        channels.hang_up(self.channel)
+        websockets.hang_up(self.channel)
 
     def test_reader(self) -> None:
         self.run_in_thread(self.channel.recv_data)
@@ -194,12 +194,12 @@ class ConsoleTestCase(session_case.SessionTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.create(start=True, **{instance.KEY_UUID: 'a',
-                                   instance.KEY_ROLE: 'server'})
+        self.create(start=True, **{lxd_guest.KEY_UUID: 'a',
+                                   lxd_guest.KEY_ROLE: 'server'})
         self.proxy = self.useFixture(SilentProxy(self.lxd.endpoint))
         self.cfg.config(group='lxd', endpoint=self.proxy.path)
         self.session = session.Session(conf.CONF.lxd)
-        self.guests = guests.Guests(self.session)
+        self.guests = registry.Guests(self.session)
         self.watcher = events.Watcher(self.session, self.guests,
                                       lambda event: None, 5)
         self.watcher.start()

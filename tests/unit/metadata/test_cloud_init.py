@@ -21,7 +21,7 @@ from nova.network import model
 from nova import objects
 from oslotest import base
 
-from nova_lxd_py.virt import cloudinit
+from nova_lxd_py.virt.metadata import cloud_init
 
 objects.register_all()
 
@@ -52,22 +52,22 @@ class CloudInitTestCase(base.BaseTestCase):
 
     def test_user_data(self) -> None:
         encoded = base64.b64encode('#!/bin/sh\necho ü'.encode()).decode()
-        config = cloudinit.config(make_instance(user_data=encoded), [])
+        config = cloud_init.config(make_instance(user_data=encoded), [])
         self.assertEqual('#!/bin/sh\necho ü', config['cloud-init.user-data'])
 
     def test_no_user_data(self) -> None:
         self.assertNotIn('cloud-init.user-data',
-                         cloudinit.config(make_instance(), []))
+                         cloud_init.config(make_instance(), []))
 
     def test_user_data_that_is_not_text(self) -> None:
         for content in (base64.b64encode(b'\x1f\x8b\xff').decode(), '%%%x'):
-            self.assertNotIn('cloud-init.user-data', cloudinit.config(
+            self.assertNotIn('cloud-init.user-data', cloud_init.config(
                 make_instance(user_data=content), []))
 
     def test_vendor_data(self) -> None:
         """What tenants wrote stays data, whatever it looks like."""
         key = 'ssh-ed25519 AAAA me\nruncmd: [evil]'
-        text = cloudinit.config(make_instance(
+        text = cloud_init.config(make_instance(
             hostname='a"\n- b', key_data=key), [])['cloud-init.vendor-data']
         first, rest = text.split('\n', 1)
         self.assertEqual('#cloud-config', first)
@@ -82,13 +82,13 @@ class CloudInitTestCase(base.BaseTestCase):
         self.assertEqual({'version': 2, 'ethernets': {'eth0': {
             'match': {'macaddress': 'fa:16:3e:00:00:01'},
             'set-name': 'eth0', 'mtu': 1442, 'dhcp4': True}}},
-            cloudinit.network_config([vif]))
+            cloud_init.network_config([vif]))
 
     def test_static(self) -> None:
         subnet = make_subnet('10.0.0.0/24', '10.0.0.5', gateway='10.0.0.1')
         subnet['routes'] = [model.Route(cidr='10.9.0.0/16', gateway=model.IP(
             address='10.0.0.9'))]
-        link = cloudinit.network_config([make_vif([subnet])])[
+        link = cloud_init.network_config([make_vif([subnet])])[
             'ethernets']['eth0']
         self.assertEqual(['10.0.0.5/24'], link['addresses'])
         self.assertEqual([{'to': '0.0.0.0/0', 'via': '10.0.0.1'},
@@ -101,7 +101,7 @@ class CloudInitTestCase(base.BaseTestCase):
                                       ipv6_address_mode='slaac')]),
                 make_vif([make_subnet('2001:db8:1::/64', '2001:db8:1::5', 6,
                                       '2001:db8:1::1')], 'fa:16:3e:00:00:02')]
-        ethernets = cloudinit.network_config(vifs)['ethernets']
+        ethernets = cloud_init.network_config(vifs)['ethernets']
         self.assertEqual(['eth0', 'eth1'], sorted(ethernets))
         self.assertTrue(ethernets['eth0']['accept-ra'])
         self.assertNotIn('addresses', ethernets['eth0'])
@@ -113,4 +113,4 @@ class CloudInitTestCase(base.BaseTestCase):
         self.assertEqual(
             {'match': {'macaddress': 'fa:16:3e:00:00:01'},
              'set-name': 'eth0'},
-            cloudinit.network_config([make_vif([])])['ethernets']['eth0'])
+            cloud_init.network_config([make_vif([])])['ethernets']['eth0'])

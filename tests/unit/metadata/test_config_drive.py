@@ -28,9 +28,9 @@ from oslo_config import fixture as config_fixture
 from oslotest import base
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import configdrive
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import session
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session
+from nova_lxd_py.virt.metadata import config_drive
 from tests.fixtures import fake_lxd
 from tests.fixtures.fake_lxd import state
 
@@ -58,7 +58,7 @@ class ConfigDriveTestCase(base.BaseTestCase):
             lambda instance: objects.BlockDeviceMappingList(objects=[])))
         self.context = nova_context.RequestContext(
             'user', 'project', is_admin=False)
-        self.drives = configdrive.ConfigDrives(
+        self.drives = config_drive.ConfigDrives(
             session.Session(conf.CONF.lxd), conf.CONF.lxd)
 
     def instance(self, **kwargs: Any) -> objects.Instance:
@@ -164,7 +164,7 @@ class BuildTestCase(ConfigDriveTestCase):
 
     def test_paths(self) -> None:
         for path in ('/etc/passwd', '../x', 'a/../b', 'a//b', '', 'a/.'):
-            self.assertRaises(ValueError, configdrive._backup, NAME, UUID,
+            self.assertRaises(ValueError, config_drive._backup, NAME, UUID,
                               [(path, b'')])
 
 

@@ -23,7 +23,7 @@ from oslo_config import fixture as config_fixture
 from oslotest import base
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import configdisk
+from nova_lxd_py.virt.metadata import config_drive_device
 
 
 class ConfigDiskTestCase(base.BaseTestCase):
@@ -39,7 +39,7 @@ class ConfigDiskTestCase(base.BaseTestCase):
             'lxd:config_drive_device': flavor}
         data = {} if image is None else {
             'image_lxd_config_drive_device': image}
-        return configdisk.is_wanted(types.SimpleNamespace(
+        return config_drive_device.is_wanted(types.SimpleNamespace(
             flavor=types.SimpleNamespace(name='small', extra_specs=specs),
             system_metadata=data), conf.CONF.lxd)
 
@@ -60,14 +60,14 @@ class ConfigDiskTestCase(base.BaseTestCase):
 
     def test_what_is_lacking(self) -> None:
         self.cfg.config(mkisofs_cmd='/bin/true')
-        self.assertIsNone(configdisk.lacking(True))
-        self.assertIn('socket', configdisk.lacking(False) or '')
+        self.assertIsNone(config_drive_device.lacking(True))
+        self.assertIn('socket', config_drive_device.lacking(False) or '')
         self.cfg.config(mkisofs_cmd='/no/such/mkisofs')
-        text = configdisk.lacking(True) or ''
+        text = config_drive_device.lacking(True) or ''
         for word in ('/no/such/mkisofs', 'genisoimage', 'mkisofs_cmd'):
             self.assertIn(word, text)
         self.assertRaises(exception.ComputeResourcesUnavailable,
-                          configdisk.check, True)
+                          config_drive_device.check, True)
 
     def test_what_is_lacking_for_vfat(self) -> None:
         self.cfg.config(config_drive_format='vfat')
@@ -75,11 +75,11 @@ class ConfigDiskTestCase(base.BaseTestCase):
         self.useFixture(fixtures.EnvironmentVariable('PATH', folder))
         for program, package in (('mkfs.vfat', 'dosfstools'),
                                  ('mcopy', 'mtools')):
-            text = configdisk.lacking(True) or ''
+            text = config_drive_device.lacking(True) or ''
             for word in (program, package, 'vfat', 'config_drive_format'):
                 self.assertIn(word, text)
             os.symlink('/bin/true', f'{folder}/{program}')
-        self.assertIsNone(configdisk.lacking(True))
+        self.assertIsNone(config_drive_device.lacking(True))
 
     def test_none_is_there(self) -> None:
-        self.assertIsNone(configdisk.find('config-drive-x'))
+        self.assertIsNone(config_drive_device.find('config-drive-x'))

@@ -22,7 +22,7 @@ import unittest
 
 from oslotest import base
 
-from nova_lxd_py.virt.volume import blkid
+from nova_lxd_py.virt.privileged import blkid
 
 SIZE = 1 << 20
 LUKS = b'LUKS\xba\xbe\0\1'

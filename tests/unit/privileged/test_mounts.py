@@ -21,12 +21,12 @@ from unittest import mock
 
 from oslotest import base
 
-from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.privileged import mounts
+from nova_lxd_py.virt.privileged import probe
+from nova_lxd_py.virt.privileged import validation
 from nova_lxd_py.virt.volume import base as volume_base
-from nova_lxd_py.virt.volume import checks
-from nova_lxd_py.virt.volume import contents
 from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import mounts
 
 VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
 TARGET = f'/var/lib/nova/volumes/{VOLUME}'
@@ -42,10 +42,10 @@ class InputTestCase(base.BaseTestCase):
     def test_devices(self) -> None:
         for path in ('/dev/null', '/etc/passwd', '', None, 7, 'sda',
                      '/dev/sda;id', '/tmp'):
-            for call in (lambda: contents.content(path),
+            for call in (lambda: probe.content(path),
                          lambda: mounts.make(path, 'ext4', 'x'),
                          lambda: mounts.is_held(path),
-                         lambda: contents.make_blank(path),
+                         lambda: probe.make_blank(path),
                          lambda: mounts.grow(path, 'ext4', TARGET),
                          lambda: mounts.mount(path, 'ext4', TARGET, False, 1,
                                               1, 1)):
@@ -56,7 +56,7 @@ class InputTestCase(base.BaseTestCase):
                      f'/mnt/{VOLUME}/', f'//{VOLUME}', f'/mnt/{VOLUME}x'):
             self.assertRaises(ValueError, mounts.prepare, path)
             self.assertRaises(ValueError, mounts.unmount, path, True)
-            with mock.patch.object(checks, 'checked_device',
+            with mock.patch.object(validation, 'checked_device',
                                    lambda path: path):
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
                                   path, False, 1, 1, 1)
@@ -64,7 +64,8 @@ class InputTestCase(base.BaseTestCase):
                                   path)
 
     def test_kinds_labels_and_ids(self) -> None:
-        with mock.patch.object(checks, 'checked_device', lambda path: path):
+        with mock.patch.object(validation, 'checked_device',
+                               lambda path: path):
             for kind in ('btrfs', 'vfat', '', None):
                 self.assertRaises(ValueError, mounts.make, '/dev/x', kind, 'x')
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', kind,
@@ -90,11 +91,11 @@ class InputTestCase(base.BaseTestCase):
 
 class IdRangeTestCase(base.BaseTestCase):
 
-    def guest(self, idmap: list | None, **config: str) -> lxd_instance.Guest:
+    def guest(self, idmap: list | None, **config: str) -> lxd_guest.Guest:
         if idmap is not None:
             config['volatile.idmap.next'] = json.dumps(idmap)
-        return lxd_instance.Guest(None, {'config': config, 'name': 'x',
-                                         'devices': {}})
+        return lxd_guest.Guest(None, {'config': config, 'name': 'x',
+                                      'devices': {}})
 
     def entry(self, uid: bool, gid: bool, host: int) -> dict:
         return {'Isuid': uid, 'Isgid': gid, 'Hostid': host, 'Nsid': 0,

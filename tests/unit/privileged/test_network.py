@@ -16,7 +16,7 @@ import os
 
 from oslotest import base
 
-from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import network
 from tests.fixtures import fake_host
 
 OUTER, INNER = 'tap01234567-89', 'tin01234567-89'
@@ -35,34 +35,34 @@ class InputTestCase(base.BaseTestCase):
                      'tap01234567-89\n', 'TAP01234567-89', '',
                      None, 7, ['tap01234567-89'], b'tap01234567-89'):
             for call in (
-                    lambda: privileged.delete_device(name),
-                    lambda: privileged.set_mtu(name, 1500),
-                    lambda: privileged.add_to_bridge(name, 'br0'),
-                    lambda: privileged.disable_checksum_offload(name),
-                    lambda: privileged.join(name, INNER),
-                    lambda: privileged.join(INNER, name),
-                    lambda: privileged.set_limit(name, 1, 1, 1),
-                    lambda: privileged.remove_limit(name),
-                    lambda: privileged.create_veth(name, INNER, MAC, 1500,
-                                                   False),
-                    lambda: privileged.create_veth(OUTER, name, MAC, 1500,
-                                                   False)):
+                    lambda: network.delete_device(name),
+                    lambda: network.set_mtu(name, 1500),
+                    lambda: network.add_to_bridge(name, 'br0'),
+                    lambda: network.disable_checksum_offload(name),
+                    lambda: network.join(name, INNER),
+                    lambda: network.join(INNER, name),
+                    lambda: network.set_limit(name, 1, 1, 1),
+                    lambda: network.remove_limit(name),
+                    lambda: network.create_veth(name, INNER, MAC, 1500,
+                                                False),
+                    lambda: network.create_veth(OUTER, name, MAC, 1500,
+                                                False)):
                 self.assertRaises(ValueError, call)
         self.assertEqual([], self.host.calls)
 
     def test_other_arguments(self) -> None:
         self.host.add(OUTER)
         for call in (
-                lambda: privileged.create_veth(OUTER, INNER, 'x', 1500, False),
-                lambda: privileged.create_veth(OUTER, INNER, MAC + '\n', 1500,
-                                               False),
-                lambda: privileged.set_mtu(OUTER, 10),
-                lambda: privileged.set_mtu(OUTER, '1500'),
-                lambda: privileged.add_to_bridge(OUTER, '../x'),
-                lambda: privileged.add_to_bridge(OUTER, 'a' * 16),
-                lambda: privileged.set_limit(OUTER, 0, 1, 1),
-                lambda: privileged.set_limit(OUTER, 1, 2 ** 70, 1),
-                lambda: privileged.set_limit(OUTER, 1, 1, '1')):
+                lambda: network.create_veth(OUTER, INNER, 'x', 1500, False),
+                lambda: network.create_veth(OUTER, INNER, MAC + '\n', 1500,
+                                            False),
+                lambda: network.set_mtu(OUTER, 10),
+                lambda: network.set_mtu(OUTER, '1500'),
+                lambda: network.add_to_bridge(OUTER, '../x'),
+                lambda: network.add_to_bridge(OUTER, 'a' * 16),
+                lambda: network.set_limit(OUTER, 0, 1, 1),
+                lambda: network.set_limit(OUTER, 1, 2 ** 70, 1),
+                lambda: network.set_limit(OUTER, 1, 1, '1')):
             self.assertRaises(ValueError, call)
         self.assertEqual([], self.host.calls)
 
@@ -81,7 +81,7 @@ class DeviceTestCase(base.BaseTestCase):
         for name in (OUTER, INNER):
             (self.host.ipv6 / name).mkdir(parents=True)
             (self.host.ipv6 / name / 'disable_ipv6').write_text('0')
-        privileged.create_veth(OUTER, INNER, MAC, 1400, routed)
+        network.create_veth(OUTER, INNER, MAC, 1400, routed)
 
     def test_create_veth(self) -> None:
         self.make()
@@ -98,30 +98,30 @@ class DeviceTestCase(base.BaseTestCase):
         self.assertFalse(self.ipv6_is_off(OUTER))
 
     def test_kernel_without_ipv6(self) -> None:
-        privileged.create_veth(OUTER, INNER, MAC, 1400, False)
+        network.create_veth(OUTER, INNER, MAC, 1400, False)
         self.assertFalse(self.ipv6_is_off(OUTER))
 
     def test_create_veth_twice(self) -> None:
-        privileged.create_veth(OUTER, INNER, MAC, 1400, False)
+        network.create_veth(OUTER, INNER, MAC, 1400, False)
         # OSError, not the netlink library's own.
-        self.assertRaises(FileExistsError, privileged.create_veth, OUTER,
+        self.assertRaises(FileExistsError, network.create_veth, OUTER,
                           INNER, MAC, 1400, False)
 
     def test_delete_device(self) -> None:
-        privileged.create_veth(OUTER, INNER, MAC, 1400, False)
-        self.assertTrue(privileged.delete_device(INNER))
+        network.create_veth(OUTER, INNER, MAC, 1400, False)
+        self.assertTrue(network.delete_device(INNER))
         self.assertEqual(set(), self.host.names())
-        self.assertFalse(privileged.delete_device(INNER))
+        self.assertFalse(network.delete_device(INNER))
 
     def test_missing_device(self) -> None:
-        self.assertRaises(FileNotFoundError, privileged.set_mtu, OUTER, 1400)
-        self.assertRaises(OSError, privileged.disable_checksum_offload, OUTER)
+        self.assertRaises(FileNotFoundError, network.set_mtu, OUTER, 1400)
+        self.assertRaises(OSError, network.disable_checksum_offload, OUTER)
 
     def test_join_twice(self) -> None:
         self.host.add(OUTER)
         self.host.add(INNER)
-        privileged.join(OUTER, INNER)
-        privileged.join(OUTER, INNER)
+        network.join(OUTER, INNER)
+        network.join(OUTER, INNER)
         for name, other in ((OUTER, INNER), (INNER, OUTER)):
             device = self.host.device(name)
             self.assertTrue(device.up)
@@ -131,16 +131,16 @@ class DeviceTestCase(base.BaseTestCase):
 
     def test_limits(self) -> None:
         device = self.host.add(OUTER)
-        privileged.remove_limit(OUTER)
-        privileged.set_limit(OUTER, 1000, 2000, 4096)
-        privileged.set_limit(OUTER, 3000, 4000, 8192)
+        network.remove_limit(OUTER)
+        network.set_limit(OUTER, 1000, 2000, 4096)
+        network.set_limit(OUTER, 3000, 4000, 8192)
         self.assertEqual((3000, 4000, 8192), tuple(
             device.qdiscs['htb'][key] for key in ('rate', 'ceil', 'burst')))
-        privileged.remove_limit(OUTER)
+        network.remove_limit(OUTER)
         self.assertEqual({}, device.qdiscs)
 
     def test_kernel_without_traffic_control(self) -> None:
         self.host.add(OUTER)
         self.host.lacks = {'htb'}
-        self.assertRaises(FileNotFoundError, privileged.set_limit, OUTER,
+        self.assertRaises(FileNotFoundError, network.set_limit, OUTER,
                           1000, 1000, 4096)

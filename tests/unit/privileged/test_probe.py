@@ -21,8 +21,8 @@ from unittest import mock
 from oslotest import base
 
 from nova_lxd_py.virt import privileged
-from nova_lxd_py.virt.volume import checks
-from nova_lxd_py.virt.volume import contents
+from nova_lxd_py.virt.privileged import probe
+from nova_lxd_py.virt.privileged import validation
 
 VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
 
@@ -38,21 +38,21 @@ class ContentsTestCase(base.BaseTestCase):
         for path in ('/dev/mapper/root', f'/dev/{VOLUME}',
                      f'/dev/mapper/crypt-{VOLUME}/../root',
                      f'/dev/mapper/crypt-{VOLUME}x'):
-            with mock.patch.object(contents, '_content',
+            with mock.patch.object(probe, '_content',
                                    lambda path: 'unknown'):
-                self.assertRaises(ValueError, contents.make_blank, path)
+                self.assertRaises(ValueError, probe.make_blank, path)
 
     def test_only_blank_is_empty(self) -> None:
         with (tempfile.NamedTemporaryFile() as file,
-              mock.patch.object(checks, 'checked_device',
+              mock.patch.object(validation, 'checked_device',
                                 lambda path: path)):
             file.truncate(4 << 20)
-            self.assertEqual('', contents.content(file.name))
+            self.assertEqual('', probe.content(file.name))
             for offset in (0, (1 << 20) - 1):
                 os.pwrite(file.fileno(), b'x', offset)
-                self.assertEqual('unknown', contents.content(file.name))
+                self.assertEqual('unknown', probe.content(file.name))
                 os.pwrite(file.fileno(), b'\0', offset)
             os.pwrite(file.fileno(), b'x', 2 << 20)
-            self.assertEqual('', contents.content(file.name))
+            self.assertEqual('', probe.content(file.name))
             os.pwrite(file.fileno(), b'LUKS\xba\xbe\0\1', 0)
-            self.assertEqual('crypto_LUKS', contents.content(file.name))
+            self.assertEqual('crypto_LUKS', probe.content(file.name))

@@ -21,11 +21,11 @@ from nova import objects
 from nova.virt import hardware
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import cpu_moves
-from nova_lxd_py.virt import definition
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import host
-from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.host import host as lxd_host
+from nova_lxd_py.virt.server import guest_config
+from nova_lxd_py.virt.server import repin
 from nova_lxd_py.virt.vif import manager as vif_manager
 from tests.fixtures import session_case
 
@@ -40,9 +40,9 @@ class DefinitionTestCase(session_case.SessionTestCase):
     def setUp(self) -> None:
         super().setUp()
         options = conf.CONF.lxd
-        self.guests = lxd_guests.Guests(self.session)
-        self.host = host.Host(self.session, options)
-        self.definitions = definition.Definitions(
+        self.guests = registry.Guests(self.session)
+        self.host = lxd_host.Host(self.session, options)
+        self.definitions = guest_config.Definitions(
             self.session, options, self.host, vif_manager.VIFManager())
 
     def divide(self, shared: str | None, dedicated: str | None) -> None:
@@ -69,7 +69,7 @@ class DefinitionTestCase(session_case.SessionTestCase):
             display_name='s', image_ref='', flavor=flavor, deleted=False,
             numa_topology=topology)
 
-    def define(self, server: objects.Instance) -> definition.Definition:
+    def define(self, server: objects.Instance) -> guest_config.Definition:
         return self.definitions.define(server, [])
 
 
@@ -99,7 +99,7 @@ class DefineTestCase(DefinitionTestCase):
         guest = self.guests.by_name('c1')
         guest.update(devices={'passthrough-usb-0403-6001': {
             'type': 'usb', 'vendorid': '0403', 'productid': '6001'}})
-        _config, devices = definition.corrections(
+        _config, devices = guest_config.corrections(
             guest, self.define(self.server()))
         self.assertIsNone(devices['passthrough-usb-0403-6001'])
 
@@ -112,7 +112,7 @@ class DefineTestCase(DefinitionTestCase):
 class MoveTestCase(DefinitionTestCase):
 
     def follow(self, *servers: objects.Instance) -> None:
-        cpu_moves.follow(self.guests, self.definitions, servers)
+        repin.follow(self.guests, self.definitions, servers)
 
     def make(self, server: objects.Instance) -> str:
         config = dict(self.define(server).config)
@@ -154,8 +154,8 @@ class MoveTestCase(DefinitionTestCase):
     def test_rescue_instance_moves_too(self) -> None:
         server = self.server()
         self.make(server)
-        self.create('r1', **{lxd_instance.KEY_UUID: server.uuid,
-                             lxd_instance.KEY_ROLE: lxd_instance.ROLE_RESCUE,
+        self.create('r1', **{lxd_guest.KEY_UUID: server.uuid,
+                             lxd_guest.KEY_ROLE: lxd_guest.ROLE_RESCUE,
                              'limits.cpu': '1'})
         self.divide('0,2', None)
         self.follow(server)

@@ -19,20 +19,20 @@ from nova import exception
 from nova import objects
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import configdrive
-from nova_lxd_py.virt import definition
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import events
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import host
-from nova_lxd_py.virt import instance as lxd_instance
-from nova_lxd_py.virt import password
-from nova_lxd_py.virt import rescue
+from nova_lxd_py.virt.guest import events
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import password
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.host import host as lxd_host
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.metadata import config_drive
+from nova_lxd_py.virt.server import guest_config
+from nova_lxd_py.virt.server import rescue
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachments
 from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import holders
 from nova_lxd_py.virt.volume import manager as volume_manager
+from nova_lxd_py.virt.volume import usage
 from tests.fixtures.fake_lxd import fixture
 from tests.fixtures import session_case
 
@@ -64,7 +64,7 @@ class RescueTestCase(session_case.SessionTestCase):
         super().setUp()
         self.cfg.config(group='lxd', directory='/srv/lxd',
                         inject_password=False)
-        self.guests = lxd_guests.Guests(self.session)
+        self.guests = registry.Guests(self.session)
         watcher = events.Watcher(self.session, self.guests, lambda event: None,
                                  1)
         options = conf.CONF.lxd
@@ -72,14 +72,15 @@ class RescueTestCase(session_case.SessionTestCase):
         vifs = vif_manager.VIFManager()
         self.rescues = rescue.Rescues(
             self.session, options, self.guests, watcher,
-            definition.Definitions(self.session, options,
-                                   host.Host(self.session, options), vifs),
+            guest_config.Definitions(
+                self.session, options, lxd_host.Host(self.session, options),
+                vifs),
             vifs, _Images(self.session),
-            configdrive.ConfigDrives(self.session, conf.CONF.lxd),
+            config_drive.ConfigDrives(self.session, conf.CONF.lxd),
             password.Passwords(self.session, options, self.guests),
             attachments.Attachments(self.guests, volumes,
                                     filesystems.Filesystems(options),
-                                    holders.Holders(self.guests, volumes)))
+                                    usage.Holders(self.guests, volumes)))
         self.server = objects.Instance(
             id=1, uuid=UUID, project_id='p', user_id='u', display_name='s',
             image_ref='', config_drive='', system_metadata={}, task_state=None,
@@ -97,15 +98,15 @@ class RescueTestCase(session_case.SessionTestCase):
 
     def make_server(self, **config):
         self.create(OWN, start=True, **{
-            lxd_instance.KEY_UUID: UUID,
-            lxd_instance.KEY_ROLE: lxd_instance.ROLE_SERVER, **config})
+            lxd_guest.KEY_UUID: UUID,
+            lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER, **config})
 
     def go(self):
         return self.rescues.rescue(None, self.server, [], self.image, 'x')
 
     def assert_own_in_charge(self):
         self.assertEqual([OWN], sorted(self.lxd.instances))
-        self.assertNotIn(lxd_instance.KEY_RESCUED,
+        self.assertNotIn(lxd_guest.KEY_RESCUED,
                          self.guests.get(self.server).config)
 
     def test_device(self):
@@ -167,8 +168,8 @@ class RescueTestCase(session_case.SessionTestCase):
 
     def test_left_over_rescue_instance_is_replaced(self):
         self.make_server()
-        self.create(OTHER, **{lxd_instance.KEY_UUID: UUID,
-                              lxd_instance.KEY_ROLE: 'rescue',
+        self.create(OTHER, **{lxd_guest.KEY_UUID: UUID,
+                              lxd_guest.KEY_ROLE: 'rescue',
                               'user.old': 'yes'})
         self.assertNotIn('user.old', self.go().config)
 

@@ -16,8 +16,8 @@ import fixtures
 from nova import objects
 from oslotest import base
 
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import undo
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.server import rollback
 
 
 class UndoTestCase(base.BaseTestCase):
@@ -29,12 +29,12 @@ class UndoTestCase(base.BaseTestCase):
         self.instance = objects.Instance(
             uuid='5f6e1b3a-0000-4000-8000-000000000001')
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.undo.INTERVAL', 0.01))
+            'nova_lxd_py.virt.server.rollback.INTERVAL', 0.01))
         self.log = self.useFixture(fixtures.FakeLogger())
 
     def build(self, *steps) -> None:
         """Take some steps, then fail."""
-        with undo.Undo(self.instance) as undone:
+        with rollback.Undo(self.instance) as undone:
             for number, step in enumerate(steps):
                 undone.step(f'undo step {number}', step)
             raise ValueError('the reason')
@@ -47,7 +47,7 @@ class UndoTestCase(base.BaseTestCase):
         self.assertEqual(['second', 'first'], self.done)
 
     def test_all_went_well(self) -> None:
-        with undo.Undo(self.instance) as undone:
+        with rollback.Undo(self.instance) as undone:
             undone.step('undo it', lambda: self.done.append('undone'))
             undone.forget()
         self.assertEqual([], self.done)
@@ -74,7 +74,7 @@ class UndoTestCase(base.BaseTestCase):
 
     def test_waits_once_for_all(self) -> None:
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.undo.PATIENCE', 0.1))
+            'nova_lxd_py.virt.server.rollback.PATIENCE', 0.1))
 
         def stays_away() -> None:
             self.done.append('try')

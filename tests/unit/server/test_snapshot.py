@@ -22,10 +22,10 @@ from nova import exception
 from nova import objects
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import instance as lxd_instance
-from nova_lxd_py.virt import snapshot
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.server import snapshot
 from tests.fixtures import memory_glance
 from tests.fixtures import session_case
 
@@ -39,7 +39,7 @@ class SnapshotTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        self.guests = lxd_guests.Guests(self.session)
+        self.guests = registry.Guests(self.session)
         self.glance = memory_glance.MemoryGlance()
         self.snapshots = snapshot.Snapshots(self.session, conf.CONF.lxd,
                                             self.guests, self.glance)
@@ -48,8 +48,8 @@ class SnapshotTestCase(session_case.SessionTestCase):
 
     def make_server(self, **system_metadata):
         self.create('instance-00000001', start=True, **{
-            lxd_instance.KEY_UUID: UUID,
-            lxd_instance.KEY_ROLE: lxd_instance.ROLE_SERVER})
+            lxd_guest.KEY_UUID: UUID,
+            lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER})
         return objects.Instance(
             id=1, uuid=UUID, project_id='project', kernel_id='', ramdisk_id='',
             os_type='linux', system_metadata=system_metadata,
@@ -221,7 +221,7 @@ class SnapshotTestCase(session_case.SessionTestCase):
     def assert_runs_on(self):
         guest = self.guests.get(self.server)
         self.assertEqual(power_state.RUNNING, guest.power_state)
-        self.assertNotIn(lxd_instance.KEY_QUIESCED, guest.config)
+        self.assertNotIn(lxd_guest.KEY_QUIESCED, guest.config)
 
     def test_source_in_odd_pieces(self):
         fingerprint = self.session.get('images', 'aliases', 'tiny')['target']

@@ -17,9 +17,9 @@ from nova import exception
 from nova import objects
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import disks
-from nova_lxd_py.virt import errors
-from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.storage import ephemeral_disks
 from tests.fixtures import session_case
 
 objects.register_all()
@@ -37,7 +37,7 @@ class DiskTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        self.disks = disks.Disks(self.session, conf.CONF.lxd)
+        self.disks = ephemeral_disks.Disks(self.session, conf.CONF.lxd)
         self.server = self.make_server(UUID)
 
     def make_server(self, uuid, **extra_specs):
@@ -72,7 +72,7 @@ class DiskTestCase(session_case.SessionTestCase):
         volumes = self.volumes()
         self.assertEqual('2GiB', volumes[f'ephemeral-{UUID}-1']['size'])
         self.assertEqual(UUID, volumes[f'ephemeral-{UUID}-1'][
-            lxd_instance.KEY_UUID])
+            lxd_guest.KEY_UUID])
 
     def test_eleven(self):
         self.disks.create(self.server, described(*([1] * 11)))
@@ -128,7 +128,7 @@ class DiskTestCase(session_case.SessionTestCase):
 
     def test_swap(self):
         flavor = self.server.flavor
-        self.assertEqual(64, disks.swap_mb(flavor, None))
-        self.assertEqual(64, disks.swap_mb(flavor, {'swap': None}))
-        self.assertEqual(32, disks.swap_mb(flavor, {'swap': {
+        self.assertEqual(64, ephemeral_disks.swap_mb(flavor, None))
+        self.assertEqual(64, ephemeral_disks.swap_mb(flavor, {'swap': None}))
+        self.assertEqual(32, ephemeral_disks.swap_mb(flavor, {'swap': {
             'device_name': '/dev/sdb', 'swap_size': 32}}))

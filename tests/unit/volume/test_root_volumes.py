@@ -23,14 +23,14 @@ from nova import objects
 from oslotest import base
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import definition
-from nova_lxd_py.virt import instance as lxd_instance
-from nova_lxd_py.virt import stub
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.image import placeholder
+from nova_lxd_py.virt.privileged import rootfs
+from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.volume import attachments
-from nova_lxd_py.virt.volume import devices
 from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import rootfs
-from nova_lxd_py.virt.volume import roots
+from nova_lxd_py.virt.volume import lxd_devices
+from nova_lxd_py.virt.volume import root_volumes
 
 objects.register_all()
 
@@ -39,15 +39,15 @@ OTHER = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e12'
 TARGET = f'/run/x/root-{VOLUME}/{VOLUME}'
 
 
-def guest(**config: str) -> lxd_instance.Guest:
-    return lxd_instance.Guest(None, {
+def guest(**config: str) -> lxd_guest.Guest:
+    return lxd_guest.Guest(None, {
         'name': 'g', 'config': config,
         'devices': {f'volume-{OTHER}': {'type': 'unix-block',
                                         'source': '/dev/x'}}})
 
 
 class RootsTestCase(base.BaseTestCase):
-    """nova_lxd_py.virt.volume.roots and what knows of root volumes."""
+    """nova_lxd_py.virt.volume.root_volumes and what knows of root volumes."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -56,42 +56,45 @@ class RootsTestCase(base.BaseTestCase):
             {'boot_index': 0, 'connection_info': {'data': {}}}]}
         self.stub = guest(**{
             'raw.lxc': 'lxc.rootfs.path = dir:/x', 'raw.idmap': '',
-            lxd_instance.KEY_ROOT_VOLUME: VOLUME,
-            lxd_instance.KEY_ROOT_DEVICE: '/dev/y'})
+            lxd_guest.KEY_ROOT_VOLUME: VOLUME,
+            lxd_guest.KEY_ROOT_DEVICE: '/dev/y'})
 
     def test_which_volume(self) -> None:
         self.assertIs(self.info['block_device_mapping'][1],
-                      roots.find(self.info))
-        self.assertIsNone(roots.find(None))
-        self.assertIsNone(roots.find({'block_device_mapping': [
+                      root_volumes.find(self.info))
+        self.assertIsNone(root_volumes.find(None))
+        self.assertIsNone(root_volumes.find({'block_device_mapping': [
             self.info['block_device_mapping'][0]]}))
-        self.assertEqual(VOLUME, roots.of_guest(self.stub))
-        self.assertIsNone(roots.of_guest(guest()))
-        self.assertIsNone(roots.of_guest(None))
+        self.assertEqual(VOLUME, root_volumes.of_guest(self.stub))
+        self.assertIsNone(root_volumes.of_guest(guest()))
+        self.assertIsNone(root_volumes.of_guest(None))
         # It is none of those that a server has beside it.
         self.assertEqual([self.info['block_device_mapping'][0]],
                          attachments._mapping(self.info))
 
     def test_it_counts_as_held_while_connected(self) -> None:
         self.assertEqual([self.stub],
-                         devices.holders([guest(), self.stub], VOLUME))
-        found = devices.of_guest(self.stub)
+                         lxd_devices.holders([guest(), self.stub], VOLUME))
+        found = lxd_devices.of_guest(self.stub)
         self.assertEqual({f'volume-{VOLUME}', f'volume-{OTHER}'}, set(found))
-        self.assertEqual('/dev/y', devices.source(found[f'volume-{VOLUME}']))
-        released = guest(**{lxd_instance.KEY_ROOT_VOLUME: VOLUME})
-        self.assertEqual([], devices.holders([released], VOLUME))
+        self.assertEqual(
+            '/dev/y',
+            lxd_devices.source(
+                found[f'volume-{VOLUME}']))
+        released = guest(**{lxd_guest.KEY_ROOT_VOLUME: VOLUME})
+        self.assertEqual([], lxd_devices.holders([released], VOLUME))
 
     def test_keys_survive_corrections(self) -> None:
-        wanted = definition.Definition({}, {})
-        changes, _devices = definition.corrections(self.stub, wanted)
+        wanted = guest_config.Definition({}, {})
+        changes, _devices = guest_config.corrections(self.stub, wanted)
         self.assertEqual({'raw.idmap': None}, changes)
         by_hand = guest(**{'raw.lxc': 'lxc.net.0.type = none'})
         self.assertEqual({'raw.lxc': None},
-                         definition.corrections(by_hand, wanted)[0])
+                         guest_config.corrections(by_hand, wanted)[0])
 
     def test_policy(self) -> None:
         options = mock.Mock(volume_filesystems=['ext4'])
-        volumes = roots.RootVolumes(options, mock.Mock(), mock.Mock())
+        volumes = root_volumes.RootVolumes(options, mock.Mock(), mock.Mock())
         server = objects.Instance(uuid=OTHER)
         volume: dict[str, Any] = {'connection_info': {'data': {}}}
         volumes.check(server, volume)
@@ -106,23 +109,31 @@ class RootsTestCase(base.BaseTestCase):
             self.assertIn(reason, str(error))
 
     def test_places(self) -> None:
-        volumes = roots.RootVolumes(conf.CONF.lxd, mock.Mock(), mock.Mock())
+        volumes = root_volumes.RootVolumes(
+            conf.CONF.lxd, mock.Mock(), mock.Mock())
         target = volumes.target(VOLUME)
         self.assertEqual(target, rootfs._root_target(target))
-        self.assertTrue(roots.is_root({filesystems.KEY_MODE: 'root'}))
-        self.assertFalse(roots.is_root({filesystems.KEY_MODE: 'block'}))
+        self.assertTrue(root_volumes.is_root({filesystems.KEY_MODE: 'root'}))
+        self.assertFalse(root_volumes.is_root({filesystems.KEY_MODE: 'block'}))
 
     def test_refusals_say_what_to_do(self) -> None:
-        self.assertIn('it is empty', roots.refusal('', ['ext4']))
-        self.assertIn('it holds dos', roots.refusal('dos', ['ext4', 'xfs']))
+        self.assertIn('it is empty', root_volumes.refusal('', ['ext4']))
+        self.assertIn(
+            'it holds dos', root_volumes.refusal(
+                'dos', [
+                    'ext4', 'xfs']))
 
     def test_stub_is_always_the_same(self) -> None:
-        self.assertEqual(stub.archive('x86_64'), stub.archive('x86_64'))
-        self.assertNotEqual(stub.archive('x86_64'), stub.archive('aarch64'))
+        self.assertEqual(
+            placeholder.archive('x86_64'),
+            placeholder.archive('x86_64'))
+        self.assertNotEqual(
+            placeholder.archive('x86_64'),
+            placeholder.archive('aarch64'))
 
 
 class RootFilesystemTestCase(base.BaseTestCase):
-    """nova_lxd_py.virt.volume.rootfs."""
+    """nova_lxd_py.virt.privileged.rootfs."""
 
     def setUp(self) -> None:
         super().setUp()

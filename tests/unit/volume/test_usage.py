@@ -25,16 +25,16 @@ from nova import objects
 from stevedore import extension
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt import guests as lxd_guests
-from nova_lxd_py.virt import instance as lxd_instance
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.volume import attach_steps
 from nova_lxd_py.virt.volume import base
-from nova_lxd_py.virt.volume import devices
+from nova_lxd_py.virt.volume import device_identity
 from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import handover
-from nova_lxd_py.virt.volume import holders
-from nova_lxd_py.virt.volume import identity
+from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import manager
-from nova_lxd_py.virt.volume import roots
+from nova_lxd_py.virt.volume import root_volumes
+from nova_lxd_py.virt.volume import usage
 from tests.fixtures import session_case
 
 objects.register_all()
@@ -70,18 +70,18 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.cfg.config(group='lxd', volume_filesystems=['ext4'])
         self.boot_id = pathlib.Path(
             self.useFixture(fixtures.TempDir()).path) / 'boot_id'
-        self.patch('devices._BOOT_ID', self.boot_id)
+        self.patch('lxd_devices._BOOT_ID', self.boot_id)
         self.reboot('first')
         self.numbers = {DEVICE: 7, '/dev/loop8': 8}
-        self.patch('identity.device_number', self.device_number)
-        self.patch('identity.size', lambda path: 1 << 30)
+        self.patch('device_identity.device_number', self.device_number)
+        self.patch('device_identity.size', lambda path: 1 << 30)
         self.plugin = Plugin(conf.CONF.lxd)
         found = extension.ExtensionManager.make_test_instance(
             [extension.Extension('pigeon', None, None, self.plugin)])
         self.useFixture(fixtures.MonkeyPatch(
             'stevedore.extension.ExtensionManager',
             lambda *args, **kwargs: found))
-        self.guests = lxd_guests.Guests(self.session)
+        self.guests = registry.Guests(self.session)
         self.start_driver()
 
     def patch(self, name: str, value: Any) -> None:
@@ -90,7 +90,7 @@ class HoldersTestCase(session_case.SessionTestCase):
 
     def device_number(self, path: str) -> int:
         if path not in self.numbers:
-            raise identity.WrongDevice(path)
+            raise device_identity.WrongDevice(path)
         return self.numbers[path]
 
     def reboot(self, boot_id: str) -> None:
@@ -99,19 +99,20 @@ class HoldersTestCase(session_case.SessionTestCase):
     def start_driver(self) -> None:
         options = conf.CONF.lxd
         self.volumes = manager.VolumeManager(options)
-        self.holders = holders.Holders(self.guests, self.volumes)
-        self.roots = roots.RootVolumes(options, self.volumes, self.holders)
-        self.steps = handover.Handover(
+        self.holders = usage.Holders(self.guests, self.volumes)
+        self.roots = root_volumes.RootVolumes(
+            options, self.volumes, self.holders)
+        self.steps = attach_steps.Handover(
             self.volumes, filesystems.Filesystems(options), self.holders)
 
     def make(self, uuid: str, device: dict[str, str] | None = None,
-             start: bool = False, **config: str) -> lxd_instance.Guest:
+             start: bool = False, **config: str) -> lxd_guest.Guest:
         """Make a server's guest, which has a volume."""
         name = f'g-{uuid[-4:]}'
-        self.create(name, **{lxd_instance.KEY_UUID: uuid, **config})
+        self.create(name, **{lxd_guest.KEY_UUID: uuid, **config})
         guest = self.guests.by_name(name)
         if device:
-            guest.update(devices={devices.name(VOLUME): {
+            guest.update(devices={lxd_devices.name(VOLUME): {
                 'type': 'unix-block', 'source': DEVICE, 'path': '/dev/vdb',
                 **device}})
         if start:
@@ -141,7 +142,7 @@ class HoldersTestCase(session_case.SessionTestCase):
     # -- reboots of the host ------------------------------------------------
 
     def test_record_of_this_boot(self) -> None:
-        guest = self.make(SERVER, {devices.KEY_BOOT: 'first'})
+        guest = self.make(SERVER, {lxd_devices.KEY_BOOT: 'first'})
         self.assertTrue(self.is_mixed_up())
         self.assertEqual([SERVER],
                          [found.uuid for found in self.holders.of(VOLUME)])
@@ -150,30 +151,31 @@ class HoldersTestCase(session_case.SessionTestCase):
                           self.server(NEIGHBOUR), VOLUME)
         self.assertTrue(self.holders.admit(self.server(NEIGHBOUR), VOLUME,
                                            sharing=True))
-        self.assertTrue(devices.connected(guest))
+        self.assertTrue(lxd_devices.connected(guest))
 
     def test_record_without_a_boot(self) -> None:
         self.make(SERVER, {'user.x': 'y'})
         self.assertTrue(self.is_mixed_up())
 
     def test_record_of_another_boot(self) -> None:
-        guest = self.make(SERVER, {devices.KEY_BOOT: 'first'})
+        guest = self.make(SERVER, {lxd_devices.KEY_BOOT: 'first'})
         self.reboot('second')
         self.assertFalse(self.is_mixed_up())
         self.assertEqual([], self.holders.of(VOLUME))
         self.assertEqual({}, self.volumes.connections())
         self.assertFalse(self.holders.admit(self.server(SERVER), VOLUME))
-        self.assertEqual({}, devices.connected(guest))
-        self.assertEqual([devices.name(VOLUME)], list(devices.of_guest(guest)))
+        self.assertEqual({}, lxd_devices.connected(guest))
+        self.assertEqual([lxd_devices.name(VOLUME)],
+                         list(lxd_devices.of_guest(guest)))
 
     def test_running_server_has_what_it_has(self) -> None:
-        self.make(SERVER, {devices.KEY_BOOT: 'first'}, start=True)
+        self.make(SERVER, {lxd_devices.KEY_BOOT: 'first'}, start=True)
         self.reboot('second')
         self.assertTrue(self.is_mixed_up())
 
     def test_root_of_another_boot(self) -> None:
         keys = self.roots.connect(self.server(SERVER), self.root_of(VOLUME))
-        self.assertEqual('first', keys[lxd_instance.KEY_ROOT_BOOT])
+        self.assertEqual('first', keys[lxd_guest.KEY_ROOT_BOOT])
         # What comes later counts: not mapped again by liblxc.
         self.assertEqual('lxc.rootfs.options =',
                          keys['raw.lxc'].splitlines()[0])
@@ -189,19 +191,19 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.patch('rootfs.close_workshop', lambda *args: None)
         self.roots.release(self.server(SERVER), guest,
                            self.connection(VOLUME))
-        self.assertEqual({}, devices.of_guest(guest.reload()))
-        self.assertNotIn(lxd_instance.KEY_ROOT_BOOT, guest.config)
+        self.assertEqual({}, lxd_devices.of_guest(guest.reload()))
+        self.assertNotIn(lxd_guest.KEY_ROOT_BOOT, guest.config)
 
     def test_attached_after_a_reboot(self) -> None:
         """The device has become another volume's."""
-        self.make(SERVER, {devices.KEY_BOOT: 'first'})
+        self.make(SERVER, {lxd_devices.KEY_BOOT: 'first'})
         self.reboot('second')
         with contextlib.ExitStack() as undo:
             device = self.steps.connect(
                 None, self.server(NEIGHBOUR), self.connection(OTHER),
                 '/dev/vdb', 1, undo)
             undo.pop_all()
-        self.assertEqual('second', device[devices.KEY_BOOT])
+        self.assertEqual('second', device[lxd_devices.KEY_BOOT])
 
     def test_detached_after_a_reboot(self) -> None:
         """What another server has mounted does not keep it attached."""
@@ -210,7 +212,7 @@ class HoldersTestCase(session_case.SessionTestCase):
         for boot in ('first', 'second'):
             guest = self.make(SERVER, {
                 'type': 'disk', 'path': '/mnt/vdb', 'source': '/x',
-                devices.KEY_SOURCE: DEVICE, devices.KEY_BOOT: 'first'})
+                lxd_devices.KEY_SOURCE: DEVICE, lxd_devices.KEY_BOOT: 'first'})
             self.reboot(boot)
 
             def take_out() -> None:
@@ -221,7 +223,7 @@ class HoldersTestCase(session_case.SessionTestCase):
                 guest.delete()
             else:
                 take_out()
-                self.assertEqual({}, devices.of_guest(guest.reload()))
+                self.assertEqual({}, lxd_devices.of_guest(guest.reload()))
 
     # -- failures -----------------------------------------------------------
 
@@ -236,11 +238,11 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.make(SERVER, **self.roots.connect(self.server(SERVER),
                                                self.root_of(VOLUME)))
         self.plugin.connected = 1
-        self.patch('identity.size', lambda path: 0)
+        self.patch('device_identity.size', lambda path: 0)
         self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
                           self.server(SERVER), self.root_of(VOLUME))
         self.assertEqual(2, self.plugin.connected)
-        self.patch('identity.size', lambda path: 1 << 30)
+        self.patch('device_identity.size', lambda path: 1 << 30)
         self.patch('holders.Holders.refuse_mix_up', self.fail_once)
         self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
                           self.server(SERVER), self.root_of(VOLUME))

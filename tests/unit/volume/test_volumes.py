@@ -26,12 +26,12 @@ from oslotest import base
 from stevedore import extension
 
 from nova_lxd_py import conf
+from nova_lxd_py.virt.privileged import fuser
+from nova_lxd_py.virt.privileged import loop
 from nova_lxd_py.virt.volume import base as volume_base
-from nova_lxd_py.virt.volume import devices
-from nova_lxd_py.virt.volume import identity
-from nova_lxd_py.virt.volume import loop
+from nova_lxd_py.virt.volume import device_identity
+from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import manager
-from nova_lxd_py.virt.volume import processes
 
 VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
 SECRET = 'open-sesame-77aa'
@@ -104,7 +104,7 @@ class ManagerTestCase(base.BaseTestCase):
                                   self.manager.connect, None,
                                   self.connection(), 1)
         self.assertIn('upside down', str(error))
-        self.plugin.error = identity.WrongDevice('/dev/sdx is not')
+        self.plugin.error = device_identity.WrongDevice('/dev/sdx is not')
         error = self.assertRaises(exception.VolumeAttachFailed,
                                   self.manager.connect, None,
                                   self.connection(), 1)
@@ -148,17 +148,17 @@ class IdentityTestCase(base.BaseTestCase):
 
     def test_not_a_device(self) -> None:
         for path in ('/dev/null', '/etc/passwd', '/no/such/thing'):
-            self.assertRaises(identity.WrongDevice, identity.check, path,
-                              {'data': {}}, 1)
+            self.assertRaises(device_identity.WrongDevice,
+                              device_identity.check, path, {'data': {}}, 1)
 
     def test_names_that_pass(self) -> None:
         for path in ('/dev/sda', '/dev/sdaa', '/dev/dm-3', '/dev/nvme0n1',
                      '/dev/vdb'):
-            self.assertTrue(identity.is_fleeting(path))
+            self.assertTrue(device_identity.is_fleeting(path))
         for path in ('/dev/disk/by-id/wwn-0x1', '/dev/loop3', '/dev/vg/lv',
                      '/dev/mapper/x', '/dev/rbd/pool/image'):
-            self.assertFalse(identity.is_fleeting(path))
-            self.assertEqual(path, identity.stable_path(path))
+            self.assertFalse(device_identity.is_fleeting(path))
+            self.assertEqual(path, device_identity.stable_path(path))
 
 
 class InputTestCase(base.BaseTestCase):
@@ -186,15 +186,15 @@ class InputTestCase(base.BaseTestCase):
 
     def test_numbers(self) -> None:
         for numbers in ((-1, 0, 0), ('1', 0, 0), (1, None, 0), (1, 0, 2.5)):
-            self.assertRaises(ValueError, processes.users, *numbers)
-        self.assertEqual([], processes.users(2 ** 30, 1, 1))
+            self.assertRaises(ValueError, fuser.users, *numbers)
+        self.assertEqual([], fuser.users(2 ** 30, 1, 1))
 
     def test_containers(self) -> None:
         for arguments in (('../x', VOLUME, 0), ('', VOLUME, 0),
                           (None, VOLUME, 0), ('x', 'a/b', 0),
                           ('x', VOLUME, -1), ('x', VOLUME, None)):
-            self.assertRaises(ValueError, processes.first, *arguments)
-        self.assertEqual(0, processes.first('no-such-one', VOLUME, 0))
+            self.assertRaises(ValueError, fuser.first, *arguments)
+        self.assertEqual(0, fuser.first('no-such-one', VOLUME, 0))
 
     def setUp(self) -> None:
         super().setUp()
@@ -206,22 +206,26 @@ class GuestPathTestCase(base.BaseTestCase):
 
     def test_choice(self) -> None:
         taken = ['/dev/sda', '/dev/sdb', 'sdd', None, '/dev/vdb']
-        self.assertEqual('/dev/sdc', devices.choose_path(None, taken))
-        self.assertEqual('/dev/sdb', devices.choose_path('', []))
-        self.assertEqual('/dev/vdc', devices.choose_path('/dev/vdc', taken))
+        self.assertEqual('/dev/sdc', lxd_devices.choose_path(None, taken))
+        self.assertEqual('/dev/sdb', lxd_devices.choose_path('', []))
+        self.assertEqual(
+            '/dev/vdc',
+            lxd_devices.choose_path(
+                '/dev/vdc',
+                taken))
         many = [f'/dev/sd{chr(letter)}' for letter in range(97, 123)]
-        self.assertEqual('/dev/sdaa', devices.choose_path(None, many))
-        self.assertRaises(exception.DevicePathInUse, devices.choose_path,
+        self.assertEqual('/dev/sdaa', lxd_devices.choose_path(None, many))
+        self.assertRaises(exception.DevicePathInUse, lxd_devices.choose_path,
                           'vdb', taken)
-        self.assertRaises(exception.InvalidDevicePath, devices.choose_path,
+        self.assertRaises(exception.InvalidDevicePath, lxd_devices.choose_path,
                           '/dev/null', taken)
 
     def test_paths(self) -> None:
         for path in ('/dev/vdb', '/dev/sdaa', '/dev/xvdc', '/dev/hda',
                      '/dev/vdb1'):
-            self.assertEqual(path, devices.guest_path(path))
-        self.assertEqual('/dev/vdb', devices.guest_path('vdb'))
+            self.assertEqual(path, lxd_devices.guest_path(path))
+        self.assertEqual('/dev/vdb', lxd_devices.guest_path('vdb'))
         for path in ('/dev/null', '/dev/vd', '/dev/vdb/../null', '/dev/VDB',
                      '', None, '/etc/vdb', '/dev/vdb ', '/dev/vdb01'):
             self.assertRaises(exception.InvalidDevicePath,
-                              devices.guest_path, path)
+                              lxd_devices.guest_path, path)

@@ -1,0 +1,374 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Knowing the power state of every server without asking for each.
+
+One websocket tells what happens to instances; one request seeds the picture
+after each (re)connect. Nova's periodic queries are answered from memory, so
+the load on LXD at rest does not depend on the number of servers.
+
+An event never sets a state, it only marks what is known as outdated: the next
+query reads the instance once. So a late event can do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import json
+import threading
+from typing import Any
+from urllib import parse
+
+from nova.compute import power_state
+from nova.virt import event as virt_event
+from oslo_log import log as logging
+import websocket
+
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session as lxd
+from nova_lxd_py.virt.lxd import websockets
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds of silence after which the peer is asked for a sign of life.
+QUIET = 30
+#: Seconds between attempts to reach LXD again: first and longest.
+RECONNECT_FIRST, RECONNECT_LONGEST = 0.5, 15.0
+
+#: What LXD's lifecycle events say of the guest, in Nova's terms.
+TRANSITIONS = {
+    'instance-started': virt_event.EVENT_LIFECYCLE_STARTED,
+    'instance-restarted': virt_event.EVENT_LIFECYCLE_STARTED,
+    'instance-stopped': virt_event.EVENT_LIFECYCLE_STOPPED,
+    'instance-shutdown': virt_event.EVENT_LIFECYCLE_STOPPED,
+    'instance-paused': virt_event.EVENT_LIFECYCLE_PAUSED,
+    'instance-resumed': virt_event.EVENT_LIFECYCLE_RESUMED,
+}
+
+_BY_STATE = {
+    power_state.RUNNING: virt_event.EVENT_LIFECYCLE_STARTED,
+    power_state.SHUTDOWN: virt_event.EVENT_LIFECYCLE_STOPPED,
+    power_state.PAUSED: virt_event.EVENT_LIFECYCLE_PAUSED,
+}
+
+Emit = Callable[[virt_event.LifecycleEvent], None]
+
+
+@dataclasses.dataclass
+class _Known:
+    """What is known of one LXD instance."""
+
+    uuid: str
+    role: str
+    state: int
+    rescued: bool
+    fresh: bool = True
+
+
+class Watcher:
+    """Follows LXD's lifecycle events and remembers power states.
+
+    :param session: the way to LXD.
+    :param guests: the driver's instances.
+    :param emit: called with Nova lifecycle events of servers.
+    :param shutdown_delay: seconds for which a server must stay down before
+        its stop is reported, since a guest that reboots stops for a moment.
+    """
+
+    def __init__(self, session: lxd.Session, guests: registry.Guests,
+                 emit: Emit, shutdown_delay: float) -> None:
+        self._session = session
+        self._guests = guests
+        self._emit = emit
+        self._shutdown_delay = shutdown_delay
+        self._lock = threading.Lock()
+        self._known: dict[str, _Known] = {}
+        #: Counts events per name, to notice one that comes while asking.
+        self._changes: dict[str, int] = {}
+        self._connected = False
+        self._stopping = threading.Event()
+        self._channel: websocket.WebSocket | None = None
+        self._thread: threading.Thread | None = None
+        self._delayed: dict[str, threading.Timer] = {}
+
+    # -- life of the listener -----------------------------------------------
+
+    def start(self) -> None:
+        """Begin to listen, in a daemon thread of its own."""
+        self._stopping.clear()
+        self._thread = threading.Thread(
+            target=self._listen, name='lxd-events', daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening; may be called again."""
+        self._stopping.set()
+        with self._lock:
+            timers, self._delayed = list(self._delayed.values()), {}
+        for timer in timers:
+            timer.cancel()
+        channel = self._channel
+        if channel is not None:
+            websockets.hang_up(channel)
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+            self._thread = None
+
+    def _listen(self) -> None:
+        pause = RECONNECT_FIRST
+        while not self._stopping.is_set():
+            try:
+                self._channel = self._session.websocket(
+                    'events', params={'type': 'lifecycle'}, timeout=QUIET)
+                try:
+                    # Events from here on are queued, so nothing is missed.
+                    self._seed()
+                    pause = RECONNECT_FIRST
+                    self._read(self._channel)
+                finally:
+                    websockets.hang_up(self._channel)
+                    # Nobody else reads it.
+                    self._channel.shutdown()
+            except (errors.LXDError, websocket.WebSocketException,
+                    OSError, ValueError) as exc:
+                if self._connected and not self._stopping.is_set():
+                    LOG.warning('Lost the event stream of LXD, trying to '
+                                'connect again: %s', exc)
+            except Exception:
+                LOG.exception('Unexpected error in the event stream of LXD, '
+                              'connecting again')
+            finally:
+                self._connected = False
+            self._stopping.wait(pause)
+            pause = min(pause * 2, RECONNECT_LONGEST)
+
+    def _read(self, channel: websocket.WebSocket) -> None:
+        asked = False
+        while not self._stopping.is_set():
+            try:
+                text = channel.recv()
+            except websocket.WebSocketTimeoutException:
+                if asked:
+                    raise
+                channel.ping()
+                asked = True
+                continue
+            asked = False
+            if not text:
+                raise websocket.WebSocketConnectionClosedException(
+                    'LXD closed the event stream')
+            self._handle(json.loads(text))
+
+    def _seed(self) -> None:
+        """Read the state of everything, and report what changed unseen."""
+        guests = self._guests.all()
+        with self._lock:
+            before = self._known
+            self._known = {
+                guest.name: _Known(guest.uuid, guest.role, guest.power_state,
+                                   _is_rescued(guest)) for guest in guests}
+            self._connected = True
+            now = dict(self._known)
+        LOG.debug('Following the events of %d LXD instances', len(now))
+        for name, known in now.items():
+            old = before.get(name)
+            if (old is not None and old.state != known.state and
+                    known.state in _BY_STATE):
+                self._report(name, known, _BY_STATE[known.state])
+
+    # -- events -------------------------------------------------------------
+
+    def _handle(self, event: dict[str, Any]) -> None:
+        metadata = event.get('metadata') or {}
+        action = metadata.get('action', '')
+        name = _instance_name(metadata.get('source', ''))
+        if name is None or not action.startswith('instance-'):
+            return
+        with self._lock:
+            self._changes[name] = self._changes.get(name, 0) + 1
+            known = self._known.get(name)
+            if known is not None:
+                known.fresh = False
+            if action == 'instance-deleted':
+                self._known.pop(name, None)
+                self._changes.pop(name, None)
+                timer = self._delayed.pop(name, None)
+                if timer is not None:
+                    timer.cancel()
+                return
+            changes = self._changes[name]
+        if known is None:
+            # Made or renamed just now: learn whose it is, once. LXD says so
+            # of an instance, too, that it then fails to make, and never that
+            # it is gone: it counts only once somebody has asked for it.
+            with contextlib.suppress(errors.NotFound):
+                self._remember(self._newcomer(name), changes, fresh=False)
+            return
+        transition = TRANSITIONS.get(action)
+        if transition is not None:
+            self._report(name, known, transition)
+
+    def _newcomer(self, name: str) -> lxd_guest.Guest:
+        """Learn of an instance that was not known; LXD need not be asked of
+        those that the driver itself is making."""
+        config = self._guests.arrivals.announce(name)
+        if config is None:
+            return self._guests.by_name(name)
+        return lxd_guest.Guest(self._session, {
+            'name': name, 'config': config, 'devices': {},
+            'status': 'Stopped'})
+
+    def _report(self, name: str, known: _Known, transition: int) -> None:
+        if known.role not in (lxd_guest.ROLE_SERVER,
+                              lxd_guest.ROLE_RESCUE):
+            return
+        with self._lock:
+            timer = self._delayed.pop(name, None)
+            if timer is not None:
+                timer.cancel()
+            if transition == virt_event.EVENT_LIFECYCLE_STOPPED:
+                timer = threading.Timer(self._shutdown_delay,
+                                        self._report_stop, (name, known))
+                timer.daemon = True
+                self._delayed[name] = timer
+                timer.start()
+                return
+        self._emit(virt_event.LifecycleEvent(known.uuid, transition))
+
+    def _report_stop(self, name: str, known: _Known) -> None:
+        with self._lock:
+            self._delayed.pop(name, None)
+        if self._stopping.is_set():
+            return
+        try:
+            info = self._session.get('instances', name)
+        except errors.LXDError as exc:
+            LOG.debug('Not reporting the stop of %s: %s', name, exc)
+            return
+        if info['status'] == 'Stopped':
+            self._emit(virt_event.LifecycleEvent(
+                known.uuid, virt_event.EVENT_LIFECYCLE_STOPPED))
+
+    # -- queries ------------------------------------------------------------
+
+    def power_state(self, instance: Any, use_cache: bool = True) -> int:
+        """Tell the power state of a server.
+
+        :param instance: the :class:`nova.objects.Instance`.
+        :param use_cache: whether what is known may be used; otherwise, and
+            where nothing is known for certain, LXD is asked.
+        :returns: a constant of :mod:`nova.compute.power_state`.
+        :raises errors.NotFound: LXD does not have it.
+        :raises errors.Unreachable: LXD does not answer.
+        """
+        if use_cache:
+            with self._lock:
+                known = self._current(instance)
+            if known is not None:
+                return known.state
+        own = self._ask(instance, lxd_guest.ROLE_SERVER)
+        if _is_rescued(own):
+            with contextlib.suppress(errors.NotFound):
+                return self._ask(instance,
+                                 lxd_guest.ROLE_RESCUE).power_state
+        return own.power_state
+
+    def _current(self, instance: Any) -> _Known | None:
+        """Find what is known for certain; the lock is held."""
+        if not self._connected:
+            return None
+        known = self._known.get(lxd_guest.lxd_name(instance))
+        if known is not None and known.fresh and known.rescued:
+            known = self._known.get(lxd_guest.lxd_name(
+                instance, lxd_guest.ROLE_RESCUE))
+        if known is None or not known.fresh or known.uuid != instance.uuid:
+            return None
+        return known
+
+    def _ask(self, instance: Any, role: str) -> lxd_guest.Guest:
+        name = lxd_guest.lxd_name(instance, role)
+        with self._lock:
+            changes = self._changes.get(name, 0)
+        try:
+            guest = self._guests.get(instance, role)
+        except errors.NotFound:
+            with self._lock:
+                self._known.pop(name, None)
+            raise
+        self._remember(guest, changes)
+        return guest
+
+    def _remember(self, guest: lxd_guest.Guest, changes: int,
+                  fresh: bool = True) -> None:
+        """Keep what LXD said, unless an event came after the question."""
+        if not guest.is_ours:
+            return
+        with self._lock:
+            if self._changes.get(guest.name, 0) == changes:
+                self._known[guest.name] = _Known(
+                    guest.uuid, guest.role, guest.power_state,
+                    _is_rescued(guest), fresh)
+
+    def forget(self, instance: Any) -> None:
+        """Mark what is known of a server as outdated, after changing it.
+
+        :param instance: the :class:`nova.objects.Instance`.
+        """
+        with self._lock:
+            for role in (lxd_guest.ROLE_SERVER, lxd_guest.ROLE_RESCUE):
+                name = lxd_guest.lxd_name(instance, role)
+                self._changes[name] = self._changes.get(name, 0) + 1
+                known = self._known.get(name)
+                if known is not None:
+                    known.fresh = False
+
+    def server_count(self) -> int:
+        """Count the servers, from memory where all is known for certain.
+
+        :returns: their number.
+        :raises errors.LXDError: LXD has to be asked and does not answer.
+        """
+        with self._lock:
+            if self._connected and all(known.fresh for known
+                                       in self._known.values()):
+                return sum(known.role == lxd_guest.ROLE_SERVER
+                           for known in self._known.values())
+            changes = dict(self._changes)
+        guests = self._guests.all()
+        for guest in guests:
+            self._remember(guest, changes.get(guest.name, 0))
+        present = {guest.name for guest in guests}
+        with self._lock:
+            for name in set(self._known) - present:
+                if self._changes.get(name, 0) == changes.get(name, 0):
+                    del self._known[name]
+        return sum(guest.role == lxd_guest.ROLE_SERVER for guest in guests)
+
+
+def _is_rescued(guest: lxd_guest.Guest) -> bool:
+    return guest.config.get(lxd_guest.KEY_RESCUED) == 'true'
+
+
+def _instance_name(source: str) -> str | None:
+    """Take the instance's name from an event's source.
+
+    :param source: such as ``/1.0/instances/NAME?project=nova``.
+    :returns: the name, or None where the event is about something else.
+    """
+    parts = parse.urlparse(source).path.strip('/').split('/')
+    if len(parts) == 3 and parts[1] in ('instances', 'containers'):
+        return parse.unquote(parts[2])
+    return None

@@ -1,0 +1,195 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Reading how large a squashfs filesystem is when unpacked.
+
+Its superblock does not say. The inode table does, and stands behind all file
+content, so that it is kept while the image passes by and added up at the end.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Iterator
+import lzma
+import struct
+import sys
+import zlib
+
+from nova_lxd_py.virt.image import decompression
+
+MAGIC = b'hsqs'
+SUPERBLOCK = 96
+#: Compressed bytes of an inode table to keep in memory at most: enough for
+#: several million files.
+MAX_TABLE = 64 << 20
+#: Bytes that a table may have when decompressed.
+MAX_INODES = 128 << 20
+
+_COMPRESSORS = {1: 'gzip', 2: 'lzma', 3: 'lzo', 4: 'xz', 5: 'lz4', 6: 'zstd'}
+_METADATA_BLOCK = 8192
+_UNCOMPRESSED = 0x8000
+_NO_FRAGMENT = 0xffffffff
+_BLOCK_RAW = 1 << 24
+
+#: Bytes of an inode of each type behind the header that all have, without its
+#: variable part. Types 1, 2 and 3 and their long forms are handled apart.
+_FIXED = {4: 8, 5: 8, 6: 4, 7: 4, 11: 12, 12: 12, 13: 8, 14: 8}
+_HEADER = 16
+
+
+class Damaged(Exception):
+    """It is not a readable squashfs filesystem."""
+
+
+class Unsupported(Exception):
+    """It is one whose size cannot be told."""
+
+
+class Sizer:
+    """Follows a squashfs filesystem as it passes by.
+
+    :param head: its first SUPERBLOCK bytes or more.
+    :raises Damaged: the superblock makes no sense.
+    :raises Unsupported: its compressor is not one of gzip, xz and zstd.
+    """
+
+    def __init__(self, head: bytes) -> None:
+        (magic, self._inodes, _time, self._block_size, _fragments,
+         compressor, _block_log, _flags, _ids, major, _minor, _root,
+         self._length, _id_table, _xattrs, self._inode_table,
+         self._directory_table) = struct.unpack_from('<4sIIIIHHHHHHQQQQQQ',
+                                                     head)
+        if (magic != MAGIC or major != 4 or
+                not 4096 <= self._block_size <= 1 << 20 or
+                not SUPERBLOCK <= self._inode_table < self._directory_table
+                <= self._length):
+            raise Damaged('its squashfs superblock is damaged')
+        self._compressor = _COMPRESSORS.get(compressor, str(compressor))
+        if self._compressor not in ('gzip', 'xz', 'zstd'):
+            raise Unsupported(
+                f'it is a squashfs compressed with {self._compressor}, whose '
+                f'unpacked size cannot be checked; make it with '
+                f'"mksquashfs -comp zstd" (or xz or gzip)')
+        if self._directory_table - self._inode_table > MAX_TABLE:
+            raise Unsupported('it is a squashfs with more files than any '
+                              'root filesystem has')
+        self._position = 0
+        self._table = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Give the next part, from the very beginning on.
+
+        :param data: any number of bytes.
+        """
+        start = max(0, self._inode_table - self._position)
+        stop = max(0, self._directory_table - self._position)
+        self._table += data[start:stop]
+        self._position += len(data)
+
+    def finish(self) -> int:
+        """Say that the filesystem is at its end.
+
+        :returns: bytes of file content when unpacked; holes do not count.
+        :raises Damaged: it should have gone on, or cannot be read.
+        """
+        if self._position < self._length:
+            raise Damaged('the squashfs breaks off before its end')
+        try:
+            return self._content_size(self._decompressed_table())
+        except (struct.error, LookupError, ValueError, EOFError, zlib.error,
+                lzma.LZMAError, decompression.Corrupt) as exc:
+            raise Damaged(f'its squashfs inode table is damaged ({exc})'
+                          ) from exc
+
+    def _decompressed_table(self) -> bytes:
+        result = bytearray()
+        for block in self._table_blocks():
+            result += block
+            if len(result) > MAX_INODES:
+                raise Damaged('its squashfs inode table is damaged (it does '
+                              'not end)')
+        return bytes(result)
+
+    def _table_blocks(self) -> Iterator[bytes]:
+        table, position = bytes(self._table), 0
+        while position < len(table):
+            header, = struct.unpack_from('<H', table, position)
+            position += 2
+            size = header & (_UNCOMPRESSED - 1)
+            block = table[position:position + size]
+            if len(block) < size:
+                raise ValueError('short block')
+            position += size
+            if header & _UNCOMPRESSED:
+                yield block
+            elif self._compressor == 'gzip':
+                yield zlib.decompressobj().decompress(block, _METADATA_BLOCK)
+            else:
+                yield b''.join(decompression.Decompressor(
+                    self._compressor).feed(block))
+
+    def _content_size(self, inodes: bytes) -> int:
+        total, position = 0, 0
+        for _inode in range(self._inodes):
+            kind, = struct.unpack_from('<H', inodes, position)
+            position += _HEADER
+            if kind in (2, 9):
+                size, position = self._file(inodes, position, kind)
+                total += size
+            elif kind == 1:
+                position += 16
+            elif kind == 8:
+                position = _long_directory(inodes, position)
+            elif kind in (3, 10):
+                length, = struct.unpack_from('<I', inodes, position + 4)
+                position += 8 + length + (4 if kind == 10 else 0)
+            else:
+                position += _FIXED[kind]
+        return total
+
+    def _file(self, inodes: bytes, position: int, kind: int
+              ) -> tuple[int, int]:
+        """Read one file's inode.
+
+        :returns: bytes of its content on disk, and where the inode ends.
+        """
+        if kind == 2:
+            _start, fragment, _offset, size = struct.unpack_from(
+                '<IIII', inodes, position)
+            position += 16
+        else:
+            _start, size, _sparse, _links, fragment, _offset, _xattr = (
+                struct.unpack_from('<QQQIIII', inodes, position))
+            position += 40
+        count, tail = divmod(size, self._block_size)
+        in_block = tail and fragment == _NO_FRAGMENT
+        end = position + 4 * (count + bool(in_block))
+        if end > len(inodes):
+            raise ValueError('a file is longer than the table')
+        blocks = array.array('I', inodes[position:end])
+        if sys.byteorder == 'big':
+            blocks.byteswap()
+        # A block stored as nothing is a hole.
+        filled = [bool(block & (_BLOCK_RAW - 1)) for block in blocks]
+        content = sum(filled[:count]) * self._block_size
+        if tail and (not in_block or filled[count]):
+            content += tail
+        return content, end
+
+
+def _long_directory(inodes: bytes, position: int) -> int:
+    count, = struct.unpack_from('<H', inodes, position + 16)
+    position += 24
+    for _entry in range(count):
+        length, = struct.unpack_from('<I', inodes, position + 8)
+        position += 12 + length + 1
+    return position

@@ -1,0 +1,188 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Running commands in guests.
+
+A command's input goes through a websocket, so that a secret in it is never
+part of an argument, of LXD's log or of an event. Output is bounded, time too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import json
+import signal
+import threading
+import time
+
+from oslo_log import log as logging
+import websocket
+
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session as lxd
+from nova_lxd_py.virt.lxd import websockets
+
+LOG = logging.getLogger(__name__)
+
+#: Most bytes of output that are kept; what comes after is read and dropped.
+OUTPUT_LIMIT = 64 * 1024
+
+#: What shells return for these cases.
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+
+_STDIN, _STDOUT, _STDERR, _CONTROL = '0', '1', '2', 'control'
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a command.
+
+    :ivar code: its return code; NOT_FOUND if the guest does not have it.
+    :ivar output: what it wrote to its standard output.
+    :ivar errors: what it wrote to its standard error.
+    """
+
+    code: int
+    output: bytes = b''
+    errors: bytes = b''
+
+
+def run(session: lxd.Session, instance: str, command: Sequence[str],
+        stdin: bytes = b'', *, timeout: float = 30,
+        environment: Mapping[str, str] | None = None) -> Result:
+    """Run a command as root in a running guest.
+
+    :param session: the way to LXD.
+    :param instance: LXD's name of the instance.
+    :param command: program and arguments; no shell is involved.
+    :param stdin: its input.
+    :param timeout: seconds after which it is killed.
+    :param environment: variables besides those that LXD sets.
+    :returns: its result.
+    :raises errors.InvalidRequest: the guest does not run, or is frozen.
+    :raises errors.DeadlineExceeded: it took too long.
+    :raises errors.LXDError: LXD could not run it.
+    """
+    deadline = time.monotonic() + timeout
+    operation = session.submit('post', 'instances', instance, 'exec', body={
+        'command': list(command), 'environment': dict(environment or {}),
+        'wait-for-websocket': True, 'interactive': False})
+    secrets = operation.metadata['metadata']['fds']
+    opened: dict[str, websocket.WebSocket] = {}
+    readers: dict[str, _Reader] = {}
+    try:
+        # It starts as soon as the others are connected.
+        for name in (_CONTROL, _STDIN, _STDOUT, _STDERR):
+            opened[name] = session.websocket(
+                'operations', operation.id, 'websocket',
+                params={'secret': secrets[name]}, timeout=timeout)
+        for name in (_STDOUT, _STDERR):
+            readers[name] = _Reader(opened[name])
+        _send(opened[_STDIN], stdin)
+        for reader in readers.values():
+            reader.join(deadline - time.monotonic())
+        if any(reader.is_alive() for reader in readers.values()):
+            _kill(opened[_CONTROL])
+            raise errors.DeadlineExceeded(
+                f'{command[0]} did not end within {timeout:.0f} seconds in '
+                f'{instance}')
+        answer = operation.wait(max(1.0, deadline - time.monotonic()))
+        code = int(answer['return'])
+    except errors.OperationFailed as exc:
+        found = code_of(exc)
+        if found is None:
+            raise
+        code = found
+    finally:
+        for name, channel in opened.items():
+            _close(channel)
+            if name not in readers:
+                websockets.let_go(channel)
+    return Result(code, *(bytes(readers[name].content)
+                          for name in (_STDOUT, _STDERR)))
+
+
+def code_of(exc: errors.OperationFailed) -> int | None:
+    """Find the return code for what LXD takes for a failure of its own.
+
+    :param exc: what LXD said. Newer LXD says nothing and has the code.
+    :returns: the code, None if it is about something else.
+    """
+    text = exc.message.lower()
+    if 'command not found' in text:
+        return NOT_FOUND
+    if 'command not executable' in text:
+        return NOT_EXECUTABLE
+    return None
+
+
+class _Reader(threading.Thread):
+    """Reads one of a command's outputs to its end."""
+
+    def __init__(self, channel: websocket.WebSocket) -> None:
+        super().__init__(name='lxd-exec', daemon=True)
+        self._channel = channel
+        self.content = bytearray()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._read()
+        finally:
+            websockets.let_go(self._channel)
+            # A thread may be remembered longer than it runs.
+            del self._channel
+
+    def _read(self) -> None:
+        while True:
+            try:
+                opcode, data = self._channel.recv_data()
+            except BrokenPipeError:
+                # It could not answer a ping, since LXD has nothing more to
+                # say; what LXD did say is still to be read.
+                continue
+            except websockets.ERRORS:
+                return
+            if opcode != websocket.ABNF.OPCODE_BINARY:
+                # An empty text ends the output.
+                return
+            self.content += data[:OUTPUT_LIMIT - len(self.content)]
+
+
+def _send(channel: websocket.WebSocket, content: bytes) -> None:
+    """Send a command its input, and the end of it."""
+    try:
+        if content:
+            channel.send_binary(content)
+        channel.send('')
+    except websockets.ERRORS as exc:
+        # It has ended without reading all; its return code says the rest.
+        LOG.debug('A command did not take its whole input: %s',
+                  type(exc).__name__)
+
+
+def _kill(control: websocket.WebSocket) -> None:
+    try:
+        control.send(json.dumps({'command': 'signal',
+                                 'signal': int(signal.SIGKILL)}))
+    except websockets.ERRORS as exc:
+        LOG.debug('A command could not be killed: %s', exc)
+
+
+def _close(channel: websocket.WebSocket) -> None:
+    with contextlib.suppress(*websockets.ERRORS):
+        channel.close(timeout=0)
+    # If LXD began with the goodbye, that has done nothing.
+    websockets.hang_up(channel)

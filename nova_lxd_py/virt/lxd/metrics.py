@@ -1,0 +1,112 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""LXD's metrics of one instance.
+
+They say more than its state does, such as the time of each CPU, but LXD
+always gathers those of all instances: for what operators ask now and then, not
+for what happens periodically. Needs the API extension ``metrics``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+import re
+
+from oslo_log import log as logging
+
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session as lxd
+
+LOG = logging.getLogger(__name__)
+
+_LINE = re.compile(r'(\w+)\{(.*)\} (\S+)')
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+Labels = dict[str, str]
+
+
+class Metrics:
+    """What LXD measured of one instance.
+
+    :param samples: name without ``lxd_``, labels and value of each.
+    """
+
+    def __init__(self, samples: Iterable[tuple[str, Labels, float]] = ()
+                 ) -> None:
+        self._samples: dict[str, list[tuple[Labels, float]]] = {}
+        for name, labels, value in samples:
+            self._samples.setdefault(name, []).append((labels, value))
+
+    def all(self, name: str) -> list[tuple[Labels, float]]:
+        """Read what there is one of for each device, CPU and so on.
+
+        :param name: LXD's name for it without ``lxd_``.
+        :returns: labels and values.
+        """
+        return self._samples.get(name, [])
+
+    def get(self, name: str, **labels: str) -> float | None:
+        """Read one value.
+
+        :param name: LXD's name for it without ``lxd_``.
+        :param labels: those that it must have.
+        :returns: the value, None where LXD does not know it.
+        """
+        for found, value in self.all(name):
+            if labels.items() <= found.items():
+                return value
+        return None
+
+
+def read(session: lxd.Session, instance: str) -> Metrics:
+    """Ask LXD.
+
+    :param session: the way to LXD.
+    :param instance: LXD's name of the instance.
+    :returns: its metrics; none where this LXD has none, or a restricted
+        certificate may not read them.
+    :raises errors.LXDError: LXD does not answer.
+    """
+    if not session.has_extension('metrics'):
+        return Metrics()
+    try:
+        with session.download('metrics') as (_headers, chunks):
+            return Metrics(
+                (name.removeprefix('lxd_'), labels, value)
+                for name, labels, value in _parse(_lines(chunks))
+                if labels.get('name') == instance and
+                labels.get('project') == session.project)
+    except (errors.PermissionDenied, errors.NotFound) as exc:
+        LOG.debug('No metrics of %s: %s', instance, exc)
+        return Metrics()
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    rest = b''
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b'\n')
+        for line in lines:
+            yield line.decode(errors='replace')
+    yield rest.decode(errors='replace')
+
+
+def _parse(lines: Iterable[str]) -> Iterator[tuple[str, Labels, float]]:
+    for line in lines:
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            continue
+        try:
+            value = float(match[3])
+        except ValueError:
+            continue
+        yield match[1], dict(_LABEL.findall(match[2])), value

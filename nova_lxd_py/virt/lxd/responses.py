@@ -1,0 +1,86 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What LXD's answers mean: its words and codes as the driver's errors."""
+
+from __future__ import annotations
+
+import json
+
+import requests
+
+from nova_lxd_py.virt.lxd import errors
+
+
+def describe(method: str, path: tuple[str, ...]) -> str:
+    """Name a request in messages."""
+    return f'{method} {"/".join(path) or "server"}'
+
+
+def text_of(body: bytes | str) -> str:
+    """Read LXD's complaint from an answer's body; '' where it has none."""
+    try:
+        return json.loads(body).get('error', '')
+    except (ValueError, AttributeError):
+        return ''
+
+
+def from_response(what: str, response: requests.Response) -> errors.LXDError:
+    """Find the error that fits an answer of HTTP.
+
+    :param what: the request, for the message.
+    :param response: the answer.
+    """
+    text = text_of(response.content) or response.reason or 'no reason'
+    return from_text(what, text, response.status_code)
+
+
+#: Texts by which LXD 5.0 to 6.x and Incus name conditions for which they have
+#: no status code of their own. First match wins.
+_BY_TEXT: tuple[tuple[str, type[errors.LXDError]], ...] = (
+    ('already exists', errors.AlreadyExists),
+    ('already in use', errors.AlreadyExists),
+    ('is busy running', errors.Busy),
+    ('operation in progress', errors.Busy),
+)
+
+_BY_CODE: dict[int, type[errors.LXDError]] = {
+    401: errors.PermissionDenied,
+    403: errors.PermissionDenied,
+    404: errors.NotFound,
+    409: errors.AlreadyExists,
+    412: errors.PreconditionFailed,
+}
+
+
+def from_text(what: str, text: str, code: int, failed: bool = False
+              ) -> errors.LXDError:
+    """Find the error that fits LXD's answer.
+
+    :param what: the request, for the message.
+    :param text: LXD's words.
+    :param code: LXD's status code.
+    :param failed: whether it is of an operation that had begun, where 400 is
+        any failure and 401 is cancelled.
+    """
+    message = f'LXD: {text} ({what})'
+    lowered = text.lower()
+    for phrase, kind in _BY_TEXT:
+        if phrase in lowered:
+            return kind(message, code)
+    if failed:
+        return errors.OperationFailed(message, code)
+    if code in _BY_CODE:
+        return _BY_CODE[code](message, code)
+    if 400 <= code < 500:
+        return errors.InvalidRequest(message, code)
+    return errors.OperationFailed(message, code)

@@ -1,0 +1,494 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The way to LXD: one authenticated session, and nothing above it knows HTTP.
+
+This is the only module that imports pylxd. It adds to pylxd's transport what a
+compute driver cannot do without: a deadline on every request and operation,
+errors that tell apart what can be repaired from what cannot
+(:mod:`nova_lxd_py.virt.lxd.errors`), optimistic locking by ETag, and streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import os
+import socket
+import threading
+import time
+from typing import Any
+from urllib import parse
+
+from oslo_config import cfg
+from oslo_log import log as logging
+import pylxd
+from pylxd import exceptions as pylxd_exceptions
+import requests
+import websocket
+
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import operations
+from nova_lxd_py.virt.lxd import responses
+from nova_lxd_py.virt.lxd import tls
+from nova_lxd_py.virt.lxd import unix_adapter
+
+LOG = logging.getLogger(__name__)
+
+#: Sockets to try when no endpoint is configured.
+WELL_KNOWN_SOCKETS = (
+    '/var/snap/lxd/common/lxd/unix.socket',
+    '/var/lib/lxd/unix.socket',
+    '/var/lib/incus/unix.socket',
+)
+
+#: Seconds for opening a connection; LXD is on this host or next door.
+CONNECT_TIMEOUT = 10
+
+#: Body and connection errors of one attempt at a request.
+_TRANSPORT_ERRORS = (requests.exceptions.RequestException, OSError,
+                     websocket.WebSocketException)
+
+
+class Session:
+    """A thread-safe session with one LXD server, bound to one project.
+
+    :param conf: the ``[lxd]`` option group.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts.GroupAttr) -> None:
+        self._conf = conf
+        self._client: pylxd.Client | None = None
+        self._connecting = threading.Lock()
+        self.project: str = conf.project
+        #: Seconds that an operation may take unless its caller says more.
+        self.operation_timeout: float = conf.operation_timeout
+        self.server: dict[str, Any] = {}
+        #: Requests sent so far, for diagnosis and measurement.
+        self.request_count = 0
+
+    # -- connection ---------------------------------------------------------
+
+    @property
+    def endpoint(self) -> str:
+        """The configured or detected endpoint: a path or an https URL."""
+        if self._conf.endpoint:
+            endpoint = self._conf.endpoint.removeprefix('unix://')
+            return endpoint
+        for path in WELL_KNOWN_SOCKETS:
+            if os.path.exists(path):
+                return path
+        return WELL_KNOWN_SOCKETS[1]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether LXD is reached through a unix socket."""
+        return not self.endpoint.startswith('https://')
+
+    def connect(self) -> None:
+        """Open the session and read what the server offers.
+
+        :raises errors.Unreachable: nobody answers at the endpoint.
+        :raises errors.PermissionDenied: LXD does not trust nova-compute.
+        """
+        with self._connecting:
+            if self._client is None:
+                self._client = self._new_client()
+            self.server = self.get()
+        if self.server.get('auth') != 'trusted':
+            raise errors.PermissionDenied(
+                f'LXD at {self.endpoint} does not trust nova-compute: add its '
+                f'certificate with "lxc config trust add", or give its user '
+                f'access to the socket')
+
+    def _new_client(self) -> pylxd.Client:
+        endpoint = self.endpoint
+        if self.is_local:
+            url, http = unix_adapter.session(endpoint)
+        else:
+            tls.check_files(self._conf)
+            url = endpoint.rstrip('/')
+            http = pylxd.client.get_session_for_url(
+                url, verify=self._conf.server_certificate,
+                cert=(self._conf.client_certificate, self._conf.client_key))
+        # Otherwise REQUESTS_CA_BUNDLE would replace the pinned certificate
+        # and proxies of the environment would be asked for LXD.
+        http.trust_env = False
+        try:
+            return pylxd.Client(
+                endpoint=url, session=http,
+                timeout=(CONNECT_TIMEOUT, self._conf.request_timeout))
+        except (pylxd_exceptions.ClientConnectionFailed,
+                *_TRANSPORT_ERRORS) as exc:
+            raise self._transport_error('connect', exc) from exc
+        except (pylxd_exceptions.LXDAPIException, LookupError, TypeError,
+                ValueError) as exc:
+            raise self._no_lxd('connect') from exc
+
+    def has_extension(self, name: str) -> bool:
+        """Tell whether the server has an API extension.
+
+        :param name: name as in LXD's ``doc/api-extensions.md``.
+        :returns: True if it has.
+        """
+        return name in self.server.get('api_extensions', ())
+
+    # -- requests -----------------------------------------------------------
+
+    def get(self, *path: str, params: Mapping[str, Any] | None = None,
+            timeout: float | None = None) -> Any:
+        """Read one object.
+
+        :param path: segments below ``/1.0``.
+        :param params: query parameters.
+        :param timeout: seconds to wait for the answer.
+        :returns: the ``metadata`` of LXD's answer.
+        :raises errors.LXDError: as fits.
+        """
+        return self._decoded('get', path, self._request(
+            'get', path, params=params, timeout=timeout))['metadata']
+
+    def get_with_etag(self, *path: str) -> tuple[Any, str]:
+        """Read one object for changing it.
+
+        :param path: segments below ``/1.0``.
+        :returns: its metadata, and the tag to give to :meth:`put`.
+        :raises errors.LXDError: as fits.
+        """
+        response = self._request('get', path)
+        answer = self._decoded('get', path, response)
+        return answer['metadata'], response.headers.get('ETag', '')
+
+    def post(self, *path: str, **kwargs: Any) -> Any:
+        """Create something, and wait for it. See :meth:`_modify`."""
+        return self._modify('post', path, **kwargs)
+
+    def put(self, *path: str, **kwargs: Any) -> Any:
+        """Replace something, and wait for it. See :meth:`_modify`."""
+        return self._modify('put', path, **kwargs)
+
+    def patch(self, *path: str, **kwargs: Any) -> Any:
+        """Change something, and wait for it. See :meth:`_modify`."""
+        return self._modify('patch', path, **kwargs)
+
+    def delete(self, *path: str, **kwargs: Any) -> Any:
+        """Delete something, and wait for it. See :meth:`_modify`."""
+        return self._modify('delete', path, **kwargs)
+
+    def submit(self, method: str, *path: str, **kwargs: Any
+               ) -> operations.Operation:
+        """Start an operation without waiting for it.
+
+        :param method: ``post``, ``put``, ``patch`` or ``delete``.
+        :param path: segments below ``/1.0``.
+        :param kwargs: ``body``, ``params`` and ``etag`` as in :meth:`_modify`.
+        :returns: the operation under way.
+        :raises errors.LXDError: when LXD refuses to begin.
+        """
+        answer = self._decoded(method, path,
+                               self._request(method, path, **kwargs))
+        return operations.Operation(self, responses.describe(method, path),
+                                    answer['metadata'])
+
+    def _modify(self, method: str, path: tuple[str, ...], *,
+                body: Any = None, params: Mapping[str, Any] | None = None,
+                etag: str | None = None, timeout: float | None = None,
+                progress: operations.Progress | None = None) -> Any:
+        """Send a change and wait for the operation that it may start.
+
+        :param body: what to send as JSON.
+        :param params: query parameters.
+        :param etag: change only what still carries this tag.
+        :param timeout: seconds that an operation may take, by default
+            ``[lxd] operation_timeout``.
+        :param progress: see :meth:`Operation.wait`.
+        :returns: the answer's metadata, or that of the finished operation.
+        :raises errors.LXDError: as fits.
+        """
+        answer = self._decoded(method, path, self._request(
+            method, path, body=body, params=params, etag=etag,
+            # It answers when it has done it.
+            timeout=timeout if method == 'patch' else None))
+        if answer.get('type') != 'async':
+            return answer.get('metadata')
+        operation = operations.Operation(
+            self, responses.describe(method, path), answer['metadata'])
+        return operation.wait(timeout or self.operation_timeout, progress)
+
+    def _settle(self) -> None:
+        """Wait for what LXD may be doing after an answer was lost.
+
+        It may have taken the request all the same. Whoever cleans up after
+        the failure must not look before LXD is done.
+        """
+        with contextlib.suppress(errors.LXDError):
+            running = self.get('operations', params={'recursion': 1},
+                               timeout=CONNECT_TIMEOUT)
+            # Most will be of others, and may take as long as they like.
+            deadline = time.monotonic() + self._conf.request_timeout
+            for operation in running.get('running', ()):
+                left = deadline - time.monotonic()
+                if operation['class'] == 'task' and left > 0:
+                    operations.Operation(
+                        self, operation['description'], operation
+                    ).wait_quietly(left)
+
+    def _request(self, method: str, path: tuple[str, ...], *,
+                 body: Any = None, data: Any = None,
+                 params: Mapping[str, Any] | None = None,
+                 headers: Mapping[str, str] | None = None,
+                 etag: str | None = None, timeout: float | None = None,
+                 stream: bool = False) -> requests.Response:
+        if self._client is None:
+            self.connect()
+        assert self._client is not None
+        node = self._client.api
+        for segment in path:
+            node = node[parse.quote(str(segment), safe='')]
+        kwargs: dict[str, Any] = {
+            'params': {'project': self.project, **(params or {})},
+            'timeout': (CONNECT_TIMEOUT,
+                        timeout or self._conf.request_timeout)}
+        sent = dict(headers or {})
+        if etag:
+            sent['If-Match'] = etag
+        if sent:
+            kwargs['headers'] = sent
+        if body is not None:
+            kwargs['json'] = body
+        if data is not None:
+            kwargs['data'] = data
+        if stream:
+            kwargs.update(stream=True, is_api=False)
+        self.request_count += 1
+        what = responses.describe(method, path)
+        try:
+            return getattr(node, method)(**kwargs)
+        except pylxd_exceptions.LXDAPIException as exc:
+            raise responses.from_response(what, exc.response) from None
+        except _TRANSPORT_ERRORS as exc:
+            if method != 'get':
+                self._settle()
+            raise self._transport_error(what, exc) from exc
+
+    def _decoded(self, method: str, path: tuple[str, ...],
+                 response: requests.Response) -> dict[str, Any]:
+        """Read an answer, which LXD puts into an envelope of its own."""
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or 'metadata' not in answer:
+            raise self._no_lxd(responses.describe(method, path))
+        return answer
+
+    # -- streams ------------------------------------------------------------
+
+    def upload(self, *path: str, chunks: Iterable[bytes],
+               headers: Mapping[str, str] | None = None,
+               timeout: float | None = None,
+               progress: operations.Progress | None = None) -> dict[str, Any]:
+        """Send a stream, for example an image, without holding it in memory.
+
+        :param path: segments below ``/1.0``.
+        :param chunks: the content; an exception that it raises is passed on.
+        :param headers: HTTP headers that LXD defines for this upload.
+        :param timeout: seconds the whole transfer and the operation after it
+            may take.
+        :param progress: see :meth:`Operation.wait`.
+        :returns: metadata of the operation.
+        :raises errors.LXDError: as fits.
+        """
+        timeout = timeout or self._conf.image_timeout
+        began = time.monotonic()
+        source = _Chunks(chunks, began + timeout)
+        try:
+            answer = self._decoded('post', path, self._request(
+                'post', path, data=iter(source), headers=headers,
+                timeout=timeout))
+        except errors.LXDError:
+            # A source that breaks off breaks the connection: say the cause.
+            if source.error is not None:
+                raise source.error from None
+            raise
+        if answer.get('type') != 'async':
+            return answer.get('metadata') or {}
+        left = max(1.0, timeout - (time.monotonic() - began))
+        return operations.Operation(self, responses.describe('post', path),
+                                    answer['metadata']).wait(left, progress)
+
+    @contextlib.contextmanager
+    def download(self, *path: str, params: Mapping[str, Any] | None = None,
+                 chunk_size: int = 1 << 20,
+                 ) -> Iterator[tuple[Mapping[str, str], Iterator[bytes]]]:
+        """Read a stream.
+
+        :param path: segments below ``/1.0``.
+        :param params: query parameters.
+        :param chunk_size: bytes to yield at a time at most.
+        :returns: a context manager giving headers and the chunks.
+        :raises errors.LXDError: as fits, also while reading.
+        """
+        response = self._request('get', path, params=params, stream=True)
+        what = responses.describe('get', path)
+
+        def body() -> Iterator[bytes]:
+            try:
+                yield from response.iter_content(chunk_size)
+            except _TRANSPORT_ERRORS as exc:
+                raise self._transport_error(what, exc) from exc
+
+        try:
+            yield response.headers, body()
+        finally:
+            response.close()
+
+    def read_file(self, instance: str, path: str, limit: int = 1 << 20
+                  ) -> bytes:
+        """Read a file of an instance through LXD.
+
+        :param instance: LXD's name of the instance.
+        :param path: absolute path in the guest.
+        :param limit: bytes to read at most.
+        :returns: the content.
+        :raises errors.NotFound: there is no such file.
+        """
+        with self.download('instances', instance, 'files',
+                           params={'path': path}) as (_headers, chunks):
+            return _first_bytes(chunks, limit)
+
+    def write_file(self, instance: str, path: str, content: bytes, *,
+                   mode: int = 0o644, uid: int = 0, gid: int = 0,
+                   kind: str = 'file') -> None:
+        """Write a file into an instance through LXD, which resolves the path
+        inside the guest's root so that links cannot lead out of it.
+
+        :param instance: LXD's name of the instance.
+        :param path: absolute path in the guest.
+        :param content: what to write (nothing for a directory).
+        :param mode: permission bits.
+        :param uid: owner in the guest.
+        :param gid: group in the guest.
+        :param kind: ``file`` or ``directory``.
+        :raises errors.LXDError: as fits.
+        """
+        self._request('post', ('instances', instance, 'files'),
+                      data=content, params={'path': path},
+                      headers={'X-LXD-type': kind,
+                               'X-LXD-mode': f'{mode:04o}',
+                               'X-LXD-uid': str(uid),
+                               'X-LXD-gid': str(gid),
+                               'Content-Type': 'application/octet-stream'})
+
+    def websocket(self, *path: str, params: Mapping[str, Any] | None = None,
+                  timeout: float | None = None) -> websocket.WebSocket:
+        """Open one of LXD's websockets.
+
+        :param path: segments below ``/1.0``.
+        :param params: query parameters.
+        :param timeout: seconds for each later read or write; None waits for
+            ever, which suits only a thread of its own.
+        :returns: the connected websocket.
+        :raises errors.LXDError: as fits.
+        """
+        query = parse.urlencode({'project': self.project, **(params or {})})
+        where = '/1.0/' + '/'.join(parse.quote(p, safe='') for p in path)
+        self.request_count += 1
+        what = responses.describe('websocket', path)
+        sock = None
+        try:
+            if self.is_local:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                sock.settimeout(CONNECT_TIMEOUT)
+                sock.connect(self.endpoint)
+            else:
+                sock = tls.connect(self.endpoint, self._conf, CONNECT_TIMEOUT)
+            channel = websocket.create_connection(
+                f'ws://lxd{where}?{query}', socket=sock,
+                timeout=CONNECT_TIMEOUT, suppress_origin=True,
+                enable_multithread=True)
+            channel.settimeout(timeout)
+            return channel
+        except websocket.WebSocketBadStatusException as exc:
+            if sock is not None:
+                sock.close()
+            body = getattr(exc, 'resp_body', None) or b''
+            raise responses.from_text(
+                what, responses.text_of(body) or str(exc),
+                exc.status_code) from exc
+        except _TRANSPORT_ERRORS as exc:
+            if sock is not None:
+                sock.close()
+            raise self._transport_error(what, exc) from exc
+
+    # -- errors -------------------------------------------------------------
+
+    def _no_lxd(self, what: str) -> errors.LXDError:
+        return errors.Unreachable(
+            f'What answers at {self.endpoint} does not do so as LXD does '
+            f'({what}): check [lxd] endpoint')
+
+    def _transport_error(self, what: str, exc: BaseException
+                         ) -> errors.LXDError:
+        text = str(exc)
+        if isinstance(exc, (requests.exceptions.ReadTimeout,
+                            websocket.WebSocketTimeoutException)):
+            return errors.DeadlineExceeded(
+                f'LXD at {self.endpoint} did not answer "{what}" in time')
+        if 'Permission denied' in text:
+            return errors.PermissionDenied(
+                f'nova-compute may not use the LXD socket {self.endpoint}: '
+                f'put its user into the group that owns the socket, and '
+                f'restart nova-compute')
+        if 'No such file' in text or 'FileNotFoundError' in text:
+            return errors.Unreachable(
+                f'There is no LXD socket at {self.endpoint}: start LXD, or '
+                f'set [lxd] endpoint')
+        if 'Fingerprints did not match' in text:
+            return errors.PermissionDenied(
+                f'The server at {self.endpoint} does not show the certificate '
+                f'in {self._conf.server_certificate}')
+        return errors.Unreachable(
+            f'LXD at {self.endpoint} does not answer ({what}): {text}')
+
+
+class _Chunks:
+    """Iterates over a source, and remembers what made it break off."""
+
+    def __init__(self, chunks: Iterable[bytes], deadline: float) -> None:
+        self._chunks = chunks
+        self._deadline = deadline
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._chunks:
+                if time.monotonic() > self._deadline:
+                    raise errors.DeadlineExceeded(
+                        'The transfer to LXD took too long')
+                if chunk:
+                    yield chunk
+        except Exception as exc:
+            self.error = exc
+            # requests lets foreign exceptions through as they are; a
+            # connection error is what it is to LXD.
+            raise requests.exceptions.ConnectionError(
+                'the source of the upload broke off') from exc
+
+
+def _first_bytes(chunks: Iterator[bytes], limit: int) -> bytes:
+    got = bytearray()
+    for chunk in chunks:
+        got += chunk
+        if len(got) >= limit:
+            break
+    return bytes(got[:limit])

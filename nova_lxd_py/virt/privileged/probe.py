@@ -1,0 +1,98 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What is on a volume.
+
+This module is imported by the privileged daemon: it must not import nova.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import blkid
+from nova_lxd_py.virt.privileged import command
+from nova_lxd_py.virt.privileged import validation
+
+#: As os-brick names encrypted volumes.
+_OPENED = re.compile(r'/dev/mapper/crypt-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-'
+                     r'[0-9a-f]{12}')
+
+#: Bytes in which an empty volume has to be blank.
+_BEGINNING = 1 << 20
+
+
+@privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+def content(device: str) -> str:
+    """Tell what is on a volume.
+
+    :param device: path of its block device.
+    :returns: the filesystem's name; '' if there is no signature of anything
+        on it; something else, such as ``unknown``, for any other content.
+    :raises OSError: if it cannot be read.
+    """
+    return _content(device)
+
+
+def _content(device: str) -> str:
+    path = os.path.realpath(validation.checked_device(device))
+    with open(path, 'rb') as stream:
+        found = blkid.probe(stream.fileno())
+        if found is None:
+            # So must wipefs say, and it must be blank where a signature would
+            # be.
+            signatures = command.run('wipefs', '--no-act', '--parsable', path)
+            blank = all(line.startswith('#')
+                        for line in signatures.splitlines()) and (
+                _begins_blank(stream.fileno()))
+            return '' if blank else 'unknown'
+    if found.get('USAGE') == 'filesystem':
+        return found.get('TYPE', 'unknown')
+    return found.get('PTTYPE') or found.get('TYPE') or 'unknown'
+
+
+def _begins_blank(descriptor: int) -> bool:
+    # Not from where libblkid has left off.
+    offset = 0
+    while offset < _BEGINNING:
+        part = os.pread(descriptor, _BEGINNING - offset, offset)
+        if not part:
+            break
+        if any(part):
+            return False
+        offset += len(part)
+    return True
+
+
+@privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+def make_blank(device: str) -> None:
+    """Make the beginning of a volume that has just been encrypted, on which
+    nothing has been written yet, as blank as that of any other new volume.
+
+    One that holds anything that has a name is left as it is.
+
+    :param device: path of the opened volume.
+    :raises OSError: if it cannot be written, or something uses it.
+    """
+    if not isinstance(device, str) or not _OPENED.fullmatch(device):
+        raise ValueError(f'{device!r} is not an opened volume')
+    if _content(device) != 'unknown':
+        return
+    descriptor = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        os.pwrite(descriptor, bytes(min(_BEGINNING, size)), 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,172 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the LXD instance of a server has to look like.
+
+Spawn makes an instance after this picture; a hard reboot puts it right again
+after the same picture, whatever has been done to it by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from nova import objects
+from oslo_config import cfg
+
+from nova_lxd_py.virt.guest import flavor as lxd_flavor
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.host import cpus
+from nova_lxd_py.virt.host import host as lxd_host
+from nova_lxd_py.virt.host import numa
+from nova_lxd_py.virt.host import passthrough
+from nova_lxd_py.virt.lxd import session as lxd
+from nova_lxd_py.virt.metadata import cloud_init
+from nova_lxd_py.virt.vif import manager as vif_manager
+from nova_lxd_py.virt.volume import root_volumes
+
+#: Keys that LXD itself keeps, or that were decided when the instance was made.
+_KEPT_KEYS = ('volatile.', 'image.', 'security.idmap.')
+#: Keys of the driver's that describe a passing state of the server.
+_STATE_KEYS = (lxd_guest.KEY_RESCUED, lxd_guest.KEY_SUSPENDED,
+               lxd_guest.KEY_QUIESCED,
+               lxd_guest.KEY_RESIZE, lxd_guest.KEY_SERIAL_PORT)
+
+#: Through this device a rescue instance has the server's root disk.
+RESCUE_DEVICE = 'rescue'
+
+#: LXD takes longer values, but nothing that a tenant names should.
+_LONGEST_NAME = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """Configuration keys and devices of an LXD instance."""
+
+    config: Mapping[str, str]
+    devices: Mapping[str, Mapping[str, str]]
+
+
+class Definitions:
+    """Describes the LXD instances of servers on this host.
+
+    :param session: the way to LXD.
+    :param options: the ``[lxd]`` option group.
+    :param host: what the host has to give.
+    :param vifs: knows the LXD devices of ports.
+    """
+
+    def __init__(self, session: lxd.Session,
+                 options: cfg.ConfigOpts.GroupAttr, host: lxd_host.Host,
+                 vifs: vif_manager.VIFManager) -> None:
+        self._session = session
+        self._options = options
+        self._host = host
+        self._vifs = vifs
+
+    def config(self, flavor: objects.Flavor,
+               topology: objects.InstanceNUMATopology | None,
+               swap_mb: int | None = None) -> dict[str, str]:
+        """Find what a flavor means on this host.
+
+        :param flavor: the flavor.
+        :param topology: CPUs and memory pages of the host that Nova's claim
+            has chosen for the server, or None.
+        :param swap_mb: MiB of swap, if not what the flavor says.
+        :returns: LXD configuration keys.
+        :raises nova.exception.InvalidInput: the flavor asks for what LXD
+            cannot give.
+        :raises nova.exception.ComputeResourcesUnavailable: it asks for what
+            this host cannot give.
+        """
+        placement = lxd_flavor.Placement(
+            cpus=cpus.confinement(flavor, topology, cpus.configured(),
+                                  self._host.processors() if topology
+                                  else ()),
+            huge_pages=numa.huge_page_limits(
+                flavor, topology, self._host.has_huge_pages(),
+                self._host.huge_page_kb()),
+            sized_swap=self._session.has_extension(
+                'instance_memory_swap_bytes'))
+        return lxd_flavor.instance_config(flavor, self._options, placement,
+                                          swap_mb)
+
+    def define(self, instance: objects.Instance, network_info: Any,
+               swap_mb: int | None = None) -> Definition:
+        """Describe the LXD instance of a server.
+
+        :param instance: the server, with the flavor and the NUMA topology
+            that it shall have.
+        :param network_info: its ports, in the order the guest shall see them.
+        :param swap_mb: MiB of swap, if not what the flavor says.
+        :returns: the definition, without what depends on the host's uid
+            ranges.
+        :raises nova.exception.InvalidInput: the flavor asks for what LXD
+            cannot give.
+        :raises nova.exception.ComputeResourcesUnavailable: it asks for what
+            this host cannot give.
+        """
+        flavor, options = instance.flavor, self._options
+        config = self.config(flavor, instance.numa_topology, swap_mb)
+        if options.cloud_init_keys:
+            config.update(cloud_init.config(instance, network_info))
+        config.update(_identity(instance))
+        devices: dict[str, Mapping[str, str]] = {
+            'root': lxd_flavor.root_device(flavor, options)}
+        devices.update(self._vifs.devices(network_info))
+        devices.update(passthrough.devices(flavor,
+                                           options.passthrough_devices))
+        return Definition(config, devices)
+
+
+def corrections(guest: lxd_guest.Guest, wanted: Definition,
+                kept_devices: tuple[str, ...] = ()
+                ) -> tuple[dict[str, str | None],
+                           dict[str, Mapping[str, str] | None]]:
+    """Find what has to change for a guest to fit its definition.
+
+    :param guest: the guest as it is.
+    :param wanted: what it should be.
+    :param kept_devices: names of devices that are not part of the definition
+        but belong to the guest.
+    :returns: config and device changes for
+        :meth:`nova_lxd_py.virt.guest.guest.Guest.update`.
+    """
+    config: dict[str, str | None] = dict(wanted.config)
+    kept_keys = _STATE_KEYS + \
+        (root_volumes.KEYS if root_volumes.of_guest(guest) else ())
+    for key in guest.config:
+        if (key not in config and not key.startswith(_KEPT_KEYS) and
+                key not in kept_keys):
+            config[key] = None
+    devices: dict[str, Mapping[str, str] | None] = dict(wanted.devices)
+    if guest.role == lxd_guest.ROLE_RESCUE:
+        kept_devices += (RESCUE_DEVICE,)
+    for name in guest.devices:
+        if name not in devices and name not in kept_devices:
+            devices[name] = None
+    return config, devices
+
+
+def _identity(instance: objects.Instance) -> dict[str, str]:
+    """Write down whose instance it is, as plain data."""
+    return {
+        lxd_guest.KEY_UUID: instance.uuid,
+        lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER,
+        lxd_guest.KEY_NAME: (instance.display_name or '')[:_LONGEST_NAME],
+        lxd_guest.KEY_PROJECT: instance.project_id or '',
+        lxd_guest.KEY_USER: instance.user_id or '',
+        lxd_guest.KEY_FLAVOR: instance.flavor.name[:_LONGEST_NAME],
+        lxd_guest.KEY_IMAGE: instance.image_ref or '',
+    }

@@ -1,0 +1,359 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Rescue: another system that runs in a server's place and sees its disk.
+
+The rescue instance is an LXD instance of its own, made from the rescue image.
+It has the server's name with ``-rescue``, its ports, its config drive and its
+uid range, and finds the server's root disk at ``/mnt/rescue``, with the right
+owners and writable. The server's own instance stays stopped meanwhile and
+carries a key that says so; :meth:`.guests.Guests.active` tells which of the
+two the rest of the driver has to do with.
+
+Nothing is moved or renamed, so whatever is interrupted, the server's own
+instance is as it was, and the rescue instance can be thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import contextlib
+import json
+import os
+from typing import Any
+
+from nova.compute import task_states
+from nova.compute import vm_states
+from nova import context as nova_context
+from nova import exception
+from nova import objects
+from oslo_config import cfg
+from oslo_log import log as logging
+
+from nova_lxd_py.virt.guest import events
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import password as lxd_password
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.image import cache as image_cache
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session as lxd
+from nova_lxd_py.virt.metadata import config_drive
+from nova_lxd_py.virt.server import guest_config
+from nova_lxd_py.virt.vif import manager as vif_manager
+from nova_lxd_py.virt.volume import attachments
+
+LOG = logging.getLogger(__name__)
+
+#: Where the rescue instance finds the server's root disk.
+ROOT_PATH = '/mnt/rescue'
+
+#: Pools on which the root disks of stopped instances are there to be seen.
+ALWAYS_MOUNTED = frozenset({'btrfs', 'cephfs', 'dir'})
+
+#: What LXD says where it cannot give another instance's files to this one.
+_NO_SHIFT = 'idmapping abilities'
+_NO_SOURCE = 'missing source path'
+
+_LAST_IDMAP = 'volatile.last_state.idmap'
+_NEXT_IDMAP = 'volatile.idmap.next'
+
+
+class Rescues:
+    """Puts servers into rescue and back.
+
+    :param session: the way to LXD.
+    :param options: the ``[lxd]`` option group.
+    :param guests: the driver's LXD instances.
+    :param watcher: what is known of their power states.
+    :param definitions: what their LXD instances look like.
+    :param vifs: plugs their ports.
+    :param image_store: their images.
+    :param config_drives: their config drives.
+    :param passwords: sets their administrators' passwords.
+    :param volumes: their Cinder volumes.
+    """
+
+    def __init__(self, session: lxd.Session,
+                 options: cfg.ConfigOpts.GroupAttr,
+                 guests: registry.Guests, watcher: events.Watcher,
+                 definitions: guest_config.Definitions,
+                 vifs: vif_manager.VIFManager,
+                 image_store: image_cache.ImageStore,
+                 config_drives: config_drive.ConfigDrives,
+                 passwords: lxd_password.Passwords,
+                 volumes: attachments.Attachments) -> None:
+        self._session = session
+        self._options = options
+        self._guests = guests
+        self._watcher = watcher
+        self._definitions = definitions
+        self._vifs = vifs
+        self._images = image_store
+        self._config_drives = config_drives
+        self._passwords = passwords
+        self._volumes = volumes
+
+    # -- there and back -----------------------------------------------------
+
+    def rescue(self, context: nova_context.RequestContext,
+               instance: objects.Instance, network_info: Any,
+               image_meta: objects.ImageMeta, password: str | None
+               ) -> lxd_guest.Guest:
+        """Start a rescue instance in a server's place.
+
+        A failure leaves the server's own instance stopped and in charge.
+        See :meth:`nova.virt.driver.ComputeDriver.rescue`.
+
+        :param image_meta: the image to make the rescue instance from.
+        :param password: what its administrator's password shall be.
+        :returns: the rescue instance, running.
+        :raises nova.exception.InstanceNotRescuable: the root disk cannot be
+            shown to another instance on this host.
+        :raises errors.NotFound: LXD does not have the server.
+        """
+        _check_image(instance, image_meta)
+        with self._guests.lock(instance.uuid), contextlib.ExitStack() as undo:
+            own = self._guests.get(instance)
+            own.stop()
+            self._discard(instance)
+            fingerprint = self._images.ensure(context, image_meta, instance)
+            ports = list(network_info or ())
+            self._vifs.plug(instance, ports, guest_stopped=True)
+            undo.callback(self._discard, instance)
+            guest = self._create(context, instance, image_meta, ports, own,
+                                 fingerprint)
+            undo.callback(own.update, {lxd_guest.KEY_RESCUED: None})
+            own.update(config={lxd_guest.KEY_RESCUED: 'true'})
+            self._start(instance, own, guest)
+            undo.pop_all()
+            self._passwords.give(instance, guest, password)
+        self._watcher.forget(instance)
+        LOG.info('Rescue instance %s runs in its place, made from image %s; '
+                 'its root disk is at %s', guest.name, image_meta.id,
+                 ROOT_PATH, instance=instance)
+        return guest
+
+    def unrescue(self, context: nova_context.RequestContext,
+                 instance: objects.Instance) -> None:
+        """Throw the rescue instance away and start the server again.
+
+        See :meth:`nova.virt.driver.ComputeDriver.unrescue`.
+
+        :raises errors.NotFound: LXD does not have the server.
+        """
+        with self._guests.lock(instance.uuid):
+            own = self._guests.get(instance)
+            self._leave(instance, own)
+            # Its devices are still those that it had; after a reboot of the
+            # host some may be missing, or other devices have their names.
+            ports = instance.get_network_info() or ()
+            self._vifs.plug(instance, ports, guest_stopped=True)
+            own.update(devices={
+                **self._config_drives.ensure(context, instance, ports),
+                **self._volumes.reconnect(context, instance, own)})
+            own.start()
+        self._watcher.forget(instance)
+
+    def settle(self, instance: objects.Instance) -> None:
+        """End a rescue that Nova knows nothing of, since it was interrupted.
+
+        The server's lock must be held.
+
+        :param instance: the server, about to be started anew.
+        """
+        if (instance.vm_state == vm_states.RESCUED or instance.task_state in
+                (task_states.RESCUING, task_states.UNRESCUING)):
+            return
+        own = self._guests.get(instance)
+        if own.config.get(lxd_guest.KEY_RESCUED) == 'true':
+            LOG.warning('Ending its rescue, which Nova knows nothing of',
+                        instance=instance)
+            self._leave(instance, own)
+
+    def hold_root(self, own: lxd_guest.Guest) -> None:
+        """Have a server's root disk mounted while its rescue instance starts.
+
+        On some pools LXD mounts it only while it is in use. The mount that
+        the rescue instance gets then lasts as long as that runs.
+
+        :param own: the server's own instance, stopped.
+        """
+        if self._driver(own) not in ALWAYS_MOUNTED:
+            own.hold_root()
+
+    def recover(self) -> None:
+        """Remove rescue instances that never got as far as being used, when
+        nova-compute starts."""
+        try:
+            guests = self._guests.all()
+            rescued = {guest.uuid for guest in guests
+                       if guest.config.get(lxd_guest.KEY_RESCUED) == 'true'}
+            for guest in guests:
+                if (guest.role == lxd_guest.ROLE_RESCUE and
+                        guest.uuid not in rescued):
+                    LOG.info('Removing rescue instance %s, which an '
+                             'interrupted operation has left', guest.name)
+                    guest.delete()
+        except errors.LXDError as exc:
+            LOG.warning('A left-over rescue instance stays for now: %s', exc)
+
+    # -- steps --------------------------------------------------------------
+
+    def _create(self, context: nova_context.RequestContext,
+                instance: objects.Instance, image_meta: objects.ImageMeta,
+                ports: list[Any], own: lxd_guest.Guest, fingerprint: str
+                ) -> lxd_guest.Guest:
+        wanted = self._definitions.define(instance, ports)
+        devices = dict(wanted.devices)
+        devices.update(self._config_drives.ensure(context, instance, ports))
+        devices[guest_config.RESCUE_DEVICE] = self._root_of(instance, own)
+        config = {**wanted.config, **_uid_range(own),
+                  lxd_guest.KEY_ROLE: lxd_guest.ROLE_RESCUE,
+                  lxd_guest.KEY_IMAGE: image_meta.id or ''}
+        self.hold_root(own)
+        try:
+            guest = self._guests.create(
+                lxd_guest.lxd_name(instance, lxd_guest.ROLE_RESCUE),
+                {'type': 'image', 'fingerprint': fingerprint}, config,
+                devices)
+        except errors.LXDError as exc:
+            self._explain(instance, own, exc)
+            raise self._images.explain_create_failure(
+                exc, instance, image_meta) from exc
+        on_disk = _idmap(own, _LAST_IDMAP)
+        if on_disk and _idmap(guest, _NEXT_IDMAP) != on_disk:
+            raise exception.InstanceNotRescuable(
+                instance_id=instance.uuid,
+                reason='LXD does not give the rescue instance the user ids '
+                       'that the files of the server have')
+        return guest
+
+    def _root_of(self, instance: objects.Instance, own: lxd_guest.Guest
+                 ) -> dict[str, str]:
+        """Describe the server's root disk as a device of another instance."""
+        folder = self._directory()
+        if not folder:
+            raise exception.InstanceNotRescuable(
+                instance_id=instance.uuid,
+                reason='the host does not tell where LXD keeps its data; its '
+                       'operator has to set [lxd] directory')
+        name = own.name
+        if self._session.project != 'default':
+            name = f'{self._session.project}_{name}'
+        device = {'type': 'disk', 'path': ROOT_PATH, 'source': os.path.join(
+            folder, 'storage-pools', _pool(own), 'containers', name,
+            'rootfs')}
+        if (not _idmap(own, _LAST_IDMAP) and
+                own.config.get('security.privileged') != 'true'):
+            # The files have the guest's own ids on the disk, so LXD mounts
+            # root disks idmapped and can do the same with this mount.
+            device['shift'] = 'true'
+        return device
+
+    def _directory(self) -> str:
+        if self._options.directory:
+            return self._options.directory
+        if self._session.is_local:
+            return os.path.dirname(os.path.realpath(self._session.endpoint))
+        return ''
+
+    def _start(self, instance: objects.Instance, own: lxd_guest.Guest,
+               guest: lxd_guest.Guest) -> None:
+        self.hold_root(own)
+        try:
+            guest.start()
+        except errors.LXDError as exc:
+            self._explain(instance, own, exc)
+            raise
+        # Whatever the pool: never pretend that the disk is there.
+        found = None
+        with contextlib.suppress(errors.NotFound):
+            found = self._session.get('instances', guest.name, 'files',
+                                      params={'path': ROOT_PATH})
+        if not found:
+            raise self._unreachable(instance, own)
+
+    def _unreachable(self, instance: objects.Instance,
+                     own: lxd_guest.Guest
+                     ) -> exception.InstanceNotRescuable:
+        pool = self._driver(own)
+        return exception.InstanceNotRescuable(
+            instance_id=instance.uuid,
+            reason=f'LXD does not keep the root disk of a stopped server '
+                   f'reachable on a storage pool of type {pool}')
+
+    def _explain(self, instance: objects.Instance, own: lxd_guest.Guest,
+                 error: errors.LXDError) -> None:
+        """Raise what says more to the server's owner than LXD does."""
+        said = error.message.lower()
+        if _NO_SOURCE in said:
+            LOG.error('LXD does not find the root disk of %s where the driver '
+                      'expects it; is [lxd] directory right? %s', own.name,
+                      error, instance=instance)
+            raise self._unreachable(instance, own) from error
+        if _NO_SHIFT in said:
+            raise exception.InstanceNotRescuable(
+                instance_id=instance.uuid,
+                reason='the server has never run on this host; start it '
+                       'once first') from error
+
+    def _driver(self, own: lxd_guest.Guest) -> str:
+        return self._session.get('storage-pools', _pool(own))['driver']
+
+    def _leave(self, instance: objects.Instance, own: lxd_guest.Guest
+               ) -> None:
+        """Throw the rescue instance away and put the own one in charge."""
+        self._discard(instance)
+        own.update(config={lxd_guest.KEY_RESCUED: None})
+
+    def _discard(self, instance: objects.Instance) -> None:
+        guest = self._guests.find(instance, lxd_guest.ROLE_RESCUE)
+        if guest is not None:
+            guest.delete()
+
+
+def _check_image(instance: objects.Instance, image_meta: objects.ImageMeta
+                 ) -> None:
+    properties = image_meta.properties
+    for name in ('hw_rescue_device', 'hw_rescue_bus'):
+        if properties.get(name):
+            raise exception.InstanceNotRescuable(
+                instance_id=instance.uuid,
+                reason=f'the rescue image has {name}, which asks for a disk '
+                       f'to boot a virtual machine from; use an image that '
+                       f'containers can be made from')
+
+
+def _pool(guest: lxd_guest.Guest) -> str:
+    for device in guest.devices.values():
+        if device.get('path') == '/':
+            return device['pool']
+    raise errors.NotFound(f'{guest.name} has no root disk of its own')
+
+
+def _idmap(guest: lxd_guest.Guest, key: str) -> list[dict[str, Any]]:
+    """Read one of LXD's notes on uid ranges; none for files that have the
+    guest's own ids."""
+    return json.loads(guest.config.get(key) or '[]')
+
+
+def _uid_range(own: lxd_guest.Guest) -> Mapping[str, str]:
+    """Ask for the uid range that the files of a server have on the disk."""
+    config = {key: value for key, value in own.config.items()
+              if key.startswith('security.idmap.')}
+    if config.get('security.idmap.isolated') != 'true':
+        return config
+    on_disk = _idmap(own, _LAST_IDMAP)
+    if on_disk:
+        config['security.idmap.base'] = str(on_disk[0]['Hostid'])
+        config['security.idmap.size'] = str(on_disk[0]['Maprange'])
+    return config

@@ -1,0 +1,94 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Taking back what was done, when a later step fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import contextlib
+import time
+from typing import Any
+
+from nova import objects
+from oslo_log import log as logging
+
+from nova_lxd_py.virt.lxd import errors
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds to wait for an LXD that does not answer, all steps together. A
+#: restart takes some; Nova forgets where the server was once this is over.
+PATIENCE = 120.0
+#: Seconds between attempts.
+INTERVAL = 1.0
+
+
+class Undo:
+    """Steps that are taken back, the last first, unless all goes well.
+
+    What goes wrong meanwhile is logged: the error that led here has to stay
+    the one raised.
+
+    :param instance: the server for which this is done.
+    """
+
+    def __init__(self, instance: objects.Instance) -> None:
+        self._instance = instance
+        self._stack = contextlib.ExitStack()
+        self._deadline: float | None = None
+
+    def __enter__(self) -> Undo:
+        self._stack.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._stack.__exit__(*exc_info)
+
+    def step(self, what: str, action: Callable[[], None]) -> None:
+        """Register how to take back what comes next.
+
+        :param what: completes "could not".
+        :param action: does it; must be fit to be called more than once.
+        """
+        self._stack.callback(self._attempt, what, action)
+
+    def forget(self) -> None:
+        """Keep everything: it has all gone well."""
+        self._stack.pop_all()
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
+        while True:
+            try:
+                action()
+                return
+            except errors.Unreachable:
+                if self._is_over():
+                    LOG.exception('Could not %s after a failed build, since '
+                                  'LXD does not answer; Nova does it later '
+                                  '([DEFAULT] running_deleted_instance_'
+                                  'action)', what, instance=self._instance)
+                    return
+            except Exception:
+                LOG.exception('Could not %s after a failed build; Nova does '
+                              'it later ([DEFAULT] running_deleted_instance_'
+                              'action)', what, instance=self._instance)
+                return
+            time.sleep(INTERVAL)
+
+    def _is_over(self) -> bool:
+        now = time.monotonic()
+        if self._deadline is None:
+            LOG.warning('LXD does not answer; waiting up to %d seconds for it '
+                        'to take back a failed build', PATIENCE,
+                        instance=self._instance)
+            self._deadline = now + PATIENCE
+        return now > self._deadline

@@ -1,0 +1,88 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Ports of a server that come and go while it exists."""
+
+from __future__ import annotations
+
+from nova import context as nova_context
+from nova.network import model as network_model
+from nova import objects
+from oslo_log import log as logging
+from oslo_utils import excutils
+
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.metadata import device_tags
+from nova_lxd_py.virt.vif import manager as vif_manager
+
+LOG = logging.getLogger(__name__)
+
+
+class Interfaces:
+    """Attaches and detaches ports, hot or cold.
+
+    :param guests: the driver's LXD instances.
+    :param vifs: plugs the ports.
+    """
+
+    def __init__(self, guests: registry.Guests,
+                 vifs: vif_manager.VIFManager) -> None:
+        self._guests = guests
+        self._vifs = vifs
+
+    def attach(self, context: nova_context.RequestContext,
+               instance: objects.Instance, vif: network_model.VIF) -> None:
+        """Give a server one more port; a failure leaves nothing plugged.
+
+        See :meth:`nova.virt.driver.ComputeDriver.attach_interface`.
+
+        :param context: the request's context.
+        :param instance: the server, running or not.
+        :param vif: the port.
+        """
+        with self._guests.lock(instance.uuid):
+            guest = self._guests.active(instance)
+            self._vifs.plug(instance, [vif])
+            try:
+                device_tags.publish_port(context, instance, vif)
+                guest.update(devices={
+                    vif_manager.device_name(vif):
+                        self._vifs.device(vif, _free_name(guest))})
+            except Exception:
+                with excutils.save_and_reraise_exception():
+                    self._vifs.unplug(instance, [vif])
+
+    def detach(self, instance: objects.Instance, vif: network_model.VIF
+               ) -> None:
+        """Take a port away from a server; one that is gone is a success.
+
+        See :meth:`nova.virt.driver.ComputeDriver.detach_interface`.
+
+        :param instance: the server, running, stopped or already deleted.
+        :param vif: the port, which Neutron may have deleted already.
+        """
+        with self._guests.lock(instance.uuid):
+            for guest in self._guests.of(instance):
+                guest.update(devices={vif_manager.device_name(vif): None})
+            # LXD has given the device back to the host.
+            self._vifs.unplug(instance, [vif])
+
+
+def _free_name(guest: lxd_guest.Guest) -> str:
+    """Find the first name that none of the guest's NICs has."""
+    taken = {device.get('name') for device in guest.devices.values()
+             if device.get('type') == 'nic'}
+    number = 0
+    while f'eth{number}' in taken:
+        number += 1
+    return f'eth{number}'

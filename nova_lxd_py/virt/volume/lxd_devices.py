@@ -1,0 +1,162 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Volumes as devices of LXD instances: their names and their places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+import itertools
+import pathlib
+import re
+import string
+
+from nova import block_device
+from nova.compute import power_state
+from nova import exception
+
+from nova_lxd_py.virt.guest import guest as lxd_guest
+
+#: Names of the LXD devices begin so; the volume's id follows.
+PREFIX = 'volume-'
+
+#: Key of an LXD device with a mounted volume: the volume's block device.
+KEY_SOURCE = 'user.nova.device'
+
+#: Key of an LXD device: the host's boot id when it was connected.
+KEY_BOOT = 'user.nova.boot'
+
+_BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
+
+#: Type of what stands for the volume that a server has booted from, which is
+#: no device of LXD's.
+ROOT = 'root'
+
+#: Where a tenant may ask for a volume in the guest: the names that disks have
+#: there, not those of /dev/null and the like.
+_GUEST_PATH = re.compile(r'/dev/(?:sd|vd|hd|xvd)[a-z]{1,2}(?:[1-9][0-9]?)?')
+
+
+def name(identifier: str) -> str:
+    """Name the LXD device of a volume.
+
+    :param identifier: Cinder's id of the volume.
+    """
+    return PREFIX + identifier
+
+
+def volume(device: str) -> str:
+    """Tell which volume an LXD device is.
+
+    :param device: its name, see :func:`name`.
+    :returns: Cinder's id of the volume.
+    """
+    return device.removeprefix(PREFIX)
+
+
+def source(device: Mapping[str, str]) -> str:
+    """Tell which block device of the host an LXD device leads to."""
+    return device.get(KEY_SOURCE) or device['source']
+
+
+def of_guest(guest: lxd_guest.Guest
+             ) -> dict[str, Mapping[str, str]]:
+    """Find the volumes that a guest has.
+
+    :param guest: the guest, just read.
+    :returns: LXD devices by name. Copies of a server's root disk have empty
+        ones of the same names, which do not count. The volume that it has
+        booted from is among them, with the type ROOT.
+    """
+    found: dict[str, Mapping[str, str]] = {
+        key: device for key, device in guest.devices.items()
+        if key.startswith(PREFIX) and device['type'] != 'none'}
+    path = guest.config.get(lxd_guest.KEY_ROOT_DEVICE)
+    if path:
+        found[name(guest.config[lxd_guest.KEY_ROOT_VOLUME])] = {
+            'type': ROOT, 'source': path,
+            KEY_BOOT: guest.config.get(lxd_guest.KEY_ROOT_BOOT, '')}
+    return found
+
+
+def boot_id() -> str:
+    """Tell the boots of the host apart."""
+    return _BOOT_ID.read_text(encoding='ascii').strip()
+
+
+def is_current(guest: lxd_guest.Guest, device: Mapping[str, str]) -> bool:
+    """Whether an LXD device still tells what a volume is on the host.
+
+    A reboot of the host cuts all connections, and what had been the block
+    device of a volume may be another volume's then. LXD keeps the device
+    until Nova starts the server, which connects the volume anew.
+
+    :param guest: the guest that has it, just read.
+    :param device: the LXD device.
+    """
+    noted = device.get(KEY_BOOT)
+    return (not noted or guest.power_state != power_state.SHUTDOWN or
+            noted == boot_id())
+
+
+def connected(guest: lxd_guest.Guest) -> dict[str, Mapping[str, str]]:
+    """Find the volumes to which the host may be connected for a guest.
+
+    :param guest: the guest, just read.
+    :returns: those of :func:`of_guest` that :func:`is_current` holds for.
+    """
+    return {key: device for key, device in of_guest(guest).items()
+            if is_current(guest, device)}
+
+
+def guest_path(mountpoint: str) -> str:
+    """Tell where the guest finds a volume.
+
+    :param mountpoint: the device name that Nova or the tenant chose.
+    :returns: the same as an absolute path.
+    :raises nova.exception.InvalidDevicePath: it is none that a disk has.
+    """
+    path = block_device.prepend_dev(mountpoint) or ''
+    if not _GUEST_PATH.fullmatch(path):
+        raise exception.InvalidDevicePath(path=mountpoint)
+    return path
+
+
+def choose_path(requested: str | None, taken: Iterable[str | None]) -> str:
+    """Name a disk that is to be attached.
+
+    :param requested: what the tenant has asked for, if anything.
+    :param taken: names of the disks that the server has.
+    :returns: the name that was asked for, or the first of the ``/dev/sdX``
+        that is free.
+    :raises nova.exception.InvalidDevicePath: it is none that a disk has.
+    :raises nova.exception.DevicePathInUse: another disk has it.
+    """
+    used = {block_device.prepend_dev(path) for path in taken if path}
+    if requested:
+        path = guest_path(requested)
+        if path in used:
+            raise exception.DevicePathInUse(path=path)
+        return path
+    letters = string.ascii_lowercase
+    for ending in itertools.chain(letters, map(''.join, itertools.product(
+            letters, repeat=2))):
+        # The first is the root disk's, whatever Nova calls that.
+        if ending != 'a' and f'/dev/sd{ending}' not in used:
+            return f'/dev/sd{ending}'
+    raise exception.TooManyDiskDevices(maximum=len(used))
+
+
+def holders(guests: Iterable[lxd_guest.Guest], identifier: str
+            ) -> list[lxd_guest.Guest]:
+    """Find all guests that have a volume to which the host is connected."""
+    return [guest for guest in guests if name(identifier) in connected(guest)]

@@ -1,0 +1,98 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Volumes that are files on a share, such as NFS: through loop devices."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from nova import utils
+from os_brick.remotefs import remotefs
+from oslo_concurrency import lockutils
+from oslo_log import log as logging
+
+from nova_lxd_py.virt.privileged import loop
+from nova_lxd_py.virt.volume import base
+
+LOG = logging.getLogger(__name__)
+
+#: What mounts the shares; the key is Cinder's connection type.
+_CLIENTS = {'nfs': remotefs.RemoteFsClient,
+            'quobyte': remotefs.RemoteFsClient,
+            'vzstorage': remotefs.VZStorageRemoteFSClient}
+
+
+class FilePlugin(base.VolumePlugin):
+    """Has os-brick mount the share, and puts a loop device on the file.
+
+    The share stays mounted as long as a volume on it is connected.
+    """
+
+    def connect(self, volume_id: str, connection_info: dict[str, Any]) -> str:
+        """See :meth:`.base.VolumePlugin.connect`."""
+        data = connection_info['data']
+        # A guest can write whatever it likes at the beginning of a raw
+        # volume, so the format is never guessed from the content.
+        if data.get('format', 'raw') != 'raw':
+            raise base.Refused(
+                f'its file has the format {data["format"]}, of which '
+                f'containers can use raw only (a snapshot of an attached '
+                f'volume makes one)')
+        client = self._client(connection_info)
+        with _share_lock(data):
+            client.mount(data['export'], (data.get('options') or '').split())
+            share = client.get_mount_point(data['export'])
+            try:
+                return loop.attach(f'{share}/{data["name"]}', volume_id,
+                                   data.get('access_mode') == 'ro')
+            except Exception:
+                with contextlib.suppress(OSError):
+                    loop.release_share(share)
+                raise
+
+    def disconnect(self, volume_id: str, connection_info: dict[str, Any], *,
+                   force: bool) -> None:
+        """See :meth:`.base.VolumePlugin.disconnect`."""
+        data = connection_info['data']
+        with _share_lock(data):
+            loop.detach(volume_id, force)
+            loop.release_share(self._client(connection_info).get_mount_point(
+                data['export']))
+
+    def extend(self, volume_id: str, connection_info: dict[str, Any]) -> None:
+        """See :meth:`.base.VolumePlugin.extend`."""
+        loop.grow(volume_id)
+
+    def forget(self, volume_id: str) -> None:
+        """See :meth:`.base.VolumePlugin.forget`."""
+        folder = loop.folder(volume_id)
+        loop.detach(volume_id, True)
+        if folder is not None:
+            loop.release_share(folder)
+
+    def _client(self, connection_info: dict[str, Any]) -> Any:
+        kind = connection_info['driver_volume_type']
+        return _CLIENTS[kind](
+            kind, utils.get_root_helper(), **{
+                f'{kind}_mount_point_base':
+                    self.options.volume_share_directory,
+                f'{kind}_mount_options':
+                    self.options.volume_nfs_options if kind == 'nfs'
+                    else None})
+
+
+def _share_lock(data: dict[str, Any]) -> contextlib.AbstractContextManager:
+    """Keep a share from going while another volume on it is coming."""
+    return lockutils.lock(f'lxd-share-{data["export"]}',
+                          lock_file_prefix=None)
