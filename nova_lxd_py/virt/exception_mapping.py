@@ -33,6 +33,10 @@ _FOR_TENANTS = ('LXD on the host could not carry out "{operation}" on this '
                 'server; its log tells the operator why.')
 
 
+class StartupError(exception.InvalidConfiguration):
+    """nova-compute cannot start; the message says why."""
+
+
 class LXDRequestFailed(exception.NovaException):
     msg_fmt = '%(reason)s'
 

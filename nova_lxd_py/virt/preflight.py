@@ -29,6 +29,7 @@ from typing import Any
 from nova import exception
 from oslo_log import log as logging
 
+from nova_lxd_py.virt import exception_mapping
 from nova_lxd_py.virt.host import cpus
 from nova_lxd_py.virt.host import passthrough
 from nova_lxd_py.virt.host import subordinate_ids
@@ -74,10 +75,6 @@ _LONGEST_NAME = 63 - len('-rescue')
 _NAME_FIELDS = frozenset({'id', 'uuid', 'project_id', 'user_id'})
 
 
-class StartupError(exception.InvalidConfiguration):
-    """Nova-compute cannot start; the message says why."""
-
-
 def check(session: lxd.Session, conf: Any) -> None:
     """Check everything, and connect to LXD on the way.
 
@@ -99,11 +96,11 @@ def check(session: lxd.Session, conf: Any) -> None:
         check_cpus(session, conf)
         check_devices(session, conf.lxd)
     except errors.PermissionDenied as exc:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'LXD at {session.endpoint} keeps from nova-compute what it '
             f'needs: {exc}') from exc
     except errors.LXDError as exc:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'LXD at {session.endpoint} cannot be used: {exc}') from exc
     report_uid_ranges(session, conf.lxd)
 
@@ -127,7 +124,7 @@ def connect(session: lxd.Session, timeout: float) -> None:
             if time.monotonic() >= deadline:
                 waited = (f' (after {timeout:.0f} seconds, [lxd] '
                           f'startup_timeout)' if timeout else '')
-                raise StartupError(
+                raise exception_mapping.StartupError(
                     f'{exc}{waited}') from exc
             if not waiting:
                 LOG.info('Waiting up to %d seconds for LXD: %s', timeout, exc)
@@ -135,7 +132,7 @@ def connect(session: lxd.Session, timeout: float) -> None:
             time.sleep(min(RETRY_DELAY,
                            max(0.0, deadline - time.monotonic())))
         except errors.LXDError as exc:
-            raise StartupError(
+            raise exception_mapping.StartupError(
                 str(exc)) from exc
 
 
@@ -153,7 +150,7 @@ def check_extensions(session: lxd.Session, options: Any) -> None:
     if missing:
         version = session.server.get('environment', {}).get(
             'server_version', 'of an unknown version')
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'LXD {version} lacks the API extension {", ".join(missing)}, '
             f'which the driver needs; install LXD 5.0.2 or later, or Incus 6')
 
@@ -169,7 +166,7 @@ def check_project(session: lxd.Session, conf: Any) -> None:
     """
     name = conf.lxd.project
     if name == 'default':
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'[lxd] project is "{name}", where instances of the operator '
             'live; give the driver a project of its own')
     try:
@@ -180,7 +177,7 @@ def check_project(session: lxd.Session, conf: Any) -> None:
     config = project['config']
     for feature, wanted in PROJECT_FEATURES.items():
         if config.get(feature) != wanted:
-            raise StartupError(
+            raise exception_mapping.StartupError(
                 f'The LXD project {name} has no {feature.partition(".")[2]} '
                 f'of its own; set {feature}={wanted} on it, or choose '
                 f'another [lxd] project')
@@ -188,7 +185,7 @@ def check_project(session: lxd.Session, conf: Any) -> None:
     if owner == conf.host:
         return
     if owner:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'The LXD project {name} belongs to the nova-compute of host '
             f'{owner}, and this is {conf.host}; give each its own [lxd] '
             f'project, or, if the host was renamed, run "lxc project set '
@@ -198,7 +195,7 @@ def check_project(session: lxd.Session, conf: Any) -> None:
 
 def _create_project(session: lxd.Session, conf: Any, name: str) -> None:
     if not conf.lxd.create_project:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'There is no LXD project {name}, and [lxd] create_project is '
             f'off; create it, or switch that on')
     config = {**PROJECT_FEATURES, KEY_HOST: conf.host}
@@ -212,7 +209,7 @@ def _create_project(session: lxd.Session, conf: Any, name: str) -> None:
     except (errors.AlreadyExists, errors.PermissionDenied,
             errors.InvalidRequest) as exc:
         # It may exist already, hidden from a restricted certificate.
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'nova-compute sees no LXD project {name} and may not create it: '
             f'{exc}') from exc
     LOG.info('Created the LXD project %s', name)
@@ -250,11 +247,11 @@ def check_pool(session: lxd.Session, options: Any) -> None:
         remedy = (f'set [lxd] storage_pool to one that exists: '
                   f'{", ".join(sorted(pools))}' if pools else
                   'create it with "lxc storage create"')
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'LXD has no storage pool {name}; {remedy}') from exc
     status = pool.get('status', 'Created')
     if status != 'Created':
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'The storage pool {name} of LXD is {status.lower()}; repair it, '
             f'or set another [lxd] storage_pool')
     if pool['driver'] == 'dir':
@@ -273,25 +270,25 @@ def check_cpus(session: lxd.Session, conf: Any) -> None:
     :raises StartupError: saying what is wrong and what to do.
     """
     if conf.vcpu_pin_set:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             '[DEFAULT] vcpu_pin_set is set, which this driver does not know; '
             'use [compute] cpu_shared_set and cpu_dedicated_set instead')
     try:
         sets = cpus.configured()
     except exception.Invalid as exc:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'[compute] cpu_shared_set or cpu_dedicated_set cannot be read: '
             f'{exc.format_message()}') from exc
     if sets.shared is None:
         return
     if conf.reserved_host_cpus:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             '[DEFAULT] reserved_host_cpus is set as well as [compute] '
             'cpu_shared_set or cpu_dedicated_set; leave the CPUs that the '
             'host is to keep out of these, and unset reserved_host_cpus')
     common = sets.shared & sets.dedicated
     if common:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'CPU {cpus.listed(common)} is both in [compute] cpu_shared_set '
             f'and in cpu_dedicated_set; take it out of one of them')
     present = {each.number for each in cpus.processors(
@@ -300,7 +297,7 @@ def check_cpus(session: lxd.Session, conf: Any) -> None:
                             ('cpu_dedicated_set', sets.dedicated)):
         missing = numbers - present
         if missing:
-            raise StartupError(
+            raise exception_mapping.StartupError(
                 f'[compute] {option} has CPU {cpus.listed(missing)}, which '
                 f'the host does not have or which is offline; it has '
                 f'{cpus.listed(present) or "none that LXD can tell apart"}')
@@ -316,7 +313,7 @@ def check_devices(session: lxd.Session, options: Any) -> None:
     try:
         listed = passthrough.parse(options.passthrough_devices)
     except exception.InvalidInput as exc:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'[lxd] passthrough_devices: {exc.kwargs["reason"]}') from exc
     if not listed:
         return
@@ -340,7 +337,7 @@ def check_instances_path(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as exc:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'[DEFAULT] instances_path is {path}, which nova-compute cannot '
             f'create: {exc.strerror}') from exc
 
@@ -354,11 +351,11 @@ def check_console_command(command: str) -> None:
     try:
         words = shlex.split(command)
     except ValueError as exc:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'[lxd] serial_console_command is "{command}", whose quoting is '
             f'wrong: {exc}') from exc
     if not words:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             '[lxd] serial_console_command is empty; name a program in the '
             'guest such as "login"')
 
@@ -374,7 +371,8 @@ def check_config_drives(session: lxd.Session, options: Any) -> None:
         return
     reason = config_drive_device.lacking(session.is_local)
     if reason:
-        raise StartupError(f'[lxd] config_drive_device is on, but {reason}')
+        raise exception_mapping.StartupError(
+            f'[lxd] config_drive_device is on, but {reason}')
 
 
 # -- names ------------------------------------------------------------------
@@ -391,20 +389,20 @@ def check_name_template(template: str) -> None:
     fields = set(re.findall(r'%\((\w*)\)', template))
     foreign = sorted(fields - _NAME_FIELDS)
     if foreign:
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'[DEFAULT] instance_name_template is "{template}", but names in '
             f'LXD can be made only of {", ".join(sorted(_NAME_FIELDS))}, not '
             f'of {", ".join(foreign)}')
     names = [_render(template, number, uuid) for number, uuid in _SAMPLES]
     for name in names:
         if len(name) > _LONGEST_NAME or not _LXD_NAME.fullmatch(name):
-            raise StartupError(
+            raise exception_mapping.StartupError(
                 f'[DEFAULT] instance_name_template is "{template}", which '
                 f'makes names such as "{name}"; LXD takes at most '
                 f'{_LONGEST_NAME} letters, digits and dashes, with a letter '
                 f'in front and no dash at the end')
     if len(set(names)) < len(names):
-        raise StartupError(
+        raise exception_mapping.StartupError(
             f'[DEFAULT] instance_name_template is "{template}", which gives '
             f'several servers the same name; use the default, or uuid')
 

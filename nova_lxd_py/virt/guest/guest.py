@@ -355,6 +355,15 @@ class Guest:
                 time.sleep(BUSY_POLL)
 
 
+def root_volume(guest: Guest | None) -> str | None:
+    """Return which volume a guest boots from.
+
+    :param guest: the guest, just read.
+    :returns: Cinder's ID of the volume, None for a root disk of LXD's.
+    """
+    return guest.config.get(KEY_ROOT_VOLUME) if guest else None
+
+
 def _merged(present: Mapping[str, Any], changes: Mapping[str, Any] | None
             ) -> dict[str, Any]:
     result = dict(present)

@@ -254,7 +254,7 @@ class Lifecycle:
                     self._boot_volumes.release(instance, guest,
                                                block_device_info)
                 return
-            root_volume = root_volumes.of_guest(guest)
+            root_volume = lxd_guest.root_volume(guest)
             volumes = [name for name, device in (
                 lxd_devices.of_guest(guest) if guest else {}).items()
                 if device['type'] != lxd_devices.ROOT]

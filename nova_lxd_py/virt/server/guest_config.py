@@ -145,7 +145,7 @@ def corrections(guest: lxd_guest.Guest, wanted: Definition,
     """
     config: dict[str, str | None] = dict(wanted.config)
     kept_keys = _STATE_KEYS + \
-        (root_volumes.KEYS if root_volumes.of_guest(guest) else ())
+        (root_volumes.KEYS if lxd_guest.root_volume(guest) else ())
     for key in guest.config:
         if (key not in config and not key.startswith(_KEPT_KEYS) and
                 key not in kept_keys):

@@ -25,10 +25,10 @@ from nova import exception
 from nova import objects
 from oslo_log import log as logging
 
+from nova_lxd_py.virt import exception_mapping
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
-from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt.server import guest_config
 
 LOG = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def follow(guests: registry.Guests, definitions: guest_config.Definitions,
     :param guests: the driver's LXD instances.
     :param definitions: what they should look like.
     :param instances: Nova's servers on this host.
-    :raises preflight.StartupError: a server has no CPUs any more.
+    :raises exception_mapping.StartupError: a server has no CPUs any more.
     """
     present: dict[str, list[lxd_guest.Guest]] = {}
     for guest in guests.all():
@@ -65,7 +65,7 @@ def _limits(definitions: guest_config.Definitions, instance: objects.Instance
     try:
         config = definitions.config(instance.flavor, instance.numa_topology)
     except exception.ComputeResourcesUnavailable as exc:
-        raise preflight.StartupError(
+        raise exception_mapping.StartupError(
             f'Server {instance.uuid} cannot stay on this host as it is '
             f'configured: {exc.kwargs["reason"]}. Restore the option, or move '
             f'the server away or delete it first') from exc

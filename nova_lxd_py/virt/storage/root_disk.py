@@ -36,7 +36,6 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
-from nova_lxd_py.virt.volume import root_volumes
 
 LOG = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class RootDisks:
         :param devices: as for :meth:`Guest.update`.
         :raises errors.LXDError: LXD refuses the result; nothing is changed.
         """
-        if root_volumes.of_guest(guest):
+        if lxd_guest.root_volume(guest):
             # The root disk is an empty one that nothing is ever written to.
             devices = {name: device for name, device in devices.items()
                        if name != DEVICE}

@@ -74,7 +74,7 @@ class BootVolumes:
         volume = roots.find(block_device_info)
         if volume is not None:
             return self._roots.connect(instance, volume)
-        expected = roots.of_guest(guest)
+        expected = lxd_guest.root_volume(guest)
         if expected:
             raise exception.VolumeAttachFailed(
                 volume_id=expected,
@@ -178,7 +178,7 @@ class BootVolumes:
         with self._guests.lock(instance.uuid):
             guest = self._guests.find(instance)
             identifier = manager.volume_id(connection_info)
-            if guest is not None and roots.of_guest(guest) == identifier:
+            if guest and lxd_guest.root_volume(guest) == identifier:
                 self._roots.release(instance, guest, connection_info)
             else:
                 self._roots.disconnect(instance, connection_info, force=False)

@@ -298,15 +298,6 @@ def is_root(connection_info: Mapping[str, Any]) -> bool:
     return connection_info.get(filesystems.KEY_MODE) == lxd_devices.ROOT
 
 
-def of_guest(guest: lxd_guest.Guest | None) -> str | None:
-    """Tell which volume a guest boots from.
-
-    :param guest: the guest, just read.
-    :returns: Cinder's id of the volume, None for a root disk of LXD's.
-    """
-    return guest.config.get(lxd_guest.KEY_ROOT_VOLUME) if guest else None
-
-
 def refusal(content: str, allowed: list[str]) -> str:
     """Say why a server cannot boot from what is on a volume.
 

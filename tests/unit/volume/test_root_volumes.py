@@ -65,9 +65,9 @@ class RootsTestCase(base.BaseTestCase):
         self.assertIsNone(root_volumes.find(None))
         self.assertIsNone(root_volumes.find({'block_device_mapping': [
             self.info['block_device_mapping'][0]]}))
-        self.assertEqual(VOLUME, root_volumes.of_guest(self.stub))
-        self.assertIsNone(root_volumes.of_guest(guest()))
-        self.assertIsNone(root_volumes.of_guest(None))
+        self.assertEqual(VOLUME, lxd_guest.root_volume(self.stub))
+        self.assertIsNone(lxd_guest.root_volume(guest()))
+        self.assertIsNone(lxd_guest.root_volume(None))
         # It is none of those that a server has beside it.
         self.assertEqual([self.info['block_device_mapping'][0]],
                          attachments._mapping(self.info))

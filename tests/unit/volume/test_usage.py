@@ -88,6 +88,10 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             f'nova_lxd_py.virt.volume.{name}', value))
 
+    def patch_root(self, name: str, value: Any) -> None:
+        self.useFixture(fixtures.MonkeyPatch(
+            f'nova_lxd_py.virt.privileged.{name}', value))
+
     def device_number(self, path: str) -> int:
         if path not in self.numbers:
             raise device_identity.WrongDevice(path)
@@ -187,8 +191,8 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.reboot('second')
         self.start_driver()
         self.roots.connect(self.server(NEIGHBOUR), self.root_of(OTHER))
-        self.patch('rootfs.unmount', lambda *args: False)
-        self.patch('rootfs.close_workshop', lambda *args: None)
+        self.patch_root('rootfs.unmount', lambda *args: False)
+        self.patch_root('rootfs.close_workshop', lambda *args: None)
         self.roots.release(self.server(SERVER), guest,
                            self.connection(VOLUME))
         self.assertEqual({}, lxd_devices.of_guest(guest.reload()))
@@ -207,7 +211,7 @@ class HoldersTestCase(session_case.SessionTestCase):
 
     def test_detached_after_a_reboot(self) -> None:
         """What another server has mounted does not keep it attached."""
-        self.patch('mounts.is_held', lambda path: True)
+        self.patch_root('mounts.is_held', lambda path: True)
         self.patch('filesystems._PATIENCE', 0)
         for boot in ('first', 'second'):
             guest = self.make(SERVER, {
