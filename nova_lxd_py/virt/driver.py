@@ -60,7 +60,7 @@ CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 
-@exception_mapping.translate_all
+@exception_mapping.map_all_exceptions
 class LXDDriver(driver.ComputeDriver):
     """Runs servers as LXD system containers.
 
@@ -86,8 +86,8 @@ class LXDDriver(driver.ComputeDriver):
         super().__init__(virtapi)
         options: cfg.ConfigOpts.GroupAttr = CONF.lxd
         self._session = session.Session(options)
-        self._guests = registry.Guests(self._session)
-        self._watcher = events.Watcher(
+        self._guests = registry.GuestRegistry(self._session)
+        self._watcher = events.EventWatcher(
             self._session, self._guests, self.emit_event,
             options.guest_shutdown_delay)
         self._vifs = vif_manager.VIFManager()
@@ -97,41 +97,41 @@ class LXDDriver(driver.ComputeDriver):
         self._templates = templates.TemplateStore(self._session, options,
                                                   self._guests)
         self._host = lxd_host.Host(self._session, options)
-        self._definitions = guest_config.Definitions(
+        self._definitions = guest_config.GuestConfigBuilder(
             self._session, options, self._host, self._vifs)
-        self._consoles = console_log.Consoles(self._session, self._guests)
+        self._consoles = console_log.ConsoleLog(self._session, self._guests)
         self._diagnostics = diagnostics.Diagnostics(self._guests)
         self._serial_consoles = serial.SerialConsoles(
             self._session, options, self._guests, self._watcher)
         volumes = volume_manager.VolumeManager(options)
-        volume_holders = usage.Holders(self._guests, volumes)
+        volume_holders = usage.VolumeUsage(self._guests, volumes)
         self._attachments = attachments.Attachments(
             self._guests, volumes, filesystems.Filesystems(options),
             volume_holders)
         self._boot_volumes = boot_volumes.BootVolumes(
             self._session, self._guests,
             root_volumes.RootVolumes(options, volumes, volume_holders),
-            provisioning.FirstBoots(self._session, options, self._guests,
-                                    self._images))
-        self._interfaces = interfaces.Interfaces(self._guests, self._vifs)
-        self._snapshots = snapshot.Snapshots(self._session, options,
-                                             self._guests, image_api)
-        config_drives = config_drive.ConfigDrives(self._session, options)
-        self._passwords = lxd_password.Passwords(self._session, options,
-                                                 self._guests)
-        self._rescues = rescue.Rescues(
+            provisioning.VolumeProvisioner(self._session, options, self._guests,
+                                           self._images))
+        self._interfaces = interfaces.InterfaceOps(self._guests, self._vifs)
+        self._snapshots = snapshot.SnapshotOps(self._session, options,
+                                               self._guests, image_api)
+        config_drives = config_drive.ConfigDriveManager(self._session, options)
+        self._passwords = lxd_password.AdminPassword(self._session, options,
+                                                     self._guests)
+        self._rescues = rescue.RescueOps(
             self._session, options, self._guests, self._watcher,
             self._definitions, self._vifs, self._images, config_drives,
             self._passwords, self._attachments)
-        ephemeral_disks = disks.Disks(self._session, options)
-        root_disks = root_disk.RootDisks(self._session, options, self._guests)
+        ephemeral_disks = disks.EphemeralDisks(self._session, options)
+        root_disks = root_disk.RootDiskManager(self._session, options, self._guests)
         self._lifecycle = build.Lifecycle(
             virtapi, options, self._guests, self._watcher, self._definitions,
             self._vifs, self._images, self._templates, config_drives,
             ephemeral_disks, root_disks, self._rescues, self._snapshots,
             self._passwords, self._serial_consoles, self._attachments,
             self._boot_volumes)
-        self._migrations = resize.Migrations(
+        self._migrations = resize.ResizeOps(
             self._session, options, self._guests, self._definitions,
             self._vifs, self._templates, ephemeral_disks, root_disks,
             self._lifecycle, self._attachments, self._boot_volumes)

@@ -41,7 +41,7 @@ class LXDRequestFailed(exception.NovaException):
     msg_fmt = '%(reason)s'
 
 
-def translate(exc: errors.LXDError, operation: str, instance: Any
+def convert_exception(exc: errors.LXDError, operation: str, instance: Any
               ) -> exception.NovaException:
     """Find the Nova exception for an LXD error.
 
@@ -59,7 +59,7 @@ def translate(exc: errors.LXDError, operation: str, instance: Any
         reason=_FOR_TENANTS.format(operation=operation))
 
 
-def translated(method: Callable[..., Any]) -> Callable[..., Any]:
+def map_exceptions(method: Callable[..., Any]) -> Callable[..., Any]:
     """Keep LXD's errors from leaving a driver method.
 
     :param method: a method of the driver.
@@ -76,17 +76,17 @@ def translated(method: Callable[..., Any]) -> Callable[..., Any]:
             instance = bound.get('instance')
             LOG.error('%s failed: %s', method.__name__, exc,
                       instance=instance)
-            raise translate(exc, method.__name__, instance) from exc
+            raise convert_exception(exc, method.__name__, instance) from exc
     return wrapper
 
 
-def translate_all(cls: type) -> type:
-    """Apply :func:`translated` to every public method a class defines.
+def map_all_exceptions(cls: type) -> type:
+    """Apply :func:`map_exceptions` to every public method a class defines.
 
     :param cls: the driver class.
     :returns: the same class.
     """
     for name, member in list(vars(cls).items()):
         if inspect.isfunction(member) and not name.startswith('_'):
-            setattr(cls, name, translated(member))
+            setattr(cls, name, map_exceptions(member))
     return cls

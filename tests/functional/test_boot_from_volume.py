@@ -550,13 +550,13 @@ class BootCases(BootHost):
         with fixtures.MonkeyPatch(
                 'nova_lxd_py.virt.privileged.rootfs.complete', _crash), \
             fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.server.rollback.Undo.step',
+                'nova_lxd_py.virt.server.rollback.Rollback.step',
                 lambda *args: None), \
             fixtures.MonkeyPatch(
                 'nova_lxd_py.virt.lxd.session.Session.delete',
                 lambda *args, **kwargs: None), \
             fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.privileged.rootfs.close_workshop',
+                'nova_lxd_py.virt.privileged.rootfs.close_staging',
                 lambda *args: None):
             self.assertRaises(_Crash, self.boot, volume, server)
         self.assertEqual(1, len(self.pools()))

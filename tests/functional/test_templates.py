@@ -49,7 +49,7 @@ class TemplateTestCase(unittest.TestCase):
         self.addCleanup(self.host.cleanUp)
         self.session = session.Session(CONF.lxd)
         self.session.connect()
-        self.guests = registry.Guests(self.session)
+        self.guests = registry.GuestRegistry(self.session)
         self.image = self.host.image()
         # The first server of an image is made from the image itself.
         self.host.driver.destroy(self.host.context, self.spawn(), [])

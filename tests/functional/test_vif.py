@@ -49,7 +49,7 @@ class PrivilegedDaemonTestCase(lab.VIFTestCase):
         guest.stop()
         guest.unplug()
         guest.unplug()
-        self.assertIs(veth.WireState.ABSENT, guest.wire.state())
+        self.assertIs(veth.VethState.ABSENT, guest.wire.state())
 
     def test_refusals_arrive_as_they_are(self) -> None:
         self.assertRaises(ValueError, network.delete_device, 'eth0')
@@ -100,7 +100,7 @@ class LifeTestCase(lab.VIFTestCase):
         guest, other = self.make_guests()
         before = self.switch_view(guest)
         guest.stop()
-        self.assertIs(veth.WireState.ON_HOST, guest.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, guest.wire.state())
         guest.plug(guest_stopped=True)
         guest.start()
         self.assert_connected(guest, other)
@@ -195,7 +195,7 @@ class LossTestCase(lab.VIFTestCase):
                             str(holder.pid)], check=True)
             # A restart of nova-compute leaves it alone, a start takes over.
             guest.plug()
-            self.assertIs(veth.WireState.IN_GUEST, guest.wire.state())
+            self.assertIs(veth.VethState.IN_GUEST, guest.wire.state())
             self.assert_restartable(guest, other)
             holder.kill()
 
@@ -223,7 +223,7 @@ class LossTestCase(lab.VIFTestCase):
         guest, other = lab.Guest(self, 1), lab.Guest(self, 2)
         subprocess.run(['ip', 'tuntap', 'add', guest.wire.outer, 'mode',
                         'tap'], check=True)
-        self.assertIs(veth.WireState.BROKEN, guest.wire.state())
+        self.assertIs(veth.VethState.BROKEN, guest.wire.state())
         for each in (guest, other):
             each.create()
             each.start()
@@ -237,12 +237,12 @@ class LossTestCase(lab.VIFTestCase):
         network.create_veth(guest.wire.outer, guest.wire.inner,
                             guest.vif['address'], lab.MTU, False)
         time.sleep(0.5)
-        self.assertIs(veth.WireState.ON_HOST, guest.wire.state())
-        self.assertFalse(ovs.OVSPlugin().hears(guest.vif))
+        self.assertIs(veth.VethState.ON_HOST, guest.wire.state())
+        self.assertFalse(ovs.OVSPlugin().has_port(guest.vif))
         self.assert_restartable(guest, other)
 
     def assert_restartable(self, guest: lab.Guest, other: lab.Guest) -> None:
         guest.plug(guest_stopped=True)
-        self.assertIs(veth.WireState.ON_HOST, guest.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, guest.wire.state())
         guest.start()
         self.assert_connected(guest, other)

@@ -135,7 +135,7 @@ class FilesystemCases:
                                self.detach, server, connection)
         self.assertFalse(self.asked_for_state())
         self.assertEqual(filled, self.sum(server))
-        self.let_go(server)
+        self.release(server)
         # Mounted in another place: no process is to be seen.
         self.host.run(server, 'sh', '-c', 'mkdir -p /other && busybox mount '
                       f'-o bind {self.folder} /other')
@@ -249,7 +249,7 @@ class FilesystemCases:
         self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
                           volume.connection())
         self.assertEqual(filled, self.sum(server))
-        self.let_go(server)
+        self.release(server)
         connection = self.attach(server, volume)
         self.assertEqual(filled, self.sum(server))
         self.detach(server, connection)

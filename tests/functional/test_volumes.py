@@ -171,7 +171,7 @@ class Host:
                       '2>&1 </dev/null & echo $! >/root/holder; '
                       'busybox sleep 0.2')
 
-    def let_go(self, server) -> None:
+    def release(self, server) -> None:
         self.host.run(server, 'sh', '-c', 'kill $(cat /root/holder); '
                       'busybox sleep 0.2')
 
@@ -289,7 +289,7 @@ class VolumeCases(Host):
         self.assertRaisesRegex(exception.DeviceDetachFailed, '1 processes',
                                self.detach, server, connection)
         self.assertEqual(written, self.read(server))
-        self.let_go(server)
+        self.release(server)
         self.detach(server, connection)
         self.assertEqual(set(), self.storage.left_on_host())
 
@@ -307,7 +307,7 @@ class VolumeCases(Host):
                                    '1 processes', self.detach, server,
                                    connection)
             self.assertEqual(hidden, self.asked_for_state())
-            self.let_go(server)
+            self.release(server)
             self.detach(server, connection)
         self.assertEqual(set(), self.storage.left_on_host())
 
@@ -641,7 +641,7 @@ class VolumeCases(Host):
                                     f'{first.uuid}.*may have it'):
             self.attach(second, volume)
         self.assertEqual(1, len(self.devices(first)))
-        self.let_go(first)
+        self.release(first)
         connection = self.attach(second, volume)
         self.assertEqual({}, self.devices(first))
         self.assertFalse(self.has(first))

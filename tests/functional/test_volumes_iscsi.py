@@ -97,7 +97,7 @@ class IscsiVolumeTest(IscsiCases, unittest.TestCase):
         self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
                           connection)
         self.assertTrue(self.has(server))
-        self.let_go(server)
+        self.release(server)
         self.detach(server, connection)
 
     def test_wrong_password(self) -> None:

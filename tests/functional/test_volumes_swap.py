@@ -145,7 +145,7 @@ class SwapCases(test_volumes.Host):
         self.assertRaisesRegex(exception.DeviceDetachFailed, 'processes',
                                self.swap, server, old, second)
         self.assert_as_before(server, first, filled)
-        self.let_go(server)
+        self.release(server)
         self.detach(server, self.swap(server, old, second))
 
     def assert_as_before(self, server, volume, filled: str) -> None:

@@ -24,14 +24,14 @@ from nova_lxd_py.virt.lxd import session as lxd
 LOG_BYTES = 100 * 1024
 
 
-class Consoles:
+class ConsoleLog:
     """Reads consoles.
 
     :param session: the way to LXD.
     :param guests: the driver's LXD instances.
     """
 
-    def __init__(self, session: lxd.Session, guests: registry.Guests
+    def __init__(self, session: lxd.Session, guests: registry.GuestRegistry
                  ) -> None:
         self._session = session
         self._guests = guests

@@ -74,8 +74,8 @@ class SerialConsoles:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests,
-                 watcher: events.Watcher) -> None:
+                 guests: registry.GuestRegistry,
+                 watcher: events.EventWatcher) -> None:
         self._session = session
         self._options = options
         self._guests = guests

@@ -110,7 +110,7 @@ class Session:
 
     def __init__(self, client: socket.socket, server: Server,
                  command: Sequence[str], session: lxd.Session,
-                 guests: registry.Guests, watcher: events.Watcher
+                 guests: registry.GuestRegistry, watcher: events.EventWatcher
                  ) -> None:
         self._client = client
         self._server = server
@@ -118,7 +118,7 @@ class Session:
         self._session = session
         self._guests = guests
         self._watcher = watcher
-        self._sizes = terminal_size.Sizes()
+        self._sizes = terminal_size.TerminalSize()
         self._ended = threading.Event()
         #: Guards what follows, and tells of its changes.
         self._changed = threading.Condition()
@@ -219,7 +219,7 @@ class Session:
             LOG.debug('Serial console of %s lost input: %s',
                       self._server.name, exc)
             # Half of it may have gone, and nothing can come after that.
-            websockets.hang_up(channel)
+            websockets.shutdown(channel)
 
     def _resize(self) -> None:
         control = self._control
@@ -288,7 +288,7 @@ class Session:
                 if self._drainer is not None:
                     self._drainer.join(END_TIMEOUT)
                 if self._read_here is not None:
-                    websockets.let_go(self._read_here)
+                    websockets.release(self._read_here)
                     self._read_here = None
             if self._ended.is_set():
                 return None
@@ -372,7 +372,7 @@ class Session:
             if channel is not None:
                 # No goodbye: a writer may be held up, and is woken up by
                 # this. LXD kills the program when it loses the connection.
-                websockets.hang_up(channel)
+                websockets.shutdown(channel)
 
     def _say_once(self, text: str) -> None:
         if self._said != text:
@@ -398,4 +398,4 @@ def _drain(channel: websocket.WebSocket) -> None:
                 with contextlib.suppress(websocket.WebSocketTimeoutException):
                     channel.recv_data()
     finally:
-        websockets.let_go(channel)
+        websockets.release(channel)

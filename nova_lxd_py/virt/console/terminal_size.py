@@ -39,7 +39,7 @@ _QUESTION = b'\x1b[18t'
 _SMALLEST, _LARGEST = 1, 1000
 
 
-class Sizes:
+class TerminalSize:
     """Finds size reports in what a terminal sends.
 
     :ivar rows: lines of the terminal, as far as known.

@@ -47,7 +47,7 @@ class Diagnostics:
     :param guests: the driver's LXD instances.
     """
 
-    def __init__(self, guests: registry.Guests) -> None:
+    def __init__(self, guests: registry.GuestRegistry) -> None:
         self._guests = guests
 
     def read(self, instance: objects.Instance

@@ -78,7 +78,7 @@ class _Known:
     fresh: bool = True
 
 
-class Watcher:
+class EventWatcher:
     """Follows LXD's lifecycle events and remembers power states.
 
     :param session: the way to LXD.
@@ -88,7 +88,7 @@ class Watcher:
         its stop is reported, since a guest that reboots stops for a moment.
     """
 
-    def __init__(self, session: lxd.Session, guests: registry.Guests,
+    def __init__(self, session: lxd.Session, guests: registry.GuestRegistry,
                  emit: Emit, shutdown_delay: float) -> None:
         self._session = session
         self._guests = guests
@@ -122,7 +122,7 @@ class Watcher:
             timer.cancel()
         channel = self._channel
         if channel is not None:
-            websockets.hang_up(channel)
+            websockets.shutdown(channel)
         if self._thread is not None:
             self._thread.join(timeout=5)
             self._thread = None
@@ -139,7 +139,7 @@ class Watcher:
                     pause = RECONNECT_FIRST
                     self._read(self._channel)
                 finally:
-                    websockets.hang_up(self._channel)
+                    websockets.shutdown(self._channel)
                     # Nobody else reads it.
                     self._channel.shutdown()
             except (errors.LXDError, websocket.WebSocketException,
@@ -224,7 +224,7 @@ class Watcher:
     def _newcomer(self, name: str) -> lxd_guest.Guest:
         """Learn of an instance that was not known; LXD need not be asked of
         those that the driver itself is making."""
-        config = self._guests.arrivals.announce(name)
+        config = self._guests.arrivals.expect(name)
         if config is None:
             return self._guests.by_name(name)
         return lxd_guest.Guest(self._session, {

@@ -196,7 +196,7 @@ class Guest:
         """
         return self._session.get('instances', self.name, 'state')
 
-    def hold_root(self) -> None:
+    def ensure_root_mounted(self) -> None:
         """Let LXD mount the root disk of a stopped instance for the next
         seconds.
 
@@ -225,7 +225,7 @@ class Guest:
         """
         self._change_state('start', 'already running')
 
-    def stop_cleanly(self, timeout: int) -> None:
+    def shut_down(self, timeout: int) -> None:
         """Let the guest shut itself down.
 
         :param timeout: seconds that it gets.
@@ -240,7 +240,7 @@ class Guest:
         """
         self._change_state('stop', 'already stopped', force=True)
 
-    def restart_cleanly(self, timeout: int) -> None:
+    def reboot(self, timeout: int) -> None:
         """Let the guest shut itself down and start it again.
 
         :param timeout: seconds that the guest gets to shut down.

@@ -43,7 +43,7 @@ DEFAULT_USER = 'root'
 _USER = re.compile(r'[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?')
 
 
-class Passwords:
+class AdminPassword:
     """Sets the passwords of servers' administrators.
 
     :param session: the way to LXD.
@@ -53,7 +53,7 @@ class Passwords:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests) -> None:
+                 guests: registry.GuestRegistry) -> None:
         self._session = session
         self._options = options
         self._guests = guests

@@ -41,7 +41,7 @@ class _Arrival:
         self.seen = threading.Event()
 
 
-class Arrivals:
+class PendingInstances:
     """Instances that are being made, by their names."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Arrivals:
             if self._expected.get(name) is arrival:
                 del self._expected[name]
 
-    def announce(self, name: str) -> Mapping[str, str] | None:
+    def expect(self, name: str) -> Mapping[str, str] | None:
         """Take note that LXD has said that an instance is there.
 
         :param name: LXD's name of it.
@@ -77,16 +77,16 @@ class Arrivals:
         return arrival.config
 
 
-def await_range(session: lxd.Session, name: str,
-                operation: operations.Operation, announced: threading.Event,
-                patience: float) -> None:
+def wait_for_range(session: lxd.Session, name: str,
+                   operation: operations.Operation, announced: threading.Event,
+                   patience: float) -> None:
     """Wait until LXD has written down the uid range of a new instance, which
     is one of the first things it does, or has given up.
 
     :param session: the way to LXD.
     :param name: LXD's name of the instance.
     :param operation: what makes it.
-    :param announced: what :meth:`Arrivals.expected` returned.
+    :param announced: what :meth:`PendingInstances.expected` returned.
     :param patience: seconds to wait at most.
     """
     deadline = time.monotonic() + patience

@@ -27,7 +27,7 @@ from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import session as lxd
 
 
-class Guests:
+class GuestRegistry:
     """The LXD instances that belong to this nova-compute.
 
     :param session: the way to LXD, bound to the driver's project.
@@ -36,7 +36,7 @@ class Guests:
     def __init__(self, session: lxd.Session) -> None:
         self._session = session
         #: Those that are being made, for whoever follows LXD's events.
-        self.arrivals = pending.Arrivals()
+        self.arrivals = pending.PendingInstances()
 
     def all(self) -> list[lxd_guest.Guest]:
         """List everything of ours, whatever its role, with one request.
@@ -146,8 +146,8 @@ class Guests:
                 with lockutils.lock('lxd-uid-ranges', lock_file_prefix=None):
                     operation = self._session.submit('post', 'instances',
                                                      body=body)
-                    pending.await_range(self._session, name, operation,
-                                        announced, patience)
+                    pending.wait_for_range(self._session, name, operation,
+                                           announced, patience)
                 operation.wait(patience, progress)
         return self.by_name(name)
 

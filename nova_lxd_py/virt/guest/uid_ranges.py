@@ -57,7 +57,7 @@ _FREED_AT_ONCE = 8
 GRACE = 600
 
 
-class ProjectRanges:
+class ProjectUIDRanges:
     """Knows the ranges, and gives one to each project that needs one.
 
     :param options: the ``[lxd]`` option group.
@@ -65,7 +65,7 @@ class ProjectRanges:
     """
 
     def __init__(self, options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests) -> None:
+                 guests: registry.GuestRegistry) -> None:
         self._options = options
         self._guests = guests
         #: When the holders of uid ranges were asked for last.

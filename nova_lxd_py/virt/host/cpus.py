@@ -59,7 +59,7 @@ class Processor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sets:
+class CPUSets:
     """How an operator divides the host's CPUs.
 
     :ivar shared: CPUs for servers that share them; None if no option is set,
@@ -90,7 +90,7 @@ def processors(cpu: Mapping[str, Any]) -> list[Processor]:
     return sorted(found, key=lambda processor: processor.number)
 
 
-def configured() -> Sets:
+def configured() -> CPUSets:
     """Read ``[compute] cpu_shared_set`` and ``cpu_dedicated_set``.
 
     :returns: the sets, which need not exist on the host.
@@ -99,8 +99,8 @@ def configured() -> Sets:
     shared = hardware.get_cpu_shared_set()
     dedicated = hardware.get_cpu_dedicated_set()
     if shared is None and dedicated is None:
-        return Sets(None, frozenset())
-    return Sets(frozenset(shared or ()), frozenset(dedicated or ()))
+        return CPUSets(None, frozenset())
+    return CPUSets(frozenset(shared or ()), frozenset(dedicated or ()))
 
 
 def check(flavor: Any) -> None:
@@ -118,8 +118,8 @@ def check(flavor: Any) -> None:
             f'time scheduling for containers; remove it'))
 
 
-def confinement(flavor: Any, topology: Any, sets: Sets,
-                present: Iterable[Processor]) -> frozenset[int] | None:
+def cpuset(flavor: Any, topology: Any, sets: CPUSets,
+           present: Iterable[Processor]) -> frozenset[int] | None:
     """Find the CPUs on which a server runs.
 
     :param flavor: the server's :class:`nova.objects.Flavor`.
@@ -160,7 +160,7 @@ def confinement(flavor: Any, topology: Any, sets: Sets,
     return found
 
 
-def _pinned(flavor: Any, topology: Any, sets: Sets) -> frozenset[int]:
+def _pinned(flavor: Any, topology: Any, sets: CPUSets) -> frozenset[int]:
     if topology.cpuset_reserved:
         raise exception.InvalidInput(reason=(
             f'flavor {flavor.name} asks for a CPU for an emulator, and '

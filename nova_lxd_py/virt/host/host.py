@@ -133,7 +133,7 @@ class Host:
             return 0
         return memory.get('hugepages_size', 0) // units.Ki
 
-    def _shared_count(self, sets: cpus.Sets) -> int:
+    def _shared_count(self, sets: cpus.CPUSets) -> int:
         """Count the CPUs for servers without dedicated ones."""
         if sets.shared is None:
             return count_processors(self._processors())

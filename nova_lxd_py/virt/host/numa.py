@@ -54,7 +54,7 @@ def can_limit_huge_pages() -> bool:
         return False
 
 
-def topology(resources: Mapping[str, Any], sets: cpus.Sets,
+def topology(resources: Mapping[str, Any], sets: cpus.CPUSets,
              huge_pages: bool) -> objects.NUMATopology | None:
     """Describe the host.
 
@@ -84,7 +84,7 @@ def topology(resources: Mapping[str, Any], sets: cpus.Sets,
 
 
 def _cell(number: int, present: Sequence[cpus.Processor],
-          memory: Mapping[str, Any], sets: cpus.Sets, huge_page_kb: int,
+          memory: Mapping[str, Any], sets: cpus.CPUSets, huge_page_kb: int,
           reserved: Mapping[int, int]) -> objects.NUMACell:
     every = {each.number for each in present}
     shared = every if sets.shared is None else every & sets.shared

@@ -159,8 +159,8 @@ class ImageStore:
         """
         with _lock(meta.id):
             image = self._find(meta.id)
-            demanded = signatures.demand(meta.id, trusted_certs)
-            if image is not None and signatures.is_met(
+            demanded = signatures.required_signature(meta.id, trusted_certs)
+            if image is not None and signatures.is_verified(
                     demanded, image['properties'].get(PROPERTY_CHECKED)):
                 self._mark_used(image)
                 return image, False
@@ -227,7 +227,7 @@ class ImageStore:
     def _checked(self, meta: objects.ImageMeta, trusted_certs: Any,
                  fingerprint: str) -> dict[str, str]:
         """Find what to note on an image whose signature was checked."""
-        demanded = signatures.demand(meta.id, trusted_certs)
+        demanded = signatures.required_signature(meta.id, trusted_certs)
         if not demanded:
             return {}
         properties = self._session.get('images', fingerprint)['properties']

@@ -99,7 +99,7 @@ _ELF_MACHINES: dict[int, tuple[str, ...]] = {
 _ELF_HEADER = 20
 
 
-class Unacceptable(Exception):
+class UnacceptableImage(Exception):
     """It is no image that a container can be made from.
 
     :param reason: what it is instead and what to do, for the tenant.
@@ -197,7 +197,7 @@ class Inspector:
         """Give the next part of the image.
 
         :param data: any number of bytes.
-        :raises Unacceptable: as soon as it is certain that no container can
+        :raises UnacceptableImage: as soon as it is certain that no container can
             be made of it.
         """
         if not self._started:
@@ -211,7 +211,7 @@ class Inspector:
         """Say that the image is at its end.
 
         :returns: what it is.
-        :raises Unacceptable: it is incomplete, or no container image.
+        :raises UnacceptableImage: it is incomplete, or no container image.
         """
         if not self._started:
             self._go_on(self._start())
@@ -238,12 +238,12 @@ class Inspector:
         self._started = True
         if head.startswith(image_squashfs.MAGIC):
             if len(head) < image_squashfs.SUPERBLOCK:
-                raise Unacceptable('it is a squashfs that breaks off in its '
-                                   'first bytes; upload it again')
+                raise UnacceptableImage('it is a squashfs that breaks off in its '
+                                        'first bytes; upload it again')
             try:
                 self._squashfs = image_squashfs.Sizer(head)
             except image_squashfs.Unsupported as exc:
-                raise Unacceptable(str(exc)) from exc
+                raise UnacceptableImage(str(exc)) from exc
             except image_squashfs.Damaged as exc:
                 raise self._damaged(exc) from exc
             self.kind = Kind.SQUASHFS
@@ -284,7 +284,7 @@ class Inspector:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_size:
-            raise Unacceptable(
+            raise UnacceptableImage(
                 f'unpacked it takes more than {self._max_size >> 30} GiB, the '
                 f'largest that the compute hosts allow ([lxd] '
                 f'image_max_unpacked_gb)')
@@ -309,8 +309,8 @@ class Inspector:
             if member.path != 'metadata.yaml':
                 return None
             if member.size > MAX_METADATA:
-                raise Unacceptable('its metadata.yaml is larger than any real '
-                                   'one')
+                raise UnacceptableImage('its metadata.yaml is larger than any real '
+                                        'one')
             return member.size
         if member.path.startswith(_PROGRAM_FOLDERS):
             return _ELF_HEADER
@@ -327,7 +327,7 @@ class Inspector:
     def _archive_content(self) -> Content:
         if self.kind is Kind.UNIFIED:
             if 'rootfs' not in self._tops:
-                raise Unacceptable(
+                raise UnacceptableImage(
                     'it is only the metadata half of an LXD image; upload '
                     'the root filesystem (the other file) instead')
             return Content(self.kind, self._stated_architecture(),
@@ -339,7 +339,7 @@ class Inspector:
 
     def _stated_architecture(self) -> str:
         if self._metadata is None:
-            raise Unacceptable(
+            raise UnacceptableImage(
                 'it has rootfs/ like an LXD image but no metadata.yaml; '
                 'upload the content of rootfs/ as a plain tarball, or add '
                 'metadata.yaml')
@@ -350,32 +350,32 @@ class Inspector:
                 RecursionError):
             stated = None
         if not isinstance(stated, str) or not stated.strip():
-            raise Unacceptable('its metadata.yaml names no architecture')
+            raise UnacceptableImage('its metadata.yaml names no architecture')
         return canonical_architecture(stated)
 
     # -- reasons ------------------------------------------------------------
 
-    def _no_archive(self) -> Unacceptable:
+    def _no_archive(self) -> UnacceptableImage:
         what = describe(bytes(self._inner))
         if self._compression is not None:
             what = f'{self._compression}-compressed and inside {what}'
-        return Unacceptable(f'it is {what}; {ADVICE}')
+        return UnacceptableImage(f'it is {what}; {ADVICE}')
 
-    def _unknown_archive(self) -> Unacceptable:
+    def _unknown_archive(self) -> UnacceptableImage:
         tops = list(self._tops)
         if _OCI_NAMES.intersection(tops):
-            return Unacceptable(
+            return UnacceptableImage(
                 'it is a Docker or OCI image archive; unpack its layers into '
                 'one root filesystem (for example with "docker export") and '
                 'upload that')
         if any(top.lower().endswith(_DISK_SUFFIXES) for top in tops):
-            return Unacceptable(f'it is an archive of a disk image ({tops[0]})'
-                                f'; {ADVICE}')
+            return UnacceptableImage(f'it is an archive of a disk image ({tops[0]})'
+                                     f'; {ADVICE}')
         names = ', '.join(top[:40] for top in tops[:5]) or 'nothing'
-        return Unacceptable(
+        return UnacceptableImage(
             f'it is an archive, but not of a root filesystem: at its top are '
             f'{names} rather than etc/, usr/, bin/; make it with '
             f'"tar -C ROOTFS -c ."')
 
-    def _damaged(self, exc: Exception) -> Unacceptable:
-        return Unacceptable(f'{exc}; upload it again')
+    def _damaged(self, exc: Exception) -> UnacceptableImage:
+        return UnacceptableImage(f'{exc}; upload it again')

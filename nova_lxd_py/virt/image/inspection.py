@@ -52,7 +52,7 @@ class Inspection:
         """Give the next part, waiting until there is room for it.
 
         :param part: any number of bytes.
-        :raises image_format.Unacceptable: no container can be made of what
+        :raises image_format.UnacceptableImage: no container can be made of what
             has been inspected so far.
         """
         self._put(part)
@@ -62,7 +62,7 @@ class Inspection:
 
         :param timeout: seconds.
         :returns: what the image is.
-        :raises image_format.Unacceptable: no container can be made of it.
+        :raises image_format.UnacceptableImage: no container can be made of it.
         :raises errors.DeadlineExceeded: it takes too long.
         """
         self._put(None)
@@ -70,12 +70,12 @@ class Inspection:
         if self._error is not None:
             raise self._error
         if self._content is None:
-            self.give_up()
+            self.cancel()
             raise errors.DeadlineExceeded(
                 'The inspection of the image did not end in time')
         return self._content
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Make it end soon."""
         self._given_up.set()
 

@@ -30,7 +30,7 @@ CONF = nova_conf.CONF
 _MOST = 16
 
 
-def demand(image_id: str, trusted_certs: Any) -> str:
+def required_signature(image_id: str, trusted_certs: Any) -> str:
     """Name what has to be checked of an image for a server.
 
     :param image_id: Glance's id of the image.
@@ -48,7 +48,7 @@ def demand(image_id: str, trusted_certs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_met(demanded: str, checked: str | None) -> bool:
+def is_verified(demanded: str, checked: str | None) -> bool:
     """Tell whether an image needs no check any more.
 
     :param demanded: what is demanded of it.

@@ -95,12 +95,12 @@ class TemplateStore:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests) -> None:
+                 guests: registry.GuestRegistry) -> None:
         self._session = session
         self._options = options
         self._guests = guests
         self._can_clone: bool | None = None
-        self._ranges = uid_ranges.ProjectRanges(options, guests)
+        self._ranges = uid_ranges.ProjectUIDRanges(options, guests)
         #: Whether LXD mounts root disks idmapped; None until seen.
         self._shift_is_free: bool | None = None
         #: Templates that were not made yet for a first server's sake.

@@ -127,7 +127,7 @@ class _Sink:
 
     # What the reader calls.
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Make the download end soon."""
         self._given_up.set()
 
@@ -196,13 +196,13 @@ class Transfer:
         download.start()
         try:
             return self._upload(iter(sink), properties)
-        except format_inspector.Unacceptable as exc:
+        except format_inspector.UnacceptableImage as exc:
             raise exception.ImageUnacceptable(
                 image_id=self._meta.id, reason=exc.reason) from exc
         finally:
             if self._inspection is not None:
-                self._inspection.give_up()
-            sink.give_up()
+                self._inspection.cancel()
+            sink.cancel()
             download.join(2 * PATIENCE)
 
     # -- Glance's side ------------------------------------------------------
@@ -347,7 +347,7 @@ class Transfer:
     def _check_length(self) -> None:
         expected = self._size()
         if expected and self._received != expected:
-            raise format_inspector.Unacceptable(
+            raise format_inspector.UnacceptableImage(
                 f'Glance delivered {self._received} bytes of {expected}; '
                 f'upload it again')
 
@@ -399,11 +399,11 @@ class Transfer:
         names = ' and '.join(known)
         stated = content.architecture or self._architecture()
         if stated not in known:
-            raise format_inspector.Unacceptable(
+            raise format_inspector.UnacceptableImage(
                 f'it is for {stated}, this host runs {names}; boot it on '
                 f'another host, or use an image for this one')
         if content.programs and not content.programs.intersection(known):
-            raise format_inspector.Unacceptable(
+            raise format_inspector.UnacceptableImage(
                 f'its programs are for {" or ".join(sorted(content.programs))}'
                 f', this host runs {names}; set the image property '
                 f'hw_architecture so that it is scheduled to a host that can '

@@ -109,7 +109,7 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
         for name, channel in opened.items():
             _close(channel)
             if name not in readers:
-                websockets.let_go(channel)
+                websockets.release(channel)
     return Result(code, *(bytes(readers[name].content)
                           for name in (_STDOUT, _STDERR)))
 
@@ -141,7 +141,7 @@ class _Reader(threading.Thread):
         try:
             self._read()
         finally:
-            websockets.let_go(self._channel)
+            websockets.release(self._channel)
             # A thread may be remembered longer than it runs.
             del self._channel
 
@@ -185,4 +185,4 @@ def _close(channel: websocket.WebSocket) -> None:
     with contextlib.suppress(*websockets.ERRORS):
         channel.close(timeout=0)
     # If LXD began with the goodbye, that has done nothing.
-    websockets.hang_up(channel)
+    websockets.shutdown(channel)

@@ -111,7 +111,7 @@ class Operation:
         # Below 200 are its states on the way to an end.
         return self.metadata['status_code'] < 200
 
-    def wait_quietly(self, timeout: float) -> None:
+    def wait_or_log(self, timeout: float) -> None:
         """Wait until LXD has finished, whatever comes of it.
 
         :param timeout: seconds to wait at most; nothing is cancelled.

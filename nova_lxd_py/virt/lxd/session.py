@@ -240,7 +240,7 @@ class Session:
                 if operation['class'] == 'task' and left > 0:
                     operations.Operation(
                         self, operation['description'], operation
-                    ).wait_quietly(left)
+                    ).wait_or_log(left)
 
     def _request(self, method: str, path: tuple[str, ...], *,
                  body: Any = None, data: Any = None,

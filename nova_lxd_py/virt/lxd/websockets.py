@@ -24,7 +24,7 @@ import websocket
 ERRORS = (websocket.WebSocketException, OSError, EOFError)
 
 
-def hang_up(channel: websocket.WebSocket) -> None:
+def shutdown(channel: websocket.WebSocket) -> None:
     """End a websocket that other threads may be reading or writing.
 
     They are woken up, also one that waits for LXD's part of a goodbye: the
@@ -43,7 +43,7 @@ def hang_up(channel: websocket.WebSocket) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def let_go(channel: websocket.WebSocket) -> None:
+def release(channel: websocket.WebSocket) -> None:
     """Free a websocket that nobody reads any more; again is no change.
 
     The library's object and its buffer hold each other, so that the socket

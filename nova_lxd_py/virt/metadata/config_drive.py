@@ -80,7 +80,7 @@ _BACKUP_LIFE = datetime.timedelta(hours=1)
 _CONTENT = 'backup/volume/'
 
 
-class ConfigDrives:
+class ConfigDriveManager:
     """Makes and removes config drives.
 
     :param session: the way to LXD.

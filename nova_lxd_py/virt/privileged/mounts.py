@@ -208,7 +208,7 @@ def sync_filesystem(descriptor: int) -> None:
     _checked(_libc.syncfs(descriptor), 'syncfs')
 
 
-def make_folder(target: str) -> None:
+def make_directory(target: str) -> None:
     """Make the folder of a mount, which nobody can use before.
 
     :param target: the folder.
@@ -226,7 +226,7 @@ def prepare(target: str) -> None:
 
     :param target: the folder.
     """
-    make_folder(target)
+    make_directory(target)
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
@@ -250,7 +250,7 @@ def mount(device: str, kind: str, target: str, read_only: bool,
     validation.check_ids(uid_base, gid_base, size)
     path = os.path.realpath(validation.checked_device(device))
     kind = _kind(kind)
-    make_folder(target)
+    make_directory(target)
     detach_mounts(validation.checked_target(target), False)
     flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
     attach_plain(path, kind, target, flags)

@@ -46,7 +46,7 @@ READ_TIMEOUT = 3600
 #: Folder of a volume with the root of a server.
 FOLDER = 'rootfs'
 #: Folder of a volume in which that is unpacked.
-WORKSHOP = 'nova-unpack'
+STAGING = 'nova-unpack'
 
 #: What :func:`examine` may find.
 READY, UNFINISHED, OTHER = 'ready', 'unfinished', 'other'
@@ -160,7 +160,7 @@ def _mounted(device: str, kind: str, target: str, flags: int
 
 
 def _attach(device: str, kind: str, target: str, flags: int) -> None:
-    mounts.make_folder(target)
+    mounts.make_directory(target)
     mounts.detach_mounts(target, False)
     mounts.attach_plain(device, kind, target, flags)
 
@@ -176,7 +176,7 @@ def _is(folder: int, name: str, *kinds: int) -> bool:
 def _find(folder: int) -> str:
     if _is(folder, FOLDER, stat.S_IFDIR):
         return READY
-    if _is(folder, WORKSHOP, stat.S_IFDIR):
+    if _is(folder, STAGING, stat.S_IFDIR):
         return UNFINISHED
     if all(_is(folder, name, stat.S_IFDIR, stat.S_IFLNK) for name in _WHOLE):
         return READY
@@ -208,7 +208,7 @@ def examine(device: str, kind: str, target: str) -> str:
 # -- unpacking --------------------------------------------------------------
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
-def open_workshop(device: str, kind: str, target: str) -> str:
+def open_staging(device: str, kind: str, target: str) -> str:
     """Mount a volume for LXD to unpack an image to.
 
     :param device: path of the volume's block device.
@@ -224,15 +224,15 @@ def open_workshop(device: str, kind: str, target: str) -> str:
         if os.path.lexists(f'{target}/{FOLDER}'):
             raise FileExistsError(errno.EEXIST, 'It has a root already')
         _clear(target)
-        os.mkdir(f'{target}/{WORKSHOP}', mode=0o711)
+        os.mkdir(f'{target}/{STAGING}', mode=0o711)
         undo.pop_all()
-    return f'{target}/{WORKSHOP}'
+    return f'{target}/{STAGING}'
 
 
 def _clear(target: str) -> None:
-    if os.path.lexists(f'{target}/{WORKSHOP}'):
+    if os.path.lexists(f'{target}/{STAGING}'):
         # Never follows a link; refuses a link in place of the folder.
-        shutil.rmtree(f'{target}/{WORKSHOP}')
+        shutil.rmtree(f'{target}/{STAGING}')
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
@@ -242,7 +242,7 @@ def complete(target: str) -> None:
     :param target: where the volume is mounted.
     :raises OSError: there is not just one container in the workshop.
     """
-    containers = f'{validation.checked_target(target)}/{WORKSHOP}/containers'
+    containers = f'{validation.checked_target(target)}/{STAGING}/containers'
     names = os.listdir(containers)
     if len(names) != 1:
         raise OSError(errno.ENOENT, f'There are {len(names)} containers and '
@@ -260,7 +260,7 @@ def complete(target: str) -> None:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
-def close_workshop(target: str) -> None:
+def close_staging(target: str) -> None:
     """Clear up after unpacking and unmount the volume; again is a success.
 
     :param target: where it is mounted.

@@ -76,16 +76,16 @@ class Lifecycle:
 
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests, watcher: events.Watcher,
-                 definitions: guest_config.Definitions,
+                 guests: registry.GuestRegistry, watcher: events.EventWatcher,
+                 definitions: guest_config.GuestConfigBuilder,
                  vifs: vif_manager.VIFManager,
                  image_store: image_cache.ImageStore,
                  template_store: templates.TemplateStore,
-                 config_drives: config_drive.ConfigDrives,
-                 ephemeral_disks: disks.Disks,
-                 root_disks: root_disk.RootDisks, rescues: rescue.Rescues,
-                 snapshots: snapshot.Snapshots,
-                 passwords: lxd_password.Passwords,
+                 config_drives: config_drive.ConfigDriveManager,
+                 ephemeral_disks: disks.EphemeralDisks,
+                 root_disks: root_disk.RootDiskManager, rescues: rescue.RescueOps,
+                 snapshots: snapshot.SnapshotOps,
+                 passwords: lxd_password.AdminPassword,
                  serial_consoles: serial.SerialConsoles,
                  volumes: attachments.Attachments,
                  boot_volumes: bootvolume.BootVolumes) -> None:
@@ -121,7 +121,7 @@ class Lifecycle:
         """
         began = time.monotonic()
         with (self._guests.lock(instance.uuid),
-              rollback.Undo(instance) as undone):
+              rollback.Rollback(instance) as undone):
             files.check(injected_files)
             self._config_drives.check(instance)
             self._make_room(instance)
@@ -261,7 +261,7 @@ class Lifecycle:
             if destroy_disks:
                 self._discard(instance)
                 self._disks.delete(instance)
-                self._snapshots.reap(instance)
+                self._snapshots.delete_snapshots(instance)
             elif guest is not None:
                 guest.stop()
                 guest.update(devices={
@@ -316,7 +316,7 @@ class Lifecycle:
             deadline = time.monotonic() + timeout
             while (left := round(deadline - time.monotonic())) > 0:
                 try:
-                    guest.stop_cleanly(min(left, retry_interval or left))
+                    guest.shut_down(min(left, retry_interval or left))
                     break
                 except errors.OperationFailed as exc:
                     LOG.debug('Not shut down yet: %s', exc, instance=instance)
@@ -363,7 +363,7 @@ class Lifecycle:
             anew that the server has from the host.
         """
         with self._guests.lock(instance.uuid):
-            self._rescues.settle(instance)
+            self._rescues.finish_interrupted(instance)
             guest = self._guests.active(instance)
             if not (reboot_type == 'SOFT' and
                     self._soft_reboot(instance, guest)):
@@ -377,7 +377,7 @@ class Lifecycle:
         if guest.power_state != power_state.RUNNING:
             return False
         try:
-            guest.restart_cleanly(self._options.soft_reboot_timeout)
+            guest.reboot(self._options.soft_reboot_timeout)
         except (errors.OperationFailed, errors.InvalidRequest,
                 errors.DeadlineExceeded) as exc:
             LOG.warning('Soft reboot failed, doing a hard one: %s', exc,
@@ -454,13 +454,13 @@ class Lifecycle:
         wanted = self._definitions.define(
             instance, ports,
             disks.swap_mb(instance.flavor, block_device_info))
-        config, devices = guest_config.corrections(guest, wanted)
+        config, devices = guest_config.config_changes(guest, wanted)
         config.update({lxd_guest.KEY_ROLE: guest.role,
                        lxd_guest.KEY_SUSPENDED: None,
                        lxd_guest.KEY_QUIESCED: None})
         devices.update(self._config_drives.ensure(context, instance, ports))
         if guest.role == lxd_guest.ROLE_RESCUE:
-            self._rescues.hold_root(self._guests.get(instance))
+            self._rescues.ensure_root_mounted(self._guests.get(instance))
         else:
             devices.update(self._disks.ensure(instance, block_device_info))
             config.update(self._boot_volumes.connect(instance, guest,

@@ -51,14 +51,14 @@ _LONGEST_NAME = 255
 
 
 @dataclasses.dataclass(frozen=True)
-class Definition:
+class GuestConfig:
     """Configuration keys and devices of an LXD instance."""
 
     config: Mapping[str, str]
     devices: Mapping[str, Mapping[str, str]]
 
 
-class Definitions:
+class GuestConfigBuilder:
     """Describes the LXD instances of servers on this host.
 
     :param session: the way to LXD.
@@ -91,9 +91,9 @@ class Definitions:
             this host cannot give.
         """
         placement = lxd_flavor.Placement(
-            cpus=cpus.confinement(flavor, topology, cpus.configured(),
-                                  self._host.processors() if topology
-                                  else ()),
+            cpus=cpus.cpuset(flavor, topology, cpus.configured(),
+                             self._host.processors() if topology
+                             else ()),
             huge_pages=numa.huge_page_limits(
                 flavor, topology, self._host.has_huge_pages(),
                 self._host.huge_page_kb()),
@@ -103,7 +103,7 @@ class Definitions:
                                           swap_mb)
 
     def define(self, instance: objects.Instance, network_info: Any,
-               swap_mb: int | None = None) -> Definition:
+               swap_mb: int | None = None) -> GuestConfig:
         """Describe the LXD instance of a server.
 
         :param instance: the server, with the flavor and the NUMA topology
@@ -127,11 +127,11 @@ class Definitions:
         devices.update(self._vifs.devices(network_info))
         devices.update(passthrough.devices(flavor,
                                            options.passthrough_devices))
-        return Definition(config, devices)
+        return GuestConfig(config, devices)
 
 
-def corrections(guest: lxd_guest.Guest, wanted: Definition,
-                kept_devices: tuple[str, ...] = ()
+def config_changes(guest: lxd_guest.Guest, wanted: GuestConfig,
+                   kept_devices: tuple[str, ...] = ()
                 ) -> tuple[dict[str, str | None],
                            dict[str, Mapping[str, str] | None]]:
     """Find what has to change for a guest to fit its definition.

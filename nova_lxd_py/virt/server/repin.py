@@ -37,7 +37,7 @@ _KEYS = ('limits.cpu', 'limits.cpu.allowance')
 _ROLES = (lxd_guest.ROLE_SERVER, lxd_guest.ROLE_RESCUE)
 
 
-def follow(guests: registry.Guests, definitions: guest_config.Definitions,
+def follow(guests: registry.GuestRegistry, definitions: guest_config.GuestConfigBuilder,
            instances: Iterable[objects.Instance]) -> None:
     """Have servers run on the CPUs that they are to have.
 
@@ -60,7 +60,7 @@ def follow(guests: registry.Guests, definitions: guest_config.Definitions,
             _move(instance, guest, wanted)
 
 
-def _limits(definitions: guest_config.Definitions, instance: objects.Instance
+def _limits(definitions: guest_config.GuestConfigBuilder, instance: objects.Instance
             ) -> dict[str, str | None]:
     try:
         config = definitions.config(instance.flavor, instance.numa_topology)

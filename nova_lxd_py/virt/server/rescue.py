@@ -16,7 +16,7 @@ The rescue instance is an LXD instance of its own, made from the rescue image.
 It has the server's name with ``-rescue``, its ports, its config drive and its
 uid range, and finds the server's root disk at ``/mnt/rescue``, with the right
 owners and writable. The server's own instance stays stopped meanwhile and
-carries a key that says so; :meth:`.guests.Guests.active` tells which of the
+carries a key that says so; :meth:`.guests.GuestRegistry.active` tells which of the
 two the rest of the driver has to do with.
 
 Nothing is moved or renamed, so whatever is interrupted, the server's own
@@ -67,7 +67,7 @@ _LAST_IDMAP = 'volatile.last_state.idmap'
 _NEXT_IDMAP = 'volatile.idmap.next'
 
 
-class Rescues:
+class RescueOps:
     """Puts servers into rescue and back.
 
     :param session: the way to LXD.
@@ -84,12 +84,12 @@ class Rescues:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests, watcher: events.Watcher,
-                 definitions: guest_config.Definitions,
+                 guests: registry.GuestRegistry, watcher: events.EventWatcher,
+                 definitions: guest_config.GuestConfigBuilder,
                  vifs: vif_manager.VIFManager,
                  image_store: image_cache.ImageStore,
-                 config_drives: config_drive.ConfigDrives,
-                 passwords: lxd_password.Passwords,
+                 config_drives: config_drive.ConfigDriveManager,
+                 passwords: lxd_password.AdminPassword,
                  volumes: attachments.Attachments) -> None:
         self._session = session
         self._options = options
@@ -163,7 +163,7 @@ class Rescues:
             own.start()
         self._watcher.forget(instance)
 
-    def settle(self, instance: objects.Instance) -> None:
+    def finish_interrupted(self, instance: objects.Instance) -> None:
         """End a rescue that Nova knows nothing of, since it was interrupted.
 
         The server's lock must be held.
@@ -179,7 +179,7 @@ class Rescues:
                         instance=instance)
             self._leave(instance, own)
 
-    def hold_root(self, own: lxd_guest.Guest) -> None:
+    def ensure_root_mounted(self, own: lxd_guest.Guest) -> None:
         """Have a server's root disk mounted while its rescue instance starts.
 
         On some pools LXD mounts it only while it is in use. The mount that
@@ -188,7 +188,7 @@ class Rescues:
         :param own: the server's own instance, stopped.
         """
         if self._driver(own) not in ALWAYS_MOUNTED:
-            own.hold_root()
+            own.ensure_root_mounted()
 
     def recover(self) -> None:
         """Remove rescue instances that never got as far as being used, when
@@ -219,7 +219,7 @@ class Rescues:
         config = {**wanted.config, **_uid_range(own),
                   lxd_guest.KEY_ROLE: lxd_guest.ROLE_RESCUE,
                   lxd_guest.KEY_IMAGE: image_meta.id or ''}
-        self.hold_root(own)
+        self.ensure_root_mounted(own)
         try:
             guest = self._guests.create(
                 lxd_guest.lxd_name(instance, lxd_guest.ROLE_RESCUE),
@@ -268,7 +268,7 @@ class Rescues:
 
     def _start(self, instance: objects.Instance, own: lxd_guest.Guest,
                guest: lxd_guest.Guest) -> None:
-        self.hold_root(own)
+        self.ensure_root_mounted(own)
         try:
             guest.start()
         except errors.LXDError as exc:

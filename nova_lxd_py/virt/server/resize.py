@@ -66,7 +66,7 @@ _TRIED_FIRST = ('limits.memory', 'limits.memory.swap')
 _RETRY_INTERVAL = 10
 
 
-class Migrations:
+class ResizeOps:
     """Resizes servers in place; calls for one server never interleave.
 
     :param session: the way to LXD.
@@ -83,12 +83,12 @@ class Migrations:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests,
-                 definitions: guest_config.Definitions,
+                 guests: registry.GuestRegistry,
+                 definitions: guest_config.GuestConfigBuilder,
                  vifs: vif_manager.VIFManager,
                  template_store: templates.TemplateStore,
-                 ephemeral_disks: disks.Disks,
-                 root_disks: root_disk.RootDisks,
+                 ephemeral_disks: disks.EphemeralDisks,
+                 root_disks: root_disk.RootDiskManager,
                  lives: build.Lifecycle,
                  volumes: attachments.Attachments,
                  boot_volumes: bootvolume.BootVolumes) -> None:
@@ -276,7 +276,7 @@ class Migrations:
             wanted = self._definitions.define(
                 instance, ports,
                 disks.swap_mb(instance.flavor, block_device_info))
-            config, corrected = guest_config.corrections(guest, wanted)
+            config, corrected = guest_config.config_changes(guest, wanted)
             config.update(marks)
             if not running and _range_changes(instance.flavor, former):
                 config.update({key: None for key in guest.config

@@ -32,7 +32,7 @@ PATIENCE = 120.0
 INTERVAL = 1.0
 
 
-class Undo:
+class Rollback:
     """Steps that are taken back, the last first, unless all goes well.
 
     What goes wrong meanwhile is logged: the error that led here has to stay
@@ -46,7 +46,7 @@ class Undo:
         self._stack = contextlib.ExitStack()
         self._deadline: float | None = None
 
-    def __enter__(self) -> Undo:
+    def __enter__(self) -> Rollback:
         self._stack.__enter__()
         return self
 

@@ -68,7 +68,7 @@ _PACK_PROGRESS = 'create_image_from_container_pack_progress'
 UpdateTaskState = Callable[..., None]
 
 
-class Snapshots:
+class SnapshotOps:
     """Makes Glance images of servers.
 
     :param session: the way to LXD.
@@ -79,7 +79,7 @@ class Snapshots:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests, image_api: glance.API) -> None:
+                 guests: registry.GuestRegistry, image_api: glance.API) -> None:
         self._session = session
         self._options = options
         self._guests = guests
@@ -141,7 +141,7 @@ class Snapshots:
               ) -> lxd_guest.Guest:
         """Copy the root disk, without its volumes, ports and other devices."""
         with self._guests.lock(instance.uuid):
-            self.reap(instance)
+            self.delete_snapshots(instance)
             try:
                 guest = self._guests.get(instance)
             except errors.NotFound as exc:
@@ -224,7 +224,7 @@ class Snapshots:
 
     # -- cleaning up --------------------------------------------------------
 
-    def reap(self, instance: objects.Instance | None = None) -> None:
+    def delete_snapshots(self, instance: objects.Instance | None = None) -> None:
         """Remove what interrupted snapshots have left in LXD.
 
         :param instance: only of this server; otherwise of all, which no
@@ -248,7 +248,7 @@ class Snapshots:
 
         Nothing of it keeps nova-compute from starting.
         """
-        _quietly(self.reap)
+        _quietly(self.delete_snapshots)
         _quietly(self._thaw)
 
     def _thaw(self) -> None:

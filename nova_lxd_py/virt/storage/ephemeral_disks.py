@@ -56,7 +56,7 @@ _FORMATTING_DRIVERS = frozenset({'ceph', 'lvm'})
 _FORMATS = frozenset({'btrfs', 'ext4', 'xfs'})
 
 
-class Disks:
+class EphemeralDisks:
     """Makes, finds and deletes ephemeral disks.
 
     :param session: the way to LXD.

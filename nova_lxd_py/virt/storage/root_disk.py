@@ -57,7 +57,7 @@ for _power, _letter in enumerate('KMGTPE', 1):
 _Devices = Mapping[str, Mapping[str, str] | None]
 
 
-class RootDisks:
+class RootDiskManager:
     """Changes guests without hurting their root disks.
 
     :param session: the way to LXD.
@@ -67,7 +67,7 @@ class RootDisks:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests) -> None:
+                 guests: registry.GuestRegistry) -> None:
         self._session = session
         self._options = options
         self._guests = guests

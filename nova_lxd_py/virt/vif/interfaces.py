@@ -28,14 +28,14 @@ from nova_lxd_py.virt.vif import manager as vif_manager
 LOG = logging.getLogger(__name__)
 
 
-class Interfaces:
+class InterfaceOps:
     """Attaches and detaches ports, hot or cold.
 
     :param guests: the driver's LXD instances.
     :param vifs: plugs the ports.
     """
 
-    def __init__(self, guests: registry.Guests,
+    def __init__(self, guests: registry.GuestRegistry,
                  vifs: vif_manager.VIFManager) -> None:
         self._guests = guests
         self._vifs = vifs

@@ -68,10 +68,10 @@ class OVSPlugin(veth.VethPlugin):
                      guest_stopped=guest_stopped)
         # While a guest has the port, nothing can be mended without harm.
         if (_datapath(vif) != NETDEV or
-                veth.Wire(vif).state() is not veth.WireState.ON_HOST):
+                veth.VethPair(vif).state() is not veth.VethState.ON_HOST):
             return
         for attempts_left in reversed(range(HEARING_ATTEMPTS)):
-            if self.hears(vif):
+            if self.has_port(vif):
                 return
             if attempts_left:
                 LOG.info('Open vSwitch does not listen to %s; making the port '
@@ -97,9 +97,9 @@ class OVSPlugin(veth.VethPlugin):
         super().make(instance, vif, limits)
         if _datapath(vif) == NETDEV:
             # The setting stays with the device when a guest takes it.
-            network.disable_checksum_offload(veth.Wire(vif).inner)
+            network.disable_checksum_offload(veth.VethPair(vif).inner)
 
-    def hears(self, vif: model.VIF) -> bool:
+    def has_port(self, vif: model.VIF) -> bool:
         """Wait until a userspace Open vSwitch listens to the outer end.
 
         It reads a device through a packet socket, and does not open a new one

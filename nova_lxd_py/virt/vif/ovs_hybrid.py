@@ -35,6 +35,6 @@ class OVSHybridPlugin(ovs.OVSPlugin):
         network.add_to_bridge(base.devname(vif),
                               ovs.to_os_vif(vif).bridge_name)
 
-    def hears(self, vif: model.VIF) -> bool:
+    def has_port(self, vif: model.VIF) -> bool:
         # What Open vSwitch listens to is the bridge's veth, made by os-vif.
         return True

@@ -58,7 +58,7 @@ _NO_TRAFFIC_CONTROL = (errno.ENOENT, errno.EOPNOTSUPP)
 _SYSFS = '/sys/class/net'
 
 
-class WireState(enum.Enum):
+class VethState(enum.Enum):
     """Where the devices of a port are, and what that means.
 
     :cvar ABSENT: There are none.
@@ -102,7 +102,7 @@ def is_pair(one: str, other: str) -> bool:
             exists(one))
 
 
-class Wire:
+class VethPair:
     """The devices of one port.
 
     :ivar outer: name of the end that stays with the switch.
@@ -129,31 +129,31 @@ class Wire:
         """Whether the port has the devices that bandwidth limits need."""
         return exists(self.outer_mate) and exists(self.inner_mate)
 
-    def state(self) -> WireState:
+    def state(self) -> VethState:
         """Find out where the devices are."""
         if not any(map(exists, self.names)):
-            return WireState.ABSENT
+            return VethState.ABSENT
         # os-vif makes a tap device of this name for virtual machines.
         if not exists(self.outer) or exists(f'{self.outer}/tun_flags'):
-            return WireState.BROKEN
+            return VethState.BROKEN
         mate = self.outer
         if exists(self.outer_mate) or exists(self.inner_mate):
             mate = self.inner_mate
             if not is_pair(self.outer, self.outer_mate) or not exists(mate):
-                return WireState.BROKEN
+                return VethState.BROKEN
         if not exists(self.inner):
-            return WireState.IN_GUEST
+            return VethState.IN_GUEST
         if is_pair(mate, self.inner):
-            return WireState.ON_HOST
-        return WireState.BROKEN
+            return VethState.ON_HOST
+        return VethState.BROKEN
 
-    def settled_state(self) -> WireState:
+    def settled_state(self) -> VethState:
         """Find out where the devices are, after a guest has stopped.
 
         LXD may say that the guest is stopped before its NIC is back.
         """
         deadline = time.monotonic() + RETURN_TIMEOUT
-        while self.state() is WireState.IN_GUEST:
+        while self.state() is VethState.IN_GUEST:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
@@ -221,10 +221,10 @@ class VethPlugin(base.VIFPlugin):
 
     def plug(self, instance: objects.Instance, vif: model.VIF, *,
              limits: qos.Limits, guest_stopped: bool) -> None:
-        wire = Wire(vif)
+        wire = VethPair(vif)
         state = wire.settled_state() if guest_stopped else wire.state()
         if self._is_useless(wire, state, limits, guest_stopped):
-            if state is not WireState.ABSENT:
+            if state is not VethState.ABSENT:
                 LOG.info('Making the network device of port %(port)s anew; '
                          'it was %(state)s.',
                          {'port': vif['id'], 'state': state.value},
@@ -260,31 +260,31 @@ class VethPlugin(base.VIFPlugin):
         try:
             self.disconnect(instance, vif)
         finally:
-            Wire(vif).remove()
+            VethPair(vif).remove()
 
     def device(self, vif: model.VIF, guest_name: str) -> dict[str, str]:
         return {
             'type': 'nic',
             'nictype': 'physical',
-            'parent': Wire(vif).inner,
+            'parent': VethPair(vif).inner,
             'name': guest_name,
             'hwaddr': vif['address'].lower(),
             'mtu': str(base.mtu(vif)),
         }
 
     def owned_devices(self, vif: model.VIF) -> list[str]:
-        return Wire(vif).names
+        return VethPair(vif).names
 
     def make(self, instance: objects.Instance, vif: model.VIF,
              limits: qos.Limits) -> None:
         """Make the port's devices, with what there was before removed.
 
-        That includes the switch's port: see :meth:`.ovs.OVSPlugin.hears`.
+        That includes the switch's port: see :meth:`.ovs.OVSPlugin.has_port`.
 
         :raises Exception: if that is not possible.
         """
         self.unplug(instance, vif)
-        wire = Wire(vif)
+        wire = VethPair(vif)
         wire.make(limits, self.routed)
         if not limits:
             return
@@ -302,11 +302,11 @@ class VethPlugin(base.VIFPlugin):
             wire.make(qos.Limits(), self.routed)
 
     @staticmethod
-    def _is_useless(wire: Wire, state: WireState, limits: qos.Limits,
+    def _is_useless(wire: VethPair, state: VethState, limits: qos.Limits,
                     guest_stopped: bool) -> bool:
         """Say whether what there is of a port's devices must be replaced."""
-        if state in (WireState.ABSENT, WireState.BROKEN):
+        if state in (VethState.ABSENT, VethState.BROKEN):
             return True
         # No guest can be using it, or none that Nova knows of.
-        return guest_stopped and (state is WireState.IN_GUEST or
+        return guest_stopped and (state is VethState.IN_GUEST or
                                   bool(limits) != wire.is_limited)

@@ -63,7 +63,7 @@ class _Doubt:
     mountpoint: str
 
 
-class Handover:
+class AttachSteps:
     """The steps that everything done with volumes of servers consists of.
 
     Locks of server and volume must be held.
@@ -75,7 +75,7 @@ class Handover:
     """
 
     def __init__(self, volumes: manager.VolumeManager,
-                 mounted: filesystems.Filesystems, who: usage.Holders
+                 mounted: filesystems.Filesystems, who: usage.VolumeUsage
                  ) -> None:
         self._volumes = volumes
         self._filesystems = mounted
@@ -107,7 +107,7 @@ class Handover:
         """
         identifier = manager.volume_id(connection_info)
         self._settle(instance, identifier)
-        connected = self._holders.admit(
+        connected = self._holders.check_exclusive(
             instance, identifier, bool(connection_info.get('multiattach')))
         mode = self._filesystems.choose(context, instance, connection_info,
                                         identifier)
@@ -116,7 +116,7 @@ class Handover:
             encrypted=encrypted, shared=connected)
         if not connected:
             undo.callback(self.drop, instance, connection_info, force=True)
-        self._holders.refuse_mix_up(instance, identifier, source)
+        self._holders.check_device_conflict(instance, identifier, source)
         recorded = {lxd_devices.KEY_BOOT: lxd_devices.boot_id()}
         if mode == filesystems.FILESYSTEM:
             with manager.explained('mount', instance, identifier,
@@ -144,8 +144,8 @@ class Handover:
             return
         try:
             with contextlib.suppress(errors.NotFound):
-                self.take_out(doubt.instance, doubt.guest.reload(),
-                              doubt.connection_info, doubt.mountpoint)
+                self.detach_device(doubt.instance, doubt.guest.reload(),
+                                   doubt.connection_info, doubt.mountpoint)
             self.disconnect(doubt.instance, doubt.connection_info, force=False)
             self._doubts.pop(identifier, None)
         except (errors.LXDError, exception.DeviceDetachFailed,
@@ -161,9 +161,9 @@ class Handover:
                        'has failed, may have it; reboot that server hard, or '
                        'attach the volume to it and detach it') from None
 
-    def put_in(self, instance: objects.Instance, guest: lxd_guest.Guest,
-               connection_info: dict[str, Any], mountpoint: str,
-               device: Mapping[str, str], undo: contextlib.ExitStack) -> None:
+    def attach_device(self, instance: objects.Instance, guest: lxd_guest.Guest,
+                      connection_info: dict[str, Any], mountpoint: str,
+                      device: Mapping[str, str], undo: contextlib.ExitStack) -> None:
         """Put a connected volume into a guest.
 
         :param instance: the server.
@@ -256,8 +256,8 @@ class Handover:
                                    exception.VolumeAttachFailed):
                 self._filesystems.mount(guest, connection_info, identifier)
 
-    def take_out(self, instance: objects.Instance, guest: lxd_guest.Guest,
-                 connection_info: dict[str, Any], mountpoint: str) -> None:
+    def detach_device(self, instance: objects.Instance, guest: lxd_guest.Guest,
+                      connection_info: dict[str, Any], mountpoint: str) -> None:
         """Take a volume out of a guest that does not use it.
 
         :param instance: the server.
@@ -278,7 +278,7 @@ class Handover:
             guest.update(devices={name: None})
             return
         init = init_process(guest, identifier, device)
-        refuse_busy(guest, init, device, mountpoint)
+        check_not_in_use(guest, init, device, mountpoint)
         guest.update(devices={name: None})
         try:
             # Something may have opened it in the last moment.
@@ -286,7 +286,7 @@ class Handover:
                 self._filesystems.release(
                     identifier, lxd_devices.source(device), mountpoint)
             else:
-                refuse_busy(guest, init, device, mountpoint)
+                check_not_in_use(guest, init, device, mountpoint)
         except exception.DeviceDetachFailed:
             with excutils.save_and_reraise_exception():
                 self.mount(instance, guest, connection_info)
@@ -315,7 +315,7 @@ class Handover:
         identifier = manager.volume_id(connection_info)
         usable = True
         if self._filesystems.is_prepared(identifier):
-            device = {'type': 'disk', 'path': filesystems.guest_folder(path),
+            device = {'type': 'disk', 'path': filesystems.guest_directory(path),
                       'source': self._filesystems.target(identifier)}
             usable = self._filesystems.is_mounted(identifier)
         else:
@@ -328,8 +328,8 @@ class Handover:
                for other in guest.devices.values()):
             return
         if usable:
-            refuse_busy(guest, init_process(guest, identifier, device),
-                        device, mountpoint)
+            check_not_in_use(guest, init_process(guest, identifier, device),
+                             device, mountpoint)
         clear_leftover(guest, lxd_devices.name(identifier), device)
 
 
@@ -374,8 +374,8 @@ def init_process(guest: lxd_guest.Guest, identifier: str,
         return 0
 
 
-def refuse_busy(guest: lxd_guest.Guest, init: int,
-                device: Mapping[str, str], mountpoint: str) -> None:
+def check_not_in_use(guest: lxd_guest.Guest, init: int,
+                     device: Mapping[str, str], mountpoint: str) -> None:
     """See that no process of a guest uses a volume.
 
     :param guest: the guest.

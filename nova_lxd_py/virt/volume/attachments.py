@@ -55,16 +55,16 @@ class Attachments:
     :param who: knows which guests have a volume.
     """
 
-    def __init__(self, guests: registry.Guests,
+    def __init__(self, guests: registry.GuestRegistry,
                  volumes: manager.VolumeManager,
-                 mounted: filesystems.Filesystems, who: usage.Holders
+                 mounted: filesystems.Filesystems, who: usage.VolumeUsage
                  ) -> None:
         self._guests = guests
         self._volumes = volumes
         self._filesystems = mounted
         self._holders = who
-        self._steps = attach_steps.Handover(volumes, mounted, self._holders)
-        self._swaps = swap.Swaps(guests, mounted, self._steps)
+        self._steps = attach_steps.AttachSteps(volumes, mounted, self._holders)
+        self._swaps = swap.VolumeSwapper(guests, mounted, self._steps)
 
     # -- one volume ---------------------------------------------------------
 
@@ -106,8 +106,8 @@ class Attachments:
                         undo.pop_all()
                         raise
                 self._steps.mount(instance, guest, connection_info)
-            self._steps.put_in(instance, guest, connection_info, mountpoint,
-                               device, undo)
+            self._steps.attach_device(instance, guest, connection_info, mountpoint,
+                                      device, undo)
             undo.pop_all()
         LOG.info('Attached volume %(volume)s at %(path)s',
                  {'volume': identifier, 'path': device['path']},
@@ -130,8 +130,8 @@ class Attachments:
         identifier = manager.volume_id(connection_info)
         with self._guests.lock(instance.uuid), manager.lock(identifier):
             for guest in self._having(instance):
-                self._steps.take_out(instance, guest, connection_info,
-                                     mountpoint)
+                self._steps.detach_device(instance, guest, connection_info,
+                                          mountpoint)
             self._steps.disconnect(instance, connection_info, force=False)
         LOG.info('Detached volume %s', identifier, instance=instance)
 
@@ -151,7 +151,7 @@ class Attachments:
              new: dict[str, Any], mountpoint: str, size_gb: int | None
              ) -> None:
         """Put a volume in place of another one. See
-        :meth:`.swap.Swaps.swap`.
+        :meth:`.swap.VolumeSwapper.swap`.
         """
         self._swaps.swap(context, instance, old, new, mountpoint, size_gb)
 

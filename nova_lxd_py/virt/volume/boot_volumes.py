@@ -48,9 +48,9 @@ class BootVolumes:
     :param first_boots: makes the root filesystems on them.
     """
 
-    def __init__(self, session: lxd.Session, guests: registry.Guests,
+    def __init__(self, session: lxd.Session, guests: registry.GuestRegistry,
                  root_volumes: roots.RootVolumes,
-                 first_boots: provisioning.FirstBoots) -> None:
+                 first_boots: provisioning.VolumeProvisioner) -> None:
         self._session = session
         self._guests = guests
         self._roots = root_volumes
@@ -86,7 +86,7 @@ class BootVolumes:
                 instance: objects.Instance,
                 block_device_info: _BlockDeviceInfo) -> None:
         """See that a new server can boot from its volume. See
-        :meth:`.firstboot.FirstBoots.prepare`.
+        :meth:`.firstboot.VolumeProvisioner.prepare`.
 
         :param context: for asking Cinder and Glance.
         :param instance: the server.

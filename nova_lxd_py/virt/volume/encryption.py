@@ -54,7 +54,7 @@ MODULES = '/lib/modules'
 _PROGRAM_PATH = '/usr/sbin:/usr/bin:/sbin:/bin'
 
 
-class Encryption:
+class VolumeEncryption:
     """Opens and closes encrypted volumes.
 
     :param options: the ``[lxd]`` option group.
@@ -215,7 +215,7 @@ class Encryption:
 def device_below(connection_info: dict[str, Any]) -> str | None:
     """Tell which block device an encrypted volume has been opened on.
 
-    :param connection_info: as :meth:`Encryption.open` left it.
+    :param connection_info: as :meth:`VolumeEncryption.open` left it.
     """
     return connection_info.get(_BELOW)
 

@@ -158,7 +158,7 @@ class Filesystems:
             connection_info[KEY_KIND] = self._find_kind(connection_info,
                                                         identifier)
         device = {'type': 'disk', 'source': self.target(identifier),
-                  'path': guest_folder(path)}
+                  'path': guest_directory(path)}
         if is_read_only(connection_info):
             device['readonly'] = 'true'
         return device
@@ -345,7 +345,7 @@ def _refuse_sharing(connection_info: Mapping[str, Any], identifier: str
                    'time; attach it as a block device')
 
 
-def guest_folder(path: str) -> str:
+def guest_directory(path: str) -> str:
     """Tell where the guest finds a mounted volume.
 
     :param path: the device name of the volume, which has been checked.

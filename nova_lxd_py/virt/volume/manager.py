@@ -69,7 +69,7 @@ class VolumeManager:
         self._plugins = plugin_loader.load(
             NAMESPACE, base.VolumePlugin,  # type: ignore[type-abstract]
             'volume', 'Volumes', [options])
-        self._encryption = encryption.Encryption(options)
+        self._encryption = encryption.VolumeEncryption(options)
         self._lock = threading.Lock()
         self._connections: dict[str, str] = {}
 

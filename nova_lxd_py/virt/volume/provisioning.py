@@ -79,7 +79,7 @@ _NO_SPACE = 'no space left'
 _TOO_SMALL = 'its image, unpacked, does not fit into it; use a larger volume'
 
 
-class FirstBoots:
+class VolumeProvisioner:
     """Makes root filesystems of the images that volumes hold.
 
     :param session: the way to LXD.
@@ -90,7 +90,7 @@ class FirstBoots:
 
     def __init__(self, session: lxd.Session,
                  options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.Guests, image_store: image_cache.ImageStore
+                 guests: registry.GuestRegistry, image_store: image_cache.ImageStore
                  ) -> None:
         self._session = session
         self._options = options
@@ -364,7 +364,7 @@ class _FirstBoot:
         :returns: path of an empty folder on it.
         :raises OSError: it cannot be mounted.
         """
-        return rootfs.open_workshop(self._path, self.kind, self._target)
+        return rootfs.open_staging(self._path, self.kind, self._target)
 
     def complete(self) -> None:
         """Make what LXD has unpacked the root.
@@ -377,7 +377,7 @@ class _FirstBoot:
         """Unmount the volume. What keeps it from that says so when the root
         is mounted, or with the next attempt."""
         try:
-            rootfs.close_workshop(self._target)
+            rootfs.close_staging(self._target)
         except OSError as error:
             LOG.warning('Volume %(volume)s cannot be unmounted after '
                         'unpacking: %(error)s',

@@ -71,7 +71,7 @@ class RootVolumes:
     """
 
     def __init__(self, options: cfg.ConfigOpts.GroupAttr,
-                 volumes: manager.VolumeManager, who: usage.Holders
+                 volumes: manager.VolumeManager, who: usage.VolumeUsage
                  ) -> None:
         self._options = options
         self._volumes = volumes
@@ -120,14 +120,14 @@ class RootVolumes:
         connection_info = volume['connection_info']
         identifier = manager.volume_id(connection_info)
         with manager.lock(identifier), contextlib.ExitStack() as undo:
-            connected = self._holders.admit(instance, identifier)
+            connected = self._holders.check_exclusive(instance, identifier)
             path = self._volumes.connect(
                 instance, connection_info,
                 getattr(volume, 'volume_size', None), shared=connected)
             if not connected:
                 undo.callback(self._volumes.disconnect, instance,
                               connection_info, force=True)
-            self._holders.refuse_mix_up(instance, identifier, path)
+            self._holders.check_device_conflict(instance, identifier, path)
             connection_info[filesystems.KEY_MODE] = lxd_devices.ROOT
             # It may have been elsewhere since that was found.
             connection_info.pop(filesystems.KEY_KIND, None)
@@ -236,7 +236,7 @@ class RootVolumes:
             with manager.explained('unmount', instance, identifier,
                                    exception.VolumeDetachFailed):
                 rootfs.unmount(self.target(identifier), force)
-                rootfs.close_workshop(os.path.join(
+                rootfs.close_staging(os.path.join(
                     self._options.volume_mount_directory, identifier))
         except exception.VolumeDetachFailed:
             if not force:

@@ -52,7 +52,7 @@ KEY_SWAP = 'user.nova.volume_swap'
 _REPORT = 10.0
 
 
-class Swaps:
+class VolumeSwapper:
     """Exchanges volumes.
 
     :param guests: the driver's LXD instances.
@@ -60,9 +60,9 @@ class Swaps:
     :param steps: connects, disconnects and mounts.
     """
 
-    def __init__(self, guests: registry.Guests,
+    def __init__(self, guests: registry.GuestRegistry,
                  mounted: filesystems.Filesystems,
-                 steps: attach_steps.Handover) -> None:
+                 steps: attach_steps.AttachSteps) -> None:
         self._guests = guests
         self._filesystems = mounted
         self._steps = steps
@@ -145,12 +145,12 @@ class Swaps:
                     mountpoint: str, undo: contextlib.ExitStack) -> None:
         """Keep everything in a guest from using a volume."""
         init = attach_steps.init_process(guest, identifier, device)
-        attach_steps.refuse_busy(guest, init, device, mountpoint)
+        attach_steps.check_not_in_use(guest, init, device, mountpoint)
         if guest.power_state == power_state.RUNNING:
             undo.callback(_thaw, guest)
             guest.update(config={lxd_guest.KEY_QUIESCED: 'true'})
             guest.freeze()
-            attach_steps.refuse_busy(guest, init, device, mountpoint)
+            attach_steps.check_not_in_use(guest, init, device, mountpoint)
         if device['type'] == 'disk':
             undo.callback(self._filesystems.thaw, identifier)
             self._filesystems.freeze(identifier)

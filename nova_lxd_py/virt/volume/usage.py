@@ -36,14 +36,14 @@ from nova_lxd_py.virt.volume import manager
 LOG = logging.getLogger(__name__)
 
 
-class Holders:
+class VolumeUsage:
     """Finds the guests that have a volume.
 
     :param guests: the driver's LXD instances.
     :param volumes: knows what this process has connected.
     """
 
-    def __init__(self, guests: registry.Guests,
+    def __init__(self, guests: registry.GuestRegistry,
                  volumes: manager.VolumeManager) -> None:
         self._guests = guests
         self._volumes = volumes
@@ -69,8 +69,8 @@ class Holders:
         return [guest for guest in self.of(identifier)
                 if guest.uuid != instance.uuid]
 
-    def admit(self, instance: objects.Instance, identifier: str,
-              sharing: bool = False) -> bool:
+    def check_exclusive(self, instance: objects.Instance, identifier: str,
+                        sharing: bool = False) -> bool:
         """See that a server may have a volume.
 
         :param instance: the server.
@@ -88,8 +88,8 @@ class Holders:
                 reason='another server on the host still has it')
         return bool(having)
 
-    def refuse_mix_up(self, instance: objects.Instance, identifier: str,
-                      source: str) -> None:
+    def check_device_conflict(self, instance: objects.Instance, identifier: str,
+                              source: str) -> None:
         """See that a device is not the one of another volume as well.
 
         :param instance: the server that is to have it.

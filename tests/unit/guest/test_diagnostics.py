@@ -40,7 +40,7 @@ class DiagnosticsTestCase(session_case.SessionTestCase):
         self.server.system_metadata = {}
         self.server.image_ref = ''
         self.diagnostics = diagnostics.Diagnostics(
-            registry.Guests(self.session))
+            registry.GuestRegistry(self.session))
 
     @property
     def guest(self):

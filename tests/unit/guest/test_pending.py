@@ -19,25 +19,25 @@ class ArrivalsTest(unittest.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.arrivals = pending.Arrivals()
+        self.arrivals = pending.PendingInstances()
 
     def test_who_makes_it_hears_of_it(self):
         with self.arrivals.expected('one', {'a': 'b'}) as seen:
-            self.assertIsNone(self.arrivals.announce('other'))
+            self.assertIsNone(self.arrivals.expect('other'))
             self.assertFalse(seen.is_set())
-            self.assertEqual({'a': 'b'}, self.arrivals.announce('one'))
+            self.assertEqual({'a': 'b'}, self.arrivals.expect('one'))
             self.assertTrue(seen.is_set())
 
     def test_nothing_is_kept(self):
         with self.assertRaises(ZeroDivisionError):
             with self.arrivals.expected('one', {}):
                 raise ZeroDivisionError
-        self.assertIsNone(self.arrivals.announce('one'))
+        self.assertIsNone(self.arrivals.expect('one'))
 
     def test_a_second_attempt_is_not_ended_by_the_first(self):
         with self.arrivals.expected('one', {'attempt': '1'}):
             second = self.arrivals.expected('one', {'attempt': '2'})
             second.__enter__()
-        self.assertEqual({'attempt': '2'}, self.arrivals.announce('one'))
+        self.assertEqual({'attempt': '2'}, self.arrivals.expect('one'))
         second.__exit__(None, None, None)
-        self.assertIsNone(self.arrivals.announce('one'))
+        self.assertIsNone(self.arrivals.expect('one'))

@@ -89,8 +89,8 @@ class CpuTestCase(base.BaseTestCase):
     def confine(self, flavor: objects.Flavor,
                 topology: objects.InstanceNUMATopology | None = None
                 ) -> set[int] | None:
-        found = cpus.confinement(flavor, topology, cpus.configured(),
-                                 cpus.processors(self.resources['cpu']))
+        found = cpus.cpuset(flavor, topology, cpus.configured(),
+                            cpus.processors(self.resources['cpu']))
         return None if found is None else set(found)
 
 

@@ -232,10 +232,10 @@ class EnsureTestCase(ImageTestCase):
         for number in range(40):
             checked = signatures.noted(f'c{number}', checked)
         self.assertEqual(16, len(checked.split()))
-        self.assertTrue(signatures.is_met('c39', checked))
-        self.assertFalse(signatures.is_met('c0', checked))
-        self.assertFalse(signatures.is_met('c1', None))
-        self.assertTrue(signatures.is_met('', None))
+        self.assertTrue(signatures.is_verified('c39', checked))
+        self.assertFalse(signatures.is_verified('c0', checked))
+        self.assertFalse(signatures.is_verified('c1', None))
+        self.assertTrue(signatures.is_verified('', None))
 
     def test_cache_image(self) -> None:
         image_id = self.glance.add(rootfs())

@@ -152,7 +152,7 @@ class FormatTestCase(base.BaseTestCase):
 
     def assertUnacceptable(self, reason: str, data: bytes, **kwargs: Any
                            ) -> None:
-        exc = self.assertRaises(format_inspector.Unacceptable, inspect, data,
+        exc = self.assertRaises(format_inspector.UnacceptableImage, inspect, data,
                                 **kwargs)
         self.assertRegex(exc.reason, reason)
 
@@ -318,7 +318,7 @@ class DamageTestCase(FormatTestCase):
                         generator.randrange(256))
                 try:
                     inspect(bytes(data), limit=16 << 20)
-                except format_inspector.Unacceptable as exc:
+                except format_inspector.UnacceptableImage as exc:
                     self.assertTrue(exc.reason)
 
     def test_broken_metadata(self) -> None:
@@ -454,7 +454,7 @@ class OtherFilesTestCase(FormatTestCase):
             for _number in range(100):
                 inspector.feed(bytes(1 << 20))
 
-        self.assertRaises(format_inspector.Unacceptable, feed_forever)
+        self.assertRaises(format_inspector.UnacceptableImage, feed_forever)
 
 
 @ddt.ddt

@@ -62,7 +62,7 @@ class TemplateTestCase(base.BaseTestCase):
             lambda path: self.capacity))
         self.session = session.Session(conf.CONF.lxd)
         self.session.connect()
-        self.guests = registry.Guests(self.session)
+        self.guests = registry.GuestRegistry(self.session)
         self.store = self.new_store()
         self.image = self.lxd.add_image(project='nova', used=True)
 

@@ -163,11 +163,11 @@ class HangUpTestCase(base.BaseTestCase):
         self.assertFalse(self.channel.connected)
 
     def assert_all_end(self) -> None:
-        websockets.hang_up(self.channel)
+        websockets.shutdown(self.channel)
         for thread in self.threads:
             thread.join(5)
             self.assertFalse(thread.is_alive())
-        websockets.hang_up(self.channel)
+        websockets.shutdown(self.channel)
 
     def test_reader(self) -> None:
         self.run_in_thread(self.channel.recv_data)
@@ -199,9 +199,9 @@ class ConsoleTestCase(session_case.SessionTestCase):
         self.proxy = self.useFixture(SilentProxy(self.lxd.endpoint))
         self.cfg.config(group='lxd', endpoint=self.proxy.path)
         self.session = session.Session(conf.CONF.lxd)
-        self.guests = registry.Guests(self.session)
-        self.watcher = events.Watcher(self.session, self.guests,
-                                      lambda event: None, 5)
+        self.guests = registry.GuestRegistry(self.session)
+        self.watcher = events.EventWatcher(self.session, self.guests,
+                                           lambda event: None, 5)
         self.watcher.start()
         self.addCleanup(self.watcher.stop)
         self.server = serial_session.Server('a', 'c1')

@@ -58,7 +58,7 @@ class ConfigDriveTestCase(base.BaseTestCase):
             lambda instance: objects.BlockDeviceMappingList(objects=[])))
         self.context = nova_context.RequestContext(
             'user', 'project', is_admin=False)
-        self.drives = config_drive.ConfigDrives(
+        self.drives = config_drive.ConfigDriveManager(
             session.Session(conf.CONF.lxd), conf.CONF.lxd)
 
     def instance(self, **kwargs: Any) -> objects.Instance:

@@ -40,9 +40,9 @@ class DefinitionTestCase(session_case.SessionTestCase):
     def setUp(self) -> None:
         super().setUp()
         options = conf.CONF.lxd
-        self.guests = registry.Guests(self.session)
+        self.guests = registry.GuestRegistry(self.session)
         self.host = lxd_host.Host(self.session, options)
-        self.definitions = guest_config.Definitions(
+        self.definitions = guest_config.GuestConfigBuilder(
             self.session, options, self.host, vif_manager.VIFManager())
 
     def divide(self, shared: str | None, dedicated: str | None) -> None:
@@ -69,7 +69,7 @@ class DefinitionTestCase(session_case.SessionTestCase):
             display_name='s', image_ref='', flavor=flavor, deleted=False,
             numa_topology=topology)
 
-    def define(self, server: objects.Instance) -> guest_config.Definition:
+    def define(self, server: objects.Instance) -> guest_config.GuestConfig:
         return self.definitions.define(server, [])
 
 
@@ -99,7 +99,7 @@ class DefineTestCase(DefinitionTestCase):
         guest = self.guests.by_name('c1')
         guest.update(devices={'passthrough-usb-0403-6001': {
             'type': 'usb', 'vendorid': '0403', 'productid': '6001'}})
-        _config, devices = guest_config.corrections(
+        _config, devices = guest_config.config_changes(
             guest, self.define(self.server()))
         self.assertIsNone(devices['passthrough-usb-0403-6001'])
 

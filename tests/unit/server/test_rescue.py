@@ -64,23 +64,23 @@ class RescueTestCase(session_case.SessionTestCase):
         super().setUp()
         self.cfg.config(group='lxd', directory='/srv/lxd',
                         inject_password=False)
-        self.guests = registry.Guests(self.session)
-        watcher = events.Watcher(self.session, self.guests, lambda event: None,
-                                 1)
+        self.guests = registry.GuestRegistry(self.session)
+        watcher = events.EventWatcher(self.session, self.guests, lambda event: None,
+                                      1)
         options = conf.CONF.lxd
         volumes = volume_manager.VolumeManager(options)
         vifs = vif_manager.VIFManager()
-        self.rescues = rescue.Rescues(
+        self.rescues = rescue.RescueOps(
             self.session, options, self.guests, watcher,
-            guest_config.Definitions(
+            guest_config.GuestConfigBuilder(
                 self.session, options, lxd_host.Host(self.session, options),
                 vifs),
             vifs, _Images(self.session),
-            config_drive.ConfigDrives(self.session, conf.CONF.lxd),
-            password.Passwords(self.session, options, self.guests),
+            config_drive.ConfigDriveManager(self.session, conf.CONF.lxd),
+            password.AdminPassword(self.session, options, self.guests),
             attachments.Attachments(self.guests, volumes,
                                     filesystems.Filesystems(options),
-                                    usage.Holders(self.guests, volumes)))
+                                    usage.VolumeUsage(self.guests, volumes)))
         self.server = objects.Instance(
             id=1, uuid=UUID, project_id='p', user_id='u', display_name='s',
             image_ref='', config_drive='', system_metadata={}, task_state=None,

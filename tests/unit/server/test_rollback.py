@@ -34,7 +34,7 @@ class UndoTestCase(base.BaseTestCase):
 
     def build(self, *steps) -> None:
         """Take some steps, then fail."""
-        with rollback.Undo(self.instance) as undone:
+        with rollback.Rollback(self.instance) as undone:
             for number, step in enumerate(steps):
                 undone.step(f'undo step {number}', step)
             raise ValueError('the reason')
@@ -47,7 +47,7 @@ class UndoTestCase(base.BaseTestCase):
         self.assertEqual(['second', 'first'], self.done)
 
     def test_all_went_well(self) -> None:
-        with rollback.Undo(self.instance) as undone:
+        with rollback.Rollback(self.instance) as undone:
             undone.step('undo it', lambda: self.done.append('undone'))
             undone.forget()
         self.assertEqual([], self.done)

@@ -39,10 +39,10 @@ class SnapshotTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        self.guests = registry.Guests(self.session)
+        self.guests = registry.GuestRegistry(self.session)
         self.glance = memory_glance.MemoryGlance()
-        self.snapshots = snapshot.Snapshots(self.session, conf.CONF.lxd,
-                                            self.guests, self.glance)
+        self.snapshots = snapshot.SnapshotOps(self.session, conf.CONF.lxd,
+                                              self.guests, self.glance)
         self.image_id = self.glance.create(None, {'name': 'backup'})['id']
         self.server = self.make_server()
 
@@ -106,7 +106,7 @@ class SnapshotTestCase(session_case.SessionTestCase):
         self.assert_clean()
 
     def test_packing_takes_too_long(self):
-        snapshots = snapshot.Snapshots(
+        snapshots = snapshot.SnapshotOps(
             self.session, _Options(image_timeout=1,
                                    snapshot_compression='zstd'),
             self.guests, self.glance)

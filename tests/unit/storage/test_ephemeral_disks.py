@@ -37,7 +37,7 @@ class DiskTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        self.disks = ephemeral_disks.Disks(self.session, conf.CONF.lxd)
+        self.disks = ephemeral_disks.EphemeralDisks(self.session, conf.CONF.lxd)
         self.server = self.make_server(UUID)
 
     def make_server(self, uuid, **extra_specs):

@@ -204,7 +204,7 @@ class PlugTestCase(ManagerTestCase):
             **{'quota:vif_inbound_average': '10'})
         vif = fake_host.make_vif()
         self.vifs.plug(self.instance, [vif])
-        self.assertTrue(veth.Wire(vif).is_limited)
+        self.assertTrue(veth.VethPair(vif).is_limited)
 
 
 class WaitTestCase(ManagerTestCase):
@@ -315,7 +315,7 @@ class WaitTestCase(ManagerTestCase):
 
     def test_device_left_by_an_earlier_build(self) -> None:
         self.vifs.plug(self.instance, [self.vif])
-        self.host.hand_over(veth.Wire(self.vif).inner)
+        self.host.hand_over(veth.VethPair(self.vif).inner)
         with self.plugged(self.vif):
             self.send(self.vif)
-        self.assertIs(veth.WireState.ON_HOST, veth.Wire(self.vif).state())
+        self.assertIs(veth.VethState.ON_HOST, veth.VethPair(self.vif).state())

@@ -36,7 +36,7 @@ class PluginTestCase(base.BaseTestCase):
         self.plugin = self.plugin_class()
         self.instance = fake_host.make_instance()
         self.vif = fake_host.make_vif()
-        self.wire = veth.Wire(self.vif)
+        self.wire = veth.VethPair(self.vif)
 
     def plug(self, limits: qos.Limits = qos.Limits(),
              guest_stopped: bool = False) -> None:
@@ -63,7 +63,7 @@ class PlugTestCase(PluginTestCase):
         self.assertEqual(fake_host.MTU, outer.mtu)
         self.assertEqual(fake_host.MTU, outer.peer.mtu)
         self.assertEqual(self.vif['address'], outer.peer.address)
-        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
 
     def test_names_fit_the_kernel(self) -> None:
         for name in self.wire.names:
@@ -83,13 +83,13 @@ class PlugTestCase(PluginTestCase):
         self.changes()
         self.plug()
         self.assertEqual(['os_vif.plug'], self.changes())
-        self.assertIs(veth.WireState.IN_GUEST, self.wire.state())
+        self.assertIs(veth.VethState.IN_GUEST, self.wire.state())
 
     def test_guest_that_should_not_run(self) -> None:
         self.plug()
         lost = self.host.hand_over(self.wire.inner)
         self.plug(guest_stopped=True)
-        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
         self.assertNotIn(lost.index, self.host.devices)
 
     def test_guest_that_is_just_stopping(self) -> None:
@@ -108,7 +108,7 @@ class PlugTestCase(PluginTestCase):
             self.plug()
             self.host.remove(self.host.device(self.wire.outer))
             self.plug(guest_stopped=guest_stopped)
-            self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+            self.assertIs(veth.VethState.ON_HOST, self.wire.state())
             # The switch listens to the new device, not to the old one.
             self.assertEqual(self.host.device(self.wire.outer).index,
                              self.host.ports[self.wire.outer])
@@ -116,14 +116,14 @@ class PlugTestCase(PluginTestCase):
     def test_device_of_a_virtual_machine(self) -> None:
         self.host.add(self.wire.outer, tap=True)
         self.plug()
-        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
 
     def test_strangers_with_our_names(self) -> None:
         self.host.add(self.wire.outer)
         self.host.add(self.wire.inner)
-        self.assertIs(veth.WireState.BROKEN, self.wire.state())
+        self.assertIs(veth.VethState.BROKEN, self.wire.state())
         self.plug()
-        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
 
     def test_mtu_of_network_changes(self) -> None:
         self.plug()
@@ -182,7 +182,7 @@ class LimitsTestCase(PluginTestCase):
     def test_limited_port(self) -> None:
         self.plug(LIMITS)
         self.assertEqual(set(self.wire.names), self.host.names())
-        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
         self.assertEqual(1000, self.rate(self.wire.outer_mate))
         self.assertIsNone(self.rate(self.wire.inner_mate))
         self.assertEqual(
@@ -192,13 +192,13 @@ class LimitsTestCase(PluginTestCase):
     def test_rate_changes_under_a_running_guest(self) -> None:
         self.plug(LIMITS)
         self.host.hand_over(self.wire.inner)
-        self.assertIs(veth.WireState.IN_GUEST, self.wire.state())
+        self.assertIs(veth.VethState.IN_GUEST, self.wire.state())
         self.plug(qos.Limits(inbound=qos.Rate(3000, 3000, 65536)))
         self.assertIsNone(self.rate(self.wire.outer_mate))
         self.assertEqual(3000, self.rate(self.wire.inner_mate))
         self.plug(qos.Limits())
         self.assertIsNone(self.rate(self.wire.inner_mate))
-        self.assertIs(veth.WireState.IN_GUEST, self.wire.state())
+        self.assertIs(veth.VethState.IN_GUEST, self.wire.state())
 
     def test_limits_come_and_go_with_the_guest_stopped(self) -> None:
         self.plug()
@@ -219,9 +219,9 @@ class LimitsTestCase(PluginTestCase):
     def test_inner_pair_is_gone(self) -> None:
         self.plug(LIMITS)
         self.host.remove(self.host.device(self.wire.inner))
-        self.assertIs(veth.WireState.BROKEN, self.wire.state())
+        self.assertIs(veth.VethState.BROKEN, self.wire.state())
         self.plug(LIMITS)
-        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
 
     def test_crash_in_the_middle(self) -> None:
         """The devices are there, and nothing joins or limits them yet."""
@@ -241,7 +241,7 @@ class LimitsTestCase(PluginTestCase):
             self.plug(LIMITS)
             self.assertEqual({self.wire.outer, self.wire.inner},
                              self.host.names())
-            self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+            self.assertIs(veth.VethState.ON_HOST, self.wire.state())
             self.unplug()
 
 
@@ -278,7 +278,7 @@ class UserspaceSwitchTestCase(PluginTestCase):
         self.host.is_busy = 10
         # A warning is all: the switch may come later.
         self.plug()
-        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
 
     def test_deaf_port_of_a_running_guest(self) -> None:
         self.plug()
@@ -307,9 +307,9 @@ class OSVIFTestCase(base.BaseTestCase):
 
     def test_name_is_that_of_the_device(self) -> None:
         vif = fake_host.make_vif()
-        self.assertEqual(veth.Wire(vif).outer, ovs.to_os_vif(vif).vif_name)
+        self.assertEqual(veth.VethPair(vif).outer, ovs.to_os_vif(vif).vif_name)
         vif['devname'] = None
-        self.assertEqual(veth.Wire(vif).outer, ovs.to_os_vif(vif).vif_name)
+        self.assertEqual(veth.VethPair(vif).outer, ovs.to_os_vif(vif).vif_name)
 
 
 class TapTestCase(PluginTestCase):
@@ -320,7 +320,7 @@ class TapTestCase(PluginTestCase):
         self.vif['type'] = 'tap'
         self.plug()
         self.plug(guest_stopped=True)
-        self.assertIs(veth.WireState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
         self.unplug()
         self.assertEqual(set(), self.host.names())
         self.assertNotIn('os_vif.plug', self.changes())

@@ -85,12 +85,12 @@ class RootsTestCase(base.BaseTestCase):
         self.assertEqual([], lxd_devices.holders([released], VOLUME))
 
     def test_keys_survive_corrections(self) -> None:
-        wanted = guest_config.Definition({}, {})
-        changes, _devices = guest_config.corrections(self.stub, wanted)
+        wanted = guest_config.GuestConfig({}, {})
+        changes, _devices = guest_config.config_changes(self.stub, wanted)
         self.assertEqual({'raw.idmap': None}, changes)
         by_hand = guest(**{'raw.lxc': 'lxc.net.0.type = none'})
         self.assertEqual({'raw.lxc': None},
-                         guest_config.corrections(by_hand, wanted)[0])
+                         guest_config.config_changes(by_hand, wanted)[0])
 
     def test_policy(self) -> None:
         options = mock.Mock(volume_filesystems=['ext4'])
@@ -188,10 +188,10 @@ class RootFilesystemTestCase(base.BaseTestCase):
         self.assertRaises(ValueError, rootfs.mount, '/dev/x', 'ext4', TARGET,
                           0, 0, 65536)
         self.assertRaises(ValueError, rootfs.examine, '/dev/x', 'ext4', '/')
-        for function in (rootfs.complete, rootfs.close_workshop):
+        for function in (rootfs.complete, rootfs.close_staging):
             self.assertRaises(ValueError, function, '/mnt')
 
     def test_nothing_is_mounted(self) -> None:
         target = self.folder / f'root-{VOLUME}' / VOLUME
         self.assertFalse(rootfs.unmount(str(target), False))
-        rootfs.close_workshop(str(self.folder / VOLUME))
+        rootfs.close_staging(str(self.folder / VOLUME))

@@ -81,7 +81,7 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             'stevedore.extension.ExtensionManager',
             lambda *args, **kwargs: found))
-        self.guests = registry.Guests(self.session)
+        self.guests = registry.GuestRegistry(self.session)
         self.start_driver()
 
     def patch(self, name: str, value: Any) -> None:
@@ -103,10 +103,10 @@ class HoldersTestCase(session_case.SessionTestCase):
     def start_driver(self) -> None:
         options = conf.CONF.lxd
         self.volumes = manager.VolumeManager(options)
-        self.holders = usage.Holders(self.guests, self.volumes)
+        self.holders = usage.VolumeUsage(self.guests, self.volumes)
         self.roots = root_volumes.RootVolumes(
             options, self.volumes, self.holders)
-        self.steps = attach_steps.Handover(
+        self.steps = attach_steps.AttachSteps(
             self.volumes, filesystems.Filesystems(options), self.holders)
 
     def make(self, uuid: str, device: dict[str, str] | None = None,
@@ -138,7 +138,7 @@ class HoldersTestCase(session_case.SessionTestCase):
     def is_mixed_up(self) -> bool:
         """Whether another volume is refused the same device."""
         try:
-            self.holders.refuse_mix_up(self.server(NEIGHBOUR), OTHER, DEVICE)
+            self.holders.check_device_conflict(self.server(NEIGHBOUR), OTHER, DEVICE)
         except exception.VolumeAttachFailed:
             return True
         return False
@@ -151,10 +151,10 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.assertEqual([SERVER],
                          [found.uuid for found in self.holders.of(VOLUME)])
         self.assertEqual({VOLUME: DEVICE}, self.volumes.connections())
-        self.assertRaises(exception.VolumeAttachFailed, self.holders.admit,
+        self.assertRaises(exception.VolumeAttachFailed, self.holders.check_exclusive,
                           self.server(NEIGHBOUR), VOLUME)
-        self.assertTrue(self.holders.admit(self.server(NEIGHBOUR), VOLUME,
-                                           sharing=True))
+        self.assertTrue(self.holders.check_exclusive(self.server(NEIGHBOUR), VOLUME,
+                                                     sharing=True))
         self.assertTrue(lxd_devices.connected(guest))
 
     def test_record_without_a_boot(self) -> None:
@@ -167,7 +167,7 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.assertFalse(self.is_mixed_up())
         self.assertEqual([], self.holders.of(VOLUME))
         self.assertEqual({}, self.volumes.connections())
-        self.assertFalse(self.holders.admit(self.server(SERVER), VOLUME))
+        self.assertFalse(self.holders.check_exclusive(self.server(SERVER), VOLUME))
         self.assertEqual({}, lxd_devices.connected(guest))
         self.assertEqual([lxd_devices.name(VOLUME)],
                          list(lxd_devices.of_guest(guest)))
@@ -192,7 +192,7 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.start_driver()
         self.roots.connect(self.server(NEIGHBOUR), self.root_of(OTHER))
         self.patch_root('rootfs.unmount', lambda *args: False)
-        self.patch_root('rootfs.close_workshop', lambda *args: None)
+        self.patch_root('rootfs.close_staging', lambda *args: None)
         self.roots.release(self.server(SERVER), guest,
                            self.connection(VOLUME))
         self.assertEqual({}, lxd_devices.of_guest(guest.reload()))
@@ -219,20 +219,20 @@ class HoldersTestCase(session_case.SessionTestCase):
                 lxd_devices.KEY_SOURCE: DEVICE, lxd_devices.KEY_BOOT: 'first'})
             self.reboot(boot)
 
-            def take_out() -> None:
-                self.steps.take_out(self.server(SERVER), guest,
-                                    self.connection(VOLUME), '/dev/vdb')
+            def detach_device() -> None:
+                self.steps.detach_device(self.server(SERVER), guest,
+                                         self.connection(VOLUME), '/dev/vdb')
             if boot == 'first':
-                self.assertRaises(exception.DeviceDetachFailed, take_out)
+                self.assertRaises(exception.DeviceDetachFailed, detach_device)
                 guest.delete()
             else:
-                take_out()
+                detach_device()
                 self.assertEqual({}, lxd_devices.of_guest(guest.reload()))
 
     # -- failures -----------------------------------------------------------
 
     def test_failure_takes_back_what_it_has_connected(self) -> None:
-        self.patch('holders.Holders.refuse_mix_up', self.fail_once)
+        self.patch('usage.VolumeUsage.check_device_conflict', self.fail_once)
         self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
                           self.server(SERVER), self.root_of(VOLUME))
         self.assertEqual(0, self.plugin.connected)
@@ -247,7 +247,7 @@ class HoldersTestCase(session_case.SessionTestCase):
                           self.server(SERVER), self.root_of(VOLUME))
         self.assertEqual(2, self.plugin.connected)
         self.patch('device_identity.size', lambda path: 1 << 30)
-        self.patch('holders.Holders.refuse_mix_up', self.fail_once)
+        self.patch('usage.VolumeUsage.check_device_conflict', self.fail_once)
         self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
                           self.server(SERVER), self.root_of(VOLUME))
         self.assertEqual(3, self.plugin.connected)
