@@ -214,7 +214,7 @@ def at_rest(lxd: lxd_daemon.RealLXD) -> None:
                 servers.append(host.spawn(
                     host.instance(image, memory_mb=32), image))
             time.sleep(2)
-            session = host.driver._session
+            session = host.driver._services.session
             for _ in range(2):
                 before = session.request_count
                 # What Nova does once a minute, and its power sync.

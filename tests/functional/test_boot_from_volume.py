@@ -602,7 +602,7 @@ class BootCases(BootHost):
         spoilt = self.proxy.spoilt
         self.proxy.behave()
         self.destroy(server, self.described(volume))
-        self.host.driver._boot_volumes.recover()
+        self.host.driver._services.volumes.reconcile()
         self.assert_clean()
         self.destroy(self.boot(volume, server))
         self.storage.delete(volume)

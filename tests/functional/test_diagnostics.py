@@ -153,7 +153,7 @@ class DiagnosticsTest(unittest.TestCase):
             self.read_plain()
 
     def test_few_requests(self) -> None:
-        session = self.host.driver._session
+        session = self.host.driver._services.session
         before = session.request_count
         self.read()
         self.assertLessEqual(session.request_count - before, 2)

@@ -110,10 +110,10 @@ class HostTest(unittest.TestCase):
 
     def test_cost_does_not_grow_with_servers(self) -> None:
         def cost() -> int:
-            before = self.driver._session.request_count
+            before = self.driver._services.session.request_count
             self.driver.get_available_resource(self.node)
             self.driver.update_provider_tree(self.tree(), self.node)
-            return self.driver._session.request_count - before
+            return self.driver._services.session.request_count - before
         cost()
         empty = cost()
         image = self.host.image()

@@ -782,7 +782,7 @@ class FileVolumeTest(VolumeCases, unittest.TestCase):
         written = self.write(server)
         self.host.driver.power_off(server)
         share = os.path.join(
-            self.host.driver._attachments._volumes._plugins['nfs']
+            self.host.driver._services.volumes._data._volumes._plugins['nfs']
             .options.volume_share_directory,
             hashlib.md5(f'fileserver:{volume.file.parent}'.encode()
                         ).hexdigest())

@@ -44,10 +44,8 @@ from nova_lxd_py.virt.server import snapshot
 from nova_lxd_py.virt.storage import ephemeral_disks as disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import manager as vif_manager
-from nova_lxd_py.virt.volume import attachments
-from nova_lxd_py.virt.volume import boot_volumes as bootvolume
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import root_volumes
+from nova_lxd_py.virt.volume import server_volumes
 
 LOG = logging.getLogger(__name__)
 
@@ -71,7 +69,6 @@ class Lifecycle:
     :param passwords: sets their administrators' passwords.
     :param serial_consoles: their serial consoles.
     :param volumes: their Cinder volumes.
-    :param boot_volumes: those of them that they boot from.
     """
 
     def __init__(self, virtapi: nova_virtapi.VirtAPI,
@@ -87,8 +84,7 @@ class Lifecycle:
                  snapshots: snapshot.SnapshotOps,
                  passwords: lxd_password.AdminPassword,
                  serial_consoles: serial.SerialConsoles,
-                 volumes: attachments.Attachments,
-                 boot_volumes: bootvolume.BootVolumes) -> None:
+                 volumes: server_volumes.ServerVolumes) -> None:
         self._virtapi = virtapi
         self._options = options
         self._guests = guests
@@ -105,7 +101,6 @@ class Lifecycle:
         self._passwords = passwords
         self._serial_consoles = serial_consoles
         self._volumes = volumes
-        self._boot_volumes = boot_volumes
 
     # -- up -----------------------------------------------------------------
 
@@ -125,7 +120,7 @@ class Lifecycle:
             files.check(injected_files)
             self._config_drives.check(instance)
             self._make_room(instance)
-            on_volume = root_volumes.find(block_device_info) is not None
+            on_volume = server_volumes.is_volume_backed(block_device_info)
             if not on_volume:
                 fingerprint = self._images.ensure(context, image_meta,
                                                   instance)
@@ -146,25 +141,26 @@ class Lifecycle:
                 extra.update(self._disks.create(instance, block_device_info))
                 undone.step(
                     'disconnect its volumes',
-                    lambda: self._disconnect_volumes(instance, None,
+                    lambda: self._volumes.disconnect(instance,
                                                      block_device_info))
-                extra.update(self._volumes.connect_all(
-                    context, instance, block_device_info))
+                connected = self._volumes.connect(
+                    context, instance, None, block_device_info)
+                extra.update(connected.devices)
                 undone.step(
                     'delete its LXD instance',
                     lambda: self._discard(instance))
                 swap_mb = disks.swap_mb(instance.flavor, block_device_info)
                 if on_volume:
+                    self._volumes.provision(context, instance,
+                                            block_device_info)
                     guest = self._create_on_volume(
-                        context, instance, ports, block_device_info, extra,
-                        swap_mb)
+                        instance, ports, connected.config, extra, swap_mb)
                 else:
                     guest = self._create(instance, image_meta, ports,
                                          fingerprint, extra, swap_mb)
                     files.inject(instance, guest, injected_files)
             if power_on:
-                self._boot_volumes.mount(instance, guest, block_device_info)
-                self._volumes.mount_all(instance, guest, block_device_info)
+                self._volumes.mount(instance, guest, block_device_info)
                 guest.start()
                 if on_volume:
                     # LXD writes to the root on the volume while it runs.
@@ -207,29 +203,20 @@ class Lifecycle:
             raise self._images.explain_create_failure(
                 exc, instance, image_meta) from exc
 
-    def _create_on_volume(self, context: nova_context.RequestContext,
-                          instance: objects.Instance, ports: list[Any],
-                          block_device_info: dict[str, Any] | None,
+    def _create_on_volume(self, instance: objects.Instance, ports: list[Any],
+                          volume_config: dict[str, str],
                           extra_devices: dict[str, dict[str, str]],
                           swap_mb: int) -> lxd_guest.Guest:
         """Make the stub of a server that boots from a volume."""
-        keys = self._boot_volumes.connect(instance, None, block_device_info)
-        self._boot_volumes.prepare(context, instance, block_device_info)
         wanted = self._definitions.define(instance, ports, swap_mb)
         return self._guests.create(
             lxd_guest.lxd_name(instance),
-            self._boot_volumes.source(),
-            {**wanted.config, **self._templates.uid_range(instance), **keys},
+            self._volumes.placeholder_source(),
+            {**wanted.config, **self._templates.uid_range(instance),
+             **volume_config},
             {**wanted.devices, **extra_devices,
              root_disk.DEVICE: {'type': 'disk', 'path': '/',
                                 'pool': self._options.storage_pool}})
-
-    def _disconnect_volumes(self, instance: objects.Instance,
-                            root_volume: str | None,
-                            block_device_info: dict[str, Any] | None) -> None:
-        self._volumes.disconnect_all(instance, block_device_info, force=True)
-        self._boot_volumes.disconnect(instance, root_volume,
-                                      block_device_info, force=True)
 
     # -- down ---------------------------------------------------------------
 
@@ -251,13 +238,9 @@ class Lifecycle:
                 if lxd_devices.of_guest(guest):
                     guest.stop()
                     self._volumes.release(instance, guest, block_device_info)
-                    self._boot_volumes.release(instance, guest,
-                                               block_device_info)
                 return
             root_volume = lxd_guest.root_volume(guest)
-            volumes = [name for name, device in (
-                lxd_devices.of_guest(guest) if guest else {}).items()
-                if device['type'] != lxd_devices.ROOT]
+            volumes = server_volumes.data_devices(guest)
             if destroy_disks:
                 self._discard(instance)
                 self._disks.delete(instance)
@@ -267,14 +250,12 @@ class Lifecycle:
                 guest.update(devices={
                     name: None for name, device in guest.devices.items()
                     if device.get('path') != '/'},
-                    config=root_volumes.DISCONNECTED)
+                    config=server_volumes.DISCONNECTED)
             # Not before: somebody may ask for a console until it is gone.
             self._serial_consoles.remove(instance)
             # Nova frees them in Cinder next: nothing may be left of them.
-            self._volumes.clear(instance, volumes, block_device_info,
-                                force=destroy_disks)
-            self._boot_volumes.disconnect(
-                instance, root_volume, block_device_info, force=destroy_disks)
+            self._volumes.remove(instance, root_volume, volumes,
+                                 block_device_info, force=destroy_disks)
             self._vifs.unplug(instance, network_info or ())
             self._config_drives.remove(instance)
         self._watcher.forget(instance)
@@ -463,14 +444,13 @@ class Lifecycle:
             self._rescues.ensure_root_mounted(self._guests.get(instance))
         else:
             devices.update(self._disks.ensure(instance, block_device_info))
-            config.update(self._boot_volumes.connect(instance, guest,
-                                                     block_device_info))
-            devices.update(self._volumes.connect_all(
-                context, instance, block_device_info))
+            connected = self._volumes.connect(context, instance, guest,
+                                              block_device_info)
+            config.update(connected.config)
+            devices.update(connected.devices)
         self._root_disks.update(instance, guest, config, devices)
         if guest.role != lxd_guest.ROLE_RESCUE:
-            self._boot_volumes.mount(instance, guest, block_device_info)
-            self._volumes.mount_all(instance, guest, block_device_info)
+            self._volumes.mount(instance, guest, block_device_info)
         self._root_disks.start(instance, guest)
 
 

@@ -49,7 +49,7 @@ from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.vif import manager as vif_manager
-from nova_lxd_py.virt.volume import attachments
+from nova_lxd_py.virt.volume import server_volumes
 
 LOG = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class RescueOps:
                  image_store: image_cache.ImageStore,
                  config_drives: config_drive.ConfigDriveManager,
                  passwords: lxd_password.AdminPassword,
-                 volumes: attachments.Attachments) -> None:
+                 volumes: server_volumes.ServerVolumes) -> None:
         self._session = session
         self._options = options
         self._guests = guests

@@ -52,8 +52,7 @@ from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.storage import ephemeral_disks as disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import manager as vif_manager
-from nova_lxd_py.virt.volume import attachments
-from nova_lxd_py.virt.volume import boot_volumes as bootvolume
+from nova_lxd_py.virt.volume import server_volumes
 
 CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
@@ -90,8 +89,7 @@ class ResizeOps:
                  ephemeral_disks: disks.EphemeralDisks,
                  root_disks: root_disk.RootDiskManager,
                  lives: build.Lifecycle,
-                 volumes: attachments.Attachments,
-                 boot_volumes: bootvolume.BootVolumes) -> None:
+                 volumes: server_volumes.ServerVolumes) -> None:
         self._session = session
         self._options = options
         self._guests = guests
@@ -102,7 +100,6 @@ class ResizeOps:
         self._root_disks = root_disks
         self._lifecycle = lives
         self._volumes = volumes
-        self._boot_volumes = boot_volumes
 
     # -- the steps of a resize ----------------------------------------------
 
@@ -157,8 +154,6 @@ class ResizeOps:
                 if _has_volumes(block_device_info):
                     self._volumes.release(instance, guest.reload(),
                                           block_device_info)
-                    self._boot_volumes.release(instance, guest,
-                                               block_device_info)
         except (errors.LXDError, exception.InvalidInput,
                 exception.ComputeResourcesUnavailable,
                 exception.ResizeError) as exc:
@@ -300,7 +295,8 @@ class ResizeOps:
             flavor: objects.Flavor, root: Mapping[str, str],
             block_device_info: dict[str, Any] | None) -> None:
         old = instance.flavor
-        if flavor.root_gb and not _is_volume_backed(block_device_info):
+        if flavor.root_gb and not server_volumes.is_volume_backed(
+                block_device_info):
             if flavor.root_gb < old.root_gb:
                 raise exception.ResizeError(reason=(
                     f'its root disk cannot be made smaller, from '
@@ -364,11 +360,6 @@ def _refuse_other_hosts(migration: objects.Migration) -> None:
 
 def _has_volumes(block_device_info: dict[str, Any] | None) -> bool:
     return bool(virt_driver.block_device_info_get_mapping(block_device_info))
-
-
-def _is_volume_backed(block_device_info: dict[str, Any] | None) -> bool:
-    return any(volume.get('boot_index') == 0 for volume in
-               virt_driver.block_device_info_get_mapping(block_device_info))
 
 
 def _must_restart(guest: lxd_guest.Guest, config: Mapping[str, str]
