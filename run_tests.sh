@@ -12,6 +12,7 @@
 #    under the License.
 
 # Makes the test environments and runs the tests.
+# shellcheck disable=SC2329 # run_stage calls the stages by name
 
 set -uo pipefail
 
@@ -35,7 +36,7 @@ Usage: [sudo] ./run_tests.sh [stage]... [-- pytest option...]
 Without a stage all of them run: "functional" and then "cloud", and all others
 beside "functional". Root is needed for those marked with *.
 
-  pep8         style and spelling
+  pep8         style, order of imports, shell scripts, spelling
   mypy         types
   docs         documentation and release notes
   unit         unit tests, twice: Nova 34 with native threads, Nova 32 with
@@ -188,6 +189,8 @@ stage_pep8() {
     need_nova34 || return
     local status=0
     "$NOVA34/bin/flake8" || status=1
+    "$NOVA34/bin/lint-imports" --no-logo --no-cache || status=1
+    PATH=$NOVA34/bin:$PATH tools/shellcheck.sh || status=1
     "$NOVA34/bin/codespell" || status=1
     "$NOVA34/bin/sphinx-lint" README.rst CONTRIBUTING.rst doc/source \
         releasenotes || status=1
@@ -355,7 +358,7 @@ run_all() {
         esac
     done
     # They share these, which only one may make at a time.
-    need_packages && need_nova34 && need_nova32 ||
+    { need_packages && need_nova34 && need_nova32; } ||
         fail 'The test environments could not be made.'
     run_stages "${aside[@]}" >"$RESULTS/aside.log" 2>&1 &
     ASIDE=$!

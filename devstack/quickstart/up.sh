@@ -15,9 +15,10 @@
 
 # Refuses early what would fail in an unclear way later.
 check_host() {
-    # shellcheck disable=SC1091
     local id version
+    # shellcheck source=/dev/null
     id=$(. /etc/os-release && echo "$ID")
+    # shellcheck source=/dev/null
     version=$(. /etc/os-release && echo "${VERSION_ID:-}")
     case $id-$version in
     debian-12 | debian-13 | ubuntu-24.04) ;;
