@@ -10,7 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The compute driver that Nova loads: it delegates, and holds no logic."""
+"""The compute driver that Nova loads.
+
+Each method hands Nova's call on to the collaborator that does the work; all
+of them are built in :mod:`.services`.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +23,20 @@ from typing import Any
 from nova import exception
 from nova.virt import driver
 from nova.virt import hardware
-from oslo_log import log as logging
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt import exception_mapping
-from nova_lxd_py.virt import preflight
-from nova_lxd_py.virt.server import repin
 from nova_lxd_py.virt import services
 from nova_lxd_py.virt.volume import lxd_devices
 
 CONF = conf.CONF
-LOG = logging.getLogger(__name__)
 
 
 @exception_mapping.map_all_exceptions
 class LXDDriver(driver.ComputeDriver):
     """Runs servers as LXD system containers.
 
-    :param virtapi: Nova's way of waiting for Neutron's events.
+    :param virtapi: Nova's interface for waiting for Neutron's events.
     """
 
     capabilities = {
@@ -61,26 +61,14 @@ class LXDDriver(driver.ComputeDriver):
     # -- service ------------------------------------------------------------
 
     def init_host(self, host):
-        preflight.check(self._services.session, CONF)
-        # Before the servers that stood still for it run on.
-        self._services.volumes.reconcile()
-        self._services.snapshots.recover()
-        self._services.rescues.recover()
-        self._services.serial_consoles.recover()
-        self._services.watcher.start()
-        LOG.info('LXD %s at %s: servers go to project %s, pool %s',
-                 self._services.session.server['environment']['server_version'],
-                 self._services.session.endpoint, CONF.lxd.project,
-                 CONF.lxd.storage_pool)
+        self._services.start()
 
     def process_instances_at_startup(self, context, instances):
-        repin.follow(self._services.guests, self._services.guest_configs,
-                     instances)
+        self._services.repin.repin(instances)
         return instances
 
     def cleanup_host(self, host):
-        self._services.serial_consoles.stop()
-        self._services.watcher.stop()
+        self._services.stop()
 
     def get_available_nodes(self, refresh=False):
         return [self._services.host.nodename]
@@ -125,80 +113,82 @@ class LXDDriver(driver.ComputeDriver):
     def spawn(self, context, instance, image_meta, injected_files,
               admin_password, allocations, network_info=None,
               block_device_info=None, power_on=True, accel_info=None):
-        self._services.lifecycle.spawn(context, instance, image_meta, injected_files,
-                                       admin_password, network_info,
-                                       block_device_info, power_on)
+        self._services.spawn.spawn(
+            context, instance, image_meta, injected_files, admin_password,
+            network_info, block_device_info, power_on)
 
     def destroy(self, context, instance, network_info, block_device_info=None,
                 destroy_disks=True, destroy_secrets=True):
-        self._services.lifecycle.destroy(instance, network_info, block_device_info,
-                                         destroy_disks)
+        self._services.teardown.destroy(instance, network_info,
+                                        block_device_info, destroy_disks)
 
     def cleanup(self, context, instance, network_info, block_device_info=None,
                 destroy_disks=True, migrate_data=None, destroy_vifs=True,
                 destroy_secrets=True):
-        self._services.lifecycle.destroy(instance,
-                                         network_info if destroy_vifs else None,
-                                         block_device_info, destroy_disks)
+        self._services.teardown.destroy(
+            instance, network_info if destroy_vifs else None,
+            block_device_info, destroy_disks)
 
     def power_off(self, instance, timeout=0, retry_interval=0):
-        self._services.lifecycle.power_off(instance, timeout, retry_interval)
+        self._services.power.power_off(instance, timeout, retry_interval)
 
     def power_on(self, context, instance, network_info,
                  block_device_info=None, accel_info=None, share_info=None):
-        self._services.lifecycle.power_on(context, instance, network_info,
-                                          block_device_info)
+        self._services.power.power_on(context, instance, network_info,
+                                      block_device_info)
 
     def reboot(self, context, instance, network_info, reboot_type,
                block_device_info=None, bad_volumes_callback=None,
                accel_info=None, share_info=None):
-        self._services.lifecycle.reboot(context, instance, network_info, reboot_type,
-                                        block_device_info)
+        self._services.power.reboot(context, instance, network_info,
+                                    reboot_type, block_device_info)
 
     def pause(self, instance):
-        self._services.lifecycle.pause(instance)
+        self._services.power.pause(instance)
 
     def unpause(self, instance):
-        self._services.lifecycle.unpause(instance)
+        self._services.power.unpause(instance)
 
     def suspend(self, context, instance):
-        self._services.lifecycle.suspend(instance)
+        self._services.power.suspend(instance)
 
     def resume(self, context, instance, network_info, block_device_info=None,
                share_info=None):
-        self._services.lifecycle.resume(context, instance, network_info,
-                                        block_device_info)
+        self._services.power.resume(context, instance, network_info,
+                                    block_device_info)
 
     def poll_rebooting_instances(self, timeout, instances):
-        """Nothing to poll: a reboot that hangs becomes a hard one itself."""
+        """Do nothing: a soft reboot that takes too long becomes a hard reboot
+        by itself (``[lxd] soft_reboot_timeout``)."""
 
     def resume_state_on_host_boot(self, context, instance, network_info,
                                   share_info, block_device_info=None):
-        self._services.lifecycle.resume_state_on_host_boot(
+        self._services.power.resume_state_on_host_boot(
             context, instance, network_info, block_device_info)
 
     def rescue(self, context, instance, network_info, image_meta,
                rescue_password, block_device_info, share_info):
-        self._services.rescues.rescue(context, instance, network_info, image_meta,
-                                      rescue_password)
+        self._services.rescue.rescue(context, instance, network_info,
+                                     image_meta, rescue_password)
 
     def unrescue(self, context, instance):
-        self._services.rescues.unrescue(context, instance)
+        self._services.rescue.unrescue(context, instance)
 
     def snapshot(self, context, instance, image_id, update_task_state):
-        self._services.snapshots.take(context, instance, image_id, update_task_state)
+        self._services.snapshot.take(context, instance, image_id,
+                                     update_task_state)
 
     def quiesce(self, context, instance, image_meta):
-        self._services.snapshots.quiesce(instance, image_meta)
+        self._services.snapshot.quiesce(instance, image_meta)
 
     def unquiesce(self, context, instance, image_meta):
-        self._services.snapshots.unquiesce(instance)
+        self._services.snapshot.unquiesce(instance)
 
     def set_admin_password(self, instance, new_pass):
         self._services.passwords.change(instance, new_pass)
 
     def get_console_output(self, context, instance):
-        # Nova encodes text as latin-1, so this gives it the bytes as they are.
+        # Nova encodes the text as latin-1 and so gets the same bytes back.
         return self._services.console_log.output(instance).decode('latin-1')
 
     def get_serial_console(self, context, instance):
@@ -236,8 +226,8 @@ class LXDDriver(driver.ComputeDriver):
 
     def attach_volume(self, context, connection_info, instance, mountpoint,
                       disk_bus=None, device_type=None, encryption=None):
-        self._services.volumes.attach(context, instance, connection_info, mountpoint,
-                                      encryption)
+        self._services.volumes.attach(context, instance, connection_info,
+                                      mountpoint, encryption)
 
     def detach_volume(self, context, connection_info, instance, mountpoint,
                       encryption=None):
@@ -267,7 +257,7 @@ class LXDDriver(driver.ComputeDriver):
     def migrate_disk_and_power_off(self, context, instance, dest, flavor,
                                    network_info, block_device_info=None,
                                    timeout=0, retry_interval=0):
-        return self._services.resizes.prepare(
+        return self._services.resize.prepare(
             context, instance, dest, flavor, network_info, block_device_info,
             timeout, retry_interval)
 
@@ -275,17 +265,18 @@ class LXDDriver(driver.ComputeDriver):
                          network_info, image_meta, resize_instance,
                          allocations, block_device_info=None, power_on=True,
                          share_info=None):
-        self._services.resizes.finish(context, migration, instance, network_info,
-                                      block_device_info, power_on)
+        self._services.resize.finish(context, migration, instance,
+                                     network_info, block_device_info,
+                                     power_on)
 
     def confirm_migration(self, context, migration, instance, network_info):
-        self._services.resizes.confirm(migration, instance)
+        self._services.resize.confirm(migration, instance)
 
     def finish_revert_migration(self, context, instance, network_info,
                                 migration, block_device_info=None,
                                 power_on=True, share_info=None):
-        self._services.resizes.revert(context, instance, network_info, migration,
-                                      block_device_info, power_on)
+        self._services.resize.revert(context, instance, network_info,
+                                     migration, block_device_info, power_on)
 
     def check_can_live_migrate_destination(self, context, instance,
                                            src_compute_info, dst_compute_info,
@@ -297,4 +288,4 @@ class LXDDriver(driver.ComputeDriver):
 
     def cleanup_live_migration_destination_check(self, context,
                                                  dest_check_data):
-        """Nothing was prepared, so there is nothing to clean."""
+        """Do nothing: the check has prepared nothing."""

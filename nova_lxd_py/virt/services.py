@@ -10,7 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The composition root: builds every collaborator of the driver once."""
+"""The composition root: builds, starts and stops the driver's collaborators.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from nova.image import glance
 from nova.virt import virtapi as nova_virtapi
+from oslo_log import log as logging
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt.console import log as console_log
@@ -33,11 +35,16 @@ from nova_lxd_py.virt.image import cache as image_cache
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import config_drive
-from nova_lxd_py.virt.server import build as build_server
+from nova_lxd_py.virt import preflight
+from nova_lxd_py.virt.server import build as build_ops
 from nova_lxd_py.virt.server import guest_config
-from nova_lxd_py.virt.server import rescue
-from nova_lxd_py.virt.server import resize
-from nova_lxd_py.virt.server import snapshot
+from nova_lxd_py.virt.server import local_disks
+from nova_lxd_py.virt.server import power as power_ops
+from nova_lxd_py.virt.server import repin as repin_ops
+from nova_lxd_py.virt.server import rescue as rescue_ops
+from nova_lxd_py.virt.server import resize as resize_ops
+from nova_lxd_py.virt.server import snapshot as snapshot_ops
+from nova_lxd_py.virt.server import teardown as teardown_ops
 from nova_lxd_py.virt.storage import ephemeral_disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import interfaces
@@ -50,6 +57,8 @@ from nova_lxd_py.virt.volume import provisioning
 from nova_lxd_py.virt.volume import root_volumes
 from nova_lxd_py.virt.volume import server_volumes
 from nova_lxd_py.virt.volume import usage
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,60 +74,90 @@ class Services:
     volumes: server_volumes.ServerVolumes
     images: image_cache.ImageStore
     templates: templates.TemplateStore
-    guest_configs: guest_config.GuestConfigBuilder
-    lifecycle: build_server.Lifecycle
-    resizes: resize.ResizeOps
-    rescues: rescue.RescueOps
-    snapshots: snapshot.SnapshotOps
+    spawn: build_ops.SpawnOps
+    teardown: teardown_ops.TeardownOps
+    power: power_ops.PowerOps
+    resize: resize_ops.ResizeOps
+    rescue: rescue_ops.RescueOps
+    snapshot: snapshot_ops.SnapshotOps
+    repin: repin_ops.RepinOps
     passwords: lxd_password.AdminPassword
     console_log: console_log.ConsoleLog
     serial_consoles: serial.SerialConsoles
     diagnostics: diagnostics.Diagnostics
 
+    def start(self) -> None:
+        """Check LXD and the options, then recover from whatever ended the
+        last nova-compute.
+
+        :raises exception_mapping.StartupError: if this host cannot run
+            servers.
+        """
+        preflight.check(self.session, conf.CONF)
+        # The mounts of volumes come before the guests frozen for a snapshot
+        # are thawed and use them.
+        self.volumes.reconcile()
+        self.snapshot.recover()
+        self.rescue.recover()
+        self.serial_consoles.recover()
+        self.watcher.start()
+        LOG.info('Using LXD %s at %s, project %s, storage pool %s',
+                 self.session.server['environment']['server_version'],
+                 self.session.endpoint, self.session.project,
+                 self.session.options.storage_pool)
+
+    def stop(self) -> None:
+        """Stop the threads that the driver has started."""
+        self.serial_consoles.stop()
+        self.watcher.stop()
+
 
 def build(virtapi: nova_virtapi.VirtAPI,
           emit_event: Callable[[Any], None]) -> Services:
-    """Build the collaborators; nothing is asked of LXD yet.
+    """Build the collaborators without sending a request to LXD.
 
-    :param virtapi: Nova's way of waiting for Neutron's events.
-    :param emit_event: takes lifecycle events for Nova
+    :param virtapi: Nova's interface for waiting for Neutron's events.
+    :param emit_event: called with lifecycle events for Nova
         (:meth:`nova.virt.driver.ComputeDriver.emit_event`).
     """
-    options = conf.CONF.lxd
-    session = lxd.Session(options)
+    session = lxd.Session(conf.CONF.lxd)
     guests = registry.GuestRegistry(session)
     watcher = events.EventWatcher(session, guests, emit_event,
-                                  options.guest_shutdown_delay)
+                                  session.options.guest_shutdown_delay)
+    host = lxd_host.Host(session)
     vifs = vif_manager.VIFManager()
     image_api = glance.API()
-    images = image_cache.ImageStore(session, options, image_api)
-    template_store = templates.TemplateStore(session, options, guests)
-    host = lxd_host.Host(session, options)
-    guest_configs = guest_config.GuestConfigBuilder(session, options, host,
-                                                    vifs)
-    serial_consoles = serial.SerialConsoles(session, options, guests, watcher)
+    images = image_cache.ImageStore(session, image_api)
+    template_store = templates.TemplateStore(session, guests)
+    guest_configs = guest_config.GuestConfigBuilder(session, host, vifs)
     volumes = _volumes(session, guests, images)
-    snapshots = snapshot.SnapshotOps(session, options, guests, image_api)
-    config_drives = config_drive.ConfigDriveManager(session, options)
-    passwords = lxd_password.AdminPassword(session, options, guests)
-    rescues = rescue.RescueOps(session, options, guests, watcher,
-                               guest_configs, vifs, images, config_drives,
-                               passwords, volumes)
-    ephemeral = ephemeral_disks.EphemeralDisks(session, options)
-    root_disks = root_disk.RootDiskManager(session, options, guests)
-    lifecycle = build_server.Lifecycle(
-        virtapi, options, guests, watcher, guest_configs, vifs, images,
-        template_store, config_drives, ephemeral, root_disks, rescues,
-        snapshots, passwords, serial_consoles, volumes)
-    resizes = resize.ResizeOps(
-        session, options, guests, guest_configs, vifs, template_store,
-        ephemeral, root_disks, lifecycle, volumes)
+    config_drives = config_drive.ConfigDriveManager(session)
+    ephemeral = ephemeral_disks.EphemeralDisks(session)
+    disks = local_disks.LocalDisks(config_drives, ephemeral)
+    root_disks = root_disk.RootDiskManager(session, guests)
+    passwords = lxd_password.AdminPassword(session, guests)
+    serial_consoles = serial.SerialConsoles(session, guests, watcher)
+    snapshot = snapshot_ops.SnapshotOps(session, guests, image_api)
+    rescue = rescue_ops.RescueOps(session, guests, guest_configs, vifs,
+                                  images, config_drives, passwords, volumes)
+    power = power_ops.PowerOps(session.options, guests, guest_configs, vifs,
+                               disks, root_disks, rescue, volumes)
     return Services(
         session=session, guests=guests, watcher=watcher, host=host,
         vifs=vifs, interfaces=interfaces.InterfaceOps(guests, vifs),
         volumes=volumes, images=images, templates=template_store,
-        guest_configs=guest_configs, lifecycle=lifecycle, resizes=resizes,
-        rescues=rescues, snapshots=snapshots, passwords=passwords,
+        spawn=build_ops.SpawnOps(
+            virtapi, guests, guest_configs, vifs, images, template_store,
+            disks, passwords, volumes),
+        teardown=teardown_ops.TeardownOps(
+            guests, vifs, disks, snapshot, serial_consoles, volumes),
+        power=power,
+        resize=resize_ops.ResizeOps(
+            guests, guest_configs, vifs, template_store, ephemeral,
+            root_disks, power, volumes),
+        rescue=rescue, snapshot=snapshot,
+        repin=repin_ops.RepinOps(guests, guest_configs),
+        passwords=passwords,
         console_log=console_log.ConsoleLog(session, guests),
         serial_consoles=serial_consoles,
         diagnostics=diagnostics.Diagnostics(guests))
@@ -126,7 +165,7 @@ def build(virtapi: nova_virtapi.VirtAPI,
 
 def _volumes(session: lxd.Session, guests: registry.GuestRegistry,
              images: image_cache.ImageStore) -> server_volumes.ServerVolumes:
-    options = conf.CONF.lxd
+    options = session.options
     connections = volume_manager.VolumeManager(options)
     users = usage.VolumeUsage(guests, connections)
     return server_volumes.ServerVolumes(
@@ -135,4 +174,4 @@ def _volumes(session: lxd.Session, guests: registry.GuestRegistry,
         boot_volumes.BootVolumes(
             session, guests,
             root_volumes.RootVolumes(options, connections, users),
-            provisioning.VolumeProvisioner(session, options, guests, images)))
+            provisioning.VolumeProvisioner(session, guests, images)))

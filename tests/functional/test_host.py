@@ -283,7 +283,7 @@ class RemoteTest(unittest.TestCase):
         self.trust()
         opened = session.Session(CONF.lxd)
         preflight.check(opened, CONF)
-        found = lxd_host.Host(opened, CONF.lxd)
+        found = lxd_host.Host(opened)
         self.assertGreater(found.available_resource('x')['memory_mb'], 0)
         # That of another machine.
         self.assertRaises(NotImplementedError, found.uptime)

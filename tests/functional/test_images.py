@@ -252,7 +252,7 @@ class RefusalTest(ImageTestCase):
 class TransferTest(ImageTestCase):
 
     def store(self, glance: Any = None) -> image_cache.ImageStore:
-        return image_cache.ImageStore(self.session, CONF.lxd,
+        return image_cache.ImageStore(self.session,
                                       glance or self.host.glance)
 
     def test_many_servers_one_transfer(self) -> None:

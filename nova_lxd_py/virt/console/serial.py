@@ -38,7 +38,6 @@ from nova.console import type as console_type
 from nova import exception
 from nova import objects
 from oslo_concurrency import lockutils
-from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py.virt.console import serial_session
@@ -67,17 +66,15 @@ class SerialConsoles:
     """Keeps the ports of serial consoles.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     :param watcher: what is known of their power states.
     """
 
     def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
                  guests: registry.GuestRegistry,
                  watcher: events.EventWatcher) -> None:
         self._session = session
-        self._options = options
+        self._options = session.options
         self._guests = guests
         self._watcher = watcher
         self._lock = threading.Lock()

@@ -103,6 +103,7 @@ class EventWatcher:
         self._channel: websocket.WebSocket | None = None
         self._thread: threading.Thread | None = None
         self._delayed: dict[str, threading.Timer] = {}
+        guests.on_change(self.forget)
 
     # -- life of the listener -----------------------------------------------
 
@@ -224,7 +225,7 @@ class EventWatcher:
     def _newcomer(self, name: str) -> lxd_guest.Guest:
         """Learn of an instance that was not known; LXD need not be asked of
         those that the driver itself is making."""
-        config = self._guests.arrivals.expect(name)
+        config = self._guests.pending.expect(name)
         if config is None:
             return self._guests.by_name(name)
         return lxd_guest.Guest(self._session, {

@@ -28,6 +28,7 @@ from oslo_log import log as logging
 from oslo_utils import timeutils
 
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import metrics
 from nova_lxd_py.virt.lxd import session as lxd
 
 LOG = logging.getLogger(__name__)
@@ -195,6 +196,15 @@ class Guest:
         :raises errors.NotFound: it is gone.
         """
         return self._session.get('instances', self.name, 'state')
+
+    def metrics(self) -> metrics.Metrics:
+        """Read LXD's metrics of the instance, which take LXD longer than
+        :meth:`state`.
+
+        :returns: the metrics; empty ones if this LXD has none.
+        :raises errors.LXDError: if the request fails.
+        """
+        return metrics.read(self._session, self.name)
 
     def ensure_root_mounted(self) -> None:
         """Let LXD mount the root disk of a stopped instance for the next

@@ -23,7 +23,6 @@ import re
 from nova.compute import power_state
 from nova import exception
 from nova import objects
-from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
@@ -47,15 +46,13 @@ class AdminPassword:
     """Sets the passwords of servers' administrators.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     """
 
     def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
                  guests: registry.GuestRegistry) -> None:
         self._session = session
-        self._options = options
+        self._options = session.options
         self._guests = guests
 
     def change(self, instance: objects.Instance, password: str) -> None:

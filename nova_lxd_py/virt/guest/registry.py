@@ -14,10 +14,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 from typing import Any
 
+from nova.compute import power_state
+from nova import exception
 from oslo_concurrency import lockutils
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
@@ -28,36 +30,43 @@ from nova_lxd_py.virt.lxd import session as lxd
 
 
 class GuestRegistry:
-    """The LXD instances that belong to this nova-compute.
+    """Finds, creates and locks the LXD instances of this nova-compute.
 
-    :param session: the way to LXD, bound to the driver's project.
+    :param session: the LXD session, bound to the driver's project.
     """
 
     def __init__(self, session: lxd.Session) -> None:
         self._session = session
-        #: Those that are being made, for whoever follows LXD's events.
-        self.arrivals = pending.PendingInstances()
+        self._forget: Callable[[Any], None] = lambda instance: None
+        #: Instances that are being created, for the watcher of LXD's events.
+        self.pending = pending.PendingInstances()
+
+    @property
+    def project(self) -> str:
+        """LXD project of the instances."""
+        return self._session.project
 
     def all(self) -> list[lxd_guest.Guest]:
-        """List everything of ours, whatever its role, with one request.
+        """List all LXD instances that the driver created, with one request.
 
-        :returns: guests; foreign instances in the project are left out.
+        :returns: guests of every role; foreign instances in the project are
+            left out.
         """
         infos = self._session.get('instances', params={'recursion': 1})
         return [guest for guest in (lxd_guest.Guest(self._session, info)
                                     for info in infos) if guest.is_ours]
 
     def servers(self) -> list[lxd_guest.Guest]:
-        """List the instances that are servers, with one request."""
+        """List the LXD instances with the server role, with one request."""
         return [guest for guest in self.all()
                 if guest.role == lxd_guest.ROLE_SERVER]
 
     def of(self, instance: Any) -> list[lxd_guest.Guest]:
-        """List all that LXD has of a server: its own instance and others that
-        serve it, such as its rescue instance.
+        """List all LXD instances of one server: its own and others that were
+        created for it, such as its rescue instance.
 
         :param instance: the :class:`nova.objects.Instance`.
-        :returns: guests; none if LXD does not know the server.
+        :returns: guests; empty if LXD has none.
         """
         return [guest for guest in self.all() if guest.uuid == instance.uuid]
 
@@ -66,9 +75,9 @@ class GuestRegistry:
         """Find the LXD instance of a server.
 
         :param instance: the :class:`nova.objects.Instance`.
-        :param role: ROLE_SERVER, ROLE_RESCUE or ROLE_SNAPSHOT.
+        :param role: one of the ROLE constants of :mod:`.guest`.
         :returns: the guest.
-        :raises errors.NotFound: LXD has none for this uuid.
+        :raises errors.NotFound: if LXD has none for this uuid.
         """
         name = lxd_guest.lxd_name(instance, role)
         with contextlib.suppress(errors.NotFound):
@@ -83,22 +92,22 @@ class GuestRegistry:
             f'LXD has no {role} instance for server {instance.uuid}')
 
     def by_name(self, name: str) -> lxd_guest.Guest:
-        """Read an instance by LXD's name for it, whosoever it is.
+        """Read an LXD instance by its name, foreign ones included.
 
-        :param name: LXD's name.
+        :param name: name of the LXD instance.
         :returns: the guest.
-        :raises errors.NotFound: LXD has none.
+        :raises errors.NotFound: if LXD has none.
         """
         return lxd_guest.Guest(self._session,
                                self._session.get('instances', name))
 
     def active(self, instance: Any) -> lxd_guest.Guest:
-        """Find the LXD instance that runs for a server at the moment: its
-        rescue instance while it is rescued, else its own.
+        """Find the LXD instance that currently acts as a server: its rescue
+        instance while it is rescued, else its own.
 
         :param instance: the :class:`nova.objects.Instance`.
         :returns: the guest.
-        :raises errors.NotFound: LXD has none.
+        :raises errors.NotFound: if LXD has none.
         """
         guest = self.get(instance)
         if guest.config.get(lxd_guest.KEY_RESCUED) == 'true':
@@ -107,7 +116,8 @@ class GuestRegistry:
 
     def find(self, instance: Any, role: str = lxd_guest.ROLE_SERVER
              ) -> lxd_guest.Guest | None:
-        """As :meth:`get`, with None for a server that LXD does not have."""
+        """Find the LXD instance of a server as :meth:`get` does, None if LXD
+        has none."""
         try:
             return self.get(instance, role)
         except errors.NotFound:
@@ -119,30 +129,31 @@ class GuestRegistry:
                timeout: float | None = None,
                progress: operations.Progress | None = None
                ) -> lxd_guest.Guest:
-        """Make an LXD instance; it is not started.
+        """Create an LXD instance without starting it.
 
-        :param name: LXD's name for it.
-        :param source: where its root disk comes from, as LXD's API has it.
+        :param name: name of the LXD instance.
+        :param source: the ``source`` of LXD's ``POST /1.0/instances``.
         :param config: all its configuration keys.
         :param devices: all its devices; profiles are never used.
         :param timeout: seconds; ``[lxd] operation_timeout`` by default.
         :param progress: see :meth:`.operations.Operation.wait`.
         :returns: the new guest.
-        :raises errors.LXDError: LXD could not make it, and has kept nothing.
+        :raises errors.LXDError: if LXD cannot create it; LXD keeps nothing
+            of it then.
         """
         body = {
             'name': name, 'type': 'container', 'source': dict(source),
             'config': dict(config), 'profiles': [],
             'devices': {key: dict(value) for key, value in devices.items()}}
         patience = timeout or self._session.operation_timeout
-        with self.arrivals.expected(name, config) as announced:
+        with self.pending.expected(name, config) as announced:
             if config.get('security.idmap.isolated') != 'true':
                 self._session.post('instances', timeout=patience, body=body,
                                    progress=progress)
             else:
-                # LXD 5.0 takes an instance that it is just making for one
-                # with a range from id 0 on, and gives ranges away twice or
-                # below the host's subordinate ids.
+                # While LXD 5.0 creates an instance it counts it as one with a
+                # range from id 0 on, and hands out ranges twice or below the
+                # host's subordinate ids.
                 with lockutils.lock('lxd-uid-ranges', lock_file_prefix=None):
                     operation = self._session.submit('post', 'instances',
                                                      body=body)
@@ -151,14 +162,49 @@ class GuestRegistry:
                 operation.wait(patience, progress)
         return self.by_name(name)
 
-    @staticmethod
-    def lock(uuid: str) -> contextlib.AbstractContextManager[Any]:
-        """Keep two operations on one server from interleaving.
+    def delete_all(self, instance: Any) -> None:
+        """Delete all LXD instances of a server with their root disks.
 
-        Nova serialises only some operations itself; different servers never
-        wait for each other here.
-
-        :param uuid: the server's uuid.
-        :returns: a context manager that holds the server's lock.
+        :param instance: the :class:`nova.objects.Instance`.
+        :raises nova.exception.InstancePowerOffFailure: if one cannot be
+            stopped.
+        :raises errors.LXDError: if LXD cannot delete one.
         """
-        return lockutils.lock(f'lxd-instance-{uuid}', lock_file_prefix=None)
+        # A rescue instance has the root disk of the server's own instance as
+        # a device, so the server's own one is the last.
+        for guest in sorted(self.of(instance), key=lambda guest:
+                            guest.role == lxd_guest.ROLE_SERVER):
+            try:
+                guest.delete()
+            except errors.LXDError as exc:
+                if guest.reload().power_state != power_state.SHUTDOWN:
+                    raise exception.InstancePowerOffFailure(
+                        reason=exc.message) from exc
+                raise
+
+    # -- changes ------------------------------------------------------------
+
+    def on_change(self, forget: Callable[[Any], None]) -> None:
+        """Register the cache of power states.
+
+        :param forget: called with the :class:`nova.objects.Instance` after
+            each change (:meth:`changing`), successful or not.
+        """
+        self._forget = forget
+
+    @contextlib.contextmanager
+    def changing(self, instance: Any) -> Iterator[None]:
+        """Hold the lock of one instance while it is changed, and drop its
+        cached power state afterwards.
+
+        Nova serialises only some operations itself. Different instances never
+        wait for each other here. The lock cannot be taken twice by a thread.
+
+        :param instance: the :class:`nova.objects.Instance`.
+        """
+        with lockutils.lock(f'lxd-instance-{instance.uuid}',
+                            lock_file_prefix=None):
+            try:
+                yield
+            finally:
+                self._forget(instance)

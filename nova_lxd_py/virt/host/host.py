@@ -31,7 +31,6 @@ from nova import exception
 from nova.objects import fields
 from nova import utils
 from os_brick.initiator import connector
-from oslo_config import cfg
 from oslo_utils import units
 from oslo_utils import versionutils
 
@@ -55,14 +54,11 @@ class Host:
     """The host of this nova-compute, as LXD describes it.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     """
 
-    def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr) -> None:
+    def __init__(self, session: lxd.Session) -> None:
         self._session = session
-        self._options = options
-        self._pool: dict[str, Any] | None = None
+        self._options = session.options
         self._project: dict[str, Any] | None = None
         self._resources: dict[str, Any] | None = None
         self._features: frozenset[str] | None = None
@@ -80,10 +76,7 @@ class Host:
 
         :raises errors.LXDError: LXD does not say.
         """
-        if self._pool is None:
-            self._pool = self._session.get(
-                'storage-pools', self._options.storage_pool)
-        return self._pool['driver']
+        return self._session.storage_pool()['driver']
 
     def idmap_capacity(self) -> int | None:
         """Count the uid ranges that servers can have of their own.

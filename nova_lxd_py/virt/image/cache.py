@@ -31,7 +31,6 @@ from nova import exception
 from nova.image import glance
 from nova import objects
 from oslo_concurrency import lockutils
-from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py.virt.image import signatures
@@ -77,19 +76,17 @@ class ImageStore:
     """Brings Glance images into LXD and takes them out again.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param image_api: what Nova talks to Glance with, by default
         :class:`nova.image.glance.API`.
     """
 
     def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
                  image_api: Any = None) -> None:
         self._session = session
-        self._options = options
+        self._options = session.options
         self._image_api = image_api or glance.API()
         self._imports = threading.BoundedSemaphore(
-            options.image_parallel_imports)
+            session.options.image_parallel_imports)
         # Which image an alias meant the last time it was looked up.
         self._fingerprints: dict[str, str] = {}
 

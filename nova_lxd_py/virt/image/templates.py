@@ -32,7 +32,6 @@ from typing import Any, TypeVar
 
 from nova import conf as nova_conf
 from nova import objects
-from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
@@ -89,18 +88,16 @@ class TemplateStore:
     """Decides what servers are made from, and keeps what it takes.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     """
 
     def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
                  guests: registry.GuestRegistry) -> None:
         self._session = session
-        self._options = options
+        self._options = session.options
         self._guests = guests
         self._can_clone: bool | None = None
-        self._ranges = uid_ranges.ProjectUIDRanges(options, guests)
+        self._ranges = uid_ranges.ProjectUIDRanges(self._options, guests)
         #: Whether LXD mounts root disks idmapped; None until seen.
         self._shift_is_free: bool | None = None
         #: Templates that were not made yet for a first server's sake.
@@ -226,8 +223,7 @@ class TemplateStore:
 
     def _pool_clones(self) -> bool:
         if self._can_clone is None:
-            pool = self._session.get('storage-pools',
-                                     self._options.storage_pool)
+            pool = self._session.storage_pool()
             self._can_clone = pool['driver'] in _CLONING_DRIVERS or (
                 pool['driver'] == 'lvm' and
                 pool['config'].get('lvm.use_thinpool', 'true') == 'true')

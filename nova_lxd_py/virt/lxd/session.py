@@ -67,12 +67,15 @@ class Session:
 
     def __init__(self, conf: cfg.ConfigOpts.GroupAttr) -> None:
         self._conf = conf
+        #: The ``[lxd]`` option group, for everything that has the session.
+        self.options = conf
         self._client: pylxd.Client | None = None
         self._connecting = threading.Lock()
         self.project: str = conf.project
         #: Seconds that an operation may take unless its caller says more.
         self.operation_timeout: float = conf.operation_timeout
         self.server: dict[str, Any] = {}
+        self._pools: dict[str, dict[str, Any]] = {}
         #: Requests sent so far, for diagnosis and measurement.
         self.request_count = 0
 
@@ -141,6 +144,18 @@ class Session:
         :returns: True if it has.
         """
         return name in self.server.get('api_extensions', ())
+
+    def storage_pool(self, name: str = '') -> dict[str, Any]:
+        """Read what never changes of a storage pool, once.
+
+        :param name: name of the pool, by default ``[lxd] storage_pool``.
+        :returns: LXD's description, such as its ``driver``.
+        :raises errors.LXDError: if the request fails.
+        """
+        name = name or self.options.storage_pool
+        if name not in self._pools:
+            self._pools[name] = self.get('storage-pools', name)
+        return self._pools[name]
 
     # -- requests -----------------------------------------------------------
 

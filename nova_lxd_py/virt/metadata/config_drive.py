@@ -46,7 +46,6 @@ from nova import context as nova_context
 from nova.network import model as network_model
 from nova import objects
 from nova.virt import configdrive
-from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
@@ -84,14 +83,12 @@ class ConfigDriveManager:
     """Makes and removes config drives.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     """
 
-    def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr) -> None:
+    def __init__(self, session: lxd.Session) -> None:
         self._session = session
-        self._options = options
-        self._pool = options.storage_pool
+        self._options = session.options
+        self._pool = session.options.storage_pool
 
     def check(self, instance: objects.Instance) -> None:
         """See that a server can have the config drive that it is to have.

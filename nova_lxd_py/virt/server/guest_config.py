@@ -23,7 +23,6 @@ import dataclasses
 from typing import Any
 
 from nova import objects
-from oslo_config import cfg
 
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.guest import guest as lxd_guest
@@ -33,6 +32,7 @@ from nova_lxd_py.virt.host import numa
 from nova_lxd_py.virt.host import passthrough
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import cloud_init
+from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import root_volumes
 
@@ -62,16 +62,14 @@ class GuestConfigBuilder:
     """Describes the LXD instances of servers on this host.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param host: what the host has to give.
     :param vifs: knows the LXD devices of ports.
     """
 
-    def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr, host: lxd_host.Host,
+    def __init__(self, session: lxd.Session, host: lxd_host.Host,
                  vifs: vif_manager.VIFManager) -> None:
         self._session = session
-        self._options = options
+        self._options = session.options
         self._host = host
         self._vifs = vifs
 
@@ -117,17 +115,27 @@ class GuestConfigBuilder:
         :raises nova.exception.ComputeResourcesUnavailable: it asks for what
             this host cannot give.
         """
-        flavor, options = instance.flavor, self._options
+        flavor = instance.flavor
         config = self.config(flavor, instance.numa_topology, swap_mb)
-        if options.cloud_init_keys:
+        if self._options.cloud_init_keys:
             config.update(cloud_init.config(instance, network_info))
         config.update(_identity(instance))
-        devices: dict[str, Mapping[str, str]] = {
-            'root': lxd_flavor.root_device(flavor, options)}
-        devices.update(self._vifs.devices(network_info))
-        devices.update(passthrough.devices(flavor,
-                                           options.passthrough_devices))
-        return GuestConfig(config, devices)
+        return GuestConfig(config, {**self.flavor_devices(flavor),
+                                    **self._vifs.devices(network_info)})
+
+    def flavor_devices(self, flavor: objects.Flavor
+                       ) -> dict[str, Mapping[str, str]]:
+        """Return the LXD devices that follow from a flavor alone.
+
+        :param flavor: the flavor.
+        :returns: the root disk and passed-through devices, by name.
+        :raises nova.exception.InvalidInput: if the flavor asks for a device
+            that the operator does not offer.
+        """
+        return {root_disk.DEVICE: lxd_flavor.root_device(flavor,
+                                                         self._options),
+                **passthrough.devices(flavor,
+                                      self._options.passthrough_devices)}
 
 
 def config_changes(guest: lxd_guest.Guest, wanted: GuestConfig,

@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a change of the host's CPU sets means for the servers it has.
+"""Repinning: running servers follow a change of the host's CPU sets.
 
-An operator may divide the host's CPUs anew while nova-compute is stopped. When
-it starts, running servers move to the CPUs that they are to have now, before
-any new server may count on CPUs of its own.
+An operator may change ``[compute] cpu_shared_set`` and ``cpu_dedicated_set``
+while nova-compute is stopped. When it starts, running guests are moved to the
+CPUs that they are to have now, before a new server may be given CPUs of its
+own.
 """
 
 from __future__ import annotations
@@ -37,55 +38,64 @@ _KEYS = ('limits.cpu', 'limits.cpu.allowance')
 _ROLES = (lxd_guest.ROLE_SERVER, lxd_guest.ROLE_RESCUE)
 
 
-def follow(guests: registry.GuestRegistry, definitions: guest_config.GuestConfigBuilder,
-           instances: Iterable[objects.Instance]) -> None:
-    """Have servers run on the CPUs that they are to have.
-
-    One request to LXD, and one more for each server that changes.
+class RepinOps:
+    """Moves guests to other CPUs.
 
     :param guests: the driver's LXD instances.
-    :param definitions: what they should look like.
-    :param instances: Nova's servers on this host.
-    :raises exception_mapping.StartupError: a server has no CPUs any more.
+    :param guest_configs: what LXD instances have to look like.
     """
-    present: dict[str, list[lxd_guest.Guest]] = {}
-    for guest in guests.all():
-        if guest.role in _ROLES:
-            present.setdefault(guest.uuid, []).append(guest)
-    for instance in instances:
-        if instance.uuid not in present or instance.deleted:
-            continue
-        wanted = _limits(definitions, instance)
-        for guest in present[instance.uuid] if wanted else ():
-            _move(instance, guest, wanted)
 
+    def __init__(self, guests: registry.GuestRegistry,
+                 guest_configs: guest_config.GuestConfigBuilder) -> None:
+        self._guests = guests
+        self._guest_configs = guest_configs
 
-def _limits(definitions: guest_config.GuestConfigBuilder, instance: objects.Instance
-            ) -> dict[str, str | None]:
-    try:
-        config = definitions.config(instance.flavor, instance.numa_topology)
-    except exception.ComputeResourcesUnavailable as exc:
-        raise exception_mapping.StartupError(
-            f'Server {instance.uuid} cannot stay on this host as it is '
-            f'configured: {exc.kwargs["reason"]}. Restore the option, or move '
-            f'the server away or delete it first') from exc
-    except exception.InvalidInput as exc:
-        # It is refused where the server is started the next time.
-        LOG.warning('Leaving its CPUs as they are: %s', exc,
-                    instance=instance)
-        return {}
-    return {key: config.get(key) for key in _KEYS}
+    def repin(self, instances: Iterable[objects.Instance]) -> None:
+        """Apply the CPU sets of today to guests that run already.
+
+        Takes one request to LXD, and one more for each guest that changes.
+
+        :param instances: the instances that Nova has on this host.
+        :raises exception_mapping.StartupError: if an instance has CPUs that
+            the host no longer offers.
+        """
+        present: dict[str, list[lxd_guest.Guest]] = {}
+        for guest in self._guests.all():
+            if guest.role in _ROLES:
+                present.setdefault(guest.uuid, []).append(guest)
+        for instance in instances:
+            if instance.uuid not in present or instance.deleted:
+                continue
+            wanted = self._limits(instance)
+            for guest in present[instance.uuid] if wanted else ():
+                _move(instance, guest, wanted)
+
+    def _limits(self, instance: objects.Instance) -> dict[str, str | None]:
+        try:
+            config = self._guest_configs.config(instance.flavor,
+                                                instance.numa_topology)
+        except exception.ComputeResourcesUnavailable as exc:
+            raise exception_mapping.StartupError(
+                f'Server {instance.uuid} cannot stay on this host as it is '
+                f'configured: {exc.kwargs["reason"]}. Restore the option, or '
+                f'move the server away or delete it first') from exc
+        except exception.InvalidInput as exc:
+            # Refused with a fault when the server is started the next time.
+            LOG.warning('Keeping CPU limits, since the flavor is not valid: '
+                        '%s', exc, instance=instance)
+            return {}
+        return {key: config.get(key) for key in _KEYS}
 
 
 def _move(instance: objects.Instance, guest: lxd_guest.Guest,
           wanted: dict[str, str | None]) -> None:
     if all(guest.config.get(key) == value for key, value in wanted.items()):
         return
-    LOG.info('Moving %s from CPUs %s to %s', guest.name,
+    LOG.info('Moving LXD instance %s from CPUs %s to %s', guest.name,
              guest.config.get('limits.cpu', 'of any number'),
              wanted['limits.cpu'], instance=instance)
     try:
         guest.update(config=wanted)
     except errors.LXDError as exc:
-        LOG.warning('It stays on its CPUs until its next start: %s', exc,
-                    instance=instance)
+        LOG.warning('Keeping vCPU pinning of LXD instance %s until its next '
+                    'start: %s', guest.name, exc, instance=instance)

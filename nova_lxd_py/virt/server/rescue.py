@@ -36,10 +36,8 @@ from nova.compute import vm_states
 from nova import context as nova_context
 from nova import exception
 from nova import objects
-from oslo_config import cfg
 from oslo_log import log as logging
 
-from nova_lxd_py.virt.guest import events
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import password as lxd_password
 from nova_lxd_py.virt.guest import registry
@@ -70,32 +68,28 @@ _NEXT_IDMAP = 'volatile.idmap.next'
 class RescueOps:
     """Puts servers into rescue and back.
 
-    :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
+    :param session: the LXD session.
     :param guests: the driver's LXD instances.
-    :param watcher: what is known of their power states.
-    :param definitions: what their LXD instances look like.
-    :param vifs: plugs their ports.
-    :param image_store: their images.
-    :param config_drives: their config drives.
-    :param passwords: sets their administrators' passwords.
-    :param volumes: their Cinder volumes.
+    :param guest_configs: what LXD instances have to look like.
+    :param vifs: plugs ports.
+    :param image_store: images in LXD.
+    :param config_drives: config drives.
+    :param passwords: sets administrators' passwords.
+    :param volumes: Cinder volumes.
     """
 
     def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.GuestRegistry, watcher: events.EventWatcher,
-                 definitions: guest_config.GuestConfigBuilder,
+                 guests: registry.GuestRegistry,
+                 guest_configs: guest_config.GuestConfigBuilder,
                  vifs: vif_manager.VIFManager,
                  image_store: image_cache.ImageStore,
                  config_drives: config_drive.ConfigDriveManager,
                  passwords: lxd_password.AdminPassword,
                  volumes: server_volumes.ServerVolumes) -> None:
         self._session = session
-        self._options = options
+        self._options = session.options
         self._guests = guests
-        self._watcher = watcher
-        self._definitions = definitions
+        self._guest_configs = guest_configs
         self._vifs = vifs
         self._images = image_store
         self._config_drives = config_drives
@@ -121,7 +115,7 @@ class RescueOps:
         :raises errors.NotFound: LXD does not have the server.
         """
         _check_image(instance, image_meta)
-        with self._guests.lock(instance.uuid), contextlib.ExitStack() as undo:
+        with self._guests.changing(instance), contextlib.ExitStack() as undo:
             own = self._guests.get(instance)
             own.stop()
             self._discard(instance)
@@ -136,7 +130,6 @@ class RescueOps:
             self._start(instance, own, guest)
             undo.pop_all()
             self._passwords.give(instance, guest, password)
-        self._watcher.forget(instance)
         LOG.info('Rescue instance %s runs in its place, made from image %s; '
                  'its root disk is at %s', guest.name, image_meta.id,
                  ROOT_PATH, instance=instance)
@@ -150,7 +143,7 @@ class RescueOps:
 
         :raises errors.NotFound: LXD does not have the server.
         """
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             own = self._guests.get(instance)
             self._leave(instance, own)
             # Its devices are still those that it had; after a reboot of the
@@ -161,7 +154,6 @@ class RescueOps:
                 **self._config_drives.ensure(context, instance, ports),
                 **self._volumes.reconnect(context, instance, own)})
             own.start()
-        self._watcher.forget(instance)
 
     def finish_interrupted(self, instance: objects.Instance) -> None:
         """End a rescue that Nova knows nothing of, since it was interrupted.
@@ -212,7 +204,7 @@ class RescueOps:
                 instance: objects.Instance, image_meta: objects.ImageMeta,
                 ports: list[Any], own: lxd_guest.Guest, fingerprint: str
                 ) -> lxd_guest.Guest:
-        wanted = self._definitions.define(instance, ports)
+        wanted = self._guest_configs.define(instance, ports)
         devices = dict(wanted.devices)
         devices.update(self._config_drives.ensure(context, instance, ports))
         devices[guest_config.RESCUE_DEVICE] = self._root_of(instance, own)

@@ -21,7 +21,7 @@ makes anew.
 There is one LXD instance throughout. Until the resize is confirmed its key
 ``user.nova.resize`` says that the way back is open; going back means to apply
 the old flavor again. Nova calls ``destroy`` first when it reverts, which
-:meth:`.build.Lifecycle.destroy` knows by this key to leave alone.
+:meth:`.teardown.TeardownOps.destroy` recognizes by this key.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from nova import context as nova_context
 from nova import exception
 from nova import objects
 from nova.virt import driver as virt_driver
-from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import units
 
@@ -45,10 +44,8 @@ from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.host import passthrough
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import errors
-from nova_lxd_py.virt.lxd import metrics
-from nova_lxd_py.virt.lxd import session as lxd
-from nova_lxd_py.virt.server import build
 from nova_lxd_py.virt.server import guest_config
+from nova_lxd_py.virt.server import power as power_ops
 from nova_lxd_py.virt.storage import ephemeral_disks as disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import manager as vif_manager
@@ -68,37 +65,31 @@ _RETRY_INTERVAL = 10
 class ResizeOps:
     """Resizes servers in place; calls for one server never interleave.
 
-    :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
-    :param definitions: what their LXD instances look like.
-    :param vifs: their ports.
-    :param template_store: knows their uid ranges.
-    :param ephemeral_disks: their ephemeral disks.
-    :param root_disks: their root disks.
-    :param lives: starts and stops them.
-    :param volumes: their Cinder volumes.
+    :param guest_configs: what LXD instances have to look like.
+    :param vifs: plugs ports.
+    :param template_store: chooses uid ranges.
+    :param ephemeral_disks: ephemeral disks.
+    :param root_disks: root disks.
+    :param power: starts and stops servers.
+    :param volumes: Cinder volumes.
     """
 
-    def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
-                 guests: registry.GuestRegistry,
-                 definitions: guest_config.GuestConfigBuilder,
+    def __init__(self, guests: registry.GuestRegistry,
+                 guest_configs: guest_config.GuestConfigBuilder,
                  vifs: vif_manager.VIFManager,
                  template_store: templates.TemplateStore,
                  ephemeral_disks: disks.EphemeralDisks,
                  root_disks: root_disk.RootDiskManager,
-                 lives: build.Lifecycle,
+                 power: power_ops.PowerOps,
                  volumes: server_volumes.ServerVolumes) -> None:
-        self._session = session
-        self._options = options
         self._guests = guests
-        self._definitions = definitions
+        self._guest_configs = guest_configs
         self._vifs = vifs
         self._templates = template_store
         self._disks = ephemeral_disks
         self._root_disks = root_disks
-        self._lifecycle = lives
+        self._power = power
         self._volumes = volumes
 
     # -- the steps of a resize ----------------------------------------------
@@ -128,22 +119,19 @@ class ResizeOps:
         running = guest.power_state != power_state.SHUTDOWN
         stopped_here = False
         try:
-            config = self._definitions.config(flavor, _claimed(instance))
-            devices: dict[str, Any] = {
-                **passthrough.devices(flavor,
-                                      self._options.passthrough_devices)}
-            root = lxd_flavor.root_device(flavor, self._options)
-            devices[root_disk.DEVICE] = root
-            self._refuse_smaller_disks(instance, guest, flavor, root,
-                                       block_device_info)
+            config = self._guest_configs.config(flavor, _claimed(instance))
+            devices = self._guest_configs.flavor_devices(flavor)
+            self._refuse_smaller_disks(
+                instance, guest, flavor, devices[root_disk.DEVICE],
+                block_device_info)
             if running and (_has_volumes(block_device_info) or
                             _must_restart(guest, config) or
                             _range_changes(instance.flavor, flavor)):
                 LOG.info('Stopping the server for its new flavor %s',
                          flavor.name, instance=instance)
                 stopped_here = True
-                self._lifecycle.power_off(instance, timeout, retry_interval)
-            with self._guests.lock(instance.uuid):
+                self._power.power_off(instance, timeout, retry_interval)
+            with self._guests.changing(instance):
                 guest.reload()
                 self._refuse_too_little_memory(guest, flavor)
                 self._root_disks.update(instance, guest, {
@@ -162,8 +150,8 @@ class ResizeOps:
                         {'flavor': flavor.name, 'error': exc},
                         instance=instance)
             if stopped_here:
-                self._lifecycle.power_on(context, instance, network_info,
-                                         block_device_info)
+                self._power.power_on(context, instance, network_info,
+                                     block_device_info)
             raise exception.InstanceFaultRollback(_for_tenants(exc)) from exc
         return {'in_place': True}
 
@@ -184,8 +172,8 @@ class ResizeOps:
         self._apply(instance, instance.old_flavor, network_info,
                     block_device_info, {})
         if power_on:
-            self._lifecycle.power_on(context, instance, network_info,
-                                     block_device_info)
+            self._power.power_on(context, instance, network_info,
+                                 block_device_info)
         LOG.info('Resized to flavor %s', instance.flavor.name,
                  instance=instance)
 
@@ -196,7 +184,7 @@ class ResizeOps:
         See :meth:`nova.virt.driver.ComputeDriver.confirm_migration`.
         """
         _refuse_other_hosts(migration)
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             guest = self._guests.find(instance)
             if guest is None:
                 return
@@ -224,8 +212,8 @@ class ResizeOps:
         :param power_on: whether it shall run.
         """
         guest = self._guests.get(instance)
-        config = self._definitions.config(instance.flavor,
-                                          instance.numa_topology)
+        config = self._guest_configs.config(instance.flavor,
+                                            instance.numa_topology)
         given_up = {lxd_guest.KEY_RESIZE: None}
         if (_has_volumes(block_device_info) or _must_restart(guest, config) or
                 _range_changes(instance.flavor, instance.new_flavor)):
@@ -243,15 +231,15 @@ class ResizeOps:
             self._apply(instance, instance.new_flavor, network_info,
                         block_device_info, given_up)
         if power_on:
-            self._lifecycle.power_on(context, instance, network_info,
-                                     block_device_info)
+            self._power.power_on(context, instance, network_info,
+                                 block_device_info)
         LOG.info('Back to flavor %s', instance.flavor.name, instance=instance)
 
     # -- how ----------------------------------------------------------------
 
     def _stop(self, instance: objects.Instance) -> None:
-        self._lifecycle.power_off(instance, CONF.shutdown_timeout,
-                                  _RETRY_INTERVAL)
+        self._power.power_off(instance, CONF.shutdown_timeout,
+                              _RETRY_INTERVAL)
 
     def _apply(self, instance: objects.Instance, former: objects.Flavor | None,
                network_info: Any, block_device_info: dict[str, Any] | None,
@@ -262,13 +250,13 @@ class ResizeOps:
         :param former: the flavor that LXD's instance may have.
         :param marks: keys of the driver's to change on it as well.
         """
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             guest = self._guests.get(instance)
             running = guest.power_state != power_state.SHUTDOWN
             if running:
                 self._refuse_too_little_memory(guest, instance.flavor)
             ports = list(network_info or ())
-            wanted = self._definitions.define(
+            wanted = self._guest_configs.define(
                 instance, ports,
                 disks.swap_mb(instance.flavor, block_device_info))
             config, corrected = guest_config.config_changes(guest, wanted)
@@ -326,7 +314,7 @@ class ResizeOps:
         limit = flavor.memory_mb * units.Mi
         if guest.state()['memory']['usage'] <= limit:
             return
-        measured = metrics.read(self._session, guest.name)
+        measured = guest.metrics()
         total = measured.get('memory_MemTotal_bytes')
         available = measured.get('memory_MemAvailable_bytes')
         if total is None or available is None:

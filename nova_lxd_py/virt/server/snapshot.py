@@ -41,7 +41,6 @@ from nova import exception
 from nova.image import glance
 from nova import objects
 from oslo_concurrency import processutils
-from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import units
 
@@ -72,16 +71,14 @@ class SnapshotOps:
     """Makes Glance images of servers.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     :param image_api: Glance.
     """
 
     def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
                  guests: registry.GuestRegistry, image_api: glance.API) -> None:
         self._session = session
-        self._options = options
+        self._options = session.options
         self._guests = guests
         self._image_api = image_api
 
@@ -140,7 +137,7 @@ class SnapshotOps:
     def _copy(self, instance: objects.Instance, cleanup: contextlib.ExitStack
               ) -> lxd_guest.Guest:
         """Copy the root disk, without its volumes, ports and other devices."""
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             self.delete_snapshots(instance)
             try:
                 guest = self._guests.get(instance)
@@ -287,7 +284,7 @@ class SnapshotOps:
                 instance_id=instance.uuid,
                 reason='a container is quiesced by freezing it; set '
                        'os_require_quiesce=true on its image to allow that')
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             guest = self._guests.active(instance)
             with contextlib.ExitStack() as failure:
                 if guest.power_state == power_state.RUNNING:
@@ -306,7 +303,7 @@ class SnapshotOps:
 
         See :meth:`nova.virt.driver.ComputeDriver.unquiesce`.
         """
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             guest = self._guests.active(instance)
             if lxd_guest.KEY_QUIESCED in guest.config:
                 self._unfreeze(guest)

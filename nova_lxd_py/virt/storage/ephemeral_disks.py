@@ -31,7 +31,6 @@ from nova import exception
 from nova import objects
 from nova.virt import driver as virt_driver
 from oslo_concurrency import processutils
-from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import units
 
@@ -60,15 +59,13 @@ class EphemeralDisks:
     """Makes, finds and deletes ephemeral disks.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     """
 
-    def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr) -> None:
+    def __init__(self, session: lxd.Session) -> None:
         self._session = session
-        self._options = options
-        self._volumes = ('storage-pools', options.storage_pool, 'volumes',
-                         'custom')
+        self._options = session.options
+        self._volumes = ('storage-pools', session.options.storage_pool,
+                         'volumes', 'custom')
 
     def create(self, instance: objects.Instance,
                block_device_info: Mapping[str, Any] | None
@@ -213,12 +210,12 @@ class EphemeralDisks:
         wanted = disk.get('guest_format')
         if not wanted:
             return {}
-        pool = self._session.get('storage-pools', self._options.storage_pool)
-        if pool['driver'] in _FORMATTING_DRIVERS and wanted in _FORMATS:
+        driver = self._session.storage_pool()['driver']
+        if driver in _FORMATTING_DRIVERS and wanted in _FORMATS:
             return {'block.filesystem': wanted}
         LOG.info('An ephemeral disk was to have the format %(format)s; it '
                  'gets the one that LXD uses on pools of type %(driver)s',
-                 {'format': wanted, 'driver': pool['driver']},
+                 {'format': wanted, 'driver': driver},
                  instance=instance)
         return {}
 

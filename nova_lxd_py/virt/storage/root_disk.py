@@ -27,7 +27,6 @@ import re
 from typing import Any
 
 from nova import objects
-from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import units
 
@@ -61,17 +60,14 @@ class RootDiskManager:
     """Changes guests without hurting their root disks.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     """
 
     def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
                  guests: registry.GuestRegistry) -> None:
         self._session = session
-        self._options = options
+        self._options = session.options
         self._guests = guests
-        self._pool_driver: str | None = None
 
     def update(self, instance: objects.Instance, guest: lxd_guest.Guest,
                config: Mapping[str, str | None], devices: _Devices) -> None:
@@ -180,7 +176,7 @@ class RootDiskManager:
         :raises errors.LXDError: LXD does not answer.
         """
         size = _size(wanted)
-        if size is None or self._driver() != 'btrfs':
+        if size is None or self._session.storage_pool()['driver'] != 'btrfs':
             return True
         if size <= MARGIN:
             return False
@@ -210,12 +206,6 @@ class RootDiskManager:
         probe = self._guests.find(instance, lxd_guest.ROLE_PROBE)
         if probe is not None:
             probe.delete()
-
-    def _driver(self) -> str:
-        if self._pool_driver is None:
-            self._pool_driver = self._session.get(
-                'storage-pools', self._options.storage_pool)['driver']
-        return self._pool_driver
 
 
 def _is_full(exc: errors.LXDError) -> bool:

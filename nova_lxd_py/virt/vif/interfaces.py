@@ -50,7 +50,7 @@ class InterfaceOps:
         :param instance: the server, running or not.
         :param vif: the port.
         """
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             guest = self._guests.active(instance)
             self._vifs.plug(instance, [vif])
             try:
@@ -71,7 +71,7 @@ class InterfaceOps:
         :param instance: the server, running, stopped or already deleted.
         :param vif: the port, which Neutron may have deleted already.
         """
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             for guest in self._guests.of(instance):
                 guest.update(devices={vif_manager.device_name(vif): None})
             # LXD has given the device back to the host.

@@ -84,7 +84,7 @@ class Attachments:
         """
         identifier = manager.volume_id(connection_info)
         path = lxd_devices.guest_path(mountpoint)
-        with (self._guests.lock(instance.uuid), manager.lock(identifier),
+        with (self._guests.changing(instance), manager.lock(identifier),
               contextlib.ExitStack() as undo):
             guest = self._guests.active(instance)
             recorded = _recorded(context, instance, identifier)
@@ -128,7 +128,7 @@ class Attachments:
             disconnected.
         """
         identifier = manager.volume_id(connection_info)
-        with self._guests.lock(instance.uuid), manager.lock(identifier):
+        with self._guests.changing(instance), manager.lock(identifier):
             for guest in self._having(instance):
                 self._steps.detach_device(instance, guest, connection_info,
                                           mountpoint)
@@ -168,7 +168,7 @@ class Attachments:
         :raises nova.exception.VolumeExtendFailed: the host does not see it.
         """
         identifier = manager.volume_id(connection_info)
-        with self._guests.lock(instance.uuid), manager.lock(identifier):
+        with self._guests.changing(instance), manager.lock(identifier):
             self._volumes.extend(instance, connection_info, size, context)
             if filesystems.is_filesystem(connection_info):
                 with manager.explained('grow the filesystem of', instance,

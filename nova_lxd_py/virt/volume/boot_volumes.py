@@ -175,7 +175,7 @@ class BootVolumes:
         """
         if not roots.is_root(connection_info):
             return False
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             guest = self._guests.find(instance)
             identifier = manager.volume_id(connection_info)
             if guest and lxd_guest.root_volume(guest) == identifier:
@@ -197,7 +197,7 @@ class BootVolumes:
         """
         if not roots.is_root(connection_info):
             return False
-        with self._guests.lock(instance.uuid):
+        with self._guests.changing(instance):
             self._roots.extend(instance, connection_info, size)
         return True
 

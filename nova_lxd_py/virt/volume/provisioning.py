@@ -83,17 +83,15 @@ class VolumeProvisioner:
     """Makes root filesystems of the images that volumes hold.
 
     :param session: the way to LXD.
-    :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
     :param image_store: images in LXD.
     """
 
     def __init__(self, session: lxd.Session,
-                 options: cfg.ConfigOpts.GroupAttr,
                  guests: registry.GuestRegistry, image_store: image_cache.ImageStore
                  ) -> None:
         self._session = session
-        self._options = options
+        self._options = session.options
         self._guests = guests
         self._images = image_store
         self._cinder = cinder.API()

@@ -95,7 +95,7 @@ class VolumeSwapper:
         # volume. On this host it keeps the one that it came with.
         new[manager.LOCAL_ID] = coming
         first, second = sorted((leaving, coming))
-        with (self._guests.lock(instance.uuid), manager.lock(first),
+        with (self._guests.changing(instance), manager.lock(first),
               manager.lock(second), contextlib.ExitStack() as undo):
             guest = self._guests.active(instance)
             before = lxd_devices.of_guest(guest).get(lxd_devices.name(leaving))

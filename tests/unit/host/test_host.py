@@ -56,7 +56,7 @@ class HostTestCase(base.BaseTestCase):
     def make_host(self) -> lxd_host.Host:
         self.session = session.Session(conf.CONF.lxd)
         self.session.connect()
-        return lxd_host.Host(self.session, conf.CONF.lxd)
+        return lxd_host.Host(self.session)
 
 
 class ResourceTestCase(HostTestCase):
@@ -180,10 +180,7 @@ class RemoteTestCase(base.BaseTestCase):
         super().setUp()
         self.cfg = self.useFixture(config_fixture.Config(conf.CONF))
         self.cfg.config(group='lxd', endpoint='https://lxd.example:8443')
-        self.host = lxd_host.Host(
-            session.Session(
-                conf.CONF.lxd),
-            conf.CONF.lxd)
+        self.host = lxd_host.Host(session.Session(conf.CONF.lxd))
 
     def test_nothing_local(self) -> None:
         self.assertRaises(NotImplementedError, self.host.uptime)

@@ -75,7 +75,7 @@ class ImageTestCase(base.BaseTestCase):
     def new_store(self) -> image_cache.ImageStore:
         self.session = session.Session(conf.CONF.lxd)
         self.session.connect()
-        return image_cache.ImageStore(self.session, conf.CONF.lxd, self.glance)
+        return image_cache.ImageStore(self.session, self.glance)
 
     def instance(self, root_gb: int = 1, **fields: Any) -> objects.Instance:
         values = {'uuid': '5f6e1b3a-0000-4000-8000-000000000001',

@@ -67,8 +67,7 @@ class TemplateTestCase(base.BaseTestCase):
         self.image = self.lxd.add_image(project='nova', used=True)
 
     def new_store(self) -> templates.TemplateStore:
-        return templates.TemplateStore(self.session, conf.CONF.lxd,
-                                       self.guests)
+        return templates.TemplateStore(self.session, self.guests)
 
     def instance(self, project: str = 'p1', **extra_specs: str
                  ) -> objects.Instance:

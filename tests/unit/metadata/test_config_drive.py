@@ -59,7 +59,7 @@ class ConfigDriveTestCase(base.BaseTestCase):
         self.context = nova_context.RequestContext(
             'user', 'project', is_admin=False)
         self.drives = config_drive.ConfigDriveManager(
-            session.Session(conf.CONF.lxd), conf.CONF.lxd)
+            session.Session(conf.CONF.lxd))
 
     def instance(self, **kwargs: Any) -> objects.Instance:
         values: dict[str, Any] = {

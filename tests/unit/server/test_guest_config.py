@@ -20,7 +20,6 @@ from nova import exception
 from nova import objects
 from nova.virt import hardware
 
-from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.host import host as lxd_host
@@ -39,11 +38,10 @@ class DefinitionTestCase(session_case.SessionTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        options = conf.CONF.lxd
         self.guests = registry.GuestRegistry(self.session)
-        self.host = lxd_host.Host(self.session, options)
+        self.host = lxd_host.Host(self.session)
         self.definitions = guest_config.GuestConfigBuilder(
-            self.session, options, self.host, vif_manager.VIFManager())
+            self.session, self.host, vif_manager.VIFManager())
 
     def divide(self, shared: str | None, dedicated: str | None) -> None:
         self.cfg.config(group='compute', cpu_shared_set=shared,
@@ -112,7 +110,7 @@ class DefineTestCase(DefinitionTestCase):
 class MoveTestCase(DefinitionTestCase):
 
     def follow(self, *servers: objects.Instance) -> None:
-        repin.follow(self.guests, self.definitions, servers)
+        repin.RepinOps(self.guests, self.definitions).repin(servers)
 
     def make(self, server: objects.Instance) -> str:
         config = dict(self.define(server).config)

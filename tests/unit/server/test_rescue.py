@@ -19,7 +19,6 @@ from nova import exception
 from nova import objects
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt.guest import events
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import password
 from nova_lxd_py.virt.guest import registry
@@ -65,19 +64,16 @@ class RescueTestCase(session_case.SessionTestCase):
         self.cfg.config(group='lxd', directory='/srv/lxd',
                         inject_password=False)
         self.guests = registry.GuestRegistry(self.session)
-        watcher = events.EventWatcher(self.session, self.guests, lambda event: None,
-                                      1)
         options = conf.CONF.lxd
         volumes = volume_manager.VolumeManager(options)
         vifs = vif_manager.VIFManager()
         self.rescues = rescue.RescueOps(
-            self.session, options, self.guests, watcher,
+            self.session, self.guests,
             guest_config.GuestConfigBuilder(
-                self.session, options, lxd_host.Host(self.session, options),
-                vifs),
+                self.session, lxd_host.Host(self.session), vifs),
             vifs, _Images(self.session),
-            config_drive.ConfigDriveManager(self.session, conf.CONF.lxd),
-            password.AdminPassword(self.session, options, self.guests),
+            config_drive.ConfigDriveManager(self.session),
+            password.AdminPassword(self.session, self.guests),
             attachments.Attachments(self.guests, volumes,
                                     filesystems.Filesystems(options),
                                     usage.VolumeUsage(self.guests, volumes)))

@@ -21,7 +21,6 @@ from nova.compute import task_states
 from nova import exception
 from nova import objects
 
-from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
@@ -41,8 +40,8 @@ class SnapshotTestCase(session_case.SessionTestCase):
         super().setUp()
         self.guests = registry.GuestRegistry(self.session)
         self.glance = memory_glance.MemoryGlance()
-        self.snapshots = snapshot.SnapshotOps(self.session, conf.CONF.lxd,
-                                              self.guests, self.glance)
+        self.snapshots = snapshot.SnapshotOps(self.session, self.guests,
+                                              self.glance)
         self.image_id = self.glance.create(None, {'name': 'backup'})['id']
         self.server = self.make_server()
 
@@ -106,10 +105,10 @@ class SnapshotTestCase(session_case.SessionTestCase):
         self.assert_clean()
 
     def test_packing_takes_too_long(self):
-        snapshots = snapshot.SnapshotOps(
-            self.session, _Options(image_timeout=1,
-                                   snapshot_compression='zstd'),
-            self.guests, self.glance)
+        self.session.options = _Options(image_timeout=1,
+                                        snapshot_compression='zstd')
+        snapshots = snapshot.SnapshotOps(self.session, self.guests,
+                                         self.glance)
         hang = self.lxd.hang_operation('POST', '/1.0/images')
         self.addCleanup(hang.release)
         self.assertRaises(errors.DeadlineExceeded, snapshots.take, None,

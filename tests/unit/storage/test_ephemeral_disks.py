@@ -16,7 +16,6 @@ from __future__ import annotations
 from nova import exception
 from nova import objects
 
-from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.storage import ephemeral_disks
@@ -37,7 +36,7 @@ class DiskTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        self.disks = ephemeral_disks.EphemeralDisks(self.session, conf.CONF.lxd)
+        self.disks = ephemeral_disks.EphemeralDisks(self.session)
         self.server = self.make_server(UUID)
 
     def make_server(self, uuid, **extra_specs):

@@ -1,0 +1,112 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""What a server has in LXD's storage pool besides its root disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nova import context as nova_context
+from nova import objects
+
+from nova_lxd_py.virt.metadata import config_drive
+from nova_lxd_py.virt.server import rollback
+from nova_lxd_py.virt.storage import ephemeral_disks
+
+_BlockDeviceInfo = Mapping[str, Any] | None
+
+
+class LocalDisks:
+    """Creates and deletes the config drives and ephemeral disks of servers.
+
+    :param config_drives: the config drives.
+    :param ephemeral: the ephemeral disks.
+    """
+
+    def __init__(self, config_drives: config_drive.ConfigDriveManager,
+                 ephemeral: ephemeral_disks.EphemeralDisks) -> None:
+        self._config_drives = config_drives
+        self._ephemeral = ephemeral
+
+    def check(self, instance: objects.Instance) -> None:
+        """Check that an instance can have the config drive it asks for.
+
+        :raises nova.exception.InvalidInput: if the request is invalid.
+        :raises nova.exception.ComputeResourcesUnavailable: if this host
+            cannot make it.
+        """
+        self._config_drives.check(instance)
+
+    def create(self, context: nova_context.RequestContext,
+               instance: objects.Instance, ports: list[Any],
+               injected_files: Iterable[tuple[str, bytes]],
+               admin_password: str | None,
+               block_device_info: _BlockDeviceInfo,
+               undo: rollback.Rollback) -> dict[str, dict[str, str]]:
+        """Create the disks of a new instance.
+
+        :param ports: its ports, in the order of the guest's devices.
+        :param injected_files: paths and contents for the config drive.
+        :param admin_password: password for the config drive.
+        :param block_device_info: Nova's description of its disks.
+        :param undo: gets the steps that delete them again.
+        :returns: LXD devices by name.
+        :raises errors.LXDError: if LXD cannot create one.
+        """
+        undo.step('delete the config drive',
+                  lambda: self._config_drives.remove(instance))
+        devices = self._config_drives.build(
+            context, instance, ports, injected_files, admin_password)
+        undo.step('delete the ephemeral disks',
+                  lambda: self._ephemeral.delete(instance))
+        return {**devices,
+                **self._ephemeral.create(instance, block_device_info)}
+
+    def ensure_config_drive(self, context: nova_context.RequestContext,
+                            instance: objects.Instance, ports: list[Any]
+                            ) -> dict[str, dict[str, str]]:
+        """Ensure that an instance has its config drive; recreate a lost one.
+
+        :param ports: its ports, in the order of the guest's devices.
+        :returns: LXD devices by name.
+        :raises errors.LXDError: if LXD cannot create it.
+        """
+        return self._config_drives.ensure(context, instance, ports)
+
+    def ensure_ephemeral(self, instance: objects.Instance,
+                         block_device_info: _BlockDeviceInfo
+                         ) -> dict[str, dict[str, str]]:
+        """Ensure that an instance has its ephemeral disks; recreate lost
+        ones.
+
+        :param block_device_info: Nova's description of its disks.
+        :returns: LXD devices by name.
+        :raises errors.LXDError: if LXD cannot create or grow one.
+        """
+        return self._ephemeral.ensure(instance, block_device_info)
+
+    def delete_ephemeral(self, instance: objects.Instance) -> None:
+        """Delete the ephemeral disks of an instance whose guests are gone.
+
+        :raises errors.LXDError: if LXD cannot delete one.
+        """
+        self._ephemeral.delete(instance)
+
+    def delete_config_drive(self, instance: objects.Instance) -> None:
+        """Delete the config drive of an instance that no guest has any more.
+
+        :raises errors.LXDError: if LXD cannot delete it.
+        """
+        self._config_drives.remove(instance)
