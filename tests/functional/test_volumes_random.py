@@ -147,7 +147,7 @@ class RandomStepsTest(test_volumes.Host, unittest.TestCase):
         if name == 'kill driver':
             began = time.monotonic()
             killed_process.run(
-                lambda: begin(self.host.another_driver()),
+                lambda: begin(self.host.make_driver()),
                 lambda: time.monotonic() > began + patience)
             self.daemon_of_its_own.wait_for_operations()
             self.host.restart_driver()

@@ -234,7 +234,7 @@ class SwapCases(test_volumes.Host):
         for number in range(1, 4):
             self.proxy.behave()
             self.assertTrue(killed_process.run(
-                lambda: self.host.another_driver().swap_volume(
+                lambda: self.host.make_driver().swap_volume(
                     self.host.context, dict(old), second.connection(), server,
                     PATH, 0),
                 lambda: self._changes() >= number), number)
@@ -285,7 +285,7 @@ class FilesystemSwapTest(SwapCases, unittest.TestCase):
         self.host.driver.pause(server)
         empty = second.file.stat().st_blocks
         self.assertTrue(killed_process.run(
-            lambda: self.host.another_driver().swap_volume(
+            lambda: self.host.make_driver().swap_volume(
                 self.host.context, dict(old), second.connection(), server,
                 PATH, 0),
             lambda: second.file.stat().st_blocks > empty))

@@ -1,0 +1,214 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Deleting servers, through the driver as Nova calls it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nova.compute import power_state
+from nova.compute import task_states
+from nova import exception
+from nova import objects
+
+from tests.fixtures import fake_block_host
+from tests.fixtures import fake_driver_host
+
+
+class DestroyTest(fake_driver_host.FakeDriverTestCase):
+
+    def make(self, **kwargs: Any) -> objects.Instance:
+        """Make a server with all that there is."""
+        image = self.host.image()
+        self.ports = self.host.ports(2)
+        self.volume = self.storage.volume()
+        self.info = fake_block_host.described(
+            self.volume.mapping(), ephemerals=[
+                {'size': 1, 'device_name': '/dev/sdb', 'guest_format': None}])
+        return self.host.spawn(
+            self.host.instance(image, config_drive='True', ephemeral_gb=1),
+            image, self.ports, block_device_info=self.info, **kwargs)
+
+    def destroy(self, server: objects.Instance, **kwargs: Any) -> None:
+        self.driver.destroy(self.context, server, self.ports, self.info,
+                            **kwargs)
+
+    def assert_gone(self, server: objects.Instance) -> None:
+        self.assertFalse(self.driver.instance_exists(server))
+        self.assertRaises(exception.InstanceNotFound, self.driver.get_info,
+                          server)
+        self.assertEqual([], self.driver.list_instances())
+        self.assertEqual(0, self.driver.get_num_instances())
+        self.assert_nothing_left()
+
+    # -- all of it ----------------------------------------------------------
+
+    def test_in_every_state(self) -> None:
+        for prepare in (lambda server: None, self.stop, self.driver.pause):
+            server = self.make()
+            prepare(server)
+            self.destroy(server)
+            self.assert_gone(server)
+
+    def stop(self, server: objects.Instance) -> None:
+        self.driver.power_off(server)
+
+    def test_again_and_unknown(self) -> None:
+        server = self.make()
+        for _time in range(2):
+            self.destroy(server)
+        self.driver.cleanup(self.context, server, self.ports, self.info)
+        self.driver.destroy(self.context, server, None, None)
+        self.assert_gone(server)
+
+    def test_without_what_nova_knows(self) -> None:
+        """After an aborted build Nova has neither ports nor connections."""
+        server = self.make()
+        self.driver.destroy(self.context, server, [],
+                            fake_block_host.described())
+        self.assertEqual({}, self.host.own())
+        self.assertEqual([], self.host.lxd_volumes())
+        self.assertEqual({}, self.storage.mounts)
+
+    def test_lxd_instance_is_gone(self) -> None:
+        """Somebody has deleted it by hand; the rest goes nevertheless."""
+        server = self.make()
+        api, params = self.lxd.api, {'project': self.host.project}
+        api.must('PUT', f'/1.0/instances/{server.name}/state',
+                 {'action': 'stop', 'force': True}, params=params)
+        api.must('DELETE', f'/1.0/instances/{server.name}', params=params)
+        self.destroy(server)
+        self.assert_gone(server)
+
+    def test_in_rescue_with_leftovers_of_a_snapshot(self) -> None:
+        server = self.make()
+        for role in ('rescue', 'snapshot'):
+            self.lxd.api.must('POST', '/1.0/instances', {
+                'name': f'{server.name}-{role}', 'profiles': [],
+                'source': {'type': 'none'},
+                'config': {'user.nova.uuid': server.uuid,
+                           'user.nova.role': role},
+                'devices': {'root': {'type': 'disk', 'path': '/',
+                                     'pool': 'default'}}},
+                params={'project': self.host.project})
+        self.destroy(server)
+        self.assert_gone(server)
+
+    # -- some of it ---------------------------------------------------------
+
+    def test_keeping_the_disks(self) -> None:
+        server = self.make()
+        self.destroy(server, destroy_disks=False)
+        self.assert_state(power_state.SHUTDOWN, server)
+        self.assertEqual(['root'], list(self.devices(server)))
+        self.assertEqual(set(), self.network.names())
+        self.assertEqual(set(), self.storage.left())
+        self.assertEqual([f'ephemeral-{server.uuid}-0'],
+                         self.host.lxd_volumes())
+
+    def test_keeping_the_ports(self) -> None:
+        server = self.make()
+        self.driver.cleanup(self.context, server, self.ports, self.info,
+                            destroy_vifs=False)
+        self.assertEqual({}, self.host.own())
+        self.assertEqual(4, len(self.network.names()))
+        self.destroy(server)
+        self.assert_gone(server)
+
+    def test_revert_of_a_resize_keeps_it(self) -> None:
+        server = self.make()
+        self.lxd.api.must(
+            'PATCH', f'/1.0/instances/{server.name}',
+            {'config': {'user.nova.resize': '7'}},
+            params={'project': self.host.project})
+        server.task_state = task_states.RESIZE_REVERTING
+        self.destroy(server)
+        self.assert_state(power_state.SHUTDOWN, server)
+        # Nova connects the volumes again, and the server may be deleted.
+        self.assertEqual(set(), self.storage.left())
+        server.deleted = True
+        self.destroy(server)
+        self.assert_gone(server)
+
+    # -- failures -----------------------------------------------------------
+
+    def test_cannot_be_stopped(self) -> None:
+        server = self.make()
+        self.lxd.fail_operation('PUT', f'/1.0/instances/{server.name}/state',
+                                where={'action': 'stop'})
+        self.assertRaises(exception.InstancePowerOffFailure, self.destroy,
+                          server)
+        self.assert_state(power_state.RUNNING, server)
+        self.destroy(server)
+        self.assert_gone(server)
+
+    def test_cannot_be_deleted(self) -> None:
+        server = self.make()
+        self.lxd.fail_operation('DELETE', f'/1.0/instances/{server.name}',
+                                error='zfs destroy: dataset is busy')
+        error = self.assertRaises(exception.NovaException, self.destroy,
+                                  server)
+        self.assertNotIn('zfs', str(error))
+        self.assertTrue(self.driver.instance_exists(server))
+        self.destroy(server)
+        self.assert_gone(server)
+
+    def test_lxd_refuses_a_step(self) -> None:
+        for method, path in (
+                ('GET', '/1.0/instances'),
+                ('DELETE', '/1.0/instances/*'),
+                ('GET', '/1.0/storage-pools/default/volumes/custom'),
+                ('DELETE', '/1.0/storage-pools/default/volumes/custom/eph*')):
+            with self.subTest(path=path):
+                server = self.make()
+                self.lxd.fail_next(method, path)
+                self.assertRaises(exception.NovaException, self.destroy,
+                                  server)
+                self.destroy(server)
+                self.assert_gone(server)
+
+    def test_lxd_is_gone(self) -> None:
+        server = self.make()
+        self.lxd.stop()
+        self.assertRaises(exception.HypervisorUnavailable, self.destroy,
+                          server)
+        # Nothing that the guest still uses is taken away.
+        self.assertNotEqual(set(), self.storage.left())
+        self.assertNotEqual(set(), self.network.names())
+        self.lxd.start()
+        self.destroy(server)
+        self.assert_gone(server)
+
+    def test_reboots_itself_meanwhile(self) -> None:
+        """The guest runs again when LXD is asked to delete it."""
+        server = self.make()
+        self.lxd.fail_next('DELETE', f'/1.0/instances/{server.name}', 400,
+                           'Instance is running')
+        self.destroy(server)
+        self.assert_gone(server)
+
+    def test_storage_does_not_let_go(self) -> None:
+        """A server that is deleted is deleted, whatever the storage says."""
+        server = self.make()
+        self.storage.fail('brick.disconnect', OSError('busy'))
+        self.destroy(server)
+        self.assertEqual({}, self.host.own())
+        self.assertEqual(set(), self.network.names())
+
+    def test_open_vswitch_does_not_let_go(self) -> None:
+        server = self.make()
+        self.network.os_vif_error = OSError('ovsdb is gone')
+        self.destroy(server)
+        self.assertEqual({}, self.host.own())
+        self.assertEqual([], self.host.lxd_volumes())
+        self.assertEqual(set(), self.storage.left())
