@@ -10,4 +10,4 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Tests for tempest of what is special about this driver."""
+"""Tempest plugin with tests for features of this driver."""

@@ -14,31 +14,31 @@
 
 from oslo_config import cfg
 
-GROUP = cfg.OptGroup(name='lxd', title='Clouds whose servers are containers '
-                                       'of LXD')
+GROUP = cfg.OptGroup(name='lxd',
+                     title='Clouds whose servers are LXD containers')
 
 OPTIONS = [
     cfg.BoolOpt(
         'own_uid_ranges',
         default=True,
-        help='The compute hosts have subordinate ids enough for servers of '
-             'flavors with the extra spec lxd:isolated.'),
+        help='Whether the compute hosts have enough subordinate ids for '
+             'servers of flavors with the extra spec lxd:isolated.'),
     cfg.BoolOpt(
         'nesting',
         default=True,
-        help='Flavors may have the extra spec lxd:nested_allowed.'),
+        help='Whether flavors may have the extra spec lxd:nested_allowed.'),
     cfg.BoolOpt(
         'mounted_volumes',
         default=False,
-        help='Volumes can be mounted for servers: [lxd] volume_filesystems '
-             'of the compute hosts names filesystems, and their kernel has '
-             'idmapped mounts of them.'),
+        help='Whether volumes can be attached in filesystem mode: [lxd] '
+             'volume_filesystems is set on the compute hosts, and their '
+             'kernel supports idmapped mounts of these filesystems.'),
     cfg.IntOpt(
         'longest_pause',
         default=500,
         min=1,
-        help='Milliseconds for which a process in a server may be kept from '
-             'running while an image of the server is made, or while it is '
-             'resized. Far below what a stop and a start would take, and '
-             'above what a busy host does to it anyway.'),
+        help='Maximum time in milliseconds for which a process in a server '
+             'may not run while an image of the server is created, or while '
+             'it is resized. Must be well below the time that a stop and a '
+             'start take, and above the scheduling delays of a busy host.'),
 ]

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What tempest loads: entry point ``tempest.test_plugins``."""
+"""Tempest plugin, loaded by the entry point ``tempest.test_plugins``."""
 
 import os
 from typing import Any
@@ -21,19 +21,19 @@ from nova_lxd_py.tempest import config
 
 
 class NovaLXDPlugin(plugins.TempestPlugin):
-    """Tests of what is special about servers that are LXD containers."""
+    """Tests for servers that are LXD containers."""
 
     def load_tests(self) -> tuple[str, str]:
-        """Tell where the tests are.
+        """Return the location of the tests.
 
-        :returns: their folder, and the one that it is imported from.
+        :returns: their directory, and the top-level directory for imports.
         """
-        folder = os.path.dirname(os.path.abspath(__file__))
-        top = os.path.dirname(os.path.dirname(folder))
-        return os.path.join(folder, 'tests'), top
+        directory = os.path.dirname(os.path.abspath(__file__))
+        top = os.path.dirname(os.path.dirname(directory))
+        return os.path.join(directory, 'tests'), top
 
     def register_opts(self, conf: Any) -> None:
-        """Register the section ``[lxd]``.
+        """Register the options of section ``[lxd]``.
 
         :param conf: tempest's configuration.
         """
@@ -41,8 +41,8 @@ class NovaLXDPlugin(plugins.TempestPlugin):
         conf.register_opts(config.OPTIONS, group=config.GROUP)
 
     def get_opt_lists(self) -> list[tuple[str, list[Any]]]:
-        """List the options, for samples of the configuration.
+        """List the options, for sample configuration files.
 
-        :returns: the section and its options.
+        :returns: pairs of section name and options.
         """
         return [(config.GROUP.name, config.OPTIONS)]

@@ -369,7 +369,7 @@ def check_config_drives(session: lxd.Session, options: Any) -> None:
     """
     if not options.config_drive_device:
         return
-    reason = config_drive_device.lacking(session.is_local)
+    reason = config_drive_device.missing_requirement(session.is_local)
     if reason:
         raise exception_mapping.StartupError(
             f'[lxd] config_drive_device is on, but {reason}')

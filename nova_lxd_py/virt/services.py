@@ -83,7 +83,7 @@ class Services:
     repin: repin_ops.RepinOps
     passwords: lxd_password.AdminPassword
     console_log: console_log.ConsoleLog
-    serial_consoles: serial.SerialConsoles
+    serial_consoles: serial.SerialConsoleManager
     diagnostics: diagnostics.Diagnostics
 
     def start(self) -> None:
@@ -132,11 +132,11 @@ def build(virtapi: nova_virtapi.VirtAPI,
     guest_configs = guest_config.GuestConfigBuilder(session, host, vifs)
     volumes = _volumes(session, guests, images)
     config_drives = config_drive.ConfigDriveManager(session)
-    ephemeral = ephemeral_disks.EphemeralDisks(session)
+    ephemeral = ephemeral_disks.EphemeralDiskManager(session)
     disks = local_disks.LocalDisks(config_drives, ephemeral)
     root_disks = root_disk.RootDiskManager(session, guests)
     passwords = lxd_password.AdminPassword(session, guests)
-    serial_consoles = serial.SerialConsoles(session, guests, watcher)
+    serial_consoles = serial.SerialConsoleManager(session, guests, watcher)
     snapshot = snapshot_ops.SnapshotOps(session, guests, image_api)
     rescue = rescue_ops.RescueOps(session, guests, guest_configs, vifs,
                                   images, config_drives, passwords, volumes)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What guests are told of tagged devices, with Nova's database and LXD."""
+"""Device tags in the guest's metadata, with Nova's database and LXD."""
 
 from __future__ import annotations
 
@@ -49,14 +49,13 @@ class DeviceTagsTest(test.TestCase):
         paste = os.path.join(sys.prefix, 'etc', 'nova', 'api-paste.ini')
         if os.path.exists(paste):
             self.flags(api_paste_config=paste, group='wsgi')
-        # Nova's base class keeps tests from looking at the host, which is what
-        # functional ones are for.
+        # Nova's base class keeps tests from reading the host's /sys.
         content = busybox_image.unified()
         self.useFixture(fixtures.MonkeyPatch(
             'nova.tests.fixtures.SysFsPoisonFixture', fixtures.Fixture))
         super().setUp()
-        # Nova 34 runs on SQLAlchemy 2.1, but its fixtures make errors of what
-        # that warns of in Nova's own queries.
+        # Nova's fixtures turn SQLAlchemy 2.1's warnings about Nova's own
+        # queries into errors.
         warnings.filterwarnings('ignore', message=r'The noload\(\) option')
         privileged.context.set_client_mode(False)
         self.addCleanup(privileged.context.set_client_mode, True)
@@ -79,14 +78,14 @@ class DeviceTagsTest(test.TestCase):
         self.instance = self.stored(instance.uuid)
 
     def stored(self, instance_uuid: str) -> objects.Instance:
-        """The server as Nova's other services see it."""
+        """Return the instance as it is in the database."""
         return objects.Instance.get_by_uuid(
             self.host.context, instance_uuid, expected_attrs=[
                 'device_metadata', 'flavor', 'info_cache', 'metadata',
                 'system_metadata'])
 
     def port(self, number: int, tag: str | None, **kwargs: Any) -> model.VIF:
-        """A port as Nova has it while it makes a server."""
+        """Create a port as Nova has it while it builds an instance."""
         port = str(uuid.uuid4())
         mac = f'fa:16:3e:00:01:{number:02x}'
         objects.VirtualInterface(
@@ -110,7 +109,7 @@ class DeviceTagsTest(test.TestCase):
         return described
 
     def attach(self, tag: str | None, path: str) -> lab_volumes.Volume:
-        """Attach a volume as Nova does."""
+        """Attach a volume as the compute manager does."""
         volume = self.storage.volume()
         described = self.disk(
             tag, source_type='volume', destination_type='volume',
@@ -128,7 +127,7 @@ class DeviceTagsTest(test.TestCase):
         self.host.spawn(self.instance, self.image, model.NetworkInfo(ports))
 
     def served(self) -> list[dict[str, Any]]:
-        """What the metadata service says, which reads the database."""
+        """Return what the metadata service answers from the database."""
         answer = metadata_base.InstanceMetadata(
             self.stored(self.instance.uuid),
             network_info=model.NetworkInfo())
@@ -166,7 +165,7 @@ class DeviceTagsTest(test.TestCase):
         self.assertEqual([], self.on_drive())
         self.assertEqual([], self.served())
 
-    def test_made_anew_without_tags(self) -> None:
+    def test_rebuilt_without_tags(self) -> None:
         port = self.port(1, 'outside')
         self.spawn([port])
         self.host.driver.destroy(self.host.context, self.instance, [port])
@@ -191,7 +190,7 @@ class DeviceTagsTest(test.TestCase):
         self.attach(None, '/dev/vdb')
         self.assertEqual(1, len(self.served()))
         volume = self.attach('database', '/dev/vdc')
-        # LXD refuses it, after all else has been done.
+        # LXD refuses the device, after the metadata was published.
         self.proxy.spoil(0, faulty_proxy.Spoil.REFUSE)
         with self.assertRaises(exception.NovaException):
             self.attach('nothing', '/dev/vdd')
@@ -201,7 +200,7 @@ class DeviceTagsTest(test.TestCase):
             [{'type': 'disk', 'path': '/dev/vdc', 'serial': volume.id,
               'bus': 'none', 'address': 'none', 'tags': ['database']}],
             self.served()[1:])
-        # A server that is made anew has it from the beginning.
+        # A rebuilt instance has it from the beginning.
         self.instance.device_metadata = None
         self.instance.save()
         device_tags.publish(self.host.context, self.instance, [])

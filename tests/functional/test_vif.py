@@ -10,10 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ports of real containers on a real Open vSwitch.
-
-What guests and hosts go through, and what they lose on the way.
-"""
+"""Ports of containers on Open vSwitch, through restarts and losses."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ class PrivilegedDaemonTestCase(lab.VIFTestCase):
         guest.stop()
         guest.unplug()
         guest.unplug()
-        self.assertIs(veth.VethState.ABSENT, guest.wire.state())
+        self.assertIs(veth.VethState.ABSENT, guest.pair.state())
 
     def test_refusals_arrive_as_they_are(self) -> None:
         self.assertRaises(ValueError, network.delete_device, 'eth0')
@@ -65,16 +62,16 @@ class LifeTestCase(lab.VIFTestCase):
         link = guest.run('ip link show eth0')
         self.assertIn(f'mtu {lab.MTU}', link)
         self.assertIn(guest.vif['address'], link)
-        self.assertEqual(str(lab.MTU), veth.attribute(guest.wire.outer, 'mtu'))
+        self.assertEqual(str(lab.MTU), veth.attribute(guest.pair.outer, 'mtu'))
         self.assertIn(guest.vif['id'],
-                      lab.OVS.interface(guest.wire.outer, 'external_ids'))
+                      lab.OVS.interface(guest.pair.outer, 'external_ids'))
         # The largest packet gets through unfragmented.
         guest.run(f'ping -c 1 -W 2 -s {lab.MTU - 28} {other.address}')
-        self.assertFalse(veth.exists(guest.wire.inner))
+        self.assertFalse(veth.exists(guest.pair.inner))
 
     def test_host_has_no_address_on_port(self) -> None:
         guest, _other = self.make_guests()
-        shown = subprocess.run(['ip', 'address', 'show', guest.wire.outer],
+        shown = subprocess.run(['ip', 'address', 'show', guest.pair.outer],
                                stdout=subprocess.PIPE, text=True, check=True)
         self.assertNotIn('inet', shown.stdout)
 
@@ -100,7 +97,7 @@ class LifeTestCase(lab.VIFTestCase):
         guest, other = self.make_guests()
         before = self.switch_view(guest)
         guest.stop()
-        self.assertIs(veth.VethState.ON_HOST, guest.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, guest.pair.state())
         guest.plug(guest_stopped=True)
         guest.start()
         self.assert_connected(guest, other)
@@ -161,17 +158,17 @@ class LifeTestCase(lab.VIFTestCase):
 
     def test_open_vswitch_loses_its_port(self) -> None:
         guest, other = self.make_guests()
-        lab.OVS.vsctl('del-port', lab.BRIDGE, guest.wire.outer)
+        lab.OVS.vsctl('del-port', lab.BRIDGE, guest.pair.outer)
         self.assertFalse(guest.reaches(other))
         guest.plug()
         self.assert_connected(guest, other)
 
 
 class LossTestCase(lab.VIFTestCase):
-    """A port whose devices were lost works again from the next start."""
+    """A port whose devices were lost works again after the next start."""
 
     def monitor(self, guest: lab.Guest) -> int:
-        """Find the process of liblxc that watches over a guest."""
+        """Find liblxc's monitor process of a guest."""
         with open(f'/proc/{guest.init}/status', encoding='ascii') as status:
             for line in status:
                 if line.startswith('PPid:'):
@@ -184,29 +181,29 @@ class LossTestCase(lab.VIFTestCase):
         lab.LXD.wait_for_status(guest.name, 'Stopped')
         self.assert_restartable(guest, other)
 
-    def test_held_by_a_guest_that_lxd_forgot(self) -> None:
-        """The monitor is gone and the guest survived it."""
+    def test_held_by_a_guest_unknown_to_lxd(self) -> None:
+        """The monitor was killed and the guest has survived it."""
         guest, other = self.make_guests()
         guest.stop()
         with subprocess.Popen(['unshare', '--net', 'sleep', '600']) as holder:
             self.addCleanup(holder.kill)
             time.sleep(0.5)
-            subprocess.run(['ip', 'link', 'set', guest.wire.inner, 'netns',
+            subprocess.run(['ip', 'link', 'set', guest.pair.inner, 'netns',
                             str(holder.pid)], check=True)
-            # A restart of nova-compute leaves it alone, a start takes over.
+            # A restart of nova-compute leaves it alone, a start replaces it.
             guest.plug()
-            self.assertIs(veth.VethState.IN_GUEST, guest.wire.state())
+            self.assertIs(veth.VethState.IN_GUEST, guest.pair.state())
             self.assert_restartable(guest, other)
             holder.kill()
 
     def test_host_reboots(self) -> None:
-        """Nothing is left but Open vSwitch's database."""
+        """Only Open vSwitch's database survives a reboot."""
         guest, other = self.make_guests()
         for each in (guest, other):
             each.stop()
         lab.OVS.stop_vswitchd()
         for each in (guest, other):
-            network.delete_device(each.wire.outer)
+            network.delete_device(each.pair.outer)
         lab.OVS.start_vswitchd()
         for each in (guest, other):
             each.plug(guest_stopped=True)
@@ -216,33 +213,33 @@ class LossTestCase(lab.VIFTestCase):
     def test_device_deleted_while_stopped(self) -> None:
         guest, other = self.make_guests()
         guest.stop()
-        network.delete_device(guest.wire.outer)
+        network.delete_device(guest.pair.outer)
         self.assert_restartable(guest, other)
 
     def test_tap_in_the_way(self) -> None:
         guest, other = lab.Guest(self, 1), lab.Guest(self, 2)
-        subprocess.run(['ip', 'tuntap', 'add', guest.wire.outer, 'mode',
+        subprocess.run(['ip', 'tuntap', 'add', guest.pair.outer, 'mode',
                         'tap'], check=True)
-        self.assertIs(veth.VethState.BROKEN, guest.wire.state())
+        self.assertIs(veth.VethState.BROKEN, guest.pair.state())
         for each in (guest, other):
             each.create()
             each.start()
         self.assert_connected(guest, other)
 
     def test_busy_switch_misses_the_change(self) -> None:
-        """Make a device anew in one go, as it looks to a busy switch."""
+        """Recreate a device so fast that the switch does not notice."""
         guest, other = self.make_guests()
         guest.stop()
-        network.delete_device(guest.wire.outer)
-        network.create_veth(guest.wire.outer, guest.wire.inner,
+        network.delete_device(guest.pair.outer)
+        network.create_veth(guest.pair.outer, guest.pair.inner,
                             guest.vif['address'], lab.MTU, False)
         time.sleep(0.5)
-        self.assertIs(veth.VethState.ON_HOST, guest.wire.state())
-        self.assertFalse(ovs.OVSPlugin().has_port(guest.vif))
+        self.assertIs(veth.VethState.ON_HOST, guest.pair.state())
+        self.assertFalse(ovs.OVSPlugin().wait_until_open(guest.vif))
         self.assert_restartable(guest, other)
 
     def assert_restartable(self, guest: lab.Guest, other: lab.Guest) -> None:
         guest.plug(guest_stopped=True)
-        self.assertIs(veth.VethState.ON_HOST, guest.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, guest.pair.state())
         guest.start()
         self.assert_connected(guest, other)

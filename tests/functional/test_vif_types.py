@@ -10,10 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ports of real containers on a real Open vSwitch.
-
-Types of ports, and what flavors say of their bandwidth.
-"""
+"""VIF types and bandwidth limits, with containers and Open vSwitch."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ tearDownModule = lab.tear_down_module
 
 
 class LimitsTestCase(lab.VIFTestCase):
-    """Bandwidth limits of flavors hold, and do no harm."""
+    """Bandwidth limits of flavors are enforced."""
 
     def seconds_to_send(self, sender: lab.Guest, receiver: lab.Guest,
                         size: int) -> float:
@@ -66,7 +63,7 @@ class LimitsTestCase(lab.VIFTestCase):
         self.assert_takes(3, other, guest, 3_000_000)
         self.assertLess(self.seconds_to_send(guest, other, 3_000_000), 2)
 
-    def test_guest_cannot_lift_them(self) -> None:
+    def test_guest_cannot_remove_limits(self) -> None:
         guest, other = self.make_guests(
             **{'quota:vif_outbound_average': '1000'})
         guest.order('busybox tc qdisc del dev eth0 root')
@@ -74,7 +71,7 @@ class LimitsTestCase(lab.VIFTestCase):
         self.assert_connected(guest, other)
         self.assert_takes(3, guest, other, 3_000_000)
 
-    def test_life_with_limits(self) -> None:
+    def test_limits_survive_restarts(self) -> None:
         guest, other = self.make_guests(
             **{'quota:vif_outbound_average': '1000'})
         before = self.switch_view(guest)
@@ -100,11 +97,11 @@ class LimitsTestCase(lab.VIFTestCase):
         guest.instance.flavor.extra_specs = {}
         guest.plug()
         self.assertLess(self.seconds_to_send(guest, other, 8_000_000), 1.5)
-        # The devices that limits need go when no guest can notice.
-        self.assertTrue(guest.wire.is_limited)
+        # The second pair is removed when no guest runs.
+        self.assertTrue(guest.pair.is_limited)
         guest.stop()
         guest.plug(guest_stopped=True)
-        self.assertFalse(guest.wire.is_limited)
+        self.assertFalse(guest.pair.is_limited)
         guest.start()
         self.assert_connected(guest, other)
 
@@ -118,7 +115,7 @@ class LimitsTestCase(lab.VIFTestCase):
 
 
 class OtherTypesTestCase(lab.VIFTestCase):
-    """Ports that do not sit on Open vSwitch directly."""
+    """Ports that are not on Open vSwitch directly."""
 
     def test_hybrid(self) -> None:
         guest, other = lab.Guest(self, 1), lab.Guest(self, 2)
@@ -128,17 +125,17 @@ class OtherTypesTestCase(lab.VIFTestCase):
             each.start()
         self.assert_connected(guest, other)
         port = guest.vif['id'][:11]
-        self.assertEqual([guest.wire.outer, f'qvb{port}'], sorted(
+        self.assertEqual([guest.pair.outer, f'qvb{port}'], sorted(
             os.listdir(f'/sys/class/net/qbr{port}/brif'), reverse=True))
         self.assertIn(f'qvo{port}', lab.OVS.ports())
-        before = veth.attribute(guest.wire.outer, 'ifindex')
+        before = veth.attribute(guest.pair.outer, 'ifindex')
         guest.restart()
         guest.plug()
         self.assert_connected(guest, other)
         guest.stop()
         guest.plug(guest_stopped=True)
-        self.assertEqual(before, veth.attribute(guest.wire.outer, 'ifindex'))
-        network.delete_device(guest.wire.outer)
+        self.assertEqual(before, veth.attribute(guest.pair.outer, 'ifindex'))
+        network.delete_device(guest.pair.outer)
         guest.plug(guest_stopped=True)
         guest.start()
         self.assert_connected(guest, other)
@@ -147,9 +144,9 @@ class OtherTypesTestCase(lab.VIFTestCase):
         guest = lab.Guest(self, 1)
         guest.vif.update(type=model.VIF_TYPE_TAP, details={})
         guest.create()
-        # What Calico's agent would do, for one.
+        # As Calico's agent would do, for example.
         subprocess.run(['ip', 'address', 'add', '10.9.0.254/24', 'dev',
-                        guest.wire.outer], check=True)
+                        guest.pair.outer], check=True)
         guest.start()
         guest.run('ping -c 1 -W 2 10.9.0.254')
         guest.restart()
@@ -157,7 +154,7 @@ class OtherTypesTestCase(lab.VIFTestCase):
         guest.plug()
 
     def test_bridge(self) -> None:
-        """Ports of Linux bridges, which Nova knows up to release 33."""
+        """Ports of Linux bridges, which Nova supports up to release 33."""
         if privileged_bridge is None:
             self.skipTest('this os-vif has no plugin for Linux bridges')
         privileged_bridge.vif_plug.set_client_mode(False)
@@ -181,7 +178,7 @@ class OtherTypesTestCase(lab.VIFTestCase):
         self.assertEqual(2, len(os.listdir('/sys/class/net/brqtest/brif')))
 
     def test_rows_of_kernel_datapath(self) -> None:
-        """os-vif writes more there; without the module only that happens."""
+        """os-vif writes QoS rows there, also without the kernel module."""
         guest = lab.Guest(self, 1)
         guest.vif['network']['bridge'] = 'br-kernel'
         guest.vif['details'].update(bridge_name='br-kernel',

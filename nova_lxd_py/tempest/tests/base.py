@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Servers that the tests log in to."""
+"""Base class of the tests."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from tempest.scenario import manager
 
 CONF = config.CONF
 
-#: What the guest shell writes down: the time in milliseconds, again and again.
+#: Guest command that logs the monotonic time in milliseconds every 10 ms.
 _TICKER = ('nohup python3 -uc "import time\n'
            'while True:\n'
            '    print(time.monotonic_ns() // 1000000)\n'
@@ -28,7 +28,7 @@ _TICKER = ('nohup python3 -uc "import time\n'
 
 
 class LXDScenarioTest(manager.ScenarioTest):
-    """Boots servers with SSH, and makes flavors for them."""
+    """Boots servers to log in to, with flavors of its own."""
 
     credentials = ['primary', 'admin']
 
@@ -36,8 +36,8 @@ class LXDScenarioTest(manager.ScenarioTest):
     def skip_checks(cls) -> None:
         super().skip_checks()
         if not CONF.validation.run_validation:
-            raise cls.skipException('It logs in to servers: [validation] '
-                                    'run_validation is off')
+            raise cls.skipException('These tests log in to servers, but '
+                                    '[validation] run_validation is false')
 
     def setUp(self) -> None:
         super().setUp()
@@ -46,17 +46,17 @@ class LXDScenarioTest(manager.ScenarioTest):
 
     def create_flavor(self, extra_specs: dict[str, str] | None = None,
                       **changes: int) -> str:
-        """Make a flavor that is like the configured one.
+        """Create a flavor from ``[compute] flavor_ref``, deleted at cleanup.
 
-        :param extra_specs: extra specs of it.
-        :param changes: ``vcpus``, ``ram`` (MiB) or ``disk`` (GiB).
-        :returns: its id; it is deleted in the end.
+        :param extra_specs: extra specs to set.
+        :param changes: different ``vcpus``, ``ram`` (MiB) or ``disk`` (GiB).
+        :returns: the id of the flavor.
         """
         client = self.os_admin.flavors_client
-        usual = client.show_flavor(CONF.compute.flavor_ref)['flavor']
+        default = client.show_flavor(CONF.compute.flavor_ref)['flavor']
         flavor = client.create_flavor(
             name=data_utils.rand_name('lxd'),
-            **{key: changes.get(key, usual[key])
+            **{key: changes.get(key, default[key])
                for key in ('vcpus', 'ram', 'disk')})['flavor']
         self.addCleanup(client.delete_flavor, flavor['id'])
         if extra_specs:
@@ -64,9 +64,9 @@ class LXDScenarioTest(manager.ScenarioTest):
         return flavor['id']
 
     def boot(self, **options: Any) -> dict[str, Any]:
-        """Make a server that can be logged in to.
+        """Create a server with a key pair, reachable by SSH.
 
-        :param options: more for ``create_server``.
+        :param options: further arguments of ``create_server``.
         :returns: the server.
         """
         return self.create_server(
@@ -74,29 +74,29 @@ class LXDScenarioTest(manager.ScenarioTest):
             security_groups=[{'name': self.group['name']}], **options)
 
     def log_in(self, server: dict[str, Any]) -> Any:
-        """Connect to a server.
+        """Connect to a server by SSH.
 
-        :param server: one that :meth:`boot` has made.
-        :returns: tempest's client of it.
+        :param server: server created by :meth:`boot`.
+        :returns: tempest's remote client.
         """
         return self.get_remote_client(
             self.get_server_ip(server), server=server,
             private_key=self.keypair['private_key'])
 
     def start_ticking(self, guest: Any) -> None:
-        """Have a process in the guest look at the clock all the time.
+        """Start a process in the guest that logs the time every 10 ms.
 
-        :param guest: what :meth:`log_in` returned.
+        :param guest: remote client returned by :meth:`log_in`.
         """
         guest.exec_command(_TICKER)
 
     def longest_pause(self, guest: Any) -> int:
-        """Tell for how long that process did not run.
+        """Return the longest time for which that process did not run.
 
-        :param guest: what :meth:`log_in` returned.
+        :param guest: remote client returned by :meth:`log_in`.
         :returns: milliseconds.
         """
-        # A guest that was stopped in between has no such process any more.
+        # pkill fails if the guest was restarted, which ended the process.
         guest.exec_command('pkill -f monotonic_ns')
         ticks = [int(line) for line in
                  guest.exec_command('cat ticks').splitlines()]

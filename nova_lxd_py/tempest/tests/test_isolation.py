@@ -19,7 +19,7 @@ CONF = config.CONF
 
 
 class IsolationTest(base.LXDScenarioTest):
-    """What servers share with each other and with their host."""
+    """User ids and nesting of servers."""
 
     def uid_range(self, server):
         _inside, outside, size = self.log_in(server).exec_command(
@@ -27,13 +27,13 @@ class IsolationTest(base.LXDScenarioTest):
         return range(int(outside), int(outside) + int(size))
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b003')
-    def test_root_is_nobody_on_the_host(self):
+    def test_root_is_unprivileged_on_the_host(self):
         self.assertNotIn(0, self.uid_range(self.boot()))
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b004')
     def test_servers_share_no_user_id(self):
         if not CONF.lxd.own_uid_ranges:
-            raise self.skipException('[lxd] own_uid_ranges is off')
+            raise self.skipException('[lxd] own_uid_ranges is false')
         flavor = self.create_flavor({'lxd:isolated': 'true'})
         first, second = sorted(
             (self.uid_range(self.boot(flavor=flavor)) for _ in range(2)),
@@ -41,10 +41,10 @@ class IsolationTest(base.LXDScenarioTest):
         self.assertLessEqual(first.stop, second.start)
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b005')
-    def test_nesting_comes_by_flavor(self):
+    def test_nesting_follows_the_flavor(self):
         if not CONF.lxd.nesting:
-            raise self.skipException('[lxd] nesting is off')
-        # What LXD puts there is for the containers in the server.
+            raise self.skipException('[lxd] nesting is false')
+        # LXD mounts this with security.nesting only.
         command = 'test -d /dev/.lxc/proc && echo nested || echo plain'
         for word, wanted in (('true', 'nested'), ('false', 'plain')):
             flavor = self.create_flavor({'lxd:nested_allowed': word})

@@ -20,18 +20,18 @@ CONF = config.CONF
 
 
 class LeftoversTest(base.LXDScenarioTest):
-    """What is left of a server once it is deleted: nothing."""
+    """A deleted server leaves no resources behind."""
 
     def delete(self, server):
         self.servers_client.delete_server(server['id'])
-        gone = test_utils.call_until_true(
+        deleted = test_utils.call_until_true(
             lambda: server['id'] not in {
-                left['id'] for left in self.servers_client.list_servers(
+                other['id'] for other in self.servers_client.list_servers(
                 )['servers']}, CONF.compute.build_timeout, 1)
-        self.assertTrue(gone)
+        self.assertTrue(deleted)
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b011')
-    def test_a_port_can_be_used_again(self):
+    def test_port_can_be_reused(self):
         network = self.get_tenant_network()
         port = self.create_port(network['id'])
         for _ in range(2):
@@ -47,7 +47,7 @@ class LeftoversTest(base.LXDScenarioTest):
         allocations = client.list_allocations(server['id'])['allocations']
         self.assertNotEqual({}, allocations)
         self.delete(server)
-        gone = test_utils.call_until_true(
+        deleted = test_utils.call_until_true(
             lambda: client.list_allocations(server['id'])[
                 'allocations'] == {}, CONF.compute.build_timeout, 1)
-        self.assertTrue(gone)
+        self.assertTrue(deleted)

@@ -16,7 +16,7 @@ from nova_lxd_py.tempest.tests import base
 
 
 class LimitsTest(base.LXDScenarioTest):
-    """What the flavor says is what the guest sees."""
+    """The guest has the resources of its flavor, and no more."""
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b001')
     def test_guest_sees_its_flavor(self):
@@ -28,14 +28,14 @@ class LimitsTest(base.LXDScenarioTest):
         size, used = guest.exec_command(
             "df -m / | awk 'NR == 2 { print $2, $3 }'").split()
         self.assertLess(int(used), int(size))
-        # Pools that cannot limit a root disk show that of the host.
+        # Storage drivers without quotas show the size of the pool.
         self.assertGreaterEqual(int(size), 0.9 * 3 * 1024)
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b002')
     def test_memory_is_limited(self):
         server = self.boot(flavor=self.create_flavor(ram=256))
         guest = self.log_in(server)
-        # The kernel ends what wants more than there is.
+        # The OOM killer ends a process that exceeds the limit.
         outcome = guest.exec_command(
             "python3 -c 'x = bytearray(1 << 30)' > /dev/null 2>&1 "
             "&& echo enough || echo limited")

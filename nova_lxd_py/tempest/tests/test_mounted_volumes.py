@@ -19,37 +19,37 @@ CONF = config.CONF
 
 
 class MountedVolumesTest(base.LXDScenarioTest):
-    """Volumes that the host mounts for its servers."""
+    """Volumes in filesystem mode."""
 
     @classmethod
     def skip_checks(cls):
         super().skip_checks()
         if not CONF.service_available.cinder:
-            raise cls.skipException('There is no Cinder')
+            raise cls.skipException('Cinder is not available')
         if not CONF.lxd.mounted_volumes:
-            raise cls.skipException('[lxd] mounted_volumes is off')
+            raise cls.skipException('[lxd] mounted_volumes is false')
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b009')
-    def test_files_go_from_server_to_server(self):
+    def test_files_move_with_the_volume(self):
         volume = self.create_volume(
             metadata={'lxd_volume_mode': 'filesystem'})
         server = self.boot()
         guest = self.log_in(server)
         self.nova_volume_attach(server, volume)
-        folder = self.mount_point(guest)
-        guest.exec_command(f'echo kept | sudo tee {folder}/file')
+        path = self.mount_point(guest)
+        guest.exec_command(f'echo kept | sudo tee {path}/file')
         guest.exec_command('sync')
         self.nova_volume_detach(server, volume)
         self.assertEqual('', self.mount_point(guest))
         other = self.boot()
         guest = self.log_in(other)
         self.nova_volume_attach(other, volume)
-        folder = self.mount_point(guest)
+        path = self.mount_point(guest)
         self.assertEqual('kept', guest.exec_command(
-            f'cat {folder}/file').strip())
-        # Whatever user ids the servers have on their hosts.
+            f'cat {path}/file').strip())
+        # Independent of the uid ranges that the servers have on their hosts.
         self.assertEqual('root', guest.exec_command(
-            f'stat -c %U {folder}/file').strip())
+            f'stat -c %U {path}/file').strip())
 
     def mount_point(self, guest):
         return guest.exec_command(

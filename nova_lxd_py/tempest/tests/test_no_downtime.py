@@ -21,14 +21,15 @@ CONF = config.CONF
 
 
 class NoDowntimeTest(base.LXDScenarioTest):
-    """What the guest does not notice."""
+    """Operations that must not interrupt the guest."""
 
     @classmethod
     def skip_checks(cls):
         super().skip_checks()
         if not (CONF.compute_feature_enabled.resize and
                 CONF.compute_feature_enabled.snapshot):
-            raise cls.skipException('Resize or snapshot is off')
+            raise cls.skipException('[compute-feature-enabled] resize or '
+                                    'snapshot is false')
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b006')
     def test_snapshot(self):
@@ -49,7 +50,7 @@ class NoDowntimeTest(base.LXDScenarioTest):
         waiters.wait_for_server_status(self.servers_client, server['id'],
                                        'VERIFY_RESIZE')
         if self.get_host_for_server(server['id']) != host:
-            raise self.skipException('Nova moved the server to another host')
+            raise self.skipException('The server was resized to another host')
         self.assertEqual('2', guest.exec_command('nproc').strip())
         self.servers_client.confirm_resize_server(server['id'])
         waiters.wait_for_server_status(self.servers_client, server['id'],

@@ -31,18 +31,19 @@ class SerialConsoleTest(base.LXDScenarioTest):
     def skip_checks(cls):
         super().skip_checks()
         if not CONF.compute_feature_enabled.serial_console:
-            raise cls.skipException('Serial consoles are off')
+            raise cls.skipException('[compute-feature-enabled] '
+                                    'serial_console is false')
 
     @decorators.idempotent_id('a6b6f1c0-4f4b-4b9e-9d0c-0c6d36f7b010')
     def test_several_in_a_row(self):
         server = self.boot()
-        # It has booted by then.
+        # Wait until it has booted.
         self.log_in(server)
         for _ in range(3):
-            self.assertIn('login:', self.first_words(server))
+            self.assertIn('login:', self.read_prompt(server))
 
-    def first_words(self, server):
-        """What the console shows before anybody has logged in."""
+    def read_prompt(self, server):
+        """Return the output of the console up to the login prompt."""
         url = self.servers_client.get_remote_console(
             server['id'], console_type='serial',
             protocol='serial')['remote_console']['url']

@@ -10,4 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Console log and serial console of servers."""
+"""Console log and serial console of an instance.
+
+:mod:`.log` reads the console ring buffer that LXD keeps, and :mod:`.serial`
+listens for nova-serialproxy and hands each connection to
+:mod:`.serial_session`.
+"""

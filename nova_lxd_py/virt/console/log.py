@@ -10,25 +10,27 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The console of a server."""
+"""The console log of an instance, as ``nova console-log`` shows it."""
 
 from __future__ import annotations
 
 from nova import objects
+from oslo_utils import units
 
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
 
-#: Most bytes of console output that are handed out; what came last counts.
-LOG_BYTES = 100 * 1024
+#: Maximum number of bytes to return, counted from the end of the log.
+#: The libvirt driver has the same limit (``MAX_CONSOLE_BYTES``).
+MAX_CONSOLE_BYTES = 100 * units.Ki
 
 
 class ConsoleLog:
-    """Reads consoles.
+    """Reads the console log of instances.
 
-    :param session: the way to LXD.
-    :param guests: the driver's LXD instances.
+    :param session: LXD session.
+    :param guests: registry of the driver's LXD instances.
     """
 
     def __init__(self, session: lxd.Session, guests: registry.GuestRegistry
@@ -37,14 +39,15 @@ class ConsoleLog:
         self._guests = guests
 
     def output(self, instance: objects.Instance) -> bytes:
-        """Read what the guest last wrote to its console.
+        """Read the end of the guest's console output.
 
-        LXD keeps what a running guest wrote since it started, and of a
-        stopped one also what it wrote before.
+        LXD keeps the output of a running guest since its last start, and that
+        of a stopped guest from its earlier starts as well.
 
-        :param instance: the server.
-        :returns: at most LOG_BYTES, beginning with a whole line.
-        :raises errors.NotFound: LXD does not have the server.
+        :param instance: the instance.
+        :returns: at most MAX_CONSOLE_BYTES, starting at the beginning of a
+            line.
+        :raises errors.NotFound: if LXD does not have the instance.
         """
         guest = self._guests.active(instance)
         tail = bytearray()
@@ -53,12 +56,12 @@ class ConsoleLog:
                                         ) as (_headers, chunks):
                 for chunk in chunks:
                     tail += chunk
-                    del tail[:-2 * LOG_BYTES]
+                    del tail[:-2 * MAX_CONSOLE_BYTES]
         except errors.OperationFailed as exc:
-            # So LXD says that there is nothing yet.
+            # LXD answers this as long as the guest has written nothing.
             if 'no such file or directory' not in exc.message:
                 raise
-        if len(tail) <= LOG_BYTES:
+        if len(tail) <= MAX_CONSOLE_BYTES:
             return bytes(tail)
-        last = bytes(tail[-LOG_BYTES:])
+        last = bytes(tail[-MAX_CONSOLE_BYTES:])
         return last[last.find(b'\n') + 1:]

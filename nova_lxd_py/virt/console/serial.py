@@ -10,26 +10,26 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Serial consoles of servers, for nova-serialproxy.
+"""TCP ports on which nova-serialproxy reaches the serial consoles.
 
-Each server that somebody has asked a console of gets a TCP port of its own on
-``[serial_console] proxyclient_address``. Whoever can reach that port can log
-in to the guest, which is why it is bound to that address only. What happens on
-a connection is told in :mod:`nova_lxd_py.virt.console.serial_session`.
+An instance gets a TCP port on ``[serial_console] proxyclient_address`` when
+its console is first requested. Anyone who can connect to that port gets a
+login prompt of the guest, so it is bound to that address only. What happens on
+a connection is described in :mod:`nova_lxd_py.virt.console.serial_session`.
 
-A server keeps its port as long as it lives on this host, also when
-nova-compute restarts: tokens that Nova has given out name it, and a port must
-not lead to another server while they are valid.
+An instance keeps its port as long as it is on this host, also when
+nova-compute restarts: console tokens name the port, and it must not lead to
+another instance while they are valid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import contextlib
 import errno
 import shlex
 import socket
 import threading
-from typing import Any
 
 from nova.compute import power_state
 from nova import conf as nova_conf
@@ -52,22 +52,23 @@ LOG = logging.getLogger(__name__)
 
 TYPE = 'serial'
 
-#: Connections that may wait to be accepted.
+#: Backlog of each listening socket.
 BACKLOG = 4
-#: Connections to one server at a time: each is a program in the guest.
-SESSIONS = 8
+#: Maximum number of connections to one instance. Each runs a process in the
+#: guest.
+MAX_SESSIONS = 8
 #: Ports to try before giving up.
-ATTEMPTS = 5
-#: Seconds to wait after an error that may pass.
-PAUSE = 1.0
+PORT_ATTEMPTS = 5
+#: Seconds to wait after accept() has failed.
+ACCEPT_RETRY_DELAY = 1.0
 
 
-class SerialConsoles:
-    """Keeps the ports of serial consoles.
+class SerialConsoleManager:
+    """Opens the serial consoles of instances and keeps track of their ports.
 
-    :param session: the way to LXD.
-    :param guests: the driver's LXD instances.
-    :param watcher: what is known of their power states.
+    :param session: LXD session.
+    :param guests: registry of the driver's LXD instances.
+    :param watcher: knows the power state of each instance.
     """
 
     def __init__(self, session: lxd.Session,
@@ -78,14 +79,14 @@ class SerialConsoles:
         self._guests = guests
         self._watcher = watcher
         self._lock = threading.Lock()
-        #: Ports by the uuid of their server.
+        #: Ports by instance uuid.
         self._ports: dict[str, int] = {}
         self._listeners: dict[str, _Listener] = {}
 
     def recover(self) -> None:
-        """Reserve the ports that servers have from earlier.
+        """Reserve the ports that were assigned before nova-compute started.
 
-        Nothing of it keeps nova-compute from starting.
+        A failure is logged and does not keep nova-compute from starting.
         """
         if not CONF.serial_console.enabled:
             return
@@ -95,30 +96,32 @@ class SerialConsoles:
                 if port is not None:
                     self._reserve(guest.uuid, port)
         except errors.LXDError as exc:
-            LOG.warning('The ports of serial consoles are not known: %s', exc)
+            LOG.warning('Could not read the ports of serial consoles from '
+                        'LXD: %s', exc)
 
     def connect(self, instance: objects.Instance
                 ) -> console_type.ConsoleSerial:
-        """Tell where the console of a server is, and serve it there.
+        """Open the serial console of an instance and return its address.
 
         See :meth:`nova.virt.driver.ComputeDriver.get_serial_console`. Nova
-        asks again for every connection to check its token.
+        calls it again for every connection, to check the console token.
 
-        :param instance: the server.
-        :returns: address and port, the same as long as the server is here.
-        :raises nova.exception.ConsoleTypeUnavailable: serial consoles are
-            switched off, or the server is.
-        :raises nova.exception.SocketPortRangeExhaustedException: there are
-            more servers than ports.
-        :raises errors.NotFound: LXD does not have the server.
+        :param instance: the instance.
+        :returns: address and port; they stay the same as long as the instance
+            is on this host.
+        :raises nova.exception.ConsoleTypeUnavailable: if serial consoles are
+            disabled, or the instance is not running.
+        :raises nova.exception.SocketPortRangeExhaustedException: if no port
+            of ``[serial_console] port_range`` is free.
+        :raises errors.NotFound: if LXD does not have the instance.
         """
         if not CONF.serial_console.enabled:
             raise exception.ConsoleTypeUnavailable(console_type=TYPE)
         if self._watcher.power_state(instance) == power_state.SHUTDOWN:
-            LOG.debug('There is no console while the server is off',
-                      instance=instance)
+            LOG.debug('Serial console is not available: the instance is not '
+                      'running', instance=instance)
             raise exception.ConsoleTypeUnavailable(console_type=TYPE)
-        # Not the server's lock, which a snapshot may hold for long.
+        # Not the instance lock, which a snapshot may hold for minutes.
         with lockutils.lock(f'lxd-serial-{instance.uuid}',
                             lock_file_prefix=None):
             listener = self._listeners.get(instance.uuid)
@@ -130,22 +133,20 @@ class SerialConsoles:
                                           port=listener.port)
 
     def remove(self, instance: objects.Instance) -> None:
-        """End what goes on at the console of a server that is deleted, and
-        free its port.
+        """Close the serial console of a deleted instance and free its port.
 
-        :param instance: the server; one without console is a success.
+        :param instance: the instance; it need not have a console.
         """
         with lockutils.lock(f'lxd-serial-{instance.uuid}',
                             lock_file_prefix=None):
             with self._lock:
                 listener = self._listeners.pop(instance.uuid, None)
             if listener is not None:
-                listener.close('The server is gone.')
+                listener.close('The server has been deleted.')
             self._release(instance.uuid)
 
     def stop(self) -> None:
-        """End all connections; servers keep their ports. May be called
-        again."""
+        """Close all connections; instances keep their ports. Idempotent."""
         with self._lock:
             listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
@@ -160,8 +161,8 @@ class SerialConsoles:
             try:
                 return self._listen(instance, known)
             except OSError as exc:
-                LOG.warning('The port %(port)d of the serial console is in '
-                            'use, so it gets another one: %(error)s',
+                LOG.warning('Port %(port)d of the serial console is in use, '
+                            'allocating another one: %(error)s',
                             {'port': known, 'error': exc}, instance=instance)
                 self._release(instance.uuid)
         listener = self._open_new(instance)
@@ -169,23 +170,23 @@ class SerialConsoles:
             guest.update(config={
                 lxd_guest.KEY_SERIAL_PORT: str(listener.port)})
         except errors.LXDError as exc:
-            LOG.warning('The serial console will get another port when '
-                        'nova-compute restarts, since LXD does not keep this '
-                        'one: %s', exc, instance=instance)
+            LOG.warning('Could not store the port of the serial console in '
+                        'LXD, it will change when nova-compute restarts: %s',
+                        exc, instance=instance)
         return listener
 
     def _open_new(self, instance: objects.Instance) -> _Listener:
         host = CONF.serial_console.proxyclient_address
         failed = []
         try:
-            for _attempt in range(ATTEMPTS):
+            for _attempt in range(PORT_ATTEMPTS):
                 port = nova_serial.acquire_port(host)
                 try:
                     listener = self._listen(instance, port)
                 except OSError as exc:
-                    # Somebody took it after Nova had found it to be free.
+                    # Another process took it after Nova had probed it.
                     failed.append(port)
-                    LOG.debug('Port %d is not free after all: %s', port, exc)
+                    LOG.debug('Cannot listen on port %d: %s', port, exc)
                     continue
                 with self._lock:
                     self._ports[instance.uuid] = port
@@ -196,18 +197,18 @@ class SerialConsoles:
                 nova_serial.release_port(host, port)
 
     def _listen(self, instance: objects.Instance, port: int) -> _Listener:
-        server = serial_session.Server(instance.uuid, instance.name)
+        ref = serial_session.InstanceRef(instance.uuid, instance.name)
         command = shlex.split(self._options.serial_console_command)
         return _Listener(
-            CONF.serial_console.proxyclient_address, port, server,
-            lambda client: serial_session.Session(
-                client, server, command, self._session, self._guests,
+            CONF.serial_console.proxyclient_address, port, ref,
+            lambda client: serial_session.SerialSession(
+                client, ref, command, self._session, self._guests,
                 self._watcher))
 
     def _reserve(self, uuid: str, port: int) -> bool:
-        """Keep Nova from giving a port to another server.
+        """Keep Nova from allocating a port to another instance.
 
-        :returns: whether the port is this server's.
+        :returns: False if another instance has the port.
         """
         host = CONF.serial_console.proxyclient_address
         with self._lock:
@@ -229,40 +230,44 @@ class SerialConsoles:
 
 
 class _Listener:
-    """Listens on the port of one server.
+    """Listens on the TCP port of one instance.
 
     :param host: address to listen on.
     :param port: TCP port.
-    :param server: whose console it is.
-    :param serve: makes a session of an accepted connection.
-    :raises OSError: the port is taken, or the address is not this host's.
+    :param instance: the instance whose console it is.
+    :param new_session: called with each accepted socket, returns the
+        :class:`.serial_session.SerialSession` for it.
+    :raises OSError: if the port is in use, or the address is not one of this
+        host.
     """
 
-    def __init__(self, host: str, port: int, server: serial_session.Server,
-                 serve: Any) -> None:
+    def __init__(self, host: str, port: int,
+                 instance: serial_session.InstanceRef,
+                 new_session: Callable[[socket.socket],
+                                       serial_session.SerialSession]) -> None:
         self.host = host
         self.port = port
-        self._server = server
-        self._serve = serve
+        self._instance = instance
+        self._new_session = new_session
         self._closing = threading.Event()
-        self._sessions: list[serial_session.Session] = []
+        self._sessions: list[serial_session.SerialSession] = []
         self._socket = _listening_socket(host, port)
         self._thread = threading.Thread(target=self._accept, daemon=True,
-                                        name=f'serial-{server.name}')
+                                        name=f'serial-{instance.name}')
         self._thread.start()
 
     def is_alive(self) -> bool:
-        """Whether it still accepts connections."""
+        """Return whether the listener accepts connections."""
         return self._thread.is_alive() and not self._closing.is_set()
 
     def close(self, reason: str) -> None:
-        """Stop listening and end the connections that there are.
+        """Stop listening and close all connections.
 
-        :param reason: what to tell the persons at their terminals.
+        :param reason: message to print on the connected terminals.
         """
         self._closing.set()
         with contextlib.suppress(OSError):
-            # Closing alone would not wake up who waits in accept().
+            # close() alone would not interrupt accept() in another thread.
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(serial_session.END_TIMEOUT)
         self._socket.close()
@@ -279,25 +284,23 @@ class _Listener:
                 if (self._closing.is_set() or isinstance(exc, EOFError) or
                         exc.errno in (errno.EBADF, errno.EINVAL)):
                     break
-                LOG.warning('Serial console of %(server)s cannot accept a '
-                            'connection: %(error)s',
-                            {'server': self._server.name, 'error': exc})
-                self._closing.wait(PAUSE)
+                LOG.warning('Serial console could not accept a connection: '
+                            '%s', exc, instance=self._instance)
+                self._closing.wait(ACCEPT_RETRY_DELAY)
                 continue
-            LOG.info('Serial console of %(name)s (%(uuid)s) opened from '
-                     '%(peer)s', {'name': self._server.name,
-                                  'uuid': self._server.uuid,
-                                  'peer': peer[0]})
-            self._make_room()
-            session = self._serve(client)
+            LOG.info('Serial console opened from %s', peer[0],
+                     instance=self._instance)
+            self._enforce_session_limit()
+            session = self._new_session(client)
             session.start()
             self._sessions.append(session)
 
-    def _make_room(self) -> None:
+    def _enforce_session_limit(self) -> None:
+        """Close the oldest sessions if there are too many for a new one."""
         self._sessions = [session for session in self._sessions
                           if session.is_alive()]
-        while len(self._sessions) >= SESSIONS:
-            # Who comes last needs it most, and an earlier one may hang.
+        while len(self._sessions) >= MAX_SESSIONS:
+            # The oldest, since it may be one that hangs.
             oldest = self._sessions.pop(0)
             oldest.end('There are too many connections to this console.')
             oldest.join()
@@ -308,7 +311,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listening = socket.socket(family, kind, protocol)
     try:
-        # The remains of earlier connections do not matter.
+        # Connections in TIME_WAIT must not keep the port from being reused.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(BACKLOG)

@@ -10,20 +10,21 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""One connection to the serial console of a server.
+"""One connection to the serial console of an instance.
 
-It goes between a TCP connection, normally of nova-serialproxy, and a program
-that LXD runs on a terminal of its own in the guest: ``login``, normally. The
-connection outlives the program and the guest: while that is down, be it for a
-reboot or stopped for longer, it waits for it to run again.
+A session relays between a TCP connection, normally of nova-serialproxy, and a
+process in the guest, normally ``login``, which LXD's exec API starts on a
+pseudo-terminal of its own. The connection survives the process and the guest:
+while the instance reboots or is stopped, the session waits until it runs
+again.
 
-Why not LXD's console, the guest's ``/dev/console``: liblxc's monitor of a
-container waits for ever when a connection to the console ends, or merely does
-not read, while the guest writes much. From then on every question about that
-container waits too, and with it LXD's list of all of them. Any tenant could
-bring that about. Besides, that console has a login only if the guest cares to
-offer one, it cannot be resized, and LXD 5.0 crashes if its end comes at the
-wrong moment.
+LXD's console API, the guest's ``/dev/console``, is not used: liblxc's monitor
+process of a container blocks for ever if a console client disconnects, or
+merely does not read, while the guest writes a lot. Every request about that
+container blocks from then on, and with it LXD's list of all instances. Any
+tenant could cause that. Besides, that console has a login only if the guest
+starts a getty on it, it cannot be resized, and LXD 5.0 crashes if the
+connection is closed at the wrong moment.
 """
 
 from __future__ import annotations
@@ -52,133 +53,141 @@ from nova_lxd_py.virt.lxd import websockets
 
 LOG = logging.getLogger(__name__)
 
-#: What programs take the terminal for; nearly all are like it.
+#: Value of TERM for the process in the guest.
 TERM = 'xterm'
-#: Seconds between attempts: first and longest.
-RETRY_FIRST, RETRY_LONGEST = 0.2, 2.0
-#: Seconds that a program must have run for the next one to start at once.
-WORKED = 1.0
-#: Seconds to wait for threads and programs to end.
+#: Seconds between attempts to start the process: first and longest delay.
+FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.2, 2.0
+#: Seconds that a process must have run for the delay to start over.
+MIN_RUNTIME = 1.0
+#: Seconds to wait for threads and processes to end.
 END_TIMEOUT = 5
-#: Seconds that a last word may take.
-FAREWELL_TIMEOUT = 1
-#: Seconds for which a program may leave its input unread. There has to be some
-#: such limit: one thread reads from the websocket while another writes to it,
-#: which an encrypted one allows only if neither waits for ever.
-PATIENCE = 3600
+#: Seconds to wait for the terminal to read the final message.
+END_MESSAGE_TIMEOUT = 1
+#: Seconds for which a process may leave its input unread. The timeout has to
+#: be finite: one thread reads from the websocket while another writes to it,
+#: and with TLS neither may hold it for ever.
+CHANNEL_TIMEOUT = 3600
 
-#: States in which LXD runs no program.
-_AWAY = {power_state.SHUTDOWN: 'not running', power_state.PAUSED: 'paused',
-         power_state.SUSPENDED: 'suspended'}
+#: Power states in which LXD cannot run a process in the guest.
+_NOT_RUNNING = {power_state.SHUTDOWN: 'not running',
+                power_state.PAUSED: 'paused',
+                power_state.SUSPENDED: 'suspended'}
 
-#: Return codes from here on, and negative ones, are those of programs that
-#: were killed.
+#: Exit statuses from here on, and negative ones, mean that the process was
+#: killed by a signal.
 _KILLED = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Server:
-    """What is needed to know of a server to find it in LXD."""
+class InstanceRef:
+    """Identifies an instance, in LXD and as ``instance=`` of log lines."""
 
     uuid: str
     name: str
 
+    def __getitem__(self, field: str) -> str:
+        """Return a field for oslo.log's ``instance_format``."""
+        return getattr(self, field)
 
-class _Mode(enum.Enum):
-    """What becomes of what is typed."""
 
-    #: It is held until there is a program to read it.
+class _InputMode(enum.Enum):
+    """What happens to input from the terminal."""
+
+    #: Held back until a process can read it.
     STARTING = enum.auto()
-    #: The program gets it.
+    #: Passed on to the process.
     OPEN = enum.auto()
-    #: It asks for another program.
+    #: Dropped; it makes the session start another process.
     IDLE = enum.auto()
-    #: Nobody is there to type to.
-    AWAY = enum.auto()
+    #: Dropped: the guest does not run.
+    NOT_RUNNING = enum.auto()
 
 
-class Session:
-    """Serves one TCP connection, in threads of its own.
+class SerialSession:
+    """Serves one TCP connection, in two threads.
 
-    :param client: the connection; it is closed in the end.
-    :param server: whose console it is.
-    :param command: what runs in the guest.
-    :param session: the way to LXD.
-    :param guests: the driver's LXD instances.
-    :param watcher: what is known of their power states.
+    :param client: socket of the connection; closed when the session ends.
+    :param instance: the instance whose console it is.
+    :param command: command to run in the guest.
+    :param session: LXD session.
+    :param guests: registry of the driver's LXD instances.
+    :param watcher: knows the power state of each instance.
     """
 
-    def __init__(self, client: socket.socket, server: Server,
+    def __init__(self, client: socket.socket, instance: InstanceRef,
                  command: Sequence[str], session: lxd.Session,
                  guests: registry.GuestRegistry, watcher: events.EventWatcher
                  ) -> None:
         self._client = client
-        self._server = server
+        self._instance = instance
         self._command = list(command)
         self._session = session
         self._guests = guests
         self._watcher = watcher
         self._sizes = terminal_size.TerminalSize()
         self._ended = threading.Event()
-        #: Guards what follows, and tells of its changes.
+        #: Guards the input mode and the two websockets.
         self._changed = threading.Condition()
-        self._mode = _Mode.STARTING
+        self._mode = _InputMode.STARTING
         self._data: websocket.WebSocket | None = None
         self._control: websocket.WebSocket | None = None
-        self._said = ''
-        self._farewell: str | None = None
-        #: The writer's, which ends only after it.
+        self._last_message = ''
+        self._end_message: str | None = None
+        #: Used by the writer thread only, which waits for it before it ends.
         self._drainer: threading.Thread | None = None
-        #: The writer's as well: the websocket that it reads.
-        self._read_here: websocket.WebSocket | None = None
+        #: Used by the writer thread only: the websocket that it reads from.
+        self._data_to_release: websocket.WebSocket | None = None
         self._reader = threading.Thread(
-            target=self._read, daemon=True, name=f'serial-in-{server.name}')
+            target=self._read, daemon=True,
+            name=f'serial-in-{instance.name}')
         self._writer = threading.Thread(
-            target=self._serve, daemon=True, name=f'serial-out-{server.name}')
+            target=self._serve, daemon=True,
+            name=f'serial-out-{instance.name}')
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start the threads."""
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A peer whose host has gone must not hold the console for ever.
+        # A peer whose host is down must not hold the session for ever.
         self._client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._reader.start()
         self._writer.start()
 
     def end(self, reason: str | None = None) -> None:
-        """Close the connection; may be called again, and by any thread.
+        """Close the connection. Idempotent, and safe in any thread.
 
-        :param reason: what to tell the person at the terminal.
+        :param reason: message to print on the terminal.
         """
         with self._changed:
             if self._ended.is_set():
                 return
             self._ended.set()
-            self._farewell = reason
+            self._end_message = reason
             self._changed.notify_all()
         self._detach()
         if self._writer is threading.current_thread():
             return
         if reason:
-            # It says so, unless the other end does not read.
-            self._writer.join(FAREWELL_TIMEOUT)
-        self._shut_down()
+            # Time to print the message, which takes longer only if the peer
+            # does not read.
+            self._writer.join(END_MESSAGE_TIMEOUT)
+        self._shutdown_client()
 
-    def _shut_down(self) -> None:
-        """Wake up who waits for the connection."""
+    def _shutdown_client(self) -> None:
+        """Interrupt the threads that wait for the connection."""
         with contextlib.suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
 
     def is_alive(self) -> bool:
-        """Whether there is still something of it."""
+        """Return whether one of the threads is running."""
         return self._writer.is_alive() or self._reader.is_alive()
 
     def join(self) -> None:
-        """Wait until its threads have ended, but not for long."""
+        """Wait for the threads to end, at most END_TIMEOUT for each."""
         for thread in (self._reader, self._writer):
             if thread is not threading.current_thread():
                 thread.join(END_TIMEOUT)
 
-    def _set_mode(self, mode: _Mode) -> None:
+    def _set_mode(self, mode: _InputMode) -> None:
         with self._changed:
             self._mode = mode
             self._changed.notify_all()
@@ -197,17 +206,19 @@ class Session:
                 if data:
                     self._to_guest(data)
         except (OSError, EOFError) as exc:
-            # The second one is eventlet's, for a socket that is closed.
-            LOG.debug('Serial console of %s: %s', self._server.name, exc)
+            # eventlet raises EOFError for a socket that is closed.
+            LOG.debug('Serial console was disconnected: %s', exc,
+                      instance=self._instance)
         finally:
             self.end()
 
     def _to_guest(self, data: bytes) -> None:
         with self._changed:
-            while self._mode is _Mode.STARTING and not self._ended.is_set():
+            while (self._mode is _InputMode.STARTING and
+                    not self._ended.is_set()):
                 self._changed.wait()
-            if self._mode is _Mode.IDLE:
-                self._mode = _Mode.STARTING
+            if self._mode is _InputMode.IDLE:
+                self._mode = _InputMode.STARTING
                 self._changed.notify_all()
                 return
             channel = self._data
@@ -216,9 +227,10 @@ class Session:
         try:
             channel.send_binary(data)
         except websockets.ERRORS as exc:
-            LOG.debug('Serial console of %s lost input: %s',
-                      self._server.name, exc)
-            # Half of it may have gone, and nothing can come after that.
+            LOG.debug('Serial console lost input: %s', exc,
+                      instance=self._instance)
+            # A partial frame may have been sent, so the websocket cannot be
+            # used any more.
             websockets.shutdown(channel)
 
     def _resize(self) -> None:
@@ -230,83 +242,89 @@ class Session:
                 'width': str(self._sizes.columns),
                 'height': str(self._sizes.rows)}}))
         except websockets.ERRORS as exc:
-            LOG.debug('Serial console of %s was not resized: %s',
-                      self._server.name, exc)
+            LOG.debug('Serial console could not be resized: %s', exc,
+                      instance=self._instance)
 
     # -- from the guest to the terminal --------------------------------------
 
     def _serve(self) -> None:
-        pause = RETRY_FIRST
+        delay = FIRST_RETRY_DELAY
         try:
             while not self._ended.is_set():
-                began = time.monotonic()
+                start = time.monotonic()
                 code = self._run_once()
                 if code is None or not 0 <= code < _KILLED:
-                    # The guest has gone down, or LXD; or it will, since
-                    # programs are killed first.
-                    if time.monotonic() - began > WORKED:
-                        pause = RETRY_FIRST
-                    self._ended.wait(pause)
-                    pause = min(pause * 2, RETRY_LONGEST)
+                    # The guest or LXD has stopped, or the guest is stopping,
+                    # which kills its processes first.
+                    if time.monotonic() - start > MIN_RUNTIME:
+                        delay = FIRST_RETRY_DELAY
+                    self._ended.wait(delay)
+                    delay = min(delay * 2, MAX_RETRY_DELAY)
                     continue
-                pause = RETRY_FIRST
+                delay = FIRST_RETRY_DELAY
                 if code in (lxd_exec.NOT_FOUND, lxd_exec.NOT_EXECUTABLE):
                     self.end(f'The guest has no program '
-                             f'"{self._command[0]}", which would serve here.')
+                             f'"{self._command[0]}" for the serial console.')
                 else:
                     self._idle()
         except Exception:
-            LOG.exception('Unexpected error in the serial console of %s',
-                          self._server.name)
+            LOG.exception('Serial console failed unexpectedly',
+                          instance=self._instance)
         finally:
             self.end()
-            if self._farewell:
-                self._say(self._farewell)
-            self._shut_down()
-            # Under eventlet nobody else would wake up who still reads.
+            if self._end_message:
+                self._print(self._end_message)
+            self._shutdown_client()
+            # Closing the socket would not wake up the reader under eventlet.
             self._reader.join(END_TIMEOUT)
             self._client.close()
 
     def _run_once(self) -> int | None:
-        """Run the program, if there is a guest to run it in.
+        """Run the process in the guest and relay until it ends.
 
-        :returns: its return code, None if it did not come to that.
+        :returns: the exit status, or None if the process was not started or
+            its status is not known.
         """
         try:
-            state = self._watcher.power_state(self._server)
-            if state in _AWAY:
-                self._set_mode(_Mode.AWAY)
-                self._say_once(f'The server is {_AWAY[state]}. Waiting for '
-                               f'it.')
+            state = self._watcher.power_state(self._instance)
+            if state in _NOT_RUNNING:
+                self._set_mode(_InputMode.NOT_RUNNING)
+                self._print_once(f'The server is {_NOT_RUNNING[state]}. '
+                                 f'Waiting for it to run.')
                 return None
-            self._set_mode(_Mode.STARTING)
+            self._set_mode(_InputMode.STARTING)
             try:
                 operation = self._attach()
-                self._pump()
+                self._relay_output()
             finally:
                 self._detach()
                 if self._drainer is not None:
                     self._drainer.join(END_TIMEOUT)
-                if self._read_here is not None:
-                    websockets.release(self._read_here)
-                    self._read_here = None
+                if self._data_to_release is not None:
+                    websockets.release(self._data_to_release)
+                    self._data_to_release = None
             if self._ended.is_set():
                 return None
             return int(operation.wait(END_TIMEOUT).get('return', _KILLED))
         except errors.NotFound:
-            self.end('The server is gone.')
+            self.end('The server has been deleted.')
         except errors.OperationFailed as exc:
             code = lxd_exec.code_of(exc)
             if code is not None:
                 return code
-            LOG.debug('Serial console of %s: %s', self._server.name, exc)
+            LOG.debug('Serial console could not run its command: %s', exc,
+                      instance=self._instance)
         except (errors.LXDError, *websockets.ERRORS, ValueError) as exc:
-            LOG.debug('Serial console of %s: %s', self._server.name, exc)
+            LOG.debug('Serial console lost the connection to LXD: %s', exc,
+                      instance=self._instance)
         return None
 
     def _attach(self) -> operations.Operation:
-        """Start the program in what runs for the server."""
-        guest = self._guests.active(self._server)
+        """Start the process in the guest, or in the rescue guest if active.
+
+        :returns: LXD's operation, which ends with the process.
+        """
+        guest = self._guests.active(self._instance)
         rows, columns = self._sizes.rows, self._sizes.columns
         operation = self._session.submit(
             'post', 'instances', guest.name, 'exec', body={
@@ -316,16 +334,16 @@ class Session:
         self._control = self._channel(operation, 'control')
         self._drainer = threading.Thread(
             target=_drain, args=(self._control,), daemon=True,
-            name=f'serial-control-{self._server.name}')
+            name=f'serial-control-{self._instance.name}')
         self._drainer.start()
-        # It starts with this one.
-        data = self._read_here = self._channel(operation, '0')
+        # LXD starts the process when this one is connected as well.
+        data = self._data_to_release = self._channel(operation, '0')
         with self._changed:
             self._data = data
-            self._mode = _Mode.OPEN
+            self._mode = _InputMode.OPEN
             self._changed.notify_all()
         if self._ended.is_set():
-            # It has ended meanwhile, and did not find these to close.
+            # end() was called before it could find these websockets.
             self._detach()
         elif (rows, columns) != (self._sizes.rows, self._sizes.columns):
             self._resize()
@@ -336,10 +354,10 @@ class Session:
         secret = operation.metadata['metadata']['fds'][name]
         return self._session.websocket(
             'operations', operation.id, 'websocket',
-            params={'secret': secret}, timeout=PATIENCE)
+            params={'secret': secret}, timeout=CHANNEL_TIMEOUT)
 
-    def _pump(self) -> None:
-        """Pass on what the program writes, until it ends."""
+    def _relay_output(self) -> None:
+        """Relay the output of the process to the terminal until it ends."""
         channel = self._data
         while channel is not None and not self._ended.is_set():
             try:
@@ -348,50 +366,55 @@ class Session:
                 continue
             if opcode != websocket.ABNF.OPCODE_BINARY:
                 return
-            self._said = ''
+            self._last_message = ''
             self._sizes.from_guest(content)
             self._to_terminal(content)
 
     def _idle(self) -> None:
-        """Wait until somebody types, so that nobody's terminal does not keep
-        programs running."""
-        self._set_mode(_Mode.IDLE)
-        self._say('Press Enter to go on.')
+        """Wait for input before the process is started again.
+
+        A terminal that nobody looks at must not keep starting processes.
+        """
+        self._set_mode(_InputMode.IDLE)
+        self._print('Press Enter to continue.')
         with self._changed:
-            while self._mode is _Mode.IDLE and not self._ended.is_set():
+            while self._mode is _InputMode.IDLE and not self._ended.is_set():
                 self._changed.wait()
 
     def _detach(self) -> None:
-        """Close the websockets; LXD kills the program."""
+        """Close the websockets, whereupon LXD kills the process."""
         with self._changed:
             opened = self._data, self._control
             self._data = self._control = None
-            if self._mode is _Mode.OPEN:
-                self._mode = _Mode.STARTING
+            if self._mode is _InputMode.OPEN:
+                self._mode = _InputMode.STARTING
         for channel in opened:
             if channel is not None:
-                # No goodbye: a writer may be held up, and is woken up by
-                # this. LXD kills the program when it loses the connection.
+                # Without a close frame: another thread may be blocked in a
+                # write, and this interrupts it. LXD kills the process when
+                # the connection is lost.
                 websockets.shutdown(channel)
 
-    def _say_once(self, text: str) -> None:
-        if self._said != text:
-            self._said = text
-            self._say(text)
+    def _print_once(self, text: str) -> None:
+        if self._last_message != text:
+            self._last_message = text
+            self._print(text)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
+        """Print a message of the driver on the terminal."""
         self._to_terminal(f'\r\n[{text}]\r\n'.encode())
 
     def _to_terminal(self, content: bytes) -> None:
         try:
             self._client.sendall(content)
         except (OSError, EOFError) as exc:
-            LOG.debug('Serial console of %s: %s', self._server.name, exc)
+            LOG.debug('Serial console was disconnected: %s', exc,
+                      instance=self._instance)
             self.end()
 
 
 def _drain(channel: websocket.WebSocket) -> None:
-    """Answer LXD's pings on a websocket on which it says nothing else."""
+    """Answer LXD's pings on the control websocket, which carries no data."""
     try:
         with contextlib.suppress(ValueError, *websockets.ERRORS):
             while channel.connected:

@@ -10,17 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How large a terminal is, said in the stream itself.
+"""Terminal size reports in the input of a serial console.
 
-A serial line knows nothing of the size of the terminal at its other end. But
-terminals have a sequence with which they report it, and programs that show a
-console can send it whenever their window changes::
+A serial line does not carry the size of the terminal. Terminals have an escape
+sequence that reports it (xterm's window operation 18), and a console client
+can send it whenever its window is resized::
 
     ESC [ 8 ; ROWS ; COLUMNS t
 
-It is taken out of the stream, unless the guest itself has asked its terminal
-for it. Newer terminals report each change by themselves once a program in the
-guest has switched that on (mode 2048); such a report is passed on as well.
+Such a report is removed from the input, unless a program in the guest has
+requested it. Newer terminals send a report at each change once a program in
+the guest has enabled mode 2048 (in-band resize); it is used and passed on.
 """
 
 from __future__ import annotations
@@ -30,58 +30,65 @@ import re
 _REPORT = re.compile(
     rb'\x1b\[(?:8;(\d{1,4});(\d{1,4})|48;(\d{1,4});(\d{1,4})(?:;\d{1,6}){0,2})'
     rb't')
-#: A report that has begun. Less than this may be a key, such as Escape.
-_BEGUN = re.compile(rb'\x1b\[(?:8|48?)(?:;\d{0,6}){0,4}\Z')
-#: How a program asks the terminal for one report.
-_QUESTION = b'\x1b[18t'
+#: The beginning of a report at the end of the data. Anything shorter may be a
+#: key, such as Escape.
+_INCOMPLETE = re.compile(rb'\x1b\[(?:8|48?)(?:;\d{0,6}){0,4}\Z')
+#: Sequence with which a program requests one report.
+_REQUEST = b'\x1b[18t'
 
-#: Sizes that are believed.
-_SMALLEST, _LARGEST = 1, 1000
+#: Bounds of plausible sizes; other reports are ignored.
+_MIN_SIZE, _MAX_SIZE = 1, 1000
 
 
 class TerminalSize:
-    """Finds size reports in what a terminal sends.
+    """Follows the size that a terminal reports.
 
-    :ivar rows: lines of the terminal, as far as known.
-    :ivar columns: characters in a line, as far as known.
+    :ivar rows: number of lines last reported.
+    :ivar columns: number of columns last reported.
     """
 
     def __init__(self, rows: int = 24, columns: int = 80) -> None:
         self.rows = rows
         self.columns = columns
-        self._rest = b''
-        self._asked = 0
+        self._incomplete = b''
+        self._requests = 0
 
     def from_guest(self, data: bytes) -> None:
-        """Notice that the guest asks the terminal for its size.
+        """Count the requests for size reports in the guest's output.
 
-        :param data: what goes from the guest to the terminal.
+        :param data: output of the guest.
         """
-        self._asked += data.count(_QUESTION)
+        self._requests += data.count(_REQUEST)
 
     def from_terminal(self, data: bytes) -> tuple[bytes, bool]:
-        """Take reports out of what goes to the guest.
+        """Remove size reports from the terminal's input.
 
-        :param data: what comes from the terminal.
-        :returns: what to pass on, and whether the size is another one now.
+        :param data: input from the terminal.
+        :returns: the input to pass on, and whether the size has changed.
         """
         before = self.rows, self.columns
-        passed = _REPORT.sub(self._note, self._rest + data)
-        self._rest = b''
-        begun = _BEGUN.search(passed)
-        if begun is not None:
-            self._rest, passed = begun[0], passed[:begun.start()]
+        passed = _REPORT.sub(self._process_report, self._incomplete + data)
+        self._incomplete = b''
+        incomplete = _INCOMPLETE.search(passed)
+        if incomplete is not None:
+            self._incomplete = incomplete[0]
+            passed = passed[:incomplete.start()]
         return passed, (self.rows, self.columns) != before
 
-    def _note(self, report: re.Match[bytes]) -> bytes:
+    def _process_report(self, report: re.Match[bytes]) -> bytes:
+        """Take the size from a report.
+
+        :returns: the report if the guest is to get it, else nothing.
+        """
         rows, columns = (int(number) for number in report.groups()
                          if number is not None)
-        if (_SMALLEST <= rows <= _LARGEST and
-                _SMALLEST <= columns <= _LARGEST):
+        if (_MIN_SIZE <= rows <= _MAX_SIZE and
+                _MIN_SIZE <= columns <= _MAX_SIZE):
             self.rows, self.columns = rows, columns
         if report[1] is None:
+            # Of mode 2048, which only the guest can enable.
             return report[0]
-        if self._asked:
-            self._asked -= 1
+        if self._requests:
+            self._requests -= 1
             return report[0]
         return b''

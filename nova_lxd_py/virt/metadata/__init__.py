@@ -10,4 +10,4 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a server learns of itself: config drive, cloud-init, device tags."""
+"""Instance metadata for the guest: config drive, cloud-init, device tags."""

@@ -10,12 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What LXD's own ``cloud-init.*`` keys say, where an operator asks for them.
+"""Values of LXD's ``cloud-init.*`` configuration keys.
 
-Guests normally get all this from Nova's metadata service or config drive.
-``[lxd] cloud_init_keys`` adds a third way for images whose cloud-init only
-asks LXD. Everything a tenant wrote is a value here, quoted as JSON (which YAML
-contains); LXD hands the values to the guest and does not interpret them.
+Guests normally get their metadata from Nova's metadata service or config
+drive. ``[lxd] cloud_init_keys`` adds a third source, for images whose
+cloud-init supports only the LXD datasource. Everything that a tenant controls
+is a value here, encoded as JSON (a subset of YAML); LXD passes the values to
+the guest and does not interpret them.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ KEY_NETWORK = 'cloud-init.network-config'
 
 def config(instance: objects.Instance, network_info: Iterable[Mapping]
            ) -> dict[str, str]:
-    """Write a server's data the way cloud-init reads it from LXD.
+    """Return the LXD configuration that cloud-init's LXD datasource reads.
 
     :param instance: the :class:`nova.objects.Instance`.
     :param network_info: its ports, in the order of the guest's devices.
-    :returns: LXD configuration keys; needs LXD's API extension
+    :returns: LXD configuration keys. They need LXD's API extension
         ``cloud_init``.
     """
     keys = {KEY_VENDOR_DATA: vendor_data(instance),
@@ -54,22 +55,27 @@ def config(instance: objects.Instance, network_info: Iterable[Mapping]
 
 
 def _user_data(instance: objects.Instance) -> str | None:
-    """Decode user data; LXD takes text only."""
+    """Decode the user data.
+
+    :returns: None if there is none, or if it is not text: LXD's configuration
+        values are text.
+    """
     if not instance.user_data:
         return None
     try:
         return base64.b64decode(instance.user_data).decode()
     except (binascii.Error, UnicodeDecodeError):
-        LOG.warning('The user data of this server is not text, so the guest '
-                    'cannot read it from LXD; the metadata service and the '
-                    'config drive have it', instance=instance)
+        LOG.warning('User data is not text, so cloud-init.user-data is not '
+                    'set; the metadata service and the config drive have it',
+                    instance=instance)
         return None
 
 
 def vendor_data(instance: objects.Instance) -> str:
-    """Give host name and key pair, which LXD itself does not know.
+    """Return vendor data that sets the host name and the key pair.
 
-    User data goes before vendor data in cloud-init.
+    LXD has no keys of its own for these. In cloud-init, user data overrides
+    vendor data.
 
     :param instance: the :class:`nova.objects.Instance`.
     :returns: a cloud-config document.
@@ -83,10 +89,10 @@ def vendor_data(instance: objects.Instance) -> str:
 
 
 def network_config(network_info: Iterable[Mapping]) -> dict[str, Any]:
-    """Describe a server's network in cloud-init's format, version 2.
+    """Return an instance's network configuration in cloud-init's version 2.
 
     :param network_info: its ports, in the order of the guest's devices.
-    :returns: the description, to be written as YAML or JSON.
+    :returns: the configuration, to be serialised as YAML or JSON.
     """
     return {'version': 2, 'ethernets': {
         f'eth{number}': _ethernet(f'eth{number}', vif)

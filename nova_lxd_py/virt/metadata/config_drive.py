@@ -10,24 +10,24 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Config drives: a server's metadata as a folder at ``/config-drive``.
+"""Config drives: an instance's metadata in the directory ``/config-drive``.
 
-cloud-init looks there for what it would otherwise find on a disk labelled
-``config-2``, which a container cannot mount. Guests that want to see that disk
-can have it as well, see :mod:`.configdisk`.
+cloud-init searches that directory, as it searches a disk labelled
+``config-2``, which a container cannot mount. Guests that need the disk can
+have it as well, see :mod:`.config_drive_device`.
 
-The folder is a custom volume in LXD's storage pool, filled by LXD itself from
-a backup that the driver makes up in memory. Compared with a folder on the host
-that is bind-mounted into the guest, and with files put into the root disk,
+The directory is a custom volume in LXD's storage pool, which LXD fills from a
+backup that the driver generates in memory. Compared with a bind-mounted
+directory of the host, or with files injected into the root disk:
 
-* LXD gives the files to the guest's root user, whatever uid range that has;
-  everything is readable by nobody else, neither in the guest nor on the host;
-* nova-compute needs no root privileges and no path in common with LXD, so it
-  works from a container, for the snap and over TLS;
-* a snapshot or an image of the server does not contain the drive, and with it
-  the administrator's password;
-* the volume bears the server's uuid, so LXD knows to whom it belongs, and the
-  pool's own cleanup holds for it.
+* LXD maps the owner of the files to the guest's root user, whatever its uid
+  range is; nobody else can read them, neither in the guest nor on the host;
+* nova-compute needs no root privileges and shares no path with LXD, so it
+  works from a container, with LXD's snap and over TLS;
+* snapshots and images of the instance do not contain the drive and the
+  administrator's password that is in it;
+* the volume's keys name the instance, so it can be found and deleted without
+  any record outside LXD.
 """
 
 from __future__ import annotations
@@ -56,33 +56,33 @@ from nova_lxd_py.virt.metadata import config_drive_device
 
 LOG = logging.getLogger(__name__)
 
-#: LXD device of the folder; the driver's own, never a tenant's.
+#: Name of the volume's LXD device. Tenants cannot choose device names.
 DEVICE = 'config-drive'
 
-#: Where cloud-init looks in the guest.
+#: Mount point in the guest, which cloud-init searches.
 PATH = '/config-drive'
 
 #: Value of KEY_ROLE on the volume.
 ROLE = 'config-drive'
 
-#: Quota of the volume. Nothing is written to it later; the smallest size of
-#: every filesystem that a pool may put on it fits (XFS wants 300 MiB).
+#: Quota of the volume. The content is a few hundred KiB; the quota must exceed
+#: the minimum size of any filesystem that a pool may use (300 MiB for XFS).
 SIZE = '512MiB'
 
 _VOLUMES = ('volumes', 'custom')
 
-#: Name of the backup through which a drive is read back, and for how long LXD
-#: keeps one that an interruption has left.
+#: Name of the LXD backup with which the files of a drive are read, and the
+#: time after which LXD deletes one that an interrupted read has left.
 _BACKUP = 'read-back'
-_BACKUP_LIFE = datetime.timedelta(hours=1)
-#: Where a backup has the content of its volume.
+_BACKUP_LIFETIME = datetime.timedelta(hours=1)
+#: Path of the volume's content in a backup.
 _CONTENT = 'backup/volume/'
 
 
 class ConfigDriveManager:
-    """Makes and removes config drives.
+    """Creates and deletes config drives.
 
-    :param session: the way to LXD.
+    :param session: LXD session.
     """
 
     def __init__(self, session: lxd.Session) -> None:
@@ -91,17 +91,18 @@ class ConfigDriveManager:
         self._pool = session.options.storage_pool
 
     def check(self, instance: objects.Instance) -> None:
-        """See that a server can have the config drive that it is to have.
+        """Check that this host can create the config drive of an instance.
 
-        :param instance: the server.
-        :raises nova.exception.InvalidInput: what it is to be is unclear.
-        :raises nova.exception.ComputeResourcesUnavailable: this host cannot
-            make it.
+        :param instance: the instance.
+        :raises nova.exception.InvalidInput: if the flavor's extra spec or the
+            image's property is not a boolean.
+        :raises nova.exception.ComputeResourcesUnavailable: if the config
+            drive is to be a block device, and this host cannot create one.
         """
-        if self._has_disk(instance):
+        if self._needs_block_device(instance):
             config_drive_device.check(self._session.is_local)
 
-    def _has_disk(self, instance: objects.Instance) -> bool:
+    def _needs_block_device(self, instance: objects.Instance) -> bool:
         return bool(configdrive.required_by(instance)) and (
             config_drive_device.is_wanted(instance, self._options))
 
@@ -110,20 +111,21 @@ class ConfigDriveManager:
               injected_files: Iterable[tuple[str, bytes]] = (),
               admin_password: str | None = None
               ) -> dict[str, dict[str, str]]:
-        """Make the config drive of a new server, if it is to have one.
+        """Create the config drive of a new instance, if it needs one.
 
-        What an interrupted build left of it is replaced.
+        Leftovers of an interrupted build are replaced.
 
-        :param context: the request's context.
-        :param instance: the server.
+        :param context: the request context.
+        :param instance: the instance.
         :param ports: its ports, in the order of the guest's devices.
-        :param injected_files: pairs of path and content; cloud-init puts
-            them where the tenant wanted them.
+        :param injected_files: pairs of path and content, which the metadata
+            has as ``files`` for cloud-init.
         :param admin_password: password of the guest's administrator.
-        :returns: the LXD devices to give to the guest, by name.
-        :raises errors.LXDError: LXD cannot make it; nothing is left of it.
-        :raises nova.exception.ComputeResourcesUnavailable: the host cannot
-            make its block device.
+        :returns: the LXD devices to add to the guest, by name.
+        :raises errors.LXDError: if LXD cannot create the volume; nothing is
+            left behind.
+        :raises nova.exception.ComputeResourcesUnavailable: if the host cannot
+            create the block device; the volume is left for :meth:`remove`.
         """
         if not configdrive.required_by(instance):
             return {}
@@ -135,27 +137,28 @@ class ConfigDriveManager:
         files = list(metadata.metadata_for_config_drive())
         self.remove(instance)
         self._import(name, _backup(name, instance.uuid, files))
-        LOG.debug('Made config drive %s', name, instance=instance)
-        devices = self._folder(name)
-        if self._has_disk(instance):
+        LOG.debug('Created config drive %s', name, instance=instance)
+        devices = self._volume_device(name)
+        if self._needs_block_device(instance):
             devices.update(config_drive_device.devices(
-                config_drive_device.make(instance, name, files)))
+                config_drive_device.create(instance, name, files)))
         return devices
 
     def ensure(self, context: nova_context.RequestContext,
                instance: objects.Instance, ports: Iterable[Any]
                ) -> dict[str, dict[str, str]]:
-        """Find the config drive of a server, or make it anew if it is lost.
+        """Find the config drive of an instance, or recreate it if it is lost.
 
-        A new one lacks injected files and password: Nova does not keep them.
+        A recreated one lacks the injected files and the administrator's
+        password, which Nova does not store.
 
-        :param context: the request's context.
-        :param instance: the server.
+        :param context: the request context.
+        :param instance: the instance.
         :param ports: its ports, in the order of the guest's devices.
-        :returns: the LXD devices to give to the guest, by name.
-        :raises errors.LXDError: LXD cannot make it.
-        :raises nova.exception.ComputeResourcesUnavailable: the host cannot
-            make its block device.
+        :returns: the LXD devices to add to the guest, by name.
+        :raises errors.LXDError: if LXD cannot create the volume.
+        :raises nova.exception.ComputeResourcesUnavailable: if the host cannot
+            create the block device.
         """
         if not configdrive.required_by(instance):
             return {}
@@ -163,28 +166,27 @@ class ConfigDriveManager:
         try:
             self._session.get('storage-pools', self._pool, *_VOLUMES, name)
         except errors.NotFound:
-            LOG.warning('The config drive of this server is gone; making it '
-                        'anew', instance=instance)
+            LOG.warning('Config drive is missing, recreating it without '
+                        'injected files and password', instance=instance)
             return self.build(context, instance, ports)
-        devices = self._folder(name)
-        if self._has_disk(instance):
-            # Gone after a reboot of the host.
-            disk = config_drive_device.find(name)
-            if disk is None:
+        devices = self._volume_device(name)
+        if self._needs_block_device(instance):
+            # A loop device does not survive a reboot of the host.
+            path = config_drive_device.find(name)
+            if path is None:
                 config_drive_device.check(self._session.is_local)
-                disk = config_drive_device.make(
-                    instance, name, self._read_back(name))
-            devices.update(config_drive_device.devices(disk))
+                path = config_drive_device.create(
+                    instance, name, self._read_files(name))
+            devices.update(config_drive_device.devices(path))
         return devices
 
     def remove(self, instance: objects.Instance) -> None:
-        """Delete the config drive of a server.
+        """Delete the config drive of an instance. Idempotent.
 
-        Its guest must be gone, or have lost the device. A drive that is not
-        there is a success.
+        No guest may have the device any more.
 
-        :param instance: the server.
-        :raises errors.LXDError: LXD cannot delete it.
+        :param instance: the instance.
+        :raises errors.LXDError: if LXD cannot delete the volume.
         """
         config_drive_device.remove(instance, volume_name(instance))
         try:
@@ -192,7 +194,7 @@ class ConfigDriveManager:
                                  volume_name(instance))
         except errors.NotFound:
             return
-        LOG.debug('Removed its config drive', instance=instance)
+        LOG.debug('Deleted config drive', instance=instance)
 
     def _import(self, name: str, backup: bytes) -> None:
         self._session.upload(
@@ -200,13 +202,13 @@ class ConfigDriveManager:
             headers={'Content-Type': 'application/octet-stream',
                      'X-LXD-name': name})
 
-    def _read_back(self, name: str) -> list[tuple[str, bytes]]:
-        """Have LXD tell what is in a drive.
+    def _read_files(self, name: str) -> list[tuple[str, bytes]]:
+        """Read the files of a config drive from LXD, by means of a backup.
 
-        Nova could not say it again: it forgets the administrator's password
-        and injected files.
+        They cannot be generated again: Nova does not store the
+        administrator's password and the injected files.
 
-        :param name: of the volume.
+        :param name: name of the volume.
         :returns: pairs of relative path and content.
         """
         backups = ('storage-pools', self._pool, *_VOLUMES, name, 'backups')
@@ -215,7 +217,7 @@ class ConfigDriveManager:
         self._session.post(*backups, body={
             'name': _BACKUP, 'compression_algorithm': 'none',
             'volume_only': True, 'optimized_storage': False,
-            'expires_at': (timeutils.utcnow() + _BACKUP_LIFE).isoformat(
+            'expires_at': (timeutils.utcnow() + _BACKUP_LIFETIME).isoformat(
                 timespec='seconds') + 'Z'})
         try:
             with self._session.download(*backups, _BACKUP, 'export') as (
@@ -229,29 +231,29 @@ class ConfigDriveManager:
                     for entry in tar if entry.isfile() and
                     entry.name.startswith(_CONTENT)]
 
-    def _folder(self, name: str) -> dict[str, dict[str, str]]:
+    def _volume_device(self, name: str) -> dict[str, dict[str, str]]:
         return {DEVICE: {'type': 'disk', 'pool': self._pool, 'source': name,
                          'path': PATH, 'readonly': 'true'}}
 
 
 def volume_name(instance: objects.Instance) -> str:
-    """Name the volume of a server's config drive.
+    """Return the name of the volume of an instance's config drive.
 
-    :param instance: the server.
-    :returns: LXD's name, which follows from the uuid alone.
+    :param instance: the instance.
+    :returns: the LXD volume's name, derived from the instance's uuid.
     """
     return f'config-drive-{instance.uuid}'
 
 
 def _backup(name: str, uuid: str,
             files: Iterable[tuple[str, str | bytes]]) -> bytes:
-    """Write the backup of a custom volume that has never existed.
+    """Generate the backup of a custom volume, for LXD to restore.
 
-    The format is that of LXD's API extension ``custom_volume_backup``: newer
-    versions have to read the backups of older ones.
+    The format is that of LXD's API extension ``custom_volume_backup``, which
+    newer versions have to keep reading.
 
     :param name: name of the volume.
-    :param uuid: uuid of the server.
+    :param uuid: uuid of the instance.
     :param files: pairs of relative path and content.
     :returns: an uncompressed tarball.
     """
@@ -267,24 +269,27 @@ def _backup(name: str, uuid: str,
     now = int(time.time())
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode='w', format=tarfile.PAX_FORMAT) as tar:
-        # YAML contains JSON.
+        # JSON is a subset of YAML.
         _add(tar, 'backup/index.yaml', now, json.dumps(index).encode())
         seen: set[str] = set()
         for path, content in files:
             path = f'{_CONTENT}{path}'
-            for folder in _parents(path):
-                if folder not in seen:
-                    seen.add(folder)
-                    _add(tar, folder, now)
+            for directory in _parents(path):
+                if directory not in seen:
+                    seen.add(directory)
+                    _add(tar, directory, now)
             _add(tar, path, now, content.encode('utf-8')
                  if isinstance(content, str) else content)
     return out.getvalue()
 
 
 def _parents(path: str) -> Iterator[str]:
-    """List the folders above a file, from ``backup/volume`` on."""
+    """List the parent directories of a file, from ``backup/volume`` down.
+
+    :raises ValueError: if the path could leave the volume.
+    """
     parts = path.split('/')
-    # Nova's paths are fixed words and numbers; see that it stays so.
+    # Nova generates these paths from constants and numbers only.
     if not all(parts) or '..' in parts or '.' in parts:
         raise ValueError(f'"{path}" is not a path below the config drive')
     for length in range(2, len(parts)):
@@ -293,7 +298,7 @@ def _parents(path: str) -> Iterator[str]:
 
 def _add(tar: tarfile.TarFile, path: str, now: int,
          content: bytes | None = None) -> None:
-    """Add a file, or a folder if it has no content; root's alone."""
+    """Add a file, or a directory if content is None, readable by root only."""
     entry = tarfile.TarInfo(path)
     entry.mtime = now
     if content is None:

@@ -10,20 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Config drives as disks: read-only block devices labelled ``config-2``.
+"""Config drives as read-only block devices with the label ``config-2``.
 
-For guests that do not look into a folder: ``blkid -L config-2`` finds one, and
-whoever may not mount it, which in containers are all but privileged ones, can
-read it with isoinfo, mtools or bsdtar.
+For guests that do not search ``/config-drive``: ``blkid -L config-2`` finds
+the device. Only privileged containers can mount it; others can read it with
+isoinfo, mtools or bsdtar.
 
-The device is a read-only loop device on a file made of what is in the folder.
-The file is deleted as soon as the loop device holds it, so the kernel frees it
-with the device, which lives as long as the server has its config drive; after
-a reboot of the host it is made again. What the kernel still says of the file
-is where it was: in a folder of the driver's own, by which whoever removes Nova
-with all it has knows the devices. In the guest it must have the name that it
-has on the host, since blkid goes through ``/proc/partitions``, which is the
-host's.
+The device is a read-only loop device whose backing file has the content of the
+config drive. The file is unlinked once the loop device holds it, so that the
+kernel frees it with the device. The device lives as long as the instance has
+its config drive, and is recreated after a reboot of the host. The kernel keeps
+the path of the backing file, which is in a directory of the driver: scripts
+that purge Nova from a host find the devices by it. In the guest the device has
+the same name as on the host, because blkid reads ``/proc/partitions``, which
+shows the host's devices.
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ from nova_lxd_py.virt.privileged import loop
 LOG = logging.getLogger(__name__)
 CONF = nova_conf.CONF
 
-#: Property of images, as Nova keeps it with the servers made from them.
+#: Image property; Nova copies it to the instance's system metadata.
 _PROPERTY = 'lxd_config_drive_device'
 
-#: Folder below Nova's state_path where the files are made.
-FOLDER = 'config-drives'
+#: Directory of the backing files, below Nova's state_path.
+DIRECTORY = 'config-drives'
 
-#: LXD devices of the drive and where they are in the guest; None for the name
-#: that the device has on the host.
+#: LXD devices of the drive and their paths in the guest; None means the path
+#: of the device on the host.
 _PATHS = {'config-drive-disk': None,
           'config-drive-label': '/dev/disk/by-label/config-2'}
 
 
 def is_wanted(instance: objects.Instance, options: cfg.ConfigOpts.GroupAttr
               ) -> bool:
-    """Decide whether a server's config drive is a block device as well.
+    """Return whether a config drive is to be a block device as well.
 
-    What its flavor says counts before what its image says, then comes the
-    host.
+    The flavor's extra spec overrides the image's property, and that overrides
+    ``[lxd] config_drive_device``.
 
-    :param instance: the server, which has a config drive.
+    :param instance: the instance, which has a config drive.
     :param options: the ``[lxd]`` option group.
-    :raises nova.exception.InvalidInput: the flavor or the image says neither
-        yes nor no.
+    :raises nova.exception.InvalidInput: if the extra spec or the property is
+        not a boolean.
     """
     flavor = lxd_flavor.flag(instance.flavor,
                              lxd_flavor.SPEC_CONFIG_DRIVE_DEVICE)
@@ -90,11 +90,11 @@ def is_wanted(instance: objects.Instance, options: cfg.ConfigOpts.GroupAttr
             f'or false')) from exc
 
 
-def lacking(is_local: bool) -> str | None:
-    """Tell what the host lacks for making the devices.
+def missing_requirement(is_local: bool) -> str | None:
+    """Return what this host lacks for creating the devices.
 
-    :param is_local: whether LXD is this host's.
-    :returns: a sentence for the operator, None if it lacks nothing.
+    :param is_local: whether LXD runs on this host.
+    :returns: a sentence for the operator, or None if nothing is missing.
     """
     if not is_local:
         return ('config drives can be block devices only where LXD is '
@@ -105,33 +105,33 @@ def lacking(is_local: bool) -> str | None:
         programs = {CONF.mkisofs_cmd: 'genisoimage'}
     for program, package in programs.items():
         if not shutil.which(program):
-            return (f'the host has no {program}, which makes config drives of '
-                    f'the format {CONF.config_drive_format}; install '
+            return (f'the host has no {program}, which creates config drives '
+                    f'of the format {CONF.config_drive_format}; install '
                     f'{package}, or set [DEFAULT] mkisofs_cmd or '
                     f'config_drive_format')
     return None
 
 
 def check(is_local: bool) -> None:
-    """See that this host can make the devices.
+    """Check that this host can create the devices.
 
-    :param is_local: whether LXD is this host's.
-    :raises nova.exception.ComputeResourcesUnavailable: it cannot; Nova tries
-        another one.
+    :param is_local: whether LXD runs on this host.
+    :raises nova.exception.ComputeResourcesUnavailable: if it cannot, so that
+        Nova reschedules the build.
     """
-    reason = lacking(is_local)
+    reason = missing_requirement(is_local)
     if reason:
         raise exception.ComputeResourcesUnavailable(reason=reason)
 
 
 def find(name: str) -> str | None:
-    """Look for the device of a config drive.
+    """Find the loop device of a config drive.
 
-    :param name: of the drive, which is that of the device's file.
-    :returns: path of the device.
+    :param name: name of the config drive's volume, and of the backing file.
+    :returns: path of the device, or None if there is none.
     """
     for backing in pathlib.Path('/sys/block').glob('*/loop/backing_file'):
-        # A device may go in between.
+        # The device may be detached meanwhile.
         with contextlib.suppress(OSError):
             file = backing.read_text(errors='replace').strip()
             if os.path.basename(file.removesuffix(' (deleted)')) == name:
@@ -139,78 +139,81 @@ def find(name: str) -> str | None:
     return None
 
 
-def make(instance: objects.Instance, name: str,
-         files: Iterable[tuple[str, str | bytes]]) -> str:
-    """Make the device of a config drive.
+def create(instance: objects.Instance, name: str,
+           files: Iterable[tuple[str, str | bytes]]) -> str:
+    """Create the device of a config drive.
 
-    :param instance: the server; it has none.
-    :param name: of the drive.
+    :param instance: the instance, which has no such device yet.
+    :param name: name of the config drive's volume.
     :param files: pairs of relative path and content.
     :returns: path of the device.
-    :raises nova.exception.ComputeResourcesUnavailable: the host cannot make
-        it; nothing is left of it.
+    :raises nova.exception.ComputeResourcesUnavailable: if the host cannot
+        create it; nothing is left behind.
     """
     path = _path(name)
     try:
         fileutils.ensure_tree(os.path.dirname(path), 0o700)
         try:
-            _make_file(path, list(files))
+            _write_image(path, list(files))
             device = loop.attach(path, instance.uuid, True)
         finally:
             fileutils.delete_if_exists(path)
     except (processutils.ProcessExecutionError, OSError) as exc:
-        LOG.error('Could not make the block device of the config drive: %s',
+        LOG.error('Could not create the block device of the config drive: %s',
                   exc, instance=instance)
         raise exception.ComputeResourcesUnavailable(
-            reason='the host could not make the block device of the config '
-                   'drive; its log tells the operator why') from exc
-    LOG.debug('The config drive is %s as well', device, instance=instance)
+            reason='the host could not create the block device of the config '
+                   'drive; the log of nova-compute has the details') from exc
+    LOG.debug('Created block device %s of the config drive', device,
+              instance=instance)
     return device
 
 
 def _path(name: str) -> str:
-    return os.path.join(CONF.state_path, FOLDER, name)
+    return os.path.join(CONF.state_path, DIRECTORY, name)
 
 
-def _make_file(path: str, files: Iterable[tuple[str, str | bytes]]) -> None:
-    """Write the content of a device into a file."""
+def _write_image(path: str, files: Iterable[tuple[str, str | bytes]]) -> None:
+    """Write an ISO 9660 or VFAT image, as [DEFAULT] config_drive_format says.
+    """
     if CONF.config_drive_format != 'vfat':
         builder = nova_configdrive.ConfigDriveBuilder()
         builder.mdfiles.extend(files)
         builder.make_drive(path)
         return
-    # Nova would mount it, which takes root and a kernel that has vfat.
-    with open(path, 'wb') as disk:
-        disk.truncate(nova_configdrive.CONFIGDRIVESIZE_BYTES)
+    # Nova's builder would mount the image, which needs root and the kernel's
+    # vfat module.
+    with open(path, 'wb') as image:
+        image.truncate(nova_configdrive.CONFIGDRIVESIZE_BYTES)
     processutils.execute('mkfs.vfat', '-n', 'config-2', path)
-    with utils.tempdir() as folder:
+    with utils.tempdir() as directory:
         for name, content in files:
-            file = pathlib.Path(folder, name)
+            file = pathlib.Path(directory, name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content.encode() if isinstance(content, str)
                              else content)
         processutils.execute(
             'mcopy', '-Q', '-s', '-i', path,
-            *(str(entry) for entry in pathlib.Path(folder).iterdir()), '::')
+            *(str(entry) for entry in pathlib.Path(directory).iterdir()), '::')
 
 
 def remove(instance: objects.Instance, name: str) -> None:
-    """Take the device of a config drive away; none is a success.
+    """Remove the device of a config drive. Idempotent.
 
-    :param instance: the server, whose guest does not run.
-    :param name: of the drive.
+    :param instance: the instance, whose guest does not run.
+    :param name: name of the config drive's volume.
     """
-    # This saves nearly all servers a question to the privileged daemon.
+    # Most instances have none: do not call the privsep daemon for them.
     if find(name) is not None:
         loop.detach(instance.uuid, True)
-    # It is there only if nova-compute died while it made the device.
+    # The file exists only if nova-compute was killed in create().
     fileutils.delete_if_exists(_path(name))
 
 
 def devices(path: str) -> dict[str, dict[str, str]]:
-    """Describe the device of a config drive to LXD.
+    """Return the LXD devices for the block device of a config drive.
 
-    :param path: of the device on the host.
+    :param path: path of the device on the host.
     :returns: LXD devices by name.
     """
     return {name: {'type': 'unix-block', 'source': path,

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Tags that tenants give to ports and disks.
+"""Device tags: the tags that tenants give to ports and disks.
 
 A guest reads them as ``devices`` from the metadata service and the config
-drive, with what it can find the device by: a port's MAC address, where a disk
-is in the guest's file system. A container has no buses.
+drive, with the MAC address of a port or the path of a disk to identify the
+device by. There are no bus addresses: a container has no buses.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from nova_lxd_py.virt.storage import ephemeral_disks
 
 def publish(context: nova_context.RequestContext, instance: objects.Instance,
             ports: Iterable[network_model.VIF]) -> None:
-    """Tell Nova what is tagged of a server, before its guest can ask for it.
+    """Save the device metadata of an instance, before its guest can read it.
 
-    :param context: the request's context.
-    :param instance: the server, which is saved if anything is tagged.
+    :param context: the request context.
+    :param instance: the instance, which is saved if anything is tagged.
     :param ports: all its ports.
     """
     devices = [*_nics(context, instance, ports), *_disks(instance)]
@@ -43,53 +43,57 @@ def publish(context: nova_context.RequestContext, instance: objects.Instance,
         _save(instance, devices)
     elif (instance.obj_attr_is_set('device_metadata') and
             instance.device_metadata is not None):
-        # The server had some earlier, and is made anew.
+        # A rebuilt or unshelved instance that had tagged devices before.
         instance.device_metadata = None
         instance.save()
 
 
 def publish_port(context: nova_context.RequestContext,
                  instance: objects.Instance, port: network_model.VIF) -> None:
-    """Tell Nova of one more port, if it is tagged.
+    """Add a port to the device metadata, if it is tagged.
 
-    Nova itself forgets ports that are detached.
+    Nova's compute manager removes detached ports.
 
-    :param context: the request's context.
-    :param instance: the server, which is saved if the port is tagged.
+    :param context: the request context.
+    :param instance: the instance, which is saved if the port is tagged.
     :param port: the port.
     """
     added = list(_nics(context, instance, [port]))
     if not added:
         return
-    _save(instance, [*_others(instance, mac=port['address']), *added])
+    _save(instance, [*_devices_without(instance, mac=port['address']),
+                     *added])
 
 
 def publish_volume(instance: objects.Instance,
                    disk: objects.BlockDeviceMapping) -> None:
-    """Tell Nova of one more volume, which is tagged.
+    """Add a tagged volume to the device metadata.
 
-    Nova itself forgets volumes that are detached.
+    Nova's compute manager removes detached volumes.
 
-    :param instance: the server, which is saved.
-    :param disk: Nova's description of the volume.
+    :param instance: the instance, which is saved.
+    :param disk: block device mapping of the volume.
     """
-    _save(instance, [*_others(instance, serial=disk.volume_id),
+    _save(instance, [*_devices_without(instance, serial=disk.volume_id),
                      _volume(disk)])
 
 
-def forget_volume(instance: objects.Instance, identifier: str) -> None:
-    """Take back what was said of a volume that could not be attached.
+def unpublish_volume(instance: objects.Instance, volume_id: str) -> None:
+    """Remove a volume that could not be attached from the device metadata.
 
-    :param instance: the server, which is saved.
-    :param identifier: Cinder's id of the volume.
+    :param instance: the instance, which is saved.
+    :param volume_id: Cinder's id of the volume.
     """
-    _save(instance, _others(instance, serial=identifier))
+    _save(instance, _devices_without(instance, serial=volume_id))
 
 
-def _others(instance: objects.Instance, **unlike: str
-            ) -> list[objects.DeviceMetadata]:
-    """List what is tagged of a server already, except for one device."""
-    [(field, value)] = unlike.items()
+def _devices_without(instance: objects.Instance, **match: str
+                     ) -> list[objects.DeviceMetadata]:
+    """Return the device metadata except for the device that matches.
+
+    :param match: one field of the device and its value.
+    """
+    [(field, value)] = match.items()
     known = instance.device_metadata
     return [device for device in (known.devices if known else ())
             if not (field in device and getattr(device, field) == value)]
@@ -97,7 +101,7 @@ def _others(instance: objects.Instance, **unlike: str
 
 def _save(instance: objects.Instance,
           devices: list[objects.DeviceMetadata]) -> None:
-    # What is changed within the object is not noticed.
+    # A new object: changes within the old one would not mark the field dirty.
     instance.device_metadata = objects.InstanceDeviceMetadata(devices=devices)
     instance.save()
 

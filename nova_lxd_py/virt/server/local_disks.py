@@ -36,7 +36,7 @@ class LocalDisks:
     """
 
     def __init__(self, config_drives: config_drive.ConfigDriveManager,
-                 ephemeral: ephemeral_disks.EphemeralDisks) -> None:
+                 ephemeral: ephemeral_disks.EphemeralDiskManager) -> None:
         self._config_drives = config_drives
         self._ephemeral = ephemeral
 

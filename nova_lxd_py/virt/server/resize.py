@@ -79,7 +79,7 @@ class ResizeOps:
                  guest_configs: guest_config.GuestConfigBuilder,
                  vifs: vif_manager.VIFManager,
                  template_store: templates.TemplateStore,
-                 ephemeral_disks: disks.EphemeralDisks,
+                 ephemeral_disks: disks.EphemeralDiskManager,
                  root_disks: root_disk.RootDiskManager,
                  power: power_ops.PowerOps,
                  volumes: server_volumes.ServerVolumes) -> None:
@@ -270,7 +270,7 @@ class ResizeOps:
             devices[root_disk.DEVICE] = wanted.devices[root_disk.DEVICE]
             self._root_disks.update(instance, guest, config, devices)
             if former is not None:
-                self._disks.follow(instance, former.ephemeral_gb,
+                self._disks.resize(instance, former.ephemeral_gb,
                                    instance.flavor.ephemeral_gb)
             if running:
                 # For what the flavor says of their bandwidth.

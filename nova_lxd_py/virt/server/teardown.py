@@ -48,7 +48,7 @@ class TeardownOps:
                  vifs: vif_manager.VIFManager,
                  disks: local_disks.LocalDisks,
                  snapshots: snapshot.SnapshotOps,
-                 serial_consoles: serial.SerialConsoles,
+                 serial_consoles: serial.SerialConsoleManager,
                  volumes: server_volumes.ServerVolumes) -> None:
         self._guests = guests
         self._vifs = vifs

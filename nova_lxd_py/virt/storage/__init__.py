@@ -10,4 +10,4 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Disks that LXD itself provides: the root disk and ephemeral disks."""
+"""Local disks of an instance, in LXD's storage pool: root and ephemeral."""

@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ephemeral disks: LXD volumes that live as long as their server.
+"""Ephemeral disks: LXD custom volumes that are deleted with their instance.
 
-Each one is a custom volume with a filesystem and a quota of its own, so it is
-neither in snapshots of the server nor counted against its root disk. The first
-is at ``/mnt`` in the guest, where cloud-init puts it on virtual machines, the
-others are at ``/mnt/ephemeral1``, ``/mnt/ephemeral2`` and so on.
+Each one has its own filesystem and quota, so it is neither part of snapshots
+nor counted against the root disk. The first is mounted at ``/mnt`` in the
+guest, where cloud-init mounts it on virtual machines, the others at
+``/mnt/ephemeral1``, ``/mnt/ephemeral2`` and so on.
 
-A volume's name follows from the server's uuid, and its keys say what it is:
-this is all the driver has to know to find it again.
+A volume's name is derived from the instance's uuid, and its keys say what it
+is: the driver needs no other record to find it.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ LOG = logging.getLogger(__name__)
 #: Value of KEY_ROLE on the volumes.
 ROLE = 'ephemeral'
 
-#: Names of the LXD devices begin so; the driver's own, never a tenant's.
+#: Prefix of the LXD devices' names. Tenants cannot choose device names.
 DEVICE_PREFIX = 'ephemeral'
 
-#: Bytes that must be free in a disk that is made smaller.
+#: Bytes that must remain free in a disk that is shrunk.
 _SHRINK_MARGIN = 64 * units.Mi
 
-#: Pools whose volumes have a filesystem to choose, and the choices.
+#: Pool drivers whose volumes have a configurable filesystem, and its values.
 _FORMATTING_DRIVERS = frozenset({'ceph', 'lvm'})
 _FORMATS = frozenset({'btrfs', 'ext4', 'xfs'})
 
 
-class EphemeralDisks:
-    """Makes, finds and deletes ephemeral disks.
+class EphemeralDiskManager:
+    """Creates, finds, resizes and deletes ephemeral disks.
 
-    :param session: the way to LXD.
+    :param session: LXD session.
     """
 
     def __init__(self, session: lxd.Session) -> None:
@@ -70,86 +70,87 @@ class EphemeralDisks:
     def create(self, instance: objects.Instance,
                block_device_info: Mapping[str, Any] | None
                ) -> dict[str, dict[str, str]]:
-        """Make the disks of a new server, empty whatever there was before.
+        """Create the disks of a new instance, replacing leftovers.
 
-        :param instance: the server.
-        :param block_device_info: Nova's description of its disks.
-        :returns: the LXD devices to give to the guest, by name.
-        :raises nova.exception.InvalidInput: one is to be encrypted.
-        :raises errors.LXDError: LXD cannot make them; what it has made is for
-            :meth:`delete` to remove.
+        :param instance: the instance.
+        :param block_device_info: Nova's block device info.
+        :returns: the LXD devices to add to the guest, by name.
+        :raises nova.exception.InvalidInput: if a disk is to be encrypted.
+        :raises errors.LXDError: if LXD cannot create a disk. Those created
+            before are left for :meth:`delete`.
         """
-        wanted = _wanted(block_device_info)
-        if wanted:
+        requested = _requested(block_device_info)
+        if requested:
             self.delete(instance)
-        for number, disk in enumerate(wanted):
+        for number, disk in enumerate(requested):
             self._create(instance, number, disk)
-        return self._devices(instance, range(len(wanted)))
+        return self._devices(instance, range(len(requested)))
 
     def ensure(self, instance: objects.Instance,
                block_device_info: Mapping[str, Any] | None
                ) -> dict[str, dict[str, str]]:
-        """Find the disks of a server; make what is missing, grow what is too
-        small.
+        """Find the disks of an instance, create missing and grow small ones.
 
-        :param instance: the server.
-        :param block_device_info: Nova's description of its disks; without it
-            the disks that there are will do.
-        :returns: the LXD devices to give to the guest, by name.
-        :raises errors.LXDError: LXD cannot make or grow one.
+        :param instance: the instance.
+        :param block_device_info: Nova's block device info; with None, the
+            existing disks are used as they are.
+        :returns: the LXD devices to add to the guest, by name.
+        :raises nova.exception.InvalidInput: if a disk is to be encrypted.
+        :raises errors.LXDError: if LXD cannot create or grow a disk.
         """
         present = self.find(instance)
-        wanted = _wanted(block_device_info)
-        for number, disk in enumerate(wanted):
+        requested = _requested(block_device_info)
+        for number, disk in enumerate(requested):
             if number in present:
                 self._grow(instance, number, disk)
                 continue
-            LOG.warning('Ephemeral disk %d of this server is gone; giving it '
-                        'an empty one', number, instance=instance)
+            LOG.warning('Ephemeral disk %d is missing, creating an empty one',
+                        number, instance=instance)
             self._create(instance, number, disk)
         return self._devices(
-            instance, sorted({*present, *range(len(wanted))}))
+            instance, sorted({*present, *range(len(requested))}))
 
-    def follow(self, instance: objects.Instance, before_gb: int,
-               after_gb: int) -> None:
-        """Resize the only disk of a server, if it is all that the flavor
-        gave, as the flavor is changed.
+    def resize(self, instance: objects.Instance, old_gb: int, new_gb: int
+               ) -> None:
+        """Resize the default ephemeral disk of an instance with its flavor.
 
-        Nova's own description of the disk stays as it is.
+        Only if it is the instance's only one and has the size of the old
+        flavor. Nova does not update the block device mapping of the disk.
 
-        :param instance: the server, running or not.
-        :param before_gb: GiB of the flavor that it had.
-        :param after_gb: GiB of the flavor that it gets. A disk that holds too
-            much for less is left as it is.
-        :raises errors.LXDError: LXD cannot resize it.
+        :param instance: the instance, running or not.
+        :param old_gb: ``ephemeral_gb`` of the old flavor, in GiB.
+        :param new_gb: ``ephemeral_gb`` of the new flavor, in GiB. A disk that
+            holds more than that keeps its size.
+        :raises errors.LXDError: if LXD cannot resize the disk.
         """
-        if before_gb == after_gb or self.find(instance) != [0]:
+        if old_gb == new_gb or self.find(instance) != [0]:
             return
         name = volume_name(instance, 0)
         volume, etag = self._session.get_with_etag(*self._volumes, name)
-        if _gibibytes(volume['config'].get('size')) != before_gb:
+        if _gibibytes(volume['config'].get('size')) != old_gb:
             return
-        if after_gb < before_gb and not self._fits(name, after_gb):
-            LOG.warning('Its ephemeral disk holds too much to be made '
-                        'smaller, so it stays at %d GiB', before_gb,
-                        instance=instance)
+        if new_gb < old_gb and not self._fits(name, new_gb):
+            LOG.warning('Ephemeral disk holds too much to be shrunk to '
+                        '%(new)d GiB, keeping %(old)d GiB',
+                        {'new': new_gb, 'old': old_gb}, instance=instance)
             return
-        self._set_size(name, volume, etag, f'{after_gb}GiB')
-        LOG.info('Resized its ephemeral disk from %(before)d to %(after)d '
-                 'GiB', {'before': before_gb, 'after': after_gb},
-                 instance=instance)
+        self._set_size(name, volume, etag, f'{new_gb}GiB')
+        LOG.info('Resized ephemeral disk from %(old)d to %(new)d GiB',
+                 {'old': old_gb, 'new': new_gb}, instance=instance)
 
     def _fits(self, name: str, size_gb: int) -> bool:
-        """Whether a volume holds little enough for a smaller quota.
+        """Return whether the content of a volume fits a smaller quota.
 
-        Some pools keep a quota that is too small, and break the disk.
+        Some pool drivers accept a quota below the usage, and the disk cannot
+        be written to any more.
         """
         try:
-            # They count what has left the host's memory only.
+            # The usage does not include dirty pages.
             processutils.execute('sync',
                                  timeout=self._options.operation_timeout)
         except (processutils.ProcessExecutionError, OSError) as exc:
-            LOG.debug('Nobody knows how much %s holds: %s', name, exc)
+            LOG.debug('Usage of volume %(name)s is not known: %(error)s',
+                      {'name': name, 'error': exc})
             return False
         usage = self._session.get(*self._volumes, name, 'state').get('usage')
         used = (usage or {}).get('used')
@@ -157,10 +158,11 @@ class EphemeralDisks:
                 used + _SHRINK_MARGIN <= size_gb * units.Gi)
 
     def find(self, instance: objects.Instance) -> list[int]:
-        """Look which disks a server has, with one request.
+        """List the ephemeral disks of an instance, with one LXD request.
 
-        :param instance: the server.
-        :returns: their numbers in order.
+        :param instance: the instance.
+        :returns: the numbers of the disks in ascending order.
+        :raises errors.LXDError: if the request fails.
         """
         prefix = volume_name(instance, '')
         numbers = []
@@ -172,13 +174,12 @@ class EphemeralDisks:
         return sorted(numbers)
 
     def delete(self, instance: objects.Instance) -> None:
-        """Delete the disks of a server with all that is on them.
+        """Delete the ephemeral disks of an instance. Idempotent.
 
-        Its guests must be gone, or have lost the devices. Nothing to delete
-        is a success.
+        No guest may have the devices any more.
 
-        :param instance: the server.
-        :raises errors.LXDError: LXD cannot delete one.
+        :param instance: the instance.
+        :raises errors.LXDError: if LXD cannot delete a disk.
         """
         for number in self.find(instance):
             try:
@@ -206,16 +207,16 @@ class EphemeralDisks:
 
     def _format(self, instance: objects.Instance, disk: Mapping[str, Any]
                 ) -> dict[str, str]:
-        """Choose the filesystem, where there is a choice."""
-        wanted = disk.get('guest_format')
-        if not wanted:
+        """Return the volume configuration for the requested filesystem."""
+        requested = disk.get('guest_format')
+        if not requested:
             return {}
         driver = self._session.storage_pool()['driver']
-        if driver in _FORMATTING_DRIVERS and wanted in _FORMATS:
-            return {'block.filesystem': wanted}
-        LOG.info('An ephemeral disk was to have the format %(format)s; it '
-                 'gets the one that LXD uses on pools of type %(driver)s',
-                 {'format': wanted, 'driver': driver},
+        if driver in _FORMATTING_DRIVERS and requested in _FORMATS:
+            return {'block.filesystem': requested}
+        LOG.info('Ephemeral disk does not get the requested format '
+                 '%(format)s but the one of storage driver %(driver)s',
+                 {'format': requested, 'driver': driver},
                  instance=instance)
         return {}
 
@@ -248,31 +249,31 @@ class EphemeralDisks:
 
 
 def volume_name(instance: objects.Instance, number: int | str) -> str:
-    """Name the volume of an ephemeral disk.
+    """Return the name of the volume of an ephemeral disk.
 
-    :param instance: the server.
-    :param number: which of its disks, from 0.
-    :returns: LXD's name.
+    :param instance: the instance.
+    :param number: number of the disk, from 0.
+    :returns: the LXD volume's name.
     """
     return f'{ROLE}-{instance.uuid}-{number}'
 
 
 def guest_path(number: int) -> str:
-    """Tell where the guest finds an ephemeral disk.
+    """Return the mount point of an ephemeral disk in the guest.
 
-    :param number: which one, from 0.
-    :returns: the path of its mount.
+    :param number: number of the disk, from 0.
+    :returns: the absolute path.
     """
     return f'/mnt/ephemeral{number}' if number else '/mnt'
 
 
 def swap_mb(flavor: objects.Flavor,
             block_device_info: Mapping[str, Any] | None) -> int:
-    """Tell how much swap a server may use.
+    """Return how much swap an instance may use.
 
-    :param flavor: its flavor.
-    :param block_device_info: Nova's description of its disks, in which a
-        tenant may have asked for less than the flavor allows.
+    :param flavor: flavor of the instance.
+    :param block_device_info: Nova's block device info, in which a tenant may
+        have requested less than the flavor allows.
     :returns: MiB.
     """
     swap = virt_driver.block_device_info_get_swap(block_device_info)
@@ -281,9 +282,12 @@ def swap_mb(flavor: objects.Flavor,
     return flavor.swap
 
 
-def _wanted(block_device_info: Mapping[str, Any] | None
-            ) -> list[Mapping[str, Any]]:
-    """List the ephemeral disks that Nova describes."""
+def _requested(block_device_info: Mapping[str, Any] | None
+               ) -> list[Mapping[str, Any]]:
+    """List the ephemeral disks in Nova's block device info.
+
+    :raises nova.exception.InvalidInput: if a disk is to be encrypted.
+    """
     disks = virt_driver.block_device_info_get_ephemerals(block_device_info)
     for disk in disks:
         if disk.get('encrypted'):
@@ -297,6 +301,6 @@ def _size(disk: Mapping[str, Any]) -> str:
 
 
 def _gibibytes(size: str | None) -> int:
-    """Read a size that :func:`_size` wrote; anything else is too small."""
+    """Parse a size that :func:`_size` formatted; anything else counts as 0."""
     number = (size or '').removesuffix('GiB')
     return int(number) if number.isdecimal() else 0

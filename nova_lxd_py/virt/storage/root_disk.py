@@ -10,14 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Quotas of root disks, and what LXD does not bear in them.
+"""Root disk quotas, and the states of a root disk that LXD cannot handle.
 
-Two things can happen on a btrfs pool. A quota set below what a disk holds is
-refused by LXD, and stays in force nevertheless: from then on neither the guest
-nor LXD itself can write, nor can the quota be raised again. And a guest that
-fills its disk keeps LXD, which has a file of its own there, from changing or
-starting the instance. So a smaller quota is tried on a copy first, and a full
-disk is lent a little space.
+Two things can go wrong on a btrfs pool:
+
+* LXD refuses a quota below the usage of a disk, but the quota takes effect
+  nevertheless. From then on neither the guest nor LXD can write to the disk,
+  and the quota cannot be raised again. So a smaller quota is tried on a copy
+  of the instance first.
+* LXD keeps a file of its own (``backup.yaml``) on the disk. If the guest has
+  filled the disk, LXD can neither change nor start the instance. So the quota
+  is extended temporarily.
 """
 
 from __future__ import annotations
@@ -38,16 +41,17 @@ from nova_lxd_py.virt.lxd import session as lxd
 
 LOG = logging.getLogger(__name__)
 
-#: LXD's name of the root disk in the driver's instances.
+#: Name of the root disk's LXD device.
 DEVICE = 'root'
 
-#: Bytes that must be free below a smaller quota: the guest goes on writing.
-MARGIN = 64 * units.Mi
-#: Bytes that a full disk is lent at a time, and how many all in all.
-LOAN = 64 * units.Mi
-LONGEST_LOAN = 4 * LOAN
+#: Bytes that must remain free below a smaller quota, since the guest may
+#: write meanwhile.
+SHRINK_MARGIN = 64 * units.Mi
+#: Bytes by which the quota of a full disk is extended at a time, and in total.
+QUOTA_EXTENSION = 64 * units.Mi
+MAX_QUOTA_EXTENSION = 4 * QUOTA_EXTENSION
 
-#: LXD's units of size.
+#: LXD's size suffixes.
 _UNITS = {'': 1, 'B': 1}
 for _power, _letter in enumerate('KMGTPE', 1):
     _UNITS[f'{_letter}iB'] = 1024 ** _power
@@ -57,10 +61,10 @@ _Devices = Mapping[str, Mapping[str, str] | None]
 
 
 class RootDiskManager:
-    """Changes guests without hurting their root disks.
+    """Updates and starts guests despite full or oversized root disks.
 
-    :param session: the way to LXD.
-    :param guests: the driver's LXD instances.
+    :param session: LXD session.
+    :param guests: registry of the driver's LXD instances.
     """
 
     def __init__(self, session: lxd.Session,
@@ -71,122 +75,138 @@ class RootDiskManager:
 
     def update(self, instance: objects.Instance, guest: lxd_guest.Guest,
                config: Mapping[str, str | None], devices: _Devices) -> None:
-        """Change a guest as :meth:`Guest.update` does.
+        """Update a guest as :meth:`Guest.update` does.
 
-        A quota that would be smaller than what the disk holds is left at what
-        it is, with a warning in the log; the next change tries again.
+        If the disk holds more than the new quota, the quota is not changed
+        and a warning is logged; the next update tries again.
 
-        :param instance: the server.
-        :param guest: its LXD instance, just read.
+        :param instance: the instance.
+        :param guest: its LXD instance, freshly read.
         :param config: as for :meth:`Guest.update`.
         :param devices: as for :meth:`Guest.update`.
-        :raises errors.LXDError: LXD refuses the result; nothing is changed.
+        :raises errors.LXDError: if LXD refuses the update; nothing is changed.
         """
         if lxd_guest.root_volume(guest):
-            # The root disk is an empty one that nothing is ever written to.
+            # Booted from a volume: the root disk is empty and not used.
             devices = {name: device for name, device in devices.items()
                        if name != DEVICE}
-        fitting = self._fitting(instance, guest, devices)
+        devices = self._keep_quota_if_too_small(instance, guest, devices)
         try:
-            guest.update(config, fitting)
+            guest.update(config, devices)
         except errors.LXDError as exc:
             if _is_full(exc):
-                self._lend(instance, guest)
+                self._extend_quota(instance, guest)
                 guest.update(config, _with_root(
-                    fitting, guest.reload().devices[DEVICE]))
-            elif _shrinks(guest, fitting):
-                # Other pools refuse without harm, some while it runs only.
-                LOG.info('LXD does not make the root disk smaller: %s', exc,
+                    devices, guest.reload().devices[DEVICE]))
+            elif _shrinks(guest, devices):
+                # Other pools refuse without side effects, some of them only
+                # while the guest runs.
+                LOG.info('LXD refused to shrink the root disk: %s', exc,
                          instance=instance)
                 guest.update(config, _with_root(
-                    fitting, self._as_it_is(instance, guest, fitting)))
+                    devices, self._with_present_quota(instance, guest,
+                                                      devices)))
             else:
                 raise
 
     def start(self, instance: objects.Instance, guest: lxd_guest.Guest
               ) -> None:
-        """Start a guest, even one that has filled its disk.
+        """Start a guest, even if its root disk is full.
 
-        :param instance: the server.
+        :param instance: the instance.
         :param guest: its LXD instance.
-        :raises errors.LXDError: it cannot be started.
+        :raises errors.LXDError: if LXD cannot start it.
         """
         try:
             guest.start()
         except errors.LXDError as exc:
             if not _is_full(exc):
                 raise
-            self._lend(instance, guest.reload())
+            self._extend_quota(instance, guest.reload())
             guest.start()
 
-    def _lend(self, instance: objects.Instance, guest: lxd_guest.Guest
-              ) -> None:
-        """Enlarge a disk that is so full that LXD cannot work with it."""
+    def _extend_quota(self, instance: objects.Instance,
+                      guest: lxd_guest.Guest) -> None:
+        """Extend the quota of a full disk, so that LXD can write to it.
+
+        :raises errors.OperationFailed: if it has been extended too often.
+        """
         root = guest.devices.get(DEVICE) or {}
         size = _size(root)
-        own = _size(lxd_flavor.root_device(instance.flavor, self._options))
-        if size is None or own is None or size - own >= LONGEST_LOAN:
+        flavor_size = _size(lxd_flavor.root_device(instance.flavor,
+                                                   self._options))
+        if (size is None or flavor_size is None or
+                size - flavor_size >= MAX_QUOTA_EXTENSION):
             raise errors.OperationFailed(
                 'The root disk of the server is full, and LXD needs some '
-                'space in it: rescue the server to delete files, or give it '
-                'a larger flavor')
-        LOG.warning('Its root disk is full, which keeps LXD from working '
-                    'with it: lending it %d MiB until its next start with '
-                    'enough free space', LOAN // units.Mi, instance=instance)
-        guest.update(devices={DEVICE: {**root, 'size': f'{size + LOAN}B'}})
+                'space on it: rescue the server to delete files, or resize '
+                'it to a larger flavor')
+        LOG.warning('Root disk is full, extending its quota by %d MiB so that '
+                    'LXD can update the instance; the first start with enough '
+                    'free space ends the extension',
+                    QUOTA_EXTENSION // units.Mi, instance=instance)
+        guest.update(devices={
+            DEVICE: {**root, 'size': f'{size + QUOTA_EXTENSION}B'}})
 
-    def _fitting(self, instance: objects.Instance, guest: lxd_guest.Guest,
-                 devices: _Devices) -> _Devices:
+    def _keep_quota_if_too_small(
+            self, instance: objects.Instance, guest: lxd_guest.Guest,
+            devices: _Devices) -> _Devices:
+        """Replace a new quota that the disk exceeds by the present one."""
         if not _shrinks(guest, devices):
             return devices
-        wanted = devices[DEVICE]
-        assert wanted is not None
-        if self.fits(instance, guest, wanted):
+        root = devices[DEVICE]
+        assert root is not None
+        if self.fits(instance, guest, root):
             return devices
-        return _with_root(devices, self._as_it_is(instance, guest, devices))
+        return _with_root(devices, self._with_present_quota(instance, guest,
+                                                            devices))
 
-    def _as_it_is(self, instance: objects.Instance, guest: lxd_guest.Guest,
-                  devices: _Devices) -> dict[str, str]:
-        """Describe the root disk with the size that it has."""
-        wanted = devices[DEVICE]
-        assert wanted is not None
+    def _with_present_quota(
+            self, instance: objects.Instance, guest: lxd_guest.Guest,
+            devices: _Devices) -> dict[str, str]:
+        """Return the new root disk device with the quota of the present one.
+        """
+        root = devices[DEVICE]
+        assert root is not None
         present = guest.devices[DEVICE]
-        LOG.warning('Its root disk holds too much for a quota of %s, so the '
-                    'quota stays %s; free some space and reboot it hard to '
-                    'try again', wanted['size'],
-                    present.get('size', 'unlimited'), instance=instance)
-        kept = {key: value for key, value in wanted.items() if key != 'size'}
+        LOG.warning('Root disk holds too much for a quota of %(new)s, keeping '
+                    '%(present)s; free some space and hard reboot the server '
+                    'to try again',
+                    {'new': root['size'],
+                     'present': present.get('size', 'no quota')},
+                    instance=instance)
+        kept = {key: value for key, value in root.items() if key != 'size'}
         if 'size' in present:
             kept['size'] = present['size']
         return kept
 
     def fits(self, instance: objects.Instance, guest: lxd_guest.Guest,
-             wanted: Mapping[str, str]) -> bool:
-        """Try a quota on a copy of the disk, where it would do harm to try it
-        on the disk itself.
+             root: Mapping[str, str]) -> bool:
+        """Return whether the content of a root disk fits a smaller quota.
 
-        LXD's figure of what is in use leaves out what a disk shares with its
-        image, while its quota counts it; only a copy tells. It costs a
-        moment and no space.
+        On btrfs, where setting a quota that is too small does damage, it is
+        set on a copy of the instance. The usage that LXD reports would not
+        do: it does not include what the disk shares with its image, while the
+        quota does. The copy is made in about a second and takes no space.
 
-        :param instance: the server.
-        :param guest: its LXD instance, just read.
-        :param wanted: the root disk's LXD device with the quota.
-        :returns: False where it is known not to fit.
-        :raises errors.LXDError: LXD does not answer.
+        :param instance: the instance.
+        :param guest: its LXD instance, freshly read.
+        :param root: the root disk's LXD device with the new quota.
+        :returns: False if it is known not to fit.
+        :raises errors.LXDError: if a request fails.
         """
-        size = _size(wanted)
+        size = _size(root)
         if size is None or self._session.storage_pool()['driver'] != 'btrfs':
             return True
-        if size <= MARGIN:
+        if size <= SHRINK_MARGIN:
             return False
         self._discard_probe(instance)
         name = lxd_guest.lxd_name(instance, lxd_guest.ROLE_PROBE)
-        # LXD takes over all devices that it is not told otherwise of.
+        # LXD copies all devices that are not overridden.
         devices: dict[str, Mapping[str, str]] = {
             device: {'type': 'none'} for device in guest.devices}
         devices[DEVICE] = {**guest.devices[DEVICE],
-                           'size': f'{size - MARGIN}B'}
+                           'size': f'{size - SHRINK_MARGIN}B'}
         try:
             self._guests.create(
                 name, {'type': 'copy', 'source': guest.name,
@@ -196,7 +216,7 @@ class RootDiskManager:
                  'security.idmap.isolated': 'false'}, devices)
             return True
         except (errors.OperationFailed, errors.InvalidRequest) as exc:
-            LOG.debug('A copy of the root disk does not fit: %s', exc,
+            LOG.debug('Copy of the root disk does not fit the quota: %s', exc,
                       instance=instance)
             return False
         finally:
@@ -213,7 +233,7 @@ def _is_full(exc: errors.LXDError) -> bool:
 
 
 def _size(device: Mapping[str, str]) -> int | None:
-    """Read a quota in bytes; None is no quota."""
+    """Return the quota of a disk device in bytes; None means no quota."""
     match = re.fullmatch(r'(\d+) ?([A-Za-z]*)', device.get('size', ''))
     if match is None or match[2] not in _UNITS:
         return None
@@ -221,13 +241,13 @@ def _size(device: Mapping[str, str]) -> int | None:
 
 
 def _shrinks(guest: lxd_guest.Guest, devices: _Devices) -> bool:
-    """Whether a change makes the quota of a root disk smaller."""
-    wanted = devices.get(DEVICE)
+    """Return whether an update reduces the quota of the root disk."""
+    root = devices.get(DEVICE)
     present = guest.devices.get(DEVICE)
-    if not wanted or not present:
+    if not root or not present:
         return False
-    after, before = _size(wanted), _size(present)
-    return after is not None and (before is None or after < before)
+    new, old = _size(root), _size(present)
+    return new is not None and (old is None or new < old)
 
 
 def _with_root(devices: _Devices, root: Mapping[str, str]

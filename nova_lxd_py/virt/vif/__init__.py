@@ -10,4 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""VIF plugins: the networking of containers."""
+"""Neutron ports: VIF plugins, and attaching and detaching interfaces.
+
+:mod:`.base` is the interface of VIF plugins and is stable; third parties may
+implement it.
+"""

@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How a Neutron port becomes a network device of a container.
+"""Interface of VIF plugins, which connect Neutron ports to containers.
 
-One plugin per family of VIF types, see :mod:`nova_lxd_py.virt.vif.manager` for
-how it is found. Third parties can add theirs under the stevedore namespace
-``nova_lxd_py.vif``; the name of the entry point is the VIF type.
+There is one plugin for each VIF type, loaded by
+:mod:`nova_lxd_py.virt.vif.manager`. Third parties can add plugins under the
+stevedore namespace ``nova_lxd_py.vif``; the name of the entry point is the VIF
+type.
 """
 
 from __future__ import annotations
@@ -29,70 +30,75 @@ from nova_lxd_py.virt.vif import qos
 
 
 class VIFPlugin(abc.ABC):
-    """What the driver asks of one family of VIF types.
+    """Base class of VIF plugins.
 
-    Every method is idempotent. What goes wrong is raised as it is: the
-    manager makes a Nova exception of it.
+    Every method must be idempotent. Plugins may raise any exception: the
+    manager converts it to a Nova exception.
     """
 
-    #: Values of a port's ``binding:vnic_type`` that the plugin can serve.
+    #: Values of a port's ``binding:vnic_type`` that the plugin supports.
     vnic_types: tuple[str, ...] = (model.VNIC_TYPE_NORMAL,)
 
     @abc.abstractmethod
     def plug(self, instance: objects.Instance, vif: model.VIF, *,
              limits: qos.Limits, guest_stopped: bool) -> None:
-        """Make the host's side of a port, or repair what is missing of it.
+        """Create the host's network devices of a port, or repair them.
 
-        A guest that uses the port must not notice.
+        The traffic of a guest that uses the port must not be interrupted.
 
-        :param instance: whose port it is.
+        :param instance: the instance that the port is bound to.
         :param vif: the port.
-        :param limits: bandwidth limits that the flavor asks for.
-        :param guest_stopped: True says for sure that no guest runs now, so
-            whatever a guest was using may be replaced.
-        :raises Exception: if the port cannot be used afterwards.
+        :param limits: bandwidth limits of the flavor.
+        :param guest_stopped: True if it is certain that no guest runs, so
+            that devices which a guest holds may be replaced.
+        :raises Exception: if the port cannot be used.
         """
 
     @abc.abstractmethod
     def unplug(self, instance: objects.Instance, vif: model.VIF) -> None:
-        """Remove every trace of a port from the host.
+        """Remove a port and its network devices from the host.
 
-        :param instance: whose port it was.
+        :param instance: the instance that the port was bound to.
         :param vif: the port; Neutron may have deleted it already.
-        :raises Exception: if something was left behind.
+        :raises Exception: if something is left behind.
         """
 
     @abc.abstractmethod
     def device(self, vif: model.VIF, guest_name: str) -> dict[str, str]:
-        """Describe the port as an LXD device of ``type: nic``.
+        """Return the LXD device of a port, of ``type: nic``.
 
         :param vif: the port.
-        :param guest_name: what the guest shall see it as, ``eth0`` for one.
-        :returns: the device's configuration.
+        :param guest_name: name of the network device in the guest, for
+            example ``eth0``.
+        :returns: configuration of the LXD device.
         """
 
     def owned_devices(self, vif: model.VIF) -> list[str]:
-        """Name the devices of the host that belong to a plugged port.
+        """List the host's network devices that belong to a plugged port.
 
-        :returns: names, that of the device that carries the port's traffic
-            (``devname``) first; for statistics and for finding left-overs.
+        :param vif: the port.
+        :returns: their names, beginning with the device whose counters are
+            the port's traffic (``devname``).
         """
         return [devname(vif)]
 
 
 def devname(vif: model.VIF) -> str:
-    """Name the host's device of a port as Neutron and os-vif expect it.
+    """Return the name of a port's network device on the host.
 
-    :returns: ``tap`` and the first 11 characters of the port's id, as a rule.
+    :param vif: the port.
+    :returns: the name that Neutron and os-vif expect, normally ``tap`` and
+        the first 11 characters of the port's id.
     """
-    # What Nova falls back to, too, when it converts a port for os-vif.
+    # nova.network.os_vif_util has the same fallback.
     return vif.get('devname') or f'nic{vif["id"]}'[:model.NIC_NAME_LEN]
 
 
 def mtu(vif: model.VIF) -> int:
-    """Read the MTU of a port's network.
+    """Return the MTU of a port's network.
 
-    :returns: bytes; 1500 if Neutron did not say.
+    :param vif: the port.
+    :returns: bytes; 1500 if the network has no MTU set.
     """
     network: Any = vif.get('network')
     return int((network.get_meta('mtu') if network else None) or 1500)

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ports of a Linux bridge: VIF type ``bridge``.
+"""Plugin for VIF type ``bridge``: ports on a Linux bridge.
 
-Neutron had a Linux bridge driver until its release 25, and Nova 34 refuses
-such ports before they reach a driver, so this is for Nova 31 to 33. os-vif
-makes the bridge; Neutron's agent would also add the device to it, but only
-when it comes by.
+Neutron had a Linux bridge mechanism driver until release 25, and Nova 34
+refuses such ports before they reach the virt driver, so this is for Nova 31 to
+33. os-vif creates the bridge; the plugin adds the port's device to it without
+waiting for the polling interval of Neutron's agent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nova_lxd_py.virt.vif import veth
 
 
 class BridgePlugin(veth.VethPlugin):
-    """The outer end is a port of the network's bridge."""
+    """Adds the outer end to the network's bridge."""
 
     def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
         converted = os_vif_util.nova_to_osvif_vif(vif)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ports of a server that come and go while it exists."""
+"""Attaching and detaching ports of an existing instance."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ LOG = logging.getLogger(__name__)
 
 
 class InterfaceOps:
-    """Attaches and detaches ports, hot or cold.
+    """Attaches and detaches ports, whether the guest runs or not.
 
-    :param guests: the driver's LXD instances.
-    :param vifs: plugs the ports.
+    :param guests: registry of the driver's LXD instances.
+    :param vifs: VIF manager.
     """
 
     def __init__(self, guests: registry.GuestRegistry,
@@ -42,13 +42,16 @@ class InterfaceOps:
 
     def attach(self, context: nova_context.RequestContext,
                instance: objects.Instance, vif: network_model.VIF) -> None:
-        """Give a server one more port; a failure leaves nothing plugged.
+        """Attach a port; after a failure it is not plugged.
 
         See :meth:`nova.virt.driver.ComputeDriver.attach_interface`.
 
-        :param context: the request's context.
-        :param instance: the server, running or not.
+        :param context: the request context.
+        :param instance: the instance, running or not.
         :param vif: the port.
+        :raises nova.exception.VirtualInterfacePlugException: if the port
+            cannot be plugged.
+        :raises errors.LXDError: if LXD cannot add the device.
         """
         with self._guests.changing(instance):
             guest = self._guests.active(instance)
@@ -64,25 +67,26 @@ class InterfaceOps:
 
     def detach(self, instance: objects.Instance, vif: network_model.VIF
                ) -> None:
-        """Take a port away from a server; one that is gone is a success.
+        """Detach a port. Idempotent.
 
         See :meth:`nova.virt.driver.ComputeDriver.detach_interface`.
 
-        :param instance: the server, running, stopped or already deleted.
+        :param instance: the instance, running, stopped or already deleted.
         :param vif: the port, which Neutron may have deleted already.
+        :raises errors.LXDError: if LXD cannot remove the device.
         """
         with self._guests.changing(instance):
             for guest in self._guests.of(instance):
                 guest.update(devices={vif_manager.device_name(vif): None})
-            # LXD has given the device back to the host.
+            # LXD has moved the inner end back to the host.
             self._vifs.unplug(instance, [vif])
 
 
 def _free_name(guest: lxd_guest.Guest) -> str:
-    """Find the first name that none of the guest's NICs has."""
-    taken = {device.get('name') for device in guest.devices.values()
-             if device.get('type') == 'nic'}
+    """Return the first name ``ethN`` that no NIC of the guest is given."""
+    used = {device.get('name') for device in guest.devices.values()
+            if device.get('type') == 'nic'}
     number = 0
-    while f'eth{number}' in taken:
+    while f'eth{number}' in used:
         number += 1
     return f'eth{number}'

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The ports of an instance, whatever their type.
+"""Plugging and unplugging of ports, whatever their VIF type.
 
-This is what the rest of the driver knows of networking. It finds the plugin
-for each port (stevedore namespace ``nova_lxd_py.vif``, entry points named by
-VIF type), turns what goes wrong into Nova's exceptions, and waits for Neutron.
+The manager finds the plugin for each port (stevedore namespace
+``nova_lxd_py.vif``, entry points named by VIF type), converts exceptions to
+Nova's, and waits for Neutron's events.
 """
 
 from __future__ import annotations
@@ -41,27 +41,29 @@ LOG = logging.getLogger(__name__)
 
 NAMESPACE = 'nova_lxd_py.vif'
 
-#: Plugin name for ports of type ``ovs`` that want a bridge of their own.
+#: Plugin name for ports of type ``ovs`` with ``ovs_hybrid_plug``.
 HYBRID = 'ovs_hybrid'
 
-#: "Types" of ports that are bound to no host, or could not be.
+#: VIF types of ports that are not bound to a host.
 _UNBOUND_TYPES = (model.VIF_TYPE_UNBOUND, model.VIF_TYPE_BINDING_FAILED)
 
-# "lxc config device" and our own messages know a port by this name.
-_DEVICE_NAME_LENGTH = 11
+# As many characters of the port's id as devname() has, so that the two names
+# can be matched by eye.
+_DEVICE_ID_LENGTH = 11
 
 
 def device_name(vif: model.VIF) -> str:
-    """Name the LXD device of a port.
+    """Return the name of a port's LXD device.
 
-    :returns: ``nic-`` and the first 11 characters of the port's id: the same
-        as far as the port lives, at whichever place among the ports it is.
+    :param vif: the port.
+    :returns: ``nic-`` and the first 11 characters of the port's id. It does
+        not depend on the order of the instance's ports.
     """
-    return 'nic-' + vif['id'][:_DEVICE_NAME_LENGTH]
+    return 'nic-' + vif['id'][:_DEVICE_ID_LENGTH]
 
 
 class VIFManager:
-    """Plugs, unplugs and describes the ports of instances."""
+    """Plugs and unplugs the ports of instances."""
 
     def __init__(self) -> None:
         os_vif.initialize()
@@ -71,24 +73,26 @@ class VIFManager:
 
     @property
     def supported_types(self) -> list[str]:
-        """Name the VIF types that there is a plugin for."""
+        """Names of the plugins, for messages to the operator."""
         return sorted(self._plugins)
 
     def plug(self, instance: objects.Instance,
              network_info: Iterable[model.VIF], *,
              guest_stopped: bool = False) -> None:
-        """Make the host's side of each port, or repair what is missing.
+        """Plug each port, or repair a plugged one.
 
-        A running guest does not notice. On failure the ports before the one
-        that failed stay plugged; :meth:`unplug` takes back all of them.
+        The traffic of a running guest is not interrupted. After a failure the
+        ports before the one that failed stay plugged; call :meth:`unplug` for
+        all of them.
 
-        :param instance: whose ports they are.
+        :param instance: the instance that the ports are bound to.
         :param network_info: the ports.
         :param guest_stopped: set it before a start, when the instance is known
-            not to run: then a device that an earlier, lost guest still holds
+            not to run: then a device that a guest unknown to LXD still holds
             is replaced. LXD could not start the instance otherwise.
-        :raises nova.exception.VirtualInterfacePlugException: and nothing else;
-            Nova stops a starting nova-compute for any other exception.
+        :raises nova.exception.VirtualInterfacePlugException: if a port cannot
+            be plugged. No other exception is raised, since any other would
+            end a starting nova-compute (``ComputeManager._init_instance``).
         """
         for vif in network_info:
             plugin = self._plugin(vif)
@@ -101,7 +105,7 @@ class VIFManager:
                 LOG.error('Port %(port)s could not be plugged: %(error)s',
                           {'port': vif['id'], 'error': error},
                           exc_info=not _is_logged(error), instance=instance)
-                # The tenant reads this: no details of the host in it.
+                # Tenants see this message: no details of the host in it.
                 raise exception.VirtualInterfacePlugException(_(
                     'Port %(port)s could not be connected to the host '
                     '(%(kind)s); the log of nova-compute has the details') % {
@@ -110,13 +114,12 @@ class VIFManager:
 
     def unplug(self, instance: objects.Instance,
                network_info: Iterable[model.VIF] | None) -> None:
-        """Remove the host's side of each port, be it there or not.
+        """Unplug each port. Idempotent; raises nothing.
 
-        A guest must not run, or have its NIC removed before. Nothing is
-        raised: what could not be removed is logged, and the other ports still
-        have their turn.
+        The guest must be stopped, or the NIC removed from it before. If a port
+        cannot be unplugged, that is logged, and the other ports are unplugged.
 
-        :param instance: whose ports they are.
+        :param instance: the instance that the ports were bound to.
         :param network_info: the ports; Neutron may have deleted them already.
         """
         for vif in network_info or []:
@@ -126,74 +129,75 @@ class VIFManager:
                 with _lock(vif):
                     plugin.unplug(instance, bound)
             except Exception as error:
-                LOG.error('Port %(port)s could not be unplugged, something of '
-                          'its network device %(device)s may be left on this '
-                          'host: %(error)s',
+                LOG.error('Port %(port)s could not be unplugged, its network '
+                          'device %(device)s or its switch port may be left '
+                          'on this host: %(error)s',
                           {'port': vif['id'], 'device': base.devname(vif),
                            'error': error},
                           exc_info=not _is_logged(error), instance=instance)
 
     def devices(self, network_info: Iterable[model.VIF]
                 ) -> dict[str, dict[str, str]]:
-        """Describe each port as an LXD device.
+        """Return the LXD devices of all ports.
 
-        :param network_info: the ports, which the guest sees in this order as
+        :param network_info: the ports; the guest sees them in this order as
             ``eth0``, ``eth1`` and so on.
         :returns: LXD devices by name, see :func:`device_name`.
-        :raises nova.exception.VirtualInterfacePlugException: for a port of a
-            type that there is no plugin for.
+        :raises nova.exception.VirtualInterfacePlugException: if no plugin
+            supports the type of a port.
         """
         return {device_name(vif): self.device(vif, f'eth{number}')
                 for number, vif in enumerate(network_info)}
 
     def device(self, vif: model.VIF, guest_name: str) -> dict[str, str]:
-        """Describe one port as an LXD device, for one attached later.
+        """Return the LXD device of one port.
 
         :param vif: the port.
-        :param guest_name: what the guest shall see it as.
-        :raises nova.exception.VirtualInterfacePlugException: for a port of a
-            type that there is no plugin for.
+        :param guest_name: name of the network device in the guest.
+        :returns: configuration of the LXD device.
+        :raises nova.exception.VirtualInterfacePlugException: if no plugin
+            supports the type of the port.
         """
         return self._plugin(vif).device(vif, guest_name)
 
     @contextlib.contextmanager
     def plugged(self, virtapi: Any, instance: objects.Instance,
                 network_info: Iterable[model.VIF]) -> Iterator[None]:
-        """Plug before a block of code, and wait for Neutron after it.
+        """Plug ports, run the block, then wait for ``network-vif-plugged``.
 
-        Neutron takes its time to wire a port up, in which the block can do
-        something useful, such as making the container, without starting it::
+        Neutron needs some time to wire a port up, in which the block can do
+        something useful, such as creating the container without starting it::
 
             undo.callback(vifs.unplug, instance, network_info)
             with vifs.plugged(virtapi, instance, network_info):
                 guests.create(...)
             guest.start()
 
-        Only ports that are not active are waited for: Neutron says nothing
-        more about the others. ``vif_plugging_timeout`` and
-        ``vif_plugging_is_fatal`` apply. Unplugging after a failure is up to
-        the caller.
+        Only ports that are not active are waited for: Neutron sends no event
+        for the others. ``vif_plugging_timeout`` and ``vif_plugging_is_fatal``
+        apply. The caller has to unplug after a failure.
 
         :param virtapi: Nova's VirtAPI.
         :param instance: the instance, which does not run yet.
         :param network_info: its ports.
-        :raises nova.exception.VirtualInterfacePlugException: if a port could
-            not be plugged; the block is not entered then.
-        :raises nova.exception.VirtualInterfaceCreateException: if Neutron did
-            not wire a port up, and that is fatal.
+        :raises nova.exception.VirtualInterfacePlugException: if a port cannot
+            be plugged; the block is not entered then.
+        :raises nova.exception.VirtualInterfaceCreateException: if Neutron does
+            not wire a port up, and ``vif_plugging_is_fatal`` is set.
         """
         vifs = list(network_info)
         try:
-            # Third by position: its name differs between releases of Nova.
+            # The third argument's name differs between releases of Nova.
             with virtapi.wait_for_instance_event(
                     instance, _plug_events(vifs), CONF.vif_plugging_timeout,
                     error_callback=_neutron_failed):
                 self.plug(instance, vifs, guest_stopped=True)
                 yield
         except exception.InstanceEventTimeout as error:
-            LOG.warning('Neutron did not report all ports as wired up within '
-                        '%d seconds (vif_plugging_timeout); see the logs of '
-                        "Neutron and of its agent or controller on this host.",
+            LOG.warning('Timed out after %d seconds (vif_plugging_timeout) '
+                        'waiting for network-vif-plugged events; see the logs '
+                        'of Neutron and of its agent or ovn-controller on '
+                        'this host',
                         CONF.vif_plugging_timeout, instance=instance)
             if CONF.vif_plugging_is_fatal:
                 raise exception.VirtualInterfaceCreateException() from error
@@ -222,10 +226,10 @@ class VIFManager:
 
     @staticmethod
     def _as_bound(vif: model.VIF) -> model.VIF:
-        """Make of an unbound port what it most likely was when it was plugged.
+        """Return an unbound port with the VIF type that it probably had.
 
-        Somebody may have unbound the port in Neutron while its server still
-        existed; what was plugged must go nevertheless.
+        A port can be unbound in Neutron while its instance exists; its devices
+        must be removed nevertheless.
         """
         if vif['type'] not in _UNBOUND_TYPES:
             return vif
@@ -236,15 +240,15 @@ class VIFManager:
 
 
 def _lock(vif: model.VIF) -> contextlib.AbstractContextManager[Any]:
-    """Let only one thread at a time work on a port.
+    """Return the lock of a port.
 
-    Nova's lock of the instance is not held in every operation that plugs.
+    Not every operation of Nova that plugs holds the lock of the instance.
     """
     return lockutils.lock(f'nova-lxd-vif-{vif["id"]}')
 
 
 def _is_logged(error: Exception) -> bool:
-    """Say whether the traceback is in the log already, or not worth it."""
+    """Return whether the error needs no traceback in the log."""
     return isinstance(error, (os_vif.exception.ExceptionBase,
                               exception.NovaException))
 
@@ -257,11 +261,13 @@ def _plug_events(vifs: list[model.VIF]) -> list[tuple[str, str]]:
 
 
 def _neutron_failed(event_name: str, instance: objects.Instance) -> bool:
-    """Handle that Neutron reports a failure, or that nova-compute ends.
+    """Handle a failure event of Neutron, or a shutdown of nova-compute.
 
-    :returns: False, to stop waiting, unless that is fatal.
+    :returns: False, to stop waiting.
+    :raises nova.exception.VirtualInterfaceCreateException: if
+        ``vif_plugging_is_fatal`` is set.
     """
-    LOG.error('Neutron reports that a port could not be wired up (%s).',
+    LOG.error('Neutron could not wire up a port: event %s failed',
               event_name, instance=instance)
     if CONF.vif_plugging_is_fatal:
         raise exception.VirtualInterfaceCreateException()

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ports of Open vSwitch without a bridge in between.
+"""Plugin for VIF type ``ovs``: ports on Open vSwitch's integration bridge.
 
-VIF type ``ovs`` as ML2/OVN binds it, and ML2/OVS unless its firewall driver is
+ML2/OVN binds ports this way, and ML2/OVS unless its firewall driver is
 ``iptables_hybrid``. os-vif writes the port to Open vSwitch's database.
 """
 
@@ -38,17 +38,21 @@ _PACKET_SOCKETS = '/proc/net/packet'
 
 NETDEV = model.VIF_DETAILS_OVS_DATAPATH_NETDEV
 
-#: Seconds for ovs-vswitchd to open a device; it takes some 20 ms when idle.
-HEARING_TIMEOUT = 2
-HEARING_ATTEMPTS = 3
+#: Seconds to wait for ovs-vswitchd to open a device; it takes some 20 ms when
+#: idle.
+OPEN_TIMEOUT = 2
+OPEN_ATTEMPTS = 3
 
 
 def to_os_vif(vif: model.VIF) -> Any:
-    """Convert a port for os-vif, which shall write the port and no device.
+    """Convert a port for os-vif, so that it creates the OVS port only.
 
-    By default os-vif leaves the port to the hypervisor, as libvirt makes it,
-    and since Nova 34 it may make a tap device that a container has no use for
-    under the very name that the pair needs.
+    By default os-vif expects the hypervisor to create the port, as libvirt
+    does, and since Nova 34 it may create a tap device, whose name is the one
+    that the veth pair needs.
+
+    :param vif: the port.
+    :returns: os-vif's object of the port.
     """
     converted = os_vif_util.nova_to_osvif_vif(vif)
     profile = converted.port_profile
@@ -60,27 +64,27 @@ def to_os_vif(vif: model.VIF) -> Any:
 
 
 class OVSPlugin(veth.VethPlugin):
-    """The outer end is a port of the integration bridge."""
+    """Adds the outer end to the integration bridge."""
 
     def plug(self, instance: objects.Instance, vif: model.VIF, *,
              limits: qos.Limits, guest_stopped: bool) -> None:
         super().plug(instance, vif, limits=limits,
                      guest_stopped=guest_stopped)
-        # While a guest has the port, nothing can be mended without harm.
+        # Recreating a port that a guest uses would interrupt its traffic.
         if (_datapath(vif) != NETDEV or
                 veth.VethPair(vif).state() is not veth.VethState.ON_HOST):
             return
-        for attempts_left in reversed(range(HEARING_ATTEMPTS)):
-            if self.has_port(vif):
+        for attempts_left in reversed(range(OPEN_ATTEMPTS)):
+            if self.wait_until_open(vif):
                 return
             if attempts_left:
-                LOG.info('Open vSwitch does not listen to %s; making the port '
-                         'anew.', base.devname(vif), instance=instance)
-                self.make(instance, vif, limits)
+                LOG.info('Open vSwitch has not opened %s, recreating the port',
+                         base.devname(vif), instance=instance)
+                self.create_devices(instance, vif, limits)
                 self.connect(instance, vif)
-        LOG.warning('Open vSwitch does not listen to network device '
-                    '%(device)s of port %(port)s, so the server will have no '
-                    'network. Is ovs-vswitchd running?',
+        LOG.warning('Open vSwitch has not opened network device %(device)s of '
+                    'port %(port)s, so the port will carry no traffic; check '
+                    'that ovs-vswitchd is running',
                     {'device': base.devname(vif), 'port': vif['id']},
                     instance=instance)
 
@@ -92,25 +96,27 @@ class OVSPlugin(veth.VethPlugin):
         os_vif.unplug(to_os_vif(vif),
                       os_vif_util.nova_to_osvif_instance(instance))
 
-    def make(self, instance: objects.Instance, vif: model.VIF,
-             limits: qos.Limits) -> None:
-        super().make(instance, vif, limits)
+    def create_devices(self, instance: objects.Instance, vif: model.VIF,
+                       limits: qos.Limits) -> None:
+        super().create_devices(instance, vif, limits)
         if _datapath(vif) == NETDEV:
-            # The setting stays with the device when a guest takes it.
+            # The setting is kept when the device moves to another network
+            # namespace.
             network.disable_checksum_offload(veth.VethPair(vif).inner)
 
-    def has_port(self, vif: model.VIF) -> bool:
-        """Wait until a userspace Open vSwitch listens to the outer end.
+    def wait_until_open(self, vif: model.VIF) -> bool:
+        """Wait until the userspace datapath has opened the outer end.
 
-        It reads a device through a packet socket, and does not open a new one
-        for a device that was deleted and made again under the same name,
-        unless it saw the port being deleted in between. os-vif does not wait
-        for that, so a busy switch can miss it.
+        The datapath reads a device through a packet socket. It does not open
+        a new socket for a device that was deleted and recreated with the same
+        name, unless it noticed that the port was deleted in between. os-vif
+        does not wait for that, so a busy ovs-vswitchd can miss it.
 
-        :returns: whether it does.
+        :param vif: the port.
+        :returns: False if it has not been opened within OPEN_TIMEOUT.
         """
         index = veth.attribute(base.devname(vif), 'ifindex')
-        deadline = time.monotonic() + HEARING_TIMEOUT
+        deadline = time.monotonic() + OPEN_TIMEOUT
         while index not in _packet_socket_devices():
             if time.monotonic() > deadline:
                 return False
@@ -123,7 +129,7 @@ def _datapath(vif: model.VIF) -> str:
 
 
 def _packet_socket_devices() -> set[str]:
-    """List the indices of devices that some process reads raw packets from."""
+    """List the interface indices that have a packet socket (packet(7))."""
     with open(_PACKET_SOCKETS, encoding='ascii') as table:
         column = table.readline().split().index('Iface')
         return {line.split()[column] for line in table}

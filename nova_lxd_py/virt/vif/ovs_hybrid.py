@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ports of Open vSwitch behind a Linux bridge of their own.
+"""Plugin for VIF type ``ovs`` with ``ovs_hybrid_plug``.
 
-VIF type ``ovs`` with ``ovs_hybrid_plug``: ML2/OVS with the firewall driver
-``iptables_hybrid``, whose rules need a Linux bridge (``qbr...``) to work on.
-os-vif makes that bridge and its link to Open vSwitch.
+ML2/OVS binds ports this way with the firewall driver ``iptables_hybrid``,
+whose rules need a Linux bridge (``qbr...``) for each port. os-vif creates that
+bridge and its link to Open vSwitch.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from nova_lxd_py.virt.vif import ovs
 
 
 class OVSHybridPlugin(ovs.OVSPlugin):
-    """The outer end is a port of the ``qbr`` bridge."""
+    """Adds the outer end to the port's ``qbr`` bridge."""
 
     def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
         super().connect(instance, vif)
         network.add_to_bridge(base.devname(vif),
                               ovs.to_os_vif(vif).bridge_name)
 
-    def has_port(self, vif: model.VIF) -> bool:
-        # What Open vSwitch listens to is the bridge's veth, made by os-vif.
+    def wait_until_open(self, vif: model.VIF) -> bool:
+        # Open vSwitch opens the bridge's veth, which os-vif creates.
         return True

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Bandwidth limits that a flavor sets on its servers' ports.
+"""Bandwidth limits of a flavor for each port of an instance.
 
 ``quota:vif_inbound_average``, ``_peak`` and ``_burst`` and the same with
-``outbound``, with the meaning that they have for Nova's libvirt driver. How
-they are enforced is told in :mod:`nova_lxd_py.virt.vif.veth`.
+``outbound``, with the meaning that they have for Nova's libvirt driver.
+:mod:`nova_lxd_py.virt.vif.veth` enforces them.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from typing import Any
 
 from nova_lxd_py.virt.guest import flavor as flavor_rules
 
-# libvirt hands these numbers to tc with the units "kbps" and "kb".
+# libvirt passes the values to tc with the units "kbps" and "kb".
 _RATE_UNIT = 1000
 _SIZE_UNIT = 1024
 
-#: What may be sent at once without a ``burst`` in the flavor: as much as a
-#: twentieth of a second brings, and no less than one large TCP segment.
+#: Default of ``burst``: what the average rate transfers in 50 ms, but at least
+#: the size of one large TCP segment (GSO).
 _DEFAULT_BURST_SECONDS = 0.05
 _MINIMUM_BURST = 64 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """A limit in one direction.
+    """Bandwidth limit in one direction.
 
-    :ivar average: bytes per second in the long run.
-    :ivar peak: bytes per second while a burst lasts.
+    :ivar average: average rate in bytes per second.
+    :ivar peak: rate during a burst in bytes per second.
     :ivar burst: bytes that may be sent at the peak rate.
     """
 
@@ -50,10 +50,10 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The limits of a port; None where there is none.
+    """Bandwidth limits of a port; None means unlimited.
 
-    :ivar inbound: what the guest receives.
-    :ivar outbound: what the guest sends.
+    :ivar inbound: limit of the traffic that the guest receives.
+    :ivar outbound: limit of the traffic that the guest sends.
     """
 
     inbound: Rate | None = None
@@ -64,24 +64,26 @@ class Limits:
 
 
 def limits(flavor: Any) -> Limits:
-    """Read the limits of a flavor.
+    """Return the bandwidth limits of a flavor.
 
     :param flavor: the :class:`nova.objects.Flavor`.
-    :raises nova.exception.InvalidInput: naming the extra spec to correct.
+    :returns: the limits of each port.
+    :raises nova.exception.InvalidInput: if an extra spec is invalid; the
+        message names it.
     """
     quota = flavor_rules.vif_quota(flavor)
     return Limits(inbound=_rate(quota, 'inbound'),
                   outbound=_rate(quota, 'outbound'))
 
 
-def _rate(quota: dict[str, int], way: str) -> Rate | None:
-    average = quota.get(f'{way}_average', 0) * _RATE_UNIT
+def _rate(quota: dict[str, int], direction: str) -> Rate | None:
+    average = quota.get(f'{direction}_average', 0) * _RATE_UNIT
     if not average:
         return None
-    burst = quota.get(f'{way}_burst', 0) * _SIZE_UNIT
+    burst = quota.get(f'{direction}_burst', 0) * _SIZE_UNIT
     return Rate(
         average=average,
         # A peak below the average would make the average unreachable.
-        peak=max(quota.get(f'{way}_peak', 0) * _RATE_UNIT, average),
+        peak=max(quota.get(f'{direction}_peak', 0) * _RATE_UNIT, average),
         burst=burst or max(int(average * _DEFAULT_BURST_SECONDS),
                            _MINIMUM_BURST))

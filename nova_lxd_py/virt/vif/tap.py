@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ports whose network only wants a device of the right name: type ``tap``.
+"""Plugin for VIF type ``tap``: the mechanism driver's agent wires the port.
 
-Mechanism drivers such as Calico's wait for the device to appear and wire it
-up themselves.
+The agents of mechanism drivers such as Calico wait for a device with the
+port's name to appear, and configure it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from nova_lxd_py.virt.vif import veth
 
 
 class TapPlugin(veth.VethPlugin):
-    """The outer end is left to the mechanism driver's agent."""
+    """Leaves the outer end to the mechanism driver's agent."""
 
     routed = True
 
     def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
-        """Do nothing: the agent sees the device."""
+        """Do nothing: the agent notices the device."""
 
     def disconnect(self, instance: objects.Instance, vif: model.VIF) -> None:
-        """Do nothing: the agent sees the device go."""
+        """Do nothing: the agent notices that the device is removed."""

@@ -10,23 +10,23 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The devices that carry a port, and live as long as the port.
+"""Veth pairs of ports, which exist as long as the port is plugged.
 
-A pair of veth devices: the outer end bears the port's name and stays with the
-switch; the inner end is handed to LXD as a ``physical`` NIC, moves into the
-guest at start and comes back at stop. So a guest may reboot, stop and start,
-and LXD may restart, without the switch seeing anything.
+The outer end has the port's name and stays in the switch. The inner end is
+given to LXD as a ``physical`` NIC: it moves into the guest's network namespace
+at start and back at stop. So a guest may reboot, stop and start, and LXD may
+restart, and the switch port does not change.
 
-Where the flavor limits the bandwidth there are two pairs, joined on the host::
+With bandwidth limits in the flavor there are two pairs, joined on the host::
 
     switch  outer ---- outer mate <--redirect--> inner mate ---- inner  guest
                        (HTB: what                (HTB: what
                         the guest sends)          it receives)
 
-The limits sit on the mates because they would hold nowhere else. The guest's
-root can remove what is on the inner end; Open vSwitch removes what it finds on
-the ingress of its ports; and its userspace datapath takes packets from a
-device before any policing on that device.
+The queueing disciplines are on the mates because they would not work on the
+other ends: the guest's root can remove them from the inner end; Open vSwitch
+removes ingress policing from its ports; and its userspace datapath receives
+packets from a device before that device's policing.
 """
 
 from __future__ import annotations
@@ -48,27 +48,28 @@ from nova_lxd_py.virt.vif import qos
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds that LXD may take to bring a NIC back after it has reported the
-#: guest as stopped.
+#: Seconds to wait for LXD to move a NIC back to the host after it has reported
+#: the guest as stopped.
 RETURN_TIMEOUT = 5
 
-# How the kernel says that it was built without what is asked for.
+# Errors of a kernel that lacks a queueing discipline, classifier or action.
 _NO_TRAFFIC_CONTROL = (errno.ENOENT, errno.EOPNOTSUPP)
 
 _SYSFS = '/sys/class/net'
 
 
 class VethState(enum.Enum):
-    """Where the devices of a port are, and what that means.
+    """State of a port's network devices.
 
-    :cvar ABSENT: There are none.
-    :cvar ON_HOST: No guest has the inner end; the next start takes it.
-    :cvar IN_GUEST: A guest has it. It is alive, for the kernel deletes both
-        ends of a pair together. The guest need not be one that LXD knows of:
-        if liblxc's monitor process was killed, the guest goes on without it.
-        Only who knows that no guest should be running can tell.
-    :cvar BROKEN: Something is missing, or another device bears a name of
-        ours. A guest, if there is one, has no network.
+    :cvar ABSENT: No device exists.
+    :cvar ON_HOST: All devices exist, and the inner end is on the host.
+    :cvar IN_GUEST: The inner end is in a guest. It must exist, since the
+        kernel deletes both ends of a pair together. LXD need not know that
+        guest: if liblxc's monitor process was killed, the container runs on
+        without it. Only a caller that knows that no guest should be running
+        can recognise this.
+    :cvar BROKEN: A device is missing, or a device of another kind has its
+        name. A guest that uses the port has no network.
     """
 
     ABSENT = 'absent'
@@ -78,14 +79,16 @@ class VethState(enum.Enum):
 
 
 def exists(name: str) -> bool:
-    """Say whether the host has a network device of that name."""
+    """Return whether the host has a network device of that name."""
     return os.path.exists(f'{_SYSFS}/{name}')
 
 
 def attribute(name: str, key: str) -> str | None:
     """Read an attribute of a network device from sysfs; needs no root.
 
-    :returns: the value, or None if there is no such device.
+    :param name: name of the network device.
+    :param key: name of the attribute.
+    :returns: the value, or None if the device does not exist.
     """
     try:
         with open(f'{_SYSFS}/{name}/{key}', encoding='ascii') as file:
@@ -95,7 +98,7 @@ def attribute(name: str, key: str) -> str | None:
 
 
 def is_pair(one: str, other: str) -> bool:
-    """Say whether two devices are the ends of one veth pair on this host."""
+    """Return whether two devices are the ends of one veth pair."""
     # "iflink" of a veth is the index of its peer.
     return (attribute(one, 'iflink') == attribute(other, 'ifindex') and
             attribute(other, 'iflink') == attribute(one, 'ifindex') and
@@ -103,37 +106,38 @@ def is_pair(one: str, other: str) -> bool:
 
 
 class VethPair:
-    """The devices of one port.
+    """The veth pair of a port, or its two pairs with bandwidth limits.
 
-    :ivar outer: name of the end that stays with the switch.
-    :ivar inner: name of the end for the guest, while it is on the host.
+    :param vif: the port.
+    :ivar outer: name of the end in the switch.
+    :ivar inner: name of the guest's end, while it is on the host.
     """
 
     def __init__(self, vif: model.VIF) -> None:
         self.outer = base.devname(vif)
-        # Names of devices have 15 characters at most, hence not the whole id.
-        tail = vif['id'][:11]
-        self.inner = f'tin{tail}'
-        self.outer_mate = f'tso{tail}'
-        self.inner_mate = f'tsi{tail}'
+        # Names of network devices have 15 characters at most.
+        suffix = vif['id'][:11]
+        self.inner = f'tin{suffix}'
+        self.outer_mate = f'tso{suffix}'
+        self.inner_mate = f'tsi{suffix}'
         self._address = vif['address'].lower()
         self._mtu = base.mtu(vif)
 
     @property
     def names(self) -> list[str]:
-        """All names that devices of the port can have on the host."""
+        """All names that devices of the port may have on the host."""
         return [self.outer, self.outer_mate, self.inner_mate, self.inner]
 
     @property
     def is_limited(self) -> bool:
-        """Whether the port has the devices that bandwidth limits need."""
+        """Whether the port has the second pair, for bandwidth limits."""
         return exists(self.outer_mate) and exists(self.inner_mate)
 
     def state(self) -> VethState:
-        """Find out where the devices are."""
+        """Return the state of the devices."""
         if not any(map(exists, self.names)):
             return VethState.ABSENT
-        # os-vif makes a tap device of this name for virtual machines.
+        # os-vif creates a tap device of this name for virtual machines.
         if not exists(self.outer) or exists(f'{self.outer}/tun_flags'):
             return VethState.BROKEN
         mate = self.outer
@@ -147,10 +151,11 @@ class VethPair:
             return VethState.ON_HOST
         return VethState.BROKEN
 
-    def settled_state(self) -> VethState:
-        """Find out where the devices are, after a guest has stopped.
+    def state_after_stop(self) -> VethState:
+        """Return the state of the devices when the guest has been stopped.
 
-        LXD may say that the guest is stopped before its NIC is back.
+        LXD may report the guest as stopped before its NIC is back on the host,
+        so this waits for it, at most RETURN_TIMEOUT.
         """
         deadline = time.monotonic() + RETURN_TIMEOUT
         while self.state() is VethState.IN_GUEST:
@@ -159,15 +164,15 @@ class VethPair:
             time.sleep(0.1)
         return self.state()
 
-    def make(self, limits: qos.Limits, routed: bool) -> None:
-        """Make the devices, of which none may exist.
+    def create(self, limits: qos.Limits, routed: bool) -> None:
+        """Create the devices, of which none may exist.
 
-        :param limits: decides whether there are one or two pairs.
+        :param limits: bandwidth limits; if there are any, two pairs are made.
         :param routed: whether the host itself may use IPv6 on the outer end.
         :raises OSError: if the kernel refuses.
         """
         if limits:
-            # No device of the host must bear the guest's address but its own.
+            # Only the inner end has the port's MAC address.
             network.create_veth(self.outer, self.outer_mate, None,
                                 self._mtu, routed)
             network.create_veth(self.inner_mate, self.inner, self._address,
@@ -177,9 +182,11 @@ class VethPair:
                                 self._mtu, routed)
 
     def set_limits(self, limits: qos.Limits) -> None:
-        """Set the bandwidth limits of a port that has devices for them.
+        """Set the bandwidth limits of a port that has two pairs.
 
-        :raises OSError: if the kernel refuses or lacks what is needed.
+        :param limits: the limits.
+        :raises OSError: if the kernel refuses, or lacks traffic control
+            modules.
         """
         network.join(self.outer_mate, self.inner_mate)
         for name, rate in ((self.outer_mate, limits.outbound),
@@ -190,69 +197,77 @@ class VethPair:
                 network.set_limit(name, rate.average, rate.peak, rate.burst)
 
     def update_mtu(self) -> None:
-        """Follow a change of the network's MTU, as far as the host goes."""
+        """Set the network's MTU on the devices that are on the host."""
         for name in self.names:
             if attribute(name, 'mtu') not in (None, str(self._mtu)):
                 network.set_mtu(name, self._mtu)
 
     def remove(self) -> None:
-        """Remove what there is of the devices."""
+        """Delete the devices that exist on the host."""
         for name in self.names:
             if exists(name):
                 network.delete_device(name)
 
 
 class VethPlugin(base.VIFPlugin):
-    """A VIF type whose ports are wires.
+    """Base class of plugins whose ports are veth pairs.
 
-    Subclasses say how the outer end meets the rest of the network.
+    Subclasses connect the outer end to the network.
     """
 
-    #: Whether the host routes to the outer end instead of switching.
+    #: Whether the host routes to the outer end instead of bridging it.
     routed = False
 
     @abc.abstractmethod
     def connect(self, instance: objects.Instance, vif: model.VIF) -> None:
-        """Attach the outer end to the switch; again is no change."""
+        """Add the outer end to the switch. Idempotent.
+
+        :param instance: the instance that the port is bound to.
+        :param vif: the port.
+        """
 
     @abc.abstractmethod
     def disconnect(self, instance: objects.Instance, vif: model.VIF) -> None:
-        """Detach the outer end from the switch, be it there or not."""
+        """Remove the outer end from the switch. Idempotent.
+
+        :param instance: the instance that the port was bound to.
+        :param vif: the port.
+        """
 
     def plug(self, instance: objects.Instance, vif: model.VIF, *,
              limits: qos.Limits, guest_stopped: bool) -> None:
-        wire = VethPair(vif)
-        state = wire.settled_state() if guest_stopped else wire.state()
-        if self._is_useless(wire, state, limits, guest_stopped):
+        pair = VethPair(vif)
+        state = pair.state_after_stop() if guest_stopped else pair.state()
+        if self._must_recreate(pair, state, limits, guest_stopped):
             if state is not VethState.ABSENT:
-                LOG.info('Making the network device of port %(port)s anew; '
-                         'it was %(state)s.',
+                LOG.info('Recreating the network device of port %(port)s, '
+                         'which was %(state)s',
                          {'port': vif['id'], 'state': state.value},
                          instance=instance)
-            self._make_and_connect(instance, vif, limits)
+            self._create_and_connect(instance, vif, limits)
             return
-        wire.update_mtu()
-        if wire.is_limited:
-            wire.set_limits(limits)
+        pair.update_mtu()
+        if pair.is_limited:
+            pair.set_limits(limits)
         elif limits:
-            LOG.warning('The bandwidth limits of port %s take effect at the '
-                        'next hard reboot of the server.', vif['id'],
+            LOG.warning('Bandwidth limits of port %s will be set at the next '
+                        'hard reboot of the server', vif['id'],
                         instance=instance)
         self.connect(instance, vif)
 
-    def _make_and_connect(self, instance: objects.Instance, vif: model.VIF,
-                          limits: qos.Limits) -> None:
-        """Make the port's devices and attach them, or leave none."""
+    def _create_and_connect(self, instance: objects.Instance, vif: model.VIF,
+                            limits: qos.Limits) -> None:
+        """Create and connect the port's devices; leave none on failure."""
         try:
-            self.make(instance, vif, limits)
+            self.create_devices(instance, vif, limits)
             self.connect(instance, vif)
         except Exception:
             with excutils.save_and_reraise_exception():
                 try:
                     self.unplug(instance, vif)
                 except Exception as error:
-                    LOG.warning('Nor could port %(port)s be taken back: '
-                                '%(error)s',
+                    LOG.warning('Port %(port)s could not be unplugged after '
+                                'it could not be plugged: %(error)s',
                                 {'port': vif['id'], 'error': error},
                                 instance=instance)
 
@@ -275,38 +290,42 @@ class VethPlugin(base.VIFPlugin):
     def owned_devices(self, vif: model.VIF) -> list[str]:
         return VethPair(vif).names
 
-    def make(self, instance: objects.Instance, vif: model.VIF,
-             limits: qos.Limits) -> None:
-        """Make the port's devices, with what there was before removed.
+    def create_devices(self, instance: objects.Instance, vif: model.VIF,
+                       limits: qos.Limits) -> None:
+        """Create the port's devices, replacing existing ones.
 
-        That includes the switch's port: see :meth:`.ovs.OVSPlugin.has_port`.
+        The switch's port is removed as well, for the reason given in
+        :meth:`.ovs.OVSPlugin.wait_until_open`.
 
-        :raises Exception: if that is not possible.
+        :param instance: the instance that the port is bound to.
+        :param vif: the port.
+        :param limits: bandwidth limits of the flavor.
+        :raises Exception: if the devices cannot be created.
         """
         self.unplug(instance, vif)
-        wire = VethPair(vif)
-        wire.make(limits, self.routed)
+        pair = VethPair(vif)
+        pair.create(limits, self.routed)
         if not limits:
             return
         try:
-            wire.set_limits(limits)
+            pair.set_limits(limits)
         except OSError as error:
             if error.errno not in _NO_TRAFFIC_CONTROL:
                 raise
-            LOG.warning('Port %(port)s goes without the bandwidth limits of '
-                        'its flavor: they need the queueing disciplines HTB '
-                        'and ingress, cls_u32 and act_mirred, and the kernel '
-                        'of this host lacks some of these (%(error)s).',
+            LOG.warning('Port %(port)s gets no bandwidth limits: they need '
+                        'the queueing disciplines HTB and ingress, cls_u32 '
+                        'and act_mirred, and the kernel of this host lacks '
+                        'some of these (%(error)s)',
                         {'port': vif['id'], 'error': error}, instance=instance)
-            wire.remove()
-            wire.make(qos.Limits(), self.routed)
+            pair.remove()
+            pair.create(qos.Limits(), self.routed)
 
     @staticmethod
-    def _is_useless(wire: VethPair, state: VethState, limits: qos.Limits,
-                    guest_stopped: bool) -> bool:
-        """Say whether what there is of a port's devices must be replaced."""
+    def _must_recreate(pair: VethPair, state: VethState, limits: qos.Limits,
+                       guest_stopped: bool) -> bool:
+        """Return whether the devices of a port must be replaced."""
         if state in (VethState.ABSENT, VethState.BROKEN):
             return True
-        # No guest can be using it, or none that Nova knows of.
+        # With guest_stopped, only a guest unknown to LXD can hold the device.
         return guest_stopped and (state is VethState.IN_GUEST or
-                                  bool(limits) != wire.is_limited)
+                                  bool(limits) != pair.is_limited)

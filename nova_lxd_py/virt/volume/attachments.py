@@ -93,7 +93,8 @@ class Attachments:
                 recorded.volume_size if recorded else None, undo,
                 encrypted=encrypted)
             if recorded is not None and recorded.tag:
-                undo.callback(device_tags.forget_volume, instance, identifier)
+                undo.callback(device_tags.unpublish_volume, instance,
+                              identifier)
                 device_tags.publish_volume(instance, recorded)
             if lxd_devices.name(
                     identifier) not in lxd_devices.connected(guest):

@@ -204,7 +204,7 @@ class ConsoleTestCase(session_case.SessionTestCase):
                                            lambda event: None, 5)
         self.watcher.start()
         self.addCleanup(self.watcher.stop)
-        self.server = serial_session.Server('a', 'c1')
+        self.server = serial_session.InstanceRef('a', 'c1')
         self.lxd.wait_for(lambda: self.watcher.power_state(self.server) ==
                           power_state.RUNNING)
 
@@ -213,12 +213,12 @@ class ConsoleTestCase(session_case.SessionTestCase):
                 if thread.name.startswith(beginnings)]
 
     def open_console(self, command: str = 'cat'
-                     ) -> tuple[serial_session.Session, socket.socket]:
+                     ) -> tuple[serial_session.SerialSession, socket.socket]:
         with socket.create_server(('127.0.0.1', 0)) as server:
             far = socket.create_connection(server.getsockname())
             near, _address = server.accept()
         self.addCleanup(far.close)
-        console = serial_session.Session(
+        console = serial_session.SerialSession(
             near, self.server, [command], self.session, self.guests,
             self.watcher)
         console.start()

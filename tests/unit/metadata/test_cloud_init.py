@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What LXD's cloud-init keys say."""
+"""Unit tests of LXD's cloud-init keys."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class CloudInitTestCase(base.BaseTestCase):
                 make_instance(user_data=content), []))
 
     def test_vendor_data(self) -> None:
-        """What tenants wrote stays data, whatever it looks like."""
+        """Tenants' input stays data, whatever it looks like."""
         key = 'ssh-ed25519 AAAA me\nruncmd: [evil]'
         text = cloud_init.config(make_instance(
             hostname='a"\n- b', key_data=key), [])['cloud-init.vendor-data']

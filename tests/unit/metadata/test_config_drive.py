@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Config drives, as LXD holds them."""
+"""Unit tests of config drives, with the fake LXD."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class ConfigDriveTestCase(base.BaseTestCase):
         self.cfg = self.useFixture(config_fixture.Config(conf.CONF))
         self.cfg.config(group='lxd', endpoint=self.lxd.endpoint,
                         project='nova')
-        # Neutron is asked for the names of security groups.
+        # InstanceMetadata reads the security groups from Neutron.
         self.useFixture(fixtures.MonkeyPatch(
             'nova.network.security_group_api.get_instance_security_groups',
             lambda context, instance: []))
-        # Nova-compute asks the conductor for these.
+        # nova-compute reads these through the conductor.
         self.useFixture(fixtures.MonkeyPatch(
             'nova.objects.Instance.get_bdms',
             lambda instance: objects.BlockDeviceMappingList(objects=[])))
@@ -104,7 +104,7 @@ class BuildTestCase(ConfigDriveTestCase):
                 'path': '/config-drive', 'readonly': 'true'}},
             self.drives.build(self.context, self.instance(), []))
 
-    def test_volume_says_whose_it_is(self) -> None:
+    def test_volume_keys(self) -> None:
         self.drives.build(self.context, self.instance(), [])
         config = self.volumes[NAME].config
         self.assertEqual(UUID, config['user.nova.uuid'])
@@ -125,20 +125,20 @@ class BuildTestCase(ConfigDriveTestCase):
             [('/etc/key', b'\x00\xff'), ('../../etc/passwd', b'x')], 's3cret')
         self.assertEqual('s3cret', self.metadata()['admin_pass'])
         files = self.volumes[NAME].files
-        # What tenants name is data in the drive, never a path of it.
+        # Paths given by tenants are data in the drive, never paths of it.
         self.assertEqual(b'\x00\xff', files['openstack/content/0000'][0])
         self.assertEqual(
             ['/etc/key', '../../etc/passwd'],
             [entry['path'] for entry in self.metadata()['files']])
         self.assertFalse([path for path in files if '..' in path])
 
-    def test_root_alone_may_read_it(self) -> None:
+    def test_readable_by_root_only(self) -> None:
         self.drives.build(self.context, self.instance(), [], (), 's3cret')
         for _path, (content, mode) in self.volumes[NAME].files.items():
             self.assertEqual(0o700 if content is None else 0o400, mode)
             self.assertFalse(mode & (stat.S_IRWXG | stat.S_IRWXO))
 
-    def test_every_folder_is_there_before_what_is_in_it(self) -> None:
+    def test_directories_precede_their_files(self) -> None:
         self.drives.build(self.context, self.instance(), [])
         seen = {''}
         for path, (content, _mode) in self.volumes[NAME].files.items():
@@ -146,7 +146,7 @@ class BuildTestCase(ConfigDriveTestCase):
             if content is None:
                 seen.add(path)
 
-    def test_left_over_of_an_interrupted_build(self) -> None:
+    def test_leftover_of_an_interrupted_build(self) -> None:
         self.drives.build(self.context, self.instance(), [], (), 'old')
         self.drives.build(self.context, self.instance(), [], (), 'new')
         self.assertEqual('new', self.metadata()['admin_pass'])
@@ -168,14 +168,14 @@ class BuildTestCase(ConfigDriveTestCase):
                               [(path, b'')])
 
 
-class LaterTestCase(ConfigDriveTestCase):
+class EnsureAndRemoveTestCase(ConfigDriveTestCase):
 
     def test_remove(self) -> None:
         self.drives.build(self.context, self.instance(), [])
         self.drives.remove(self.instance())
         self.assertEqual({}, self.volumes)
 
-    def test_remove_what_is_not_there(self) -> None:
+    def test_remove_missing(self) -> None:
         self.drives.remove(self.instance())
 
     def test_remove_in_use(self) -> None:
@@ -192,7 +192,7 @@ class LaterTestCase(ConfigDriveTestCase):
             self.context, self.instance(), []))
         self.assertEqual('pw', self.metadata()['admin_pass'])
 
-    def test_ensure_makes_it_anew(self) -> None:
+    def test_ensure_recreates_it(self) -> None:
         devices = self.drives.ensure(self.context, self.instance(), [])
         self.assertEqual(NAME, devices['config-drive']['source'])
         self.assertNotIn('admin_pass', self.metadata())

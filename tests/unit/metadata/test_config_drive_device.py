@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Who says whether a config drive is a block device, and what it takes."""
+"""Unit tests of config drives as block devices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nova_lxd_py import conf
 from nova_lxd_py.virt.metadata import config_drive_device
 
 
-class ConfigDiskTestCase(base.BaseTestCase):
+class ConfigDriveDeviceTestCase(base.BaseTestCase):
 
     def setUp(self) -> None:
         super().setUp()
@@ -43,7 +43,7 @@ class ConfigDiskTestCase(base.BaseTestCase):
             flavor=types.SimpleNamespace(name='small', extra_specs=specs),
             system_metadata=data), conf.CONF.lxd)
 
-    def test_flavor_then_image_then_host(self) -> None:
+    def test_precedence_of_flavor_image_and_host(self) -> None:
         for flavor, image, host, wanted in (
                 (None, None, False, False), (None, None, True, True),
                 (None, 'true', False, True), (None, 'no', True, False),
@@ -51,35 +51,36 @@ class ConfigDiskTestCase(base.BaseTestCase):
                 ('false', 'true', True, False)):
             self.assertIs(wanted, self.wanted(flavor, image, host))
 
-    def test_neither_yes_nor_no(self) -> None:
+    def test_invalid_boolean(self) -> None:
         for values in (('maybe', None), (None, '')):
             error = self.assertRaises(exception.InvalidInput, self.wanted,
                                       *values)
             self.assertIn('lxd', str(error))
             self.assertIn('true', str(error))
 
-    def test_what_is_lacking(self) -> None:
+    def test_missing_requirement(self) -> None:
         self.cfg.config(mkisofs_cmd='/bin/true')
-        self.assertIsNone(config_drive_device.lacking(True))
-        self.assertIn('socket', config_drive_device.lacking(False) or '')
+        self.assertIsNone(config_drive_device.missing_requirement(True))
+        self.assertIn('socket',
+                      config_drive_device.missing_requirement(False) or '')
         self.cfg.config(mkisofs_cmd='/no/such/mkisofs')
-        text = config_drive_device.lacking(True) or ''
+        text = config_drive_device.missing_requirement(True) or ''
         for word in ('/no/such/mkisofs', 'genisoimage', 'mkisofs_cmd'):
             self.assertIn(word, text)
         self.assertRaises(exception.ComputeResourcesUnavailable,
                           config_drive_device.check, True)
 
-    def test_what_is_lacking_for_vfat(self) -> None:
+    def test_missing_requirement_for_vfat(self) -> None:
         self.cfg.config(config_drive_format='vfat')
-        folder = self.useFixture(fixtures.TempDir()).path
-        self.useFixture(fixtures.EnvironmentVariable('PATH', folder))
+        path = self.useFixture(fixtures.TempDir()).path
+        self.useFixture(fixtures.EnvironmentVariable('PATH', path))
         for program, package in (('mkfs.vfat', 'dosfstools'),
                                  ('mcopy', 'mtools')):
-            text = config_drive_device.lacking(True) or ''
+            text = config_drive_device.missing_requirement(True) or ''
             for word in (program, package, 'vfat', 'config_drive_format'):
                 self.assertIn(word, text)
-            os.symlink('/bin/true', f'{folder}/{program}')
-        self.assertIsNone(config_drive_device.lacking(True))
+            os.symlink('/bin/true', f'{path}/{program}')
+        self.assertIsNone(config_drive_device.missing_requirement(True))
 
-    def test_none_is_there(self) -> None:
+    def test_find_missing(self) -> None:
         self.assertIsNone(config_drive_device.find('config-drive-x'))

@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Ephemeral disks: names, sizes and failures."""
+"""Unit tests of ephemeral disks: names, sizes and failures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DiskTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        self.disks = ephemeral_disks.EphemeralDisks(self.session)
+        self.disks = ephemeral_disks.EphemeralDiskManager(self.session)
         self.server = self.make_server(UUID)
 
     def make_server(self, uuid, **extra_specs):
@@ -49,7 +49,7 @@ class DiskTestCase(session_case.SessionTestCase):
                 self.session.get('storage-pools', 'default', 'volumes',
                                  'custom', params={'recursion': 1})}
 
-    def test_nothing_asked_for(self):
+    def test_none_requested(self):
         for info in (None, {}, described()):
             self.assertEqual({}, self.disks.create(self.server, info))
             self.assertEqual({}, self.disks.ensure(self.server, info))
@@ -116,7 +116,7 @@ class DiskTestCase(session_case.SessionTestCase):
             self.assertEqual(found, self.volumes()[
                 f'ephemeral-{UUID}-0']['size'])
 
-    def test_missing_one_is_made_anew(self):
+    def test_missing_disk_is_recreated(self):
         self.disks.ensure(self.server, described(1))
         self.assertEqual([0], self.disks.find(self.server))
 

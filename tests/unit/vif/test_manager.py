@@ -105,7 +105,7 @@ class TypesTestCase(ManagerTestCase):
                                           'ovs_create_tap': True})
         self.assertIsInstance(self.vifs._plugin(vif),
                               ovs_hybrid.OVSHybridPlugin)
-        # os-vif makes the bridge and its link to the switch.
+        # os-vif creates the bridge and its link to the switch.
         self.host.add(f'qbr{vif["id"][:11]}')
         self.vifs.plug(self.instance, [vif])
         self.assertEqual(f'qbr{vif["id"][:11]}',
@@ -144,7 +144,7 @@ class PlugTestCase(ManagerTestCase):
         self.vifs.unplug(self.instance, None)
 
     def test_any_error_is_a_plug_exception(self) -> None:
-        """Nova stops a starting nova-compute for any other."""
+        """Any other exception would end a starting nova-compute."""
         secret = 'tcp:10.1.2.3:6640 refused'
         for error in (RuntimeError(secret), OSError(secret),
                       ValueError(secret)):
@@ -220,9 +220,9 @@ class WaitTestCase(ManagerTestCase):
         self.vif = fake_host.make_vif()
 
     def send(self, vif: Any, status: str = 'completed') -> bool:
-        """Do what Nova does when Neutron's message comes in.
+        """Process an event as Nova does when Neutron sends one.
 
-        :returns: whether somebody waits for it.
+        :returns: whether a waiter was registered for it.
         """
         event = objects.InstanceExternalEvent(
             name='network-vif-plugged', tag=vif['id'], status=status,
@@ -284,7 +284,7 @@ class WaitTestCase(ManagerTestCase):
         self.config.config(vif_plugging_is_fatal=False)
         use()
         self.assertEqual([True, True], ran)
-        # Taking it back is up to the caller.
+        # The caller has to unplug.
         self.assertIn(self.vif['devname'], self.host.ports)
 
     def test_neutron_fails(self) -> None:

@@ -36,7 +36,7 @@ class PluginTestCase(base.BaseTestCase):
         self.plugin = self.plugin_class()
         self.instance = fake_host.make_instance()
         self.vif = fake_host.make_vif()
-        self.wire = veth.VethPair(self.vif)
+        self.pair = veth.VethPair(self.vif)
 
     def plug(self, limits: qos.Limits = qos.Limits(),
              guest_stopped: bool = False) -> None:
@@ -47,7 +47,7 @@ class PluginTestCase(base.BaseTestCase):
         self.plugin.unplug(self.instance, self.vif)
 
     def changes(self) -> list[str]:
-        """Take what was asked of the kernel and os-vif since last time."""
+        """Return the calls of the kernel and os-vif since the last call."""
         calls, self.host.calls[:] = list(self.host.calls), []
         return calls
 
@@ -56,19 +56,19 @@ class PlugTestCase(PluginTestCase):
 
     def test_new_port(self) -> None:
         self.plug()
-        self.assertEqual({self.wire.outer, self.wire.inner},
+        self.assertEqual({self.pair.outer, self.pair.inner},
                          self.host.names())
-        outer = self.host.device(self.wire.outer)
-        self.assertEqual(outer.index, self.host.ports[self.wire.outer])
+        outer = self.host.device(self.pair.outer)
+        self.assertEqual(outer.index, self.host.ports[self.pair.outer])
         self.assertEqual(fake_host.MTU, outer.mtu)
         self.assertEqual(fake_host.MTU, outer.peer.mtu)
         self.assertEqual(self.vif['address'], outer.peer.address)
-        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.pair.state())
 
     def test_names_fit_the_kernel(self) -> None:
-        for name in self.wire.names:
+        for name in self.pair.names:
             self.assertLess(len(name), 16)
-        self.assertEqual(len(self.wire.names), len(set(self.wire.names)))
+        self.assertEqual(len(self.pair.names), len(set(self.pair.names)))
 
     def test_plug_again_changes_nothing(self) -> None:
         for guest_stopped in (False, True):
@@ -79,51 +79,51 @@ class PlugTestCase(PluginTestCase):
 
     def test_running_guest_is_left_alone(self) -> None:
         self.plug()
-        self.host.hand_over(self.wire.inner)
+        self.host.hand_over(self.pair.inner)
         self.changes()
         self.plug()
         self.assertEqual(['os_vif.plug'], self.changes())
-        self.assertIs(veth.VethState.IN_GUEST, self.wire.state())
+        self.assertIs(veth.VethState.IN_GUEST, self.pair.state())
 
     def test_guest_that_should_not_run(self) -> None:
         self.plug()
-        lost = self.host.hand_over(self.wire.inner)
+        lost = self.host.hand_over(self.pair.inner)
         self.plug(guest_stopped=True)
-        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.pair.state())
         self.assertNotIn(lost.index, self.host.devices)
 
     def test_guest_that_is_just_stopping(self) -> None:
         self.plug()
-        inner = self.host.hand_over(self.wire.inner)
+        inner = self.host.hand_over(self.pair.inner)
         self.changes()
         naps = iter([None, lambda: self.host.give_back(inner)])
         with mock.patch.object(veth.time, 'sleep',
                                side_effect=lambda _: (next(naps) or str)()):
             self.plug(guest_stopped=True)
         self.assertEqual(['os_vif.plug'], self.changes())
-        self.assertIs(inner, self.host.device(self.wire.inner))
+        self.assertIs(inner, self.host.device(self.pair.inner))
 
     def test_pair_is_gone(self) -> None:
         for guest_stopped in (False, True):
             self.plug()
-            self.host.remove(self.host.device(self.wire.outer))
+            self.host.remove(self.host.device(self.pair.outer))
             self.plug(guest_stopped=guest_stopped)
-            self.assertIs(veth.VethState.ON_HOST, self.wire.state())
-            # The switch listens to the new device, not to the old one.
-            self.assertEqual(self.host.device(self.wire.outer).index,
-                             self.host.ports[self.wire.outer])
+            self.assertIs(veth.VethState.ON_HOST, self.pair.state())
+            # The switch has opened the new device.
+            self.assertEqual(self.host.device(self.pair.outer).index,
+                             self.host.ports[self.pair.outer])
 
     def test_device_of_a_virtual_machine(self) -> None:
-        self.host.add(self.wire.outer, tap=True)
+        self.host.add(self.pair.outer, tap=True)
         self.plug()
-        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.pair.state())
 
-    def test_strangers_with_our_names(self) -> None:
-        self.host.add(self.wire.outer)
-        self.host.add(self.wire.inner)
-        self.assertIs(veth.VethState.BROKEN, self.wire.state())
+    def test_other_devices_with_our_names(self) -> None:
+        self.host.add(self.pair.outer)
+        self.host.add(self.pair.inner)
+        self.assertIs(veth.VethState.BROKEN, self.pair.state())
         self.plug()
-        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.pair.state())
 
     def test_mtu_of_network_changes(self) -> None:
         self.plug()
@@ -140,14 +140,14 @@ class PlugTestCase(PluginTestCase):
         self.vif['address'] = self.vif['address'].upper()
         self.assertEqual(
             {'type': 'nic', 'nictype': 'physical', 'name': 'eth3',
-             'parent': self.wire.inner, 'hwaddr': 'fa:16:3e:00:00:01',
+             'parent': self.pair.inner, 'hwaddr': 'fa:16:3e:00:00:01',
              'mtu': str(fake_host.MTU)},
             self.plugin.device(self.vif, 'eth3'))
 
 
 class UnplugTestCase(PluginTestCase):
 
-    def test_all_goes(self) -> None:
+    def test_removes_all_devices(self) -> None:
         for limits in (qos.Limits(), LIMITS):
             self.plug(limits)
             self.unplug()
@@ -164,12 +164,12 @@ class UnplugTestCase(PluginTestCase):
         self.plug()
         self.host.os_vif_error = RuntimeError('no answer')
         self.assertRaises(os_vif.exception.UnplugException, self.unplug)
-        # The devices go nevertheless.
+        # The devices are removed nevertheless.
         self.assertEqual(set(), self.host.names())
 
     def test_half_of_a_limited_port(self) -> None:
         self.plug(LIMITS)
-        self.host.remove(self.host.device(self.wire.outer))
+        self.host.remove(self.host.device(self.pair.outer))
         self.unplug()
         self.assertEqual(set(), self.host.names())
 
@@ -181,56 +181,56 @@ class LimitsTestCase(PluginTestCase):
 
     def test_limited_port(self) -> None:
         self.plug(LIMITS)
-        self.assertEqual(set(self.wire.names), self.host.names())
-        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
-        self.assertEqual(1000, self.rate(self.wire.outer_mate))
-        self.assertIsNone(self.rate(self.wire.inner_mate))
+        self.assertEqual(set(self.pair.names), self.host.names())
+        self.assertIs(veth.VethState.ON_HOST, self.pair.state())
+        self.assertEqual(1000, self.rate(self.pair.outer_mate))
+        self.assertIsNone(self.rate(self.pair.inner_mate))
         self.assertEqual(
             {self.vif['address'], None},
             {device.address for device in self.host.devices.values()})
 
     def test_rate_changes_under_a_running_guest(self) -> None:
         self.plug(LIMITS)
-        self.host.hand_over(self.wire.inner)
-        self.assertIs(veth.VethState.IN_GUEST, self.wire.state())
+        self.host.hand_over(self.pair.inner)
+        self.assertIs(veth.VethState.IN_GUEST, self.pair.state())
         self.plug(qos.Limits(inbound=qos.Rate(3000, 3000, 65536)))
-        self.assertIsNone(self.rate(self.wire.outer_mate))
-        self.assertEqual(3000, self.rate(self.wire.inner_mate))
+        self.assertIsNone(self.rate(self.pair.outer_mate))
+        self.assertEqual(3000, self.rate(self.pair.inner_mate))
         self.plug(qos.Limits())
-        self.assertIsNone(self.rate(self.wire.inner_mate))
-        self.assertIs(veth.VethState.IN_GUEST, self.wire.state())
+        self.assertIsNone(self.rate(self.pair.inner_mate))
+        self.assertIs(veth.VethState.IN_GUEST, self.pair.state())
 
     def test_limits_come_and_go_with_the_guest_stopped(self) -> None:
         self.plug()
         self.plug(LIMITS, guest_stopped=True)
-        self.assertTrue(self.wire.is_limited)
+        self.assertTrue(self.pair.is_limited)
         self.plug(guest_stopped=True)
-        self.assertFalse(self.wire.is_limited)
-        self.assertEqual({self.wire.outer, self.wire.inner},
+        self.assertFalse(self.pair.is_limited)
+        self.assertEqual({self.pair.outer, self.pair.inner},
                          self.host.names())
 
     def test_limits_come_under_a_running_guest(self) -> None:
         self.plug()
-        self.host.hand_over(self.wire.inner)
+        self.host.hand_over(self.pair.inner)
         self.changes()
         self.plug(LIMITS)
         self.assertEqual(['os_vif.plug'], self.changes())
 
     def test_inner_pair_is_gone(self) -> None:
         self.plug(LIMITS)
-        self.host.remove(self.host.device(self.wire.inner))
-        self.assertIs(veth.VethState.BROKEN, self.wire.state())
+        self.host.remove(self.host.device(self.pair.inner))
+        self.assertIs(veth.VethState.BROKEN, self.pair.state())
         self.plug(LIMITS)
-        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.pair.state())
 
     def test_crash_in_the_middle(self) -> None:
-        """The devices are there, and nothing joins or limits them yet."""
+        """The devices exist, but without queueing disciplines."""
         self.plug(LIMITS)
         for device in self.host.devices.values():
             device.qdiscs.clear()
             device.filters.clear()
         self.plug(LIMITS)
-        self.assertEqual(1000, self.rate(self.wire.outer_mate))
+        self.assertEqual(1000, self.rate(self.pair.outer_mate))
         self.assertEqual(
             2, sum(len(device.filters)
                    for device in self.host.devices.values()))
@@ -239,51 +239,51 @@ class LimitsTestCase(PluginTestCase):
         for kind in ('htb', 'ingress', 'u32'):
             self.host.lacks = {kind}
             self.plug(LIMITS)
-            self.assertEqual({self.wire.outer, self.wire.inner},
+            self.assertEqual({self.pair.outer, self.pair.inner},
                              self.host.names())
-            self.assertIs(veth.VethState.ON_HOST, self.wire.state())
+            self.assertIs(veth.VethState.ON_HOST, self.pair.state())
             self.unplug()
 
 
 class UserspaceSwitchTestCase(PluginTestCase):
-    """A switch that reads devices through packet sockets."""
+    """OVS's userspace datapath, which reads devices by packet sockets."""
 
     def test_checksums(self) -> None:
         for limits in (qos.Limits(), LIMITS):
             self.plug(limits, guest_stopped=True)
             self.assertFalse(
-                self.host.device(self.wire.inner).checksum_offload)
+                self.host.device(self.pair.inner).checksum_offload)
 
     def test_kernel_without_limits_keeps_checksums_right(self) -> None:
         self.host.lacks = {'htb'}
         self.plug(LIMITS)
-        self.assertFalse(self.host.device(self.wire.inner).checksum_offload)
+        self.assertFalse(self.host.device(self.pair.inner).checksum_offload)
 
     def test_kernel_datapath(self) -> None:
         self.vif['details']['datapath_type'] = 'system'
         self.plug()
-        self.assertTrue(self.host.device(self.wire.inner).checksum_offload)
+        self.assertTrue(self.host.device(self.pair.inner).checksum_offload)
 
-    def test_switch_misses_that_the_port_was_made_anew(self) -> None:
+    def test_switch_misses_that_the_port_was_recreated(self) -> None:
         self.plug()
-        self.host.remove(self.host.device(self.wire.outer))
+        self.host.remove(self.host.device(self.pair.outer))
         self.host.is_busy = 2
         self.plug()
-        self.assertEqual(self.host.device(self.wire.outer).index,
-                         self.host.ports[self.wire.outer])
+        self.assertEqual(self.host.device(self.pair.outer).index,
+                         self.host.ports[self.pair.outer])
 
-    def test_switch_never_listens(self) -> None:
+    def test_switch_never_opens_the_port(self) -> None:
         self.plug()
-        self.host.remove(self.host.device(self.wire.outer))
+        self.host.remove(self.host.device(self.pair.outer))
         self.host.is_busy = 10
-        # A warning is all: the switch may come later.
+        # Only a warning: ovs-vswitchd may be started later.
         self.plug()
-        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.pair.state())
 
-    def test_deaf_port_of_a_running_guest(self) -> None:
+    def test_unopened_port_of_a_running_guest(self) -> None:
         self.plug()
-        self.host.hand_over(self.wire.inner)
-        self.host.ports[self.wire.outer] = -1
+        self.host.hand_over(self.pair.inner)
+        self.host.ports[self.pair.outer] = -1
         self.changes()
         self.plug()
         self.assertEqual(['os_vif.plug'], self.changes())
@@ -291,7 +291,7 @@ class UserspaceSwitchTestCase(PluginTestCase):
 
 class OSVIFTestCase(base.BaseTestCase):
 
-    def test_port_is_wanted_and_no_tap(self) -> None:
+    def test_creates_port_but_no_tap(self) -> None:
         profile = ovs.to_os_vif(fake_host.make_vif()).port_profile
         self.assertTrue(profile.create_port)
         self.assertFalse('create_tap' in profile.fields and profile.create_tap)
@@ -316,11 +316,11 @@ class TapTestCase(PluginTestCase):
 
     plugin_class = tap.TapPlugin
 
-    def test_life(self) -> None:
+    def test_plug_and_unplug(self) -> None:
         self.vif['type'] = 'tap'
         self.plug()
         self.plug(guest_stopped=True)
-        self.assertIs(veth.VethState.ON_HOST, self.wire.state())
+        self.assertIs(veth.VethState.ON_HOST, self.pair.state())
         self.unplug()
         self.assertEqual(set(), self.host.names())
         self.assertNotIn('os_vif.plug', self.changes())

@@ -48,9 +48,9 @@ CAN_VFAT = all(map(shutil.which, ('mkfs.vfat', 'mtools')))
 
 
 def programs(*names: str) -> dict[str, bytes]:
-    """Take programs of this host, with their libraries, into an image.
+    """Return programs of this host with their libraries, for an image.
 
-    :returns: content by path in the guest; ``guest_command`` runs them.
+    :returns: content by path in the guest.
     """
     found = {}
     for name in names:
@@ -67,7 +67,7 @@ def programs(*names: str) -> dict[str, bytes]:
 
 
 def vfat_programs() -> dict[str, bytes]:
-    """Take mtools into an image, with the characters of its file names."""
+    """Return mtools with the code page of its file names, for an image."""
     if not CAN_VFAT:
         return {}
     module = next(pathlib.Path('/usr/lib').glob('*/gconv/IBM850.so'))
@@ -77,7 +77,7 @@ def vfat_programs() -> dict[str, bytes]:
                                   b'module INTERNAL IBM850// IBM850 1\n'}
 
 
-class ConfigDiskCase(unittest.TestCase):
+class ConfigDriveDeviceCase(unittest.TestCase):
 
     daemon = False
 
@@ -90,7 +90,7 @@ class ConfigDiskCase(unittest.TestCase):
         self.host = driver_host.DriverHost()
         self.host.setUp()
         self.addCleanup(self.host.cleanUp)
-        # For its way of having things done as root.
+        # For its privsep context, which may be a daemon.
         self.storage = lab_volumes.Storage(lab_volumes.FileVolume,
                                            daemon=self.daemon)
         self.storage.setUp()
@@ -101,7 +101,7 @@ class ConfigDiskCase(unittest.TestCase):
         self.addCleanup(lambda: self.assertEqual(before, self.loops()))
 
     def loops(self) -> set[str]:
-        """Loop devices of config drives on this host."""
+        """List the loop devices of config drives on this host."""
         return {str(path) for path in
                 pathlib.Path('/sys/block').glob('loop*/loop/backing_file')
                 if '/config-drive-' in path.read_text()}
@@ -139,7 +139,7 @@ class ConfigDiskCase(unittest.TestCase):
                                        METADATA, '-i', device))
 
     def reboot_host(self, server: objects.Instance) -> None:
-        """Take away what a host loses that is rebooted."""
+        """Detach the loop devices, which do not survive a reboot."""
         self.host.driver.power_off(server)
         for path in self.loops():
             subprocess.run(['losetup', '--detach',
@@ -153,7 +153,7 @@ class ConfigDiskCase(unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class ConfigDiskTest(ConfigDiskCase):
+class ConfigDriveDeviceTest(ConfigDriveDeviceCase):
 
     def test_found_by_its_label(self) -> None:
         server = self.spawn()
@@ -162,7 +162,7 @@ class ConfigDiskTest(ConfigDiskCase):
             found = self.metadata(server, path)
             self.assertEqual(server.uuid, found['uuid'])
             self.assertEqual('s3cret', found['admin_pass'])
-        # The folder is there as well.
+        # The directory exists as well.
         self.assertEqual(found, json.loads(self.host.run(
             server, 'cat', f'/config-drive{METADATA}')))
         self.assertEqual('0 0 400', self.host.run(
@@ -175,7 +175,7 @@ class ConfigDiskTest(ConfigDiskCase):
             self.assert_fails_in(
                 server, f'dd if=/dev/zero of={device} bs=512 count=1 '
                         f'conv=fsync')
-            # Nor take it off its file, to wait for what comes next there.
+            # Nor detach it, to read the file that is attached next.
             self.assertIn('not permitted', self.assert_fails_in(
                 server, f'busybox losetup -d {device}'))
             self.assertEqual(server.uuid, self.metadata(server)['uuid'])
@@ -217,7 +217,7 @@ class ConfigDiskTest(ConfigDiskCase):
             f'{config_drive.volume_name(server)}/backups',
             params={'project': self.host.project})
 
-    def test_left_over_of_an_interrupted_start(self) -> None:
+    def test_leftover_of_an_interrupted_start(self) -> None:
         server = self.spawn()
         self.reboot_host(server)
         self.host.lxd.api.must(
@@ -228,9 +228,9 @@ class ConfigDiskTest(ConfigDiskCase):
         self.assertEqual(server.uuid, self.metadata(server)['uuid'])
         self.assertEqual([], self.backups(server))
 
-    def test_left_over_of_an_interrupted_build(self) -> None:
+    def test_leftover_of_an_interrupted_build(self) -> None:
         server = self.spawn()
-        # What is not there any more when nova-compute dies in the middle.
+        # As if nova-compute had been killed during the build.
         self.host.lxd.api.must(
             'PUT', f'/1.0/instances/{server.name}/state',
             {'action': 'stop', 'force': True},
@@ -277,7 +277,7 @@ class ConfigDiskTest(ConfigDiskCase):
         other = types.SimpleNamespace(name=f'{server.name}-rescue')
         self.assertEqual(server.uuid, self.metadata(other)['uuid'])
         self.reboot_host(server)
-        # Something else gets the device's name.
+        # Another file gets the loop device.
         other_disk = self.storage.folder / 'other'
         other_disk.write_bytes(bytes(1 << 20))
         taken = subprocess.run(
@@ -321,7 +321,7 @@ class ConfigDiskTest(ConfigDiskCase):
                     json.loads(self.host.run(
                         server, 'cat', f'/config-drive{METADATA}')),
                     json.loads(self.on_vfat(server, path, METADATA)))
-            # All of what is in the folder, byte for byte.
+            # All files of the directory, byte for byte.
             files = self.host.run(server, 'sh', '-c',
                                   'cd /config-drive && find * -type f')
             self.assertIn('openstack/content/0000', files)
@@ -335,33 +335,34 @@ class ConfigDiskTest(ConfigDiskCase):
             device = self.device(server)
 
     def on_vfat(self, server: Any, device: str, path: str) -> str:
-        """Read a file, as guests may that cannot mount it."""
+        """Read a file as a guest that cannot mount the device."""
         return self.program(server, 'mtools', '-c', 'mtype', '-i', device,
                             f'::{path}')
 
-    def test_left_over_file(self) -> None:
-        """What a crash has left is not there for ever."""
+    def test_leftover_file(self) -> None:
+        """Deleting an instance removes the backing file left by a crash."""
         server = self.spawn()
-        folder = pathlib.Path(CONF.state_path, config_drive_device.FOLDER)
-        self.assertEqual([], list(folder.iterdir()))
-        self.assertEqual(0o700, folder.stat().st_mode & 0o777)
-        (folder / config_drive.volume_name(server)).write_bytes(b'half')
+        directory = pathlib.Path(CONF.state_path,
+                                 config_drive_device.DIRECTORY)
+        self.assertEqual([], list(directory.iterdir()))
+        self.assertEqual(0o700, directory.stat().st_mode & 0o777)
+        (directory / config_drive.volume_name(server)).write_bytes(b'half')
         self.destroy(server)
-        self.assertEqual([], list(folder.iterdir()))
+        self.assertEqual([], list(directory.iterdir()))
 
-    def test_device_tells_whose_it_is(self) -> None:
-        """By this path whoever removes a whole Nova finds it."""
+    def test_backing_file_path(self) -> None:
+        """Scripts that purge Nova find the devices by this path."""
         server = self.spawn()
         self.assertEqual(
-            [f'{CONF.state_path}/{config_drive_device.FOLDER}/'
+            [f'{CONF.state_path}/{config_drive_device.DIRECTORY}/'
              f'{config_drive.volume_name(server)} (deleted)'],
             [pathlib.Path(path).read_text().strip()
              for path in self.loops()])
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class DaemonConfigDiskTest(ConfigDiskCase):
-    """The same with the rights that it has in operation."""
+class DaemonConfigDriveDeviceTest(ConfigDriveDeviceCase):
+    """The same through a privsep daemon, with its capabilities."""
 
     daemon = True
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Serial consoles of servers on a real LXD."""
+"""Serial consoles of instances on a real LXD."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_LXD = lxd_daemon.missing()
 
 CONF = driver_host.CONF
 
-#: Busybox of distributions has a login that asks too much of an image.
+#: The login of distributions' busybox needs a passwd database and PAM.
 LOGIN = b"""\
 #!/bin/sh
 echo -n 'who: '; read -r name; echo "welcome $name"; exec /bin/sh
@@ -44,7 +44,7 @@ echo -n 'who: '; read -r name; echo "welcome $name"; exec /bin/sh
 
 
 class Terminal(contextlib.AbstractContextManager['Terminal']):
-    """What nova-serialproxy is to the driver: a TCP connection."""
+    """A TCP client of the serial console, as nova-serialproxy is one."""
 
     def __init__(self, console: Any) -> None:
         self.socket = socket.create_connection((console.host, console.port),
@@ -58,7 +58,7 @@ class Terminal(contextlib.AbstractContextManager['Terminal']):
         self.socket.sendall(text.encode())
 
     def expect(self, text: str, timeout: float = 30) -> bytes:
-        """Read until a text comes."""
+        """Read until a text appears, and return what came before it."""
         deadline = time.monotonic() + timeout
         wanted = text.encode()
         while wanted not in self.seen:
@@ -131,7 +131,7 @@ class SerialConsoleTest(unittest.TestCase):
 
     def test_terminal(self) -> None:
         with Terminal(self.console()) as terminal:
-            # Typed before there is anybody to read it.
+            # Input before the process has started is not lost.
             terminal.type('me\n')
             terminal.expect('welcome me')
             terminal.run('busybox tty', '/dev/pts/')
@@ -154,7 +154,7 @@ class SerialConsoleTest(unittest.TestCase):
             terminal.log_in()
             terminal.run('busybox stty size', '30 120')
 
-    def test_size_is_known_before_anything_runs(self) -> None:
+    def test_size_is_set_when_the_process_starts(self) -> None:
         for rows in range(30, 35):
             with Terminal(self.console()) as terminal:
                 terminal.type(f'\x1b[8;{rows};132t')
@@ -191,7 +191,7 @@ class SerialConsoleTest(unittest.TestCase):
         console = self.console()
         with contextlib.ExitStack() as stack:
             terminals = [stack.enter_context(Terminal(console))
-                         for _number in range(serial.SESSIONS)]
+                         for _number in range(serial.MAX_SESSIONS)]
             for terminal in terminals:
                 terminal.log_in()
             with Terminal(console) as last:
@@ -200,7 +200,7 @@ class SerialConsoleTest(unittest.TestCase):
                 self.assertIn(b'too many', terminals[0].seen)
                 terminals[1].run('echo $((6 * 7))', '42')
 
-    def test_nothing_runs_on_when_it_is_closed(self) -> None:
+    def test_process_is_killed_when_the_connection_closes(self) -> None:
         with Terminal(self.console()) as terminal:
             terminal.log_in()
             terminal.run('sleep 4321 & echo $((6 * 7))', '42')
@@ -224,7 +224,7 @@ class SerialConsoleTest(unittest.TestCase):
             terminal.log_in()
 
     def sockets(self) -> int:
-        """How many sockets this process has open."""
+        """Count the open sockets of this process."""
         found = 0
         for descriptor in os.listdir('/proc/self/fd'):
             with contextlib.suppress(OSError):
@@ -252,7 +252,7 @@ class SerialConsoleTest(unittest.TestCase):
         for _round in range(rounds):
             one()
         deadline = time.monotonic() + 15
-        # Connections for requests may come and go.
+        # The number of HTTP connections to LXD may vary.
         while self.sockets() >= before + rounds:
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.2)
@@ -298,8 +298,8 @@ class SerialConsoleTest(unittest.TestCase):
             terminal.log_in()
             terminal.run('hostname', self.server.name + '-rescue')
 
-    def assert_unhindered(self) -> None:
-        """A console holds up neither LXD nor the server."""
+    def assert_not_blocked(self) -> None:
+        """Check that the console blocks neither LXD nor the instance."""
         began = time.monotonic()
         self.host.lxd_instances()
         self.host.driver.get_info(self.server, use_cache=False)
@@ -327,7 +327,7 @@ class SerialConsoleTest(unittest.TestCase):
             got += terminal.seen.index(b'done')
             # Each line ends in two characters.
             self.assertLess(abs(got - size * 3 // 2), 1000)
-            self.assert_unhindered()
+            self.assert_not_blocked()
             terminal.run('echo $((6 * 7))', '42')
 
     def test_terminal_that_does_not_read(self) -> None:
@@ -335,7 +335,7 @@ class SerialConsoleTest(unittest.TestCase):
             terminal.log_in()
             terminal.type('yes\n')
             time.sleep(3)
-            self.assert_unhindered()
+            self.assert_not_blocked()
             self.assert_destroyed_at_once()
 
     def test_closed_in_the_middle_of_much_output(self) -> None:
@@ -344,7 +344,7 @@ class SerialConsoleTest(unittest.TestCase):
                 terminal.log_in()
                 terminal.type('yes\n')
                 terminal.expect('y\r\ny\r\n')
-        self.assert_unhindered()
+        self.assert_not_blocked()
         self.wait_until_nobody_is_logged_in()
         self.assert_destroyed_at_once()
 
@@ -357,7 +357,7 @@ class SerialConsoleTest(unittest.TestCase):
             with self.assertRaises(TimeoutError):
                 while True:
                     terminal.socket.sendall(b'x' * 65536)
-            self.assert_unhindered()
+            self.assert_not_blocked()
             self.assert_destroyed_at_once()
 
     def test_switched_off(self) -> None:

@@ -9,7 +9,8 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Ephemeral disks and swap on a real LXD, through the driver."""
+
+"""Ephemeral disks and swap, through the driver, on a real LXD."""
 
 from __future__ import annotations
 
@@ -26,15 +27,15 @@ NO_LXD = lxd_daemon.missing()
 
 
 def ephemerals(*sizes: int, **fields) -> dict:
-    """Describe ephemeral disks as Nova does."""
+    """Return Nova's block device info of ephemeral disks."""
     return {'swap': None, 'block_device_mapping': [], 'ephemerals': [
         {'device_name': f'/dev/sd{"bcdef"[number]}', 'size': size,
          'guest_format': None, 'disk_bus': None, 'device_type': 'disk',
          **fields} for number, size in enumerate(sizes)]}
 
 
-class DiskCases:
-    """What holds on every kind of pool that is at hand."""
+class EphemeralDiskCases:
+    """Tests for every storage driver."""
 
     pool_driver = ''
     options: dict[str, str] = {}
@@ -116,7 +117,7 @@ class DiskCases:
         self.assertEqual('kept', self.host.run(
             server, 'cat', '/mnt/file').strip())
         self.host.run(server, 'touch', '/mnt/ephemeral1/file')
-        # A smaller number is nothing to act on.
+        # A smaller size is ignored.
         self.reboot(server, ephemerals(1, 1))
         self.assertEqual('2GiB', self.volume(server, 0)['config']['size'])
 
@@ -125,7 +126,7 @@ class DiskCases:
         self.driver.destroy(self.host.context, server, [], info)
         self.assertEqual([], self.host.lxd_volumes())
         server, _info = self.spawn(1, 1)
-        # Nova does not always say what there is.
+        # Nova does not always pass the block device info.
         self.driver.destroy(self.host.context, server, [], None)
         self.assertEqual([], self.host.lxd_volumes())
 
@@ -187,7 +188,7 @@ class DiskCases:
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class BtrfsDiskTest(DiskCases, unittest.TestCase):
+class BtrfsDiskTest(EphemeralDiskCases, unittest.TestCase):
     pool_driver = 'btrfs'
 
     def test_each_has_its_own_quota(self) -> None:
@@ -202,11 +203,11 @@ class BtrfsDiskTest(DiskCases, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class DirectoryDiskTest(DiskCases, unittest.TestCase):
+class DirectoryDiskTest(EphemeralDiskCases, unittest.TestCase):
     pool_driver = 'dir'
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class IsolatedDiskTest(DiskCases, unittest.TestCase):
+class IsolatedDiskTest(EphemeralDiskCases, unittest.TestCase):
     pool_driver = 'btrfs'
     options = {'idmap_isolation': 'server'}
