@@ -26,10 +26,12 @@ for part in settings output steps process packages python database messaging \
     # shellcheck source=/dev/null
     . "$HERE/$part.sh"
 done
+# shellcheck source=tools/as_root.sh
+. "$REPO/tools/as_root.sh"
 
 usage() {
     cat <<EOF
-Usage: sudo $0 COMMAND [option]...
+Usage: $0 COMMAND [option]...
 
 A whole OpenStack cloud on this machine whose servers are LXD containers:
 keystone, glance, placement, neutron with OVN, nova with this driver, cinder if
@@ -157,7 +159,7 @@ main() {
         return 2
         ;;
     esac
-    ((EUID == 0)) || die "Run it as root: sudo $0 $*"
+    as_root "$SELF" "$@"
     shift
     case $command in
     up)

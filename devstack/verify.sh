@@ -14,7 +14,7 @@
 # Proves the DevStack plugin on a machine that has never seen DevStack: a plain
 # Debian in a system container, made from nothing and thrown away afterwards.
 #
-#   sudo devstack/verify.sh [OPTION...] MIRRORS
+#   devstack/verify.sh [OPTION...] MIRRORS
 #
 # MIRRORS is a folder with git repositories of devstack, requirements, keystone,
 # glance, placement, nova, neutron, cinder, tempest and os-test-images, as bare
@@ -42,6 +42,7 @@ keep=false
 logs=''
 mirrors=''
 tempest='tempest\.api\.compute\.servers\.test_create_server\.|tempest\.api\.compute\.servers\.test_server_actions\.ServerActionsTestJSON\.test_(reboot_server_hard|stop_start_server|resize_server_confirm$)|tempest\.scenario\.test_server_basic_ops|tempest\.api\.compute\.volumes\.test_attach_volume\.AttachVolumeTestJSON\.test_list_get_volume'
+arguments=("$@")
 while (($#)); do
     case $1 in
     --suite) suite=${2:?}; shift ;;
@@ -55,9 +56,11 @@ while (($#)); do
 done
 [[ -n $mirrors ]] || { usage; exit 2; }
 [[ -d $mirrors ]] || { echo "There is no folder $mirrors." >&2; exit 2; }
-((EUID == 0)) || { echo 'Run it with sudo.' >&2; exit 1; }
-
 repo=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=tools/as_root.sh
+. "$repo/tools/as_root.sh"
+as_root "$0" "${arguments[@]}"
+
 mirrors=$(readlink -f "$mirrors")
 work=$(mktemp -d /var/tmp/devstack.XXXX)
 logs=$(readlink -m "${logs:-$(mktemp -d /var/tmp/devstack-logs.XXXX)}")
@@ -151,7 +154,7 @@ make_rootfs() {
     done
     container_tools
     container_rootfs "$suite" adduser curl iptables kmod lsb-release locales \
-        openssh-client python3 wget
+        openssh-client python3 sudo wget
     git clone --quiet --bare "$repo" "$work/rootfs/srv/nova-lxd-py.git"
     git -C "$work/rootfs/srv/nova-lxd-py.git" branch --force verify HEAD
     # The whole name is the host's name too: Open vSwitch notes the one and

@@ -17,11 +17,11 @@
 # what is written there is thrown away. It is slow: minutes where this machine
 # takes seconds (ACCEL=kvm in the environment makes it fast, where KVM works).
 #
-#   sudo tools/debian_kernel.sh COMMAND [ARGUMENT...]
+#   tools/debian_kernel.sh COMMAND [ARGUMENT...]
 #
 # for instance
 #
-#   sudo tools/debian_kernel.sh ./run_tests.sh functional -- -k Encrypted
+#   tools/debian_kernel.sh ./run_tests.sh functional -- -k Encrypted
 #
 # Needs what COMMAND needs to be installed here, and as Debian's packages
 # qemu-system-x86 and busybox-static. The exit status is that of COMMAND, up to
@@ -32,7 +32,9 @@ set -euo pipefail
 usage() { sed -n '/^# Runs/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
 (($#)) || { usage; exit 2; }
-[[ $EUID -eq 0 ]] || { echo "Run it with sudo." >&2; exit 1; }
+# shellcheck source=tools/as_root.sh
+. "$(dirname "$0")/as_root.sh"
+as_root "$0" "$@"
 [[ ! $PWD/ =~ ^/(tmp|var/tmp|mnt)/ ]] ||
     { echo "Run it from a folder outside of /tmp and /mnt." >&2; exit 1; }
 busybox=$(command -v busybox) ||

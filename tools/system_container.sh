@@ -39,7 +39,7 @@ container_tools() {
 container_rootfs() {
     local suite=$1 mirror security packages
     shift
-    packages=$(IFS=, && echo "systemd-sysv,dbus,iproute2,ca-certificates,git,sudo,procps${*:+,$*}")
+    packages=$(IFS=, && echo "systemd-sysv,dbus,iproute2,ca-certificates,git,procps${*:+,$*}")
     # The mirror that this machine uses is one that the new machine reaches.
     # shellcheck disable=SC2016 # $(SITE) is for apt to expand
     mirror=$(apt-get indextargets --format '$(SITE)' | sort | uniq -c |
