@@ -12,13 +12,13 @@
 #    under the License.
 
 # Builds the guest image that the quickstart cloud and DevStack use: systemd,
-# sshd and cloud-init of the distribution that runs this host, as squashfs.
+# sshd and cloud-init of this host's distribution, as a squashfs file.
 #
 #   devstack/build_guest_image.sh FILE
 #
 # Upload it with "openstack image create --disk-format raw --container-format
-# bare --file FILE NAME". Its user, whom cloud-init gives the key, has the name
-# of the distribution.
+# bare --file FILE NAME". The user who gets the SSH key is named after the
+# distribution.
 set -euo pipefail
 
 if (($# != 1)) || [[ $1 == -* ]]; then

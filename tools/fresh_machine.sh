@@ -11,18 +11,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Proves the two commands of the README on a machine that has never seen the
-# project: a system container of a plain Debian, with an init system, made from
-# nothing and thrown away afterwards.
+# Tests the two commands of the README on a fresh machine: a plain Debian with
+# an init system in a system container, which is removed afterwards.
 #
 #   tools/fresh_machine.sh bookworm|trixie [--keep] [COMMAND...]
 #
 # COMMAND runs in the clone inside the container after the two commands, for
-# instance "./run_tests.sh cloud". The last line printed is the time that
-# "quickstart.sh up" took there.
+# example "./run_tests.sh cloud". The last line of the output is the time that
+# "quickstart.sh up" took. With --keep the container stays.
 set -euo pipefail
 
-usage() { sed -n '/^# Proves/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
+usage() { sed -n '/^# Tests/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
 arguments=("$@")
 case "${1:-}" in
