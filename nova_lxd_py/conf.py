@@ -25,66 +25,70 @@ lxd_group = cfg.OptGroup(
     title='LXD driver options',
     help="""
 Options of the LXD compute driver (``compute_driver = lxd.LXDDriver``), which
-runs servers as LXD system containers on the host of this nova-compute.
+runs instances as LXD system containers on the compute host.
 """)
 
 connection_opts = [
     cfg.StrOpt(
         'endpoint',
         help="""
-Where the LXD of this host listens: the path of its unix socket, or an
+LXD endpoint of this compute host: the path of a unix socket, or an
 ``https://`` URL.
 
-Left empty, the sockets of the LXD snap, of a distribution's LXD package and
-of Incus are tried, in this order. With a URL, ``client_certificate``,
-``client_key`` and ``server_certificate`` must be set as well.
+If unset, the sockets of the LXD snap, of a distribution's LXD package and of
+Incus are tried, in this order. A URL also requires ``client_certificate``,
+``client_key`` and ``server_certificate``.
 
 Access to the unix socket is equivalent to root on the host.
 """),
     cfg.StrOpt(
         'client_certificate',
         help="""
-Path of the PEM certificate with which nova-compute identifies itself to an
-``https://`` endpoint. LXD must trust it (``lxc config trust add``).
+Path of the PEM client certificate that nova-compute presents to an
+``https://`` endpoint. Add it to LXD's trust store with ``lxc config trust
+add``.
 """),
     cfg.StrOpt(
         'client_key',
         help="""
-Path of the PEM private key that belongs to ``client_certificate``. Only
-nova-compute's user should be able to read it.
+Path of the PEM private key of ``client_certificate``. It should be readable
+by the user of nova-compute only.
 """),
     cfg.StrOpt(
         'server_certificate',
         help="""
-Path of the PEM certificate that the LXD at an ``https://`` endpoint shows.
+Path of the PEM certificate of the LXD server at an ``https://`` endpoint.
 
-The connection is refused unless the server shows exactly this certificate;
-certificate authorities are not consulted.
+The certificate is pinned: the connection is refused unless the server presents
+exactly this one. Certificate authorities are not consulted.
 """),
     cfg.StrOpt(
         'directory',
         help="""
-Directory in which LXD keeps its data, as LXD itself sees it. Left empty, it is
-the directory of LXD's unix socket. Set it where the socket is elsewhere, or
-with an ``https://`` endpoint. Only rescuing a server needs to know it.
+LXD's data directory, as LXD itself sees it. It is needed only to rescue
+instances.
+
+If unset, the directory of LXD's unix socket is used. Set it if the socket is
+elsewhere, or if ``endpoint`` is an ``https://`` URL.
 """),
     cfg.StrOpt(
         'project',
         default='nova',
         regex=r'^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$',
         help="""
-LXD project in which this nova-compute keeps its instances and images.
+LXD project for the instances, images and volumes of this nova-compute service.
 
-The driver never reads or changes anything in other projects, so containers
-of the operator's own are safe from it. Two nova-compute services must not
-share a project.
+The driver never reads or changes objects in other projects, so that containers
+of the operator are safe from it. Two nova-compute services must not share a
+project.
 """),
     cfg.BoolOpt(
         'create_project',
         default=True,
         help="""
-Create ``project`` at start-up when it is missing. Switch this off where
-nova-compute's certificate may not create projects, and create it by hand:
+Create ``project`` at start-up if it does not exist. Disable this if the
+certificate of nova-compute may not create projects, and create the project
+manually:
 
     lxc project create nova -c features.images=true \\
         -c features.profiles=true -c features.storage.volumes=true
@@ -93,10 +97,12 @@ nova-compute's certificate may not create projects, and create it by hand:
         'storage_pool',
         default='default',
         help="""
-LXD storage pool for root disks, images and ephemeral disks. Its size is what
-the host reports to Placement as DISK_GB. Pools of type btrfs, zfs, lvm (thin)
-and ceph enforce the root disk size of a flavor and clone images at once; a
-``dir`` pool does neither.
+LXD storage pool for root disks, images and ephemeral disks. Its size is
+reported to Placement as DISK_GB.
+
+Pools of the drivers btrfs, zfs, lvm (thin) and ceph enforce the root disk size
+of a flavor and clone images instead of copying them; a ``dir`` pool does
+neither.
 """),
 ]
 
@@ -105,44 +111,48 @@ timeout_opts = [
         'startup_timeout',
         default=30, min=0, max=3600,
         help="""
-Seconds to wait at start-up for an LXD that does not answer yet, for example
-since the host has just booted, before nova-compute gives up.
+Seconds to wait at start-up for LXD to answer, for example after a reboot of
+the host. nova-compute exits if LXD does not answer in time.
 """),
     cfg.IntOpt(
         'request_timeout',
         default=30, min=1, max=3600,
         help="""
-Seconds within which LXD must answer a plain request. An LXD that takes longer
-counts as unreachable.
+Seconds to wait for the answer to a request. LXD is considered unreachable
+if it does not answer in time. Background operations have timeouts of their
+own, see ``operation_timeout`` and ``image_timeout``.
 """),
     cfg.IntOpt(
         'operation_timeout',
         default=300, min=10, max=86400,
         help="""
-Seconds within which LXD must finish an operation on an instance, such as
-creating, starting or deleting it. Raise it for slow disks or for large images
-on a ``dir`` pool. An operation that runs longer is cancelled where LXD can.
+Seconds to wait for a background operation of LXD on an instance, such as
+creating, starting or deleting it. Increase it for slow disks, or for large
+images on a ``dir`` pool. An operation that exceeds it is cancelled if LXD
+supports that.
 """),
     cfg.IntOpt(
         'image_timeout',
         default=3600, min=60, max=86400,
         help="""
-Seconds that the transfer of one image between Glance and LXD may take.
+Seconds that the transfer of one image between Glance and LXD may take,
+including the import into LXD's image store.
 """),
     cfg.IntOpt(
         'soft_reboot_timeout',
         default=60, min=1, max=3600,
         help="""
-Seconds that a guest gets to shut down in a soft reboot before the driver does
-a hard one. (For stopping a server see ``[DEFAULT] shutdown_timeout``.)
+Seconds to wait for the guest to shut down in a soft reboot before the driver
+does a hard reboot. The timeout for stopping an instance is ``[DEFAULT]
+shutdown_timeout``.
 """),
     cfg.IntOpt(
         'guest_shutdown_delay',
         default=5, min=1, max=60,
         help="""
-Seconds for which a server must stay down after its guest shut itself down
-before Nova is told. A guest that reboots itself is down for a moment too and
-must not be taken for a stopped one.
+Seconds for which an instance must stay stopped after a shutdown from within
+the guest before Nova is notified. A guest that reboots is stopped for a
+moment, too, and must not be reported as shut down.
 """),
 ]
 
@@ -151,113 +161,115 @@ instance_opts = [
         'idmap_isolation',
         default='auto',
         choices=[
-            ('auto', 'per server where LXD mounts root disks idmapped, else '
-                     'per project where that saves shifting every new root '
-                     'disk, else per server'),
-            ('server', 'each server has a uid range of its own'),
-            ('project', 'servers of an OpenStack project share a uid range'),
-            ('off', "all servers share LXD's default uid range"),
+            ('auto', 'per instance if LXD mounts root disks idmapped, else '
+                     'per project if that avoids shifting the ownership of '
+                     'each root disk, else per instance'),
+            ('server', 'each instance has its own range of host uids'),
+            ('project', 'instances of an OpenStack project share a range'),
+            ('off', "all instances share LXD's default range"),
         ],
         help="""
-How far apart the user ids of unprivileged servers are on the host.
+Isolation of the host user ids of unprivileged instances from each other.
 
-A server that breaks out of its container finds itself as an unprivileged host
-user. With a range per server that user owns nothing else; with a range per
-project it could reach files and processes of the same project's other servers
-on this host; with ``off`` those of all servers on this host.
+A process that escapes from its container runs as an unprivileged user of the
+host. With a range per instance, this user owns nothing else. With a range per
+project, it can reach files and processes of other instances of the same
+project on this host; with ``off``, of all instances on this host.
 
-LXD versions that do not mount root disks idmapped change the owner of every
-file of a new root disk at its first start. Servers that share a range are
-cloned from one template whose files were shifted once, which makes creating
-them several times faster (see ``fast_spawn``).
+LXD versions that cannot mount root disks idmapped change the owner of every
+file on a new root disk at the first start. Instances with a common range are
+cloned from a template whose files were shifted once, which makes spawning
+several times faster (see ``fast_spawn``).
 
-The host needs enough subordinate ids for root in ``/etc/subuid`` and
-``/etc/subgid``: 65536 for each range in use. Flavors can ask for an own range
-per server with the extra spec ``lxd:isolated=true``, and for LXD's default
-range, which servers share, with ``lxd:isolated=false``.
+The host needs sufficient subordinate ids for root in ``/etc/subuid`` and
+``/etc/subgid``: 65536 for each range in use. The flavor extra spec
+``lxd:isolated=true`` requires a range per instance, and ``lxd:isolated=false``
+LXD's default range.
 """),
     cfg.BoolOpt(
         'fast_spawn',
         default=True,
         help="""
-Keep a stopped, already shifted template of each image in use and clone new
-servers from it, where servers share a uid range and the storage pool can clone
-at once. Templates cost no disk space worth mentioning on such pools and
-disappear with the cached image.
+Keep a stopped template instance of each image in use, with the ownership of
+its files shifted, and clone new instances from it. This applies if instances
+share a uid range and the storage pool can clone. Templates take hardly any
+space on such pools, and are deleted with the cached image.
 """),
     cfg.BoolOpt(
         'boot_network_wait',
         default=True,
         help="""
-Start a new server only when Neutron has reported its ports as plugged, within
-``[DEFAULT] vif_plugging_timeout`` seconds. Switch this off only for a network
-back end that never reports.
+Wait for Neutron's ``network-vif-plugged`` events before a new instance is
+started, for up to ``[DEFAULT] vif_plugging_timeout`` seconds. Disable this
+only for a network back end that does not send these events.
 """),
     cfg.BoolOpt(
         'cloud_init_keys',
         default=False,
         help="""
-Also pass user data, vendor data and network configuration through LXD's own
-``cloud-init.*`` instance options, for images whose cloud-init reads only
-those. This switches ``devlxd`` on, through which a guest can read its own
-configuration keys. Metadata service and config drive work either way.
+Also pass user data, vendor data and network configuration in the
+``cloud-init.*`` options of LXD, for images whose cloud-init reads only these.
+This enables ``devlxd``, through which a guest can read its own configuration
+keys. The metadata service and config drives work in both cases. It needs
+LXD's API extension ``cloud_init``.
 """),
     cfg.BoolOpt(
         'devlxd',
         default=False,
         help="""
-Offer the guest the LXD guest API at ``/dev/lxd/sock``. Off, a guest learns
-nothing of the LXD that runs it.
+Provide the LXD guest API at ``/dev/lxd/sock`` in instances. If disabled, a
+guest cannot learn anything from the LXD that runs it.
 """),
     cfg.BoolOpt(
         'config_drive_device',
         default=False,
         help="""
-Show servers with a config drive a read-only block device labelled ``config-2``
-besides the folder ``/config-drive``, as virtual machines have it. cloud-init
-needs the folder only, and only privileged servers can mount the device; it is
-for guests that look for a disk of that label and read it themselves.
+Provide config drives also as a read-only block device with the label
+``config-2``, as in virtual machines, in addition to the directory
+``/config-drive``. cloud-init needs the directory only, and only privileged
+instances can mount the device; it is for guests that look for a disk with
+this label and read it themselves.
 
-The extra spec ``lxd:config_drive_device`` of the flavor goes before this, then
-the property ``lxd_config_drive_device`` of the image; each is ``true`` or
-``false``.
+The flavor extra spec ``lxd:config_drive_device`` takes precedence, then the
+image property ``lxd_config_drive_device``; both are ``true`` or ``false``.
 
-Such a device takes a loop device of the host and half a megabyte below
-``$state_path``, with ``[DEFAULT] config_drive_format=vfat`` up to 64. The host
-needs genisoimage, or what ``[DEFAULT] mkisofs_cmd`` names; for ``vfat``
-dosfstools and mtools. LXD must be reached through its unix socket.
+Each device takes a loop device of the host and half a megabyte below
+``$state_path``, or up to 64 MB with ``[DEFAULT] config_drive_format=vfat``.
+The host needs genisoimage, or the program in ``[DEFAULT] mkisofs_cmd``; for
+``vfat``, dosfstools and mtools. LXD must be reached through its unix socket.
 """),
     cfg.BoolOpt(
         'inject_password',
         default=True,
         help="""
-Give each new server the administrator's password that Nova made for it and
-that the API returned (``adminPass``): ``chpasswd`` in the guest sets it, right
-after the server has been started. A server whose image has no ``chpasswd`` is
-started all the same. Switch this off to save the moment that it takes, where
-servers are reached with key pairs only.
+Set the administrator password that the API returned for a new instance
+(``adminPass``), by running ``chpasswd`` in the guest immediately after it has
+been started. An instance whose image has no ``chpasswd`` is started without a
+password. Disable this to save the time where instances are accessed with key
+pairs only.
 
-The administrator is root, or whom the image names in ``os_admin_user``.
-Changing the password of a running server later is possible either way.
+The administrator is root, or the user in the image property
+``os_admin_user``. The password of a running instance can be changed in both
+cases.
 """),
     cfg.StrOpt(
         'serial_console_command',
         default='login',
         help="""
 Program, with arguments, that runs as root in the guest for each connection to
-a server's serial console (``[serial_console] enabled``), on a terminal of its
-own. It has to find out who is there: whoever has a valid token from Nova, or
-reaches ``[serial_console] proxyclient_address``, gets to it. ``login`` asks
-for name and password; a server whose image lacks it has no serial console.
-Quoting is as in a shell, which is not involved.
+a serial console (``[serial_console] enabled``), on a terminal of its own. It
+must authenticate the user: everybody with a valid token from Nova, or with
+access to ``[serial_console] proxyclient_address``, can connect. ``login``
+asks for user name and password; an instance whose image lacks the program has
+no serial console. Words are quoted as in a shell, but no shell is run.
 """),
     cfg.IntOpt(
         'max_processes',
         default=0, min=0,
         help="""
-Most processes and threads that a server may have at a time, so that a fork
-bomb does not take the host's process table. 0 sets no limit. Flavors can set
-their own with the extra spec ``lxd:max_processes``.
+Maximum number of processes and threads of an instance, so that a fork bomb
+cannot exhaust the process ids of the host. 0 means no limit. The flavor extra
+spec ``lxd:max_processes`` takes precedence.
 """),
 ]
 
@@ -266,20 +278,20 @@ device_opts = [
         'passthrough_devices',
         default=[],
         help="""
-GPUs and USB devices of this host that flavors may give to servers, as
-``gpu:<vendor>:<product>`` or ``usb:<vendor>:<product>`` with the hexadecimal
-ids that ``lspci -nn`` and ``lsusb`` show, for example
+GPUs and USB devices of this host that flavors may pass through to instances,
+as ``gpu:<vendor>:<product>`` or ``usb:<vendor>:<product>`` with the
+hexadecimal ids that ``lspci -nn`` and ``lsusb`` show, for example
 ``gpu:10de:1db4, usb:0403:6001``.
 
-A server gets such a device if the extra spec ``lxd:gpu`` or ``lxd:usb`` of its
-flavor names it; all servers on the host with such a flavor share it. A host
-that does not list a device never gives it away, whatever flavors say. For each
-one that it has and lists, the host reports a trait to Placement that flavors
-can require, for example ``CUSTOM_LXD_GPU_10DE_1DB4``.
+The flavor extra specs ``lxd:gpu`` and ``lxd:usb`` request such devices. All
+instances on the host that request a device share it. A device that is not
+listed is never passed through. For each listed device that is present, the
+host reports a trait to Placement that flavors can require, for example
+``CUSTOM_LXD_GPU_10DE_1DB4``.
 
-Whoever has a device can do with it what the host's kernel driver allows, and
-find what the server before left in its memory: give devices to tenants who
-trust each other.
+An instance can do with a device whatever the kernel driver of the host allows,
+and can find data of its previous user in the memory of the device: pass
+devices through only to tenants who trust each other.
 """),
 ]
 
@@ -288,16 +300,16 @@ image_opts = [
         'image_max_unpacked_gb',
         default=100, min=1, max=65536,
         help="""
-Largest size in GiB that an image may have when unpacked. The transfer of an
-image that turns out to be larger, for example one made to fill the host's
-disk, is stopped at that point and the image is refused.
+Maximum size in GiB of an unpacked image. The import of an image that turns
+out to be larger, for example one made to fill the disk of the host, is aborted
+and the image is refused.
 """),
     cfg.IntOpt(
         'image_parallel_imports',
         default=2, min=1, max=64,
         help="""
-How many different images may be transferred into LXD at the same time. One
-image is only ever transferred once, however many servers wait for it.
+Number of different images that are imported into LXD at the same time. An
+image is imported only once, regardless of how many instances wait for it.
 """),
 ]
 
@@ -307,16 +319,16 @@ snapshot_opts = [
         default='zstd',
         choices=[
             ('zstd', 'fastest; about the size of gzip'),
-            ('gzip', 'three times slower; readable by every LXD'),
+            ('gzip', 'three times slower; supported by every LXD'),
             ('xz', 'smallest and by far the slowest'),
-            ('none', 'no compression; slower than zstd on most disks, since '
-                     'more is written, sent and stored'),
+            ('none', 'no compression; slower than zstd on most disks, because '
+                     'more data is written, sent and stored'),
         ],
         help="""
-How LXD compresses the image that it makes of a server's disk for a snapshot,
-a backup or a shelved server. LXD makes one image at a time, so this also
-bounds how many snapshots a host gets done. Where LXD lacks the program for the
-chosen compression, gzip is used.
+Compression of the image that LXD creates for a snapshot, a backup or a shelved
+instance. LXD creates one image at a time, so that this also limits the
+rate of snapshots of a host. If the host lacks the program for the chosen
+compression, gzip is used.
 """),
 ]
 
@@ -325,32 +337,32 @@ volume_opts = [
         'volume_use_multipath',
         default=False,
         help="""
-Connect to iSCSI, Fibre Channel and NVMe volumes over all paths that the
-storage offers, through the multipath support of the host's kernel
-(``multipathd`` must run, or native NVMe multipath be on). Connections that
-exist already are not changed.
+Connect iSCSI, Fibre Channel and NVMe volumes over all paths that the storage
+back end offers. This needs a running ``multipathd``, or native NVMe multipath
+in the kernel. Existing connections are not changed.
 """),
     cfg.BoolOpt(
         'volume_enforce_multipath',
         default=False,
         help="""
-With ``volume_use_multipath``, refuse to attach volumes while ``multipathd``
-does not run. Off, they are attached over a single path then.
+If ``volume_use_multipath`` is enabled, refuse to attach volumes while
+``multipathd`` is not running. If disabled, they are attached over a single
+path in this case.
 """),
     cfg.IntOpt(
         'volume_scan_attempts',
         default=5, min=1, max=60,
         help="""
-How often the host looks for the device of a volume that it has just been
-connected to, before it gives up. The pauses between the attempts grow.
+Number of times that the host scans for the device of a newly connected volume
+before the attachment fails. The pauses between the scans increase.
 """),
     cfg.StrOpt(
         'volume_share_directory',
         default=nova_paths.state_path_def('mnt'),
         sample_default='$state_path/mnt',
         help="""
-Directory below which the shares are mounted on which NFS and similar back ends
-of Cinder keep volumes as files. Not to be shared with another nova-compute or
+Directory below which the shares of NFS and similar Cinder back ends are
+mounted. It must not be shared with another nova-compute or with
 cinder-volume: a share is unmounted when the last volume on it is detached.
 """),
     cfg.StrOpt(
@@ -358,65 +370,64 @@ cinder-volume: a share is unmounted when the last volume on it is detached.
         default='block',
         choices=[
             ('block', 'the volume is a block device in the guest'),
-            ('filesystem', "the host mounts the volume's filesystem for the "
-                           'guest'),
+            ('filesystem', 'the host mounts the filesystem of the volume for '
+                           'the guest'),
         ],
         help="""
-How servers get volumes where nobody says otherwise.
+Default mode in which instances get volumes.
 
-Where ``volume_filesystems`` allows it, the property ``lxd_volume_mode`` of the
-volume says otherwise, then the metadata of the server with this key, the
-flavor's extra spec ``lxd:volume_mode``, and the image's property
-``lxd_volume_mode``, in this order.
+If ``volume_filesystems`` is set, it is overridden by, in this order: the
+property ``lxd_volume_mode`` of the volume, the instance metadata with this
+key, the flavor extra spec ``lxd:volume_mode`` and the image property
+``lxd_volume_mode``.
 """),
     cfg.ListOpt(
         'volume_filesystems',
         default=[],
         item_type=cfg.types.String(choices=['ext4', 'xfs']),
         help="""
-Filesystems that the host may mount for servers: ``ext4``, ``xfs`` or both. An
-empty volume that is to be mounted gets the first one. The host needs e2fsprogs
-or xfsprogs, and a kernel that mounts with mapped user ids (Linux 5.12 for
-ext4, 5.19 for xfs).
+Filesystems that the host may mount for instances: ``ext4``, ``xfs`` or both.
+An empty volume in filesystem mode is formatted with the first one. The host
+needs e2fsprogs or xfsprogs, and a kernel that supports idmapped mounts (Linux
+5.12 for ext4, 5.19 for xfs).
 
-Empty, which is the default, volumes are block devices always, and servers
-cannot boot from volumes. The host's kernel reads what is on a volume when it
-mounts it, and whoever owns the volume may have prepared it: allow only
-filesystems whose code you trust with that.
+If empty, which is the default, volumes are always block devices, and instances
+cannot boot from volumes. The kernel of the host parses the content of a volume
+when it mounts it, and the tenant may have crafted this content: allow only
+filesystems whose kernel code you trust with that.
 """),
     cfg.StrOpt(
         'volume_mount_directory',
         default=nova_paths.state_path_def('volumes'),
         sample_default='$state_path/volumes',
         help="""
-Directory below which volumes are mounted that servers get as filesystems. LXD
-must see it at the same path.
+Directory below which volumes in filesystem mode are mounted. LXD must see it
+at the same path.
 """),
     cfg.StrOpt(
         'volume_root_directory',
         default='/run/nova-lxd-py',
         help="""
-Directory below which volumes are mounted that servers boot from. LXD must see
-it at the same path, and the root users of containers have to get there: every
-folder on the way needs the permission to pass through (``x``) for everybody,
-which Nova's own state directory often has not. What is in it is closed to all
-others.
+Directory below which boot volumes are mounted. LXD must see it at the same
+path. The root users of containers must be able to reach it: every directory
+on the path needs the search permission (``x``) for others, which the state
+directory of Nova often lacks. Its content is not accessible to others.
 """),
     cfg.StrOpt(
         'volume_encryption_directory',
         default=nova_paths.state_path_def('encrypted-volumes'),
         sample_default='$state_path/encrypted-volumes',
         help="""
-Directory for links to the devices of encrypted volumes, one for each while it
-is attached. os-brick's encryptors need them; nothing in them is secret.
-The host needs cryptsetup, device-mapper in its kernel, and ``[key_manager]``
-as Cinder has it.
+Directory for symbolic links to the devices of attached encrypted volumes. They
+are needed by the encryptors of os-brick and contain no secrets. The host needs
+cryptsetup, device-mapper in its kernel, and the same ``[key_manager]``
+configuration as Cinder.
 """),
     cfg.StrOpt(
         'volume_nfs_options',
         help="""
-Mount options for NFS shares with volumes, as ``mount -o`` takes them; see
-nfs(5). Options that Cinder gives for a share are added to them.
+Mount options for NFS shares with volumes, in the syntax of ``mount -o``; see
+nfs(5). Options that Cinder returns for a share are added to them.
 """),
 ]
 
@@ -434,7 +445,8 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
 
 
 def list_opts() -> Iterable[tuple[cfg.OptGroup, list[cfg.Opt]]]:
-    """Name the options for oslo-config-generator and the documentation.
+    """List the options for oslo-config-generator and the documentation.
+
 
     :returns: pairs of group and options.
     """

@@ -12,14 +12,14 @@
 
 """Makes this driver importable as ``nova.virt.lxd``.
 
-Nova loads ``compute_driver = lxd.LXDDriver`` as ``nova.virt.lxd`` and has no
-way to name a driver outside its own package. Importing this module registers
-a finder for exactly that name, which answers with
-``nova_lxd_py.nova_virt_lxd`` wherever Nova itself was installed.
+Nova loads ``compute_driver = lxd.LXDDriver`` from ``nova.virt.lxd`` and cannot
+load a driver from outside its own package. Importing this module registers a
+finder for exactly this name, which loads ``nova_lxd_py.nova_virt_lxd``,
+wherever Nova is installed.
 
 A ``.pth`` file of the package imports this module in every interpreter of the
-environment. Therefore nothing but ``sys`` is imported here, and Nova least of
-all: nova-compute must be able to monkey patch before anything is loaded.
+environment. Therefore it imports only ``sys``, and not Nova: nova-compute must
+be able to monkey patch before other modules are loaded.
 """
 
 import sys
@@ -32,11 +32,11 @@ class NovaVirtLXDFinder:
 
     @staticmethod
     def find_spec(fullname, path=None, target=None):
-        """Answer the import system for ``nova.virt.lxd``.
+        """Find the module spec of ``nova.virt.lxd``.
 
         :param fullname: dotted name of the module to import.
-        :param path: ``__path__`` of the parent package; not needed.
-        :param target: module to reload; not needed.
+        :param path: ``__path__`` of the parent package; unused.
+        :param target: module to reload; unused.
         :returns: the module's spec, or None for any other name.
         """
         if fullname != ALIAS:
@@ -51,8 +51,8 @@ class NovaVirtLXDFinder:
 def install():
     """Register the finder, once per interpreter.
 
-    It goes to the end of the line: it is asked only for what nobody else
-    knows, so other imports cost nothing.
+    It is appended to ``sys.meta_path``: it is called only for modules that no
+    other finder knows, so that other imports are not slowed down.
     """
     if NovaVirtLXDFinder not in sys.meta_path:
         sys.meta_path.append(NovaVirtLXDFinder)

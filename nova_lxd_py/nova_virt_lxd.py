@@ -10,13 +10,16 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What Nova imports as ``nova.virt.lxd`` (see ``nova_lxd_py.loader``)."""
+"""The module that Nova imports as ``nova.virt.lxd``.
+
+See ``nova_lxd_py.loader``.
+"""
 
 from nova import version
 
-# Said before anything else is imported: an older Nova fails somewhere in the
-# middle of that, with a message which tells an operator nothing. Nova run
-# from a checkout without tags calls itself 0.
+# Checked before the driver is imported: with an older Nova, that import fails
+# with an ImportError that does not tell the cause. The version of Nova in a
+# checkout without tags is 0.
 _release = version.version_info.version_string()
 if 0 < int(_release.split('.')[0]) < 31:
     raise ImportError(

@@ -9,7 +9,8 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Loading what others, too, can add to the driver."""
+
+"""Loading of VIF and volume plugins through stevedore."""
 
 from __future__ import annotations
 
@@ -28,13 +29,13 @@ def load(namespace: str, kind: type[_Plugin], subject: str, refused: str,
          arguments: Sequence[Any] = ()) -> dict[str, _Plugin]:
     """Load the plugins of a stevedore namespace.
 
-    One that cannot be loaded is logged and left out.
+    A plugin that cannot be loaded is logged and omitted.
 
-    :param namespace: the group of entry points.
-    :param kind: what a plugin has to be.
-    :param subject: what such plugins are for, for the log, such as ``VIF``.
-    :param refused: what cannot be had without one, such as ``Ports``.
-    :param arguments: for the plugins' constructors.
+    :param namespace: the entry point group.
+    :param kind: the base class of the plugins.
+    :param subject: kind of plugin for log messages, such as ``VIF``.
+    :param refused: what needs the plugin, for log messages, such as ``Ports``.
+    :param arguments: arguments of the plugins' constructors.
     :returns: plugins by the names of their entry points.
     """
     def report(_manager: Any, entry_point: Any, error: BaseException) -> None:

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What operators get besides code: samples, filters, definitions, claims."""
+"""Sample configuration, rootwrap filters, metadefs and support matrix."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class SampleConfigurationTestCase(base.BaseTestCase):
     """etc/nova/nova-lxd-py.conf.sample."""
 
     def test_is_current(self):
-        with tempfile.TemporaryDirectory() as folder:
-            output = pathlib.Path(folder) / 'sample'
+        with tempfile.TemporaryDirectory() as directory:
+            output = pathlib.Path(directory) / 'sample'
             generator.main([
                 '--config-file',
                 str(ETC / 'nova' / 'nova-lxd-py-config-generator.conf'),
@@ -46,7 +46,7 @@ class SampleConfigurationTestCase(base.BaseTestCase):
             self.assertEqual(
                 output.read_text(),
                 (ETC / 'nova' / 'nova-lxd-py.conf.sample').read_text(),
-                'The sample is out of date: tox -e genconfig writes it anew.')
+                'The sample is out of date: run tox -e genconfig.')
 
 
 class RootwrapFiltersTestCase(base.BaseTestCase):
@@ -59,8 +59,8 @@ class RootwrapFiltersTestCase(base.BaseTestCase):
                    if each.name != 'privsep-helper')
 
     def _helper(self, context, *files, socket='/tmp/tmpab12/privsep.sock'):
-        # The order of arguments is oslo.privsep's, which keeps it for the
-        # sake of such filters.
+        # The order of arguments in oslo.privsep, which is kept stable for
+        # such filters.
         options = [word for file in files for word in ('--config-file', file)]
         return ['privsep-helper', *options, '--privsep_context', context,
                 '--privsep_sock_path', socket]
@@ -114,7 +114,7 @@ class SupportMatrixTestCase(base.BaseTestCase):
         self.assertGreater(len(self._operations()), 30)
 
     def test_named_tests_exist(self):
-        """A claim without its test is not a claim."""
+        """Each claim names an existing test."""
         for name in self._operations():
             section = self.matrix[name]
             tests = re.findall(
@@ -127,7 +127,7 @@ class SupportMatrixTestCase(base.BaseTestCase):
     def _find(self, path):
         words = path.split('.')
         # Tests that need root or a cloud cannot be imported everywhere, so
-        # the file is read instead.
+        # the file is parsed instead.
         for count in range(len(words), 0, -1):
             file = ROOT.joinpath(*words[:count]).with_suffix('.py')
             if file.is_file():
@@ -139,7 +139,7 @@ class SupportMatrixTestCase(base.BaseTestCase):
             self.assertRegex(text, rf'(?:class|def) {name}\b', path)
 
     def test_capabilities_agree(self):
-        """What the driver tells Nova and what the matrix tells people."""
+        """The capabilities of the driver agree with the matrix."""
         driver = importlib.import_module('nova_lxd_py.virt.driver')
         capabilities = driver.LXDDriver.capabilities
         for operation, capability in (
@@ -155,7 +155,7 @@ class SupportMatrixTestCase(base.BaseTestCase):
             self.assertEqual(
                 self.matrix[operation]['driver.lxd'] != 'missing',
                 bool(capabilities.get(capability)), operation)
-        # Nova has no capability for it.
+        # Nova has no such capability.
         self.assertEqual(
             self.matrix['operation.swap-volume']['driver.lxd'] != 'missing',
             'swap_volume' in vars(driver.LXDDriver))
