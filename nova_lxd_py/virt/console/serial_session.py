@@ -309,7 +309,7 @@ class SerialSession:
         except errors.NotFound:
             self.end('The server has been deleted.')
         except errors.OperationFailed as exc:
-            code = lxd_exec.code_of(exc)
+            code = lxd_exec.return_code_of(exc)
             if code is not None:
                 return code
             LOG.debug('Serial console could not run its command: %s', exc,

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The LXD client: the only package that knows HTTP, pylxd and operations.
+"""The LXD client: requests, operations, streams, websockets and errors.
 
-It imports nothing of Nova.
+No other package imports pylxd. This one imports nothing of Nova.
 """

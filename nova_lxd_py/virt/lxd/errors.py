@@ -10,22 +10,23 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What can go wrong between the driver and LXD, without a trace of HTTP.
+"""Errors of the LXD client, independent of HTTP.
 
-Raised by the modules of this package; operation modules catch the ones they
-can repair, and :mod:`nova_lxd_py.virt.exception_mapping` turns the rest into
-the Nova exception whose effect is right.
+They are raised by this package, and by modules above it that find out about a
+condition of the same kind themselves. The virt driver's modules handle those
+that they can recover from; :mod:`nova_lxd_py.virt.exception_mapping` converts
+the others to Nova exceptions.
 """
 
 from __future__ import annotations
 
 
 class LXDError(Exception):
-    """Anything that LXD, or the way to it, refused.
+    """LXD, or the connection to it, failed.
 
-    :param message: what happened, in words an operator can act on; never
-        holds secrets, since Nova may show it to people.
-    :param code: the status code LXD gave, if it gave one.
+    :param message: the reason. It must not contain secrets, because Nova may
+        show it to users.
+    :param code: the status code of LXD's answer, if there was one.
     """
 
     def __init__(self, message: str, code: int | None = None) -> None:
@@ -39,11 +40,11 @@ class Unreachable(LXDError):
 
 
 class PermissionDenied(LXDError):
-    """LXD answers, but nova-compute may not use it."""
+    """LXD denies access to nova-compute."""
 
 
 class MissingExtension(LXDError):
-    """The LXD server lacks an API extension that the driver needs."""
+    """The LXD server lacks a required API extension."""
 
 
 class NotFound(LXDError):
@@ -51,32 +52,32 @@ class NotFound(LXDError):
 
 
 class AlreadyExists(LXDError):
-    """An object of that name exists already."""
+    """An object with this name exists already."""
 
 
 class Busy(LXDError):
-    """Another operation holds the instance; trying again later can work."""
+    """Another operation on the instance is running; a retry may succeed."""
 
 
 class PreconditionFailed(LXDError):
-    """The object changed between reading and writing it (ETag mismatch)."""
+    """The object was changed between read and write (ETag mismatch)."""
 
 
 class InvalidRequest(LXDError):
-    """LXD refused the request as it was put; the same again fails again."""
+    """LXD refused the request as invalid; a retry fails as well."""
 
 
 class OperationFailed(LXDError):
-    """LXD took the request and then could not carry it out."""
+    """LXD accepted the request, and the operation failed."""
 
 
 class OperationLost(OperationFailed):
-    """LXD no longer knows the operation, so its outcome is unknown.
+    """LXD does not know the operation any more; its outcome is unknown.
 
-    LXD forgets an operation five seconds after its end, and all of them when
-    it restarts.
+    LXD forgets an operation five seconds after it has finished, and all
+    operations when it restarts.
     """
 
 
 class DeadlineExceeded(LXDError):
-    """LXD did not finish within the configured time."""
+    """LXD did not answer or finish within the timeout."""

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Running commands in guests.
+"""Execution of commands in guests.
 
-A command's input goes through a websocket, so that a secret in it is never
-part of an argument, of LXD's log or of an event. Output is bounded, time too.
+Standard input is sent through a websocket, so that secrets in it are not part
+of the arguments, of LXD's log or of an event. Output and run time are limited.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from nova_lxd_py.virt.lxd import websockets
 
 LOG = logging.getLogger(__name__)
 
-#: Most bytes of output that are kept; what comes after is read and dropped.
+#: Maximum output that is kept, in bytes; the rest is read and discarded.
 OUTPUT_LIMIT = 64 * 1024
 
-#: What shells return for these cases.
+#: Return codes of a shell in these cases.
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
@@ -47,11 +47,11 @@ _STDIN, _STDOUT, _STDERR, _CONTROL = '0', '1', '2', 'control'
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a command.
+    """Result of a command.
 
-    :ivar code: its return code; NOT_FOUND if the guest does not have it.
-    :ivar output: what it wrote to its standard output.
-    :ivar errors: what it wrote to its standard error.
+    :ivar code: its return code; NOT_FOUND if it does not exist in the guest.
+    :ivar output: its standard output.
+    :ivar errors: its standard error.
     """
 
     code: int
@@ -64,16 +64,16 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
         environment: Mapping[str, str] | None = None) -> Result:
     """Run a command as root in a running guest.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param instance: LXD's name of the instance.
     :param command: program and arguments; no shell is involved.
-    :param stdin: its input.
-    :param timeout: seconds after which it is killed.
-    :param environment: variables besides those that LXD sets.
-    :returns: its result.
-    :raises errors.InvalidRequest: the guest does not run, or is frozen.
-    :raises errors.DeadlineExceeded: it took too long.
-    :raises errors.LXDError: LXD could not run it.
+    :param stdin: its standard input.
+    :param timeout: seconds after which the command is killed.
+    :param environment: environment variables in addition to those LXD sets.
+    :returns: the result.
+    :raises errors.InvalidRequest: if the guest is stopped or frozen.
+    :raises errors.DeadlineExceeded: if the command exceeds the timeout.
+    :raises errors.LXDError: if LXD cannot run the command.
     """
     deadline = time.monotonic() + timeout
     operation = session.submit('post', 'instances', instance, 'exec', body={
@@ -83,7 +83,7 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
     opened: dict[str, websocket.WebSocket] = {}
     readers: dict[str, _Reader] = {}
     try:
-        # It starts as soon as the others are connected.
+        # LXD starts the command once all websockets are connected.
         for name in (_CONTROL, _STDIN, _STDOUT, _STDERR):
             opened[name] = session.websocket(
                 'operations', operation.id, 'websocket',
@@ -101,7 +101,7 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
         answer = operation.wait(max(1.0, deadline - time.monotonic()))
         code = int(answer['return'])
     except errors.OperationFailed as exc:
-        found = code_of(exc)
+        found = return_code_of(exc)
         if found is None:
             raise
         code = found
@@ -114,11 +114,11 @@ def run(session: lxd.Session, instance: str, command: Sequence[str],
                           for name in (_STDOUT, _STDERR)))
 
 
-def code_of(exc: errors.OperationFailed) -> int | None:
-    """Find the return code for what LXD takes for a failure of its own.
+def return_code_of(exc: errors.OperationFailed) -> int | None:
+    """Return the return code for an error of LXD about the command itself.
 
-    :param exc: what LXD said. Newer LXD says nothing and has the code.
-    :returns: the code, None if it is about something else.
+    :param exc: the error. Newer LXD returns the code instead of an error.
+    :returns: the return code, or None if the error has another cause.
     """
     text = exc.message.lower()
     if 'command not found' in text:
@@ -129,7 +129,7 @@ def code_of(exc: errors.OperationFailed) -> int | None:
 
 
 class _Reader(threading.Thread):
-    """Reads one of a command's outputs to its end."""
+    """Thread that reads an output stream of a command to its end."""
 
     def __init__(self, channel: websocket.WebSocket) -> None:
         super().__init__(name='lxd-exec', daemon=True)
@@ -142,7 +142,7 @@ class _Reader(threading.Thread):
             self._read()
         finally:
             websockets.release(self._channel)
-            # A thread may be remembered longer than it runs.
+            # References to the thread may outlive it.
             del self._channel
 
     def _read(self) -> None:
@@ -150,25 +150,25 @@ class _Reader(threading.Thread):
             try:
                 opcode, data = self._channel.recv_data()
             except BrokenPipeError:
-                # It could not answer a ping, since LXD has nothing more to
-                # say; what LXD did say is still to be read.
+                # The library could not answer a ping, because LXD has closed
+                # its side; data that LXD sent before can still be read.
                 continue
             except websockets.ERRORS:
                 return
             if opcode != websocket.ABNF.OPCODE_BINARY:
-                # An empty text ends the output.
+                # An empty text message marks the end of the output.
                 return
             self.content += data[:OUTPUT_LIMIT - len(self.content)]
 
 
 def _send(channel: websocket.WebSocket, content: bytes) -> None:
-    """Send a command its input, and the end of it."""
+    """Send a command its standard input, and the end of it."""
     try:
         if content:
             channel.send_binary(content)
         channel.send('')
     except websockets.ERRORS as exc:
-        # It has ended without reading all; its return code says the rest.
+        # The command ended without reading all; its return code tells more.
         LOG.debug('A command did not take its whole input: %s',
                   type(exc).__name__)
 
@@ -184,5 +184,5 @@ def _kill(control: websocket.WebSocket) -> None:
 def _close(channel: websocket.WebSocket) -> None:
     with contextlib.suppress(*websockets.ERRORS):
         channel.close(timeout=0)
-    # If LXD began with the goodbye, that has done nothing.
+    # close() does nothing if LXD has sent its close frame first.
     websockets.shutdown(channel)

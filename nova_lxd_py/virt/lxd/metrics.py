@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""LXD's metrics of one instance.
+"""LXD's metrics of an instance.
 
-They say more than its state does, such as the time of each CPU, but LXD
-always gathers those of all instances: for what operators ask now and then, not
-for what happens periodically. Needs the API extension ``metrics``.
+They contain more than the instance state, such as the time of each CPU, but
+LXD always collects them for all instances. Therefore they are used for
+requests of operators and not in periodic tasks. They need the API extension
+``metrics``.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ Labels = dict[str, str]
 
 
 class Metrics:
-    """What LXD measured of one instance.
+    """Metrics of one instance.
 
-    :param samples: name without ``lxd_``, labels and value of each.
+    :param samples: tuples of the name without ``lxd_``, labels and value.
     """
 
     def __init__(self, samples: Iterable[tuple[str, Labels, float]] = ()
@@ -48,19 +49,19 @@ class Metrics:
             self._samples.setdefault(name, []).append((labels, value))
 
     def all(self, name: str) -> list[tuple[Labels, float]]:
-        """Read what there is one of for each device, CPU and so on.
+        """Return the samples of a metric, such as one for each CPU.
 
-        :param name: LXD's name for it without ``lxd_``.
-        :returns: labels and values.
+        :param name: LXD's name of the metric without ``lxd_``.
+        :returns: pairs of labels and value.
         """
         return self._samples.get(name, [])
 
     def get(self, name: str, **labels: str) -> float | None:
-        """Read one value.
+        """Return one value of a metric.
 
-        :param name: LXD's name for it without ``lxd_``.
-        :param labels: those that it must have.
-        :returns: the value, None where LXD does not know it.
+        :param name: LXD's name of the metric without ``lxd_``.
+        :param labels: labels that the sample must have.
+        :returns: the value, or None if there is no such sample.
         """
         for found, value in self.all(name):
             if labels.items() <= found.items():
@@ -69,13 +70,13 @@ class Metrics:
 
 
 def read(session: lxd.Session, instance: str) -> Metrics:
-    """Ask LXD.
+    """Read the metrics of an instance.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param instance: LXD's name of the instance.
-    :returns: its metrics; none where this LXD has none, or a restricted
-        certificate may not read them.
-    :raises errors.LXDError: LXD does not answer.
+    :returns: the metrics; empty if LXD does not support them, or if a
+        restricted certificate may not read them.
+    :raises errors.LXDError: if the request fails.
     """
     if not session.has_extension('metrics'):
         return Metrics()
@@ -87,7 +88,8 @@ def read(session: lxd.Session, instance: str) -> Metrics:
                 if labels.get('name') == instance and
                 labels.get('project') == session.project)
     except (errors.PermissionDenied, errors.NotFound) as exc:
-        LOG.debug('No metrics of %s: %s', instance, exc)
+        LOG.debug('Metrics of LXD instance %s are not available: %s',
+                  instance, exc)
         return Metrics()
 
 

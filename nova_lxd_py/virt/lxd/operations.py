@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Operations that LXD goes on with after it has answered."""
+"""Background operations of LXD, which continue after it has answered."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from nova_lxd_py.virt.lxd import responses
 
 LOG = logging.getLogger(__name__)
 
-#: Longest single wait for an operation, so that progress can be shown and a
-#: dead peer is noticed.
+#: Maximum time of one wait request, in seconds, so that progress is reported
+#: and a dead peer is detected.
 WAIT_SLICE = 15
-#: The same for a caller that wants to show the progress.
+#: The same with a progress callback.
 PROGRESS_SLICE = 5
 
 Progress = Callable[[Mapping[str, Any]], None]
 
 
 class Requests(Protocol):
-    """What an operation needs of :class:`.session.Session`."""
+    """The part of :class:`.session.Session` that operations need."""
 
     def get(self, *path: str, params: Mapping[str, Any] | None = None,
             timeout: float | None = None) -> Any:
-        """Ask LXD for something."""
+        """Read an object."""
 
     def delete(self, *path: str, **kwargs: Any) -> Any:
-        """Have LXD delete something."""
+        """Delete an object."""
 
 
 class Operation:
-    """One background operation of LXD.
+    """A background operation of LXD.
 
-    :param requests: the way to LXD.
-    :param what: names the operation in errors.
-    :param metadata: what LXD answered when it began.
+    :param requests: the LXD session.
+    :param what: description of the operation for errors.
+    :param metadata: metadata of LXD's answer that started it.
     :ivar id: LXD's id of the operation.
-    :ivar metadata: what LXD said of it last.
+    :ivar metadata: the metadata that LXD returned last.
     """
 
     def __init__(self, requests: Requests, what: str,
@@ -64,12 +64,12 @@ class Operation:
 
     def wait(self, timeout: float, progress: Progress | None = None
              ) -> dict[str, Any]:
-        """Wait until LXD has finished.
+        """Wait until the operation has finished.
 
-        :param timeout: seconds to wait; the operation is cancelled then.
+        :param timeout: seconds to wait; then the operation is cancelled.
         :param progress: called with the operation's metadata between waits.
-        :returns: the operation's own metadata (may be empty).
-        :raises errors.LXDError: when it failed, was lost, or took too long.
+        :returns: the metadata of the finished operation; may be empty.
+        :raises errors.LXDError: if it failed, was lost, or timed out.
         """
         longest = WAIT_SLICE if progress is None else PROGRESS_SLICE
         deadline = time.monotonic() + timeout
@@ -99,22 +99,22 @@ class Operation:
                 progress(self.metadata)
 
     def is_running(self) -> bool:
-        """Ask whether LXD is still at it.
+        """Return whether the operation is still running.
 
-        :returns: False once it has succeeded, failed or been forgotten.
-        :raises errors.LXDError: LXD does not say.
+        :returns: False if it has succeeded, failed or been forgotten.
+        :raises errors.LXDError: if the request fails.
         """
         try:
             self.metadata = self._requests.get('operations', self.id)
         except errors.NotFound:
             return False
-        # Below 200 are its states on the way to an end.
+        # LXD's codes below 200 are states of an operation under way.
         return self.metadata['status_code'] < 200
 
     def wait_or_log(self, timeout: float) -> None:
-        """Wait until LXD has finished, whatever comes of it.
+        """Wait until the operation has finished, and ignore its result.
 
-        :param timeout: seconds to wait at most; nothing is cancelled.
+        :param timeout: maximum seconds to wait; it is not cancelled.
         """
         with contextlib.suppress(errors.LXDError):
             self._requests.get('operations', self.id, 'wait',
@@ -122,9 +122,9 @@ class Operation:
                                timeout=timeout + 10)
 
     def cancel(self) -> None:
-        """Ask LXD to give up; success is not guaranteed."""
+        """Request cancellation of the operation, which LXD may not support."""
         try:
             self._requests.delete('operations', self.id)
         except errors.LXDError as exc:
-            LOG.debug('LXD operation "%s" could not be cancelled: %s',
+            LOG.debug('Cancelling LXD operation "%s" failed: %s',
                       self._what, exc)

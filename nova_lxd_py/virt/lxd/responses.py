@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What LXD's answers mean: its words and codes as the driver's errors."""
+"""Conversion of LXD's error answers to :mod:`.errors`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from nova_lxd_py.virt.lxd import errors
 
 
 def describe(method: str, path: tuple[str, ...]) -> str:
-    """Name a request in messages."""
+    """Describe a request for error messages."""
     return f'{method} {"/".join(path) or "server"}'
 
 
-def text_of(body: bytes | str) -> str:
-    """Read LXD's complaint from an answer's body; '' where it has none."""
+def error_text(body: bytes | str) -> str:
+    """Return the error text in the body of an answer; '' if there is none."""
     try:
         return json.loads(body).get('error', '')
     except (ValueError, AttributeError):
@@ -35,17 +35,17 @@ def text_of(body: bytes | str) -> str:
 
 
 def from_response(what: str, response: requests.Response) -> errors.LXDError:
-    """Find the error that fits an answer of HTTP.
+    """Create the error for an HTTP response.
 
-    :param what: the request, for the message.
-    :param response: the answer.
+    :param what: description of the request for the message.
+    :param response: the response.
     """
-    text = text_of(response.content) or response.reason or 'no reason'
+    text = error_text(response.content) or response.reason or 'no reason'
     return from_text(what, text, response.status_code)
 
 
-#: Texts by which LXD 5.0 to 6.x and Incus name conditions for which they have
-#: no status code of their own. First match wins.
+#: Parts of error texts of LXD 5.0 to 6.x and Incus for conditions that have
+#: no status code of their own. The first match wins.
 _BY_TEXT: tuple[tuple[str, type[errors.LXDError]], ...] = (
     ('already exists', errors.AlreadyExists),
     ('already in use', errors.AlreadyExists),
@@ -64,13 +64,13 @@ _BY_CODE: dict[int, type[errors.LXDError]] = {
 
 def from_text(what: str, text: str, code: int, failed: bool = False
               ) -> errors.LXDError:
-    """Find the error that fits LXD's answer.
+    """Create the error for an answer of LXD.
 
-    :param what: the request, for the message.
-    :param text: LXD's words.
+    :param what: description of the request for the message.
+    :param text: LXD's error text.
     :param code: LXD's status code.
-    :param failed: whether it is of an operation that had begun, where 400 is
-        any failure and 401 is cancelled.
+    :param failed: whether it is the result of an operation, where 400 stands
+        for any failure and 401 for cancelled.
     """
     message = f'LXD: {text} ({what})'
     lowered = text.lower()

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The way to LXD: one authenticated session, and nothing above it knows HTTP.
+"""Session with an LXD server.
 
-This is the only module that imports pylxd. It adds to pylxd's transport what a
-compute driver cannot do without: a deadline on every request and operation,
-errors that tell apart what can be repaired from what cannot
-(:mod:`nova_lxd_py.virt.lxd.errors`), optimistic locking by ETag, and streams.
+No other module imports pylxd. It adds to pylxd's transport what a compute
+driver needs: timeouts for every request and operation, errors that distinguish
+conditions that can be recovered from (:mod:`nova_lxd_py.virt.lxd.errors`),
+optimistic locking by ETag, and streams.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from nova_lxd_py.virt.lxd import unix_adapter
 
 LOG = logging.getLogger(__name__)
 
-#: Sockets to try when no endpoint is configured.
+#: Sockets to try if no endpoint is configured.
 WELL_KNOWN_SOCKETS = (
     '/var/snap/lxd/common/lxd/unix.socket',
     '/var/lib/lxd/unix.socket',
     '/var/lib/incus/unix.socket',
 )
 
-#: Seconds for opening a connection; LXD is on this host or next door.
+#: Seconds for opening a connection to LXD, which is on this host or near.
 CONNECT_TIMEOUT = 10
 
-#: Body and connection errors of one attempt at a request.
+#: Exceptions of the HTTP and websocket libraries for a failed connection.
 _TRANSPORT_ERRORS = (requests.exceptions.RequestException, OSError,
                      websocket.WebSocketException)
 
@@ -72,11 +72,11 @@ class Session:
         self._client: pylxd.Client | None = None
         self._connecting = threading.Lock()
         self.project: str = conf.project
-        #: Seconds that an operation may take unless its caller says more.
+        #: Default timeout of an operation, in seconds.
         self.operation_timeout: float = conf.operation_timeout
         self.server: dict[str, Any] = {}
         self._pools: dict[str, dict[str, Any]] = {}
-        #: Requests sent so far, for diagnosis and measurement.
+        #: Number of requests sent, for diagnosis and benchmarks.
         self.request_count = 0
 
     # -- connection ---------------------------------------------------------
@@ -98,10 +98,10 @@ class Session:
         return not self.endpoint.startswith('https://')
 
     def connect(self) -> None:
-        """Open the session and read what the server offers.
+        """Connect to LXD and read the description of the server.
 
-        :raises errors.Unreachable: nobody answers at the endpoint.
-        :raises errors.PermissionDenied: LXD does not trust nova-compute.
+        :raises errors.Unreachable: if nothing answers at the endpoint.
+        :raises errors.PermissionDenied: if LXD does not trust nova-compute.
         """
         with self._connecting:
             if self._client is None:
@@ -123,8 +123,8 @@ class Session:
             http = pylxd.client.get_session_for_url(
                 url, verify=self._conf.server_certificate,
                 cert=(self._conf.client_certificate, self._conf.client_key))
-        # Otherwise REQUESTS_CA_BUNDLE would replace the pinned certificate
-        # and proxies of the environment would be asked for LXD.
+        # Otherwise requests would replace the pinned certificate by
+        # REQUESTS_CA_BUNDLE, and use the proxies of the environment.
         http.trust_env = False
         try:
             return pylxd.Client(
@@ -135,13 +135,12 @@ class Session:
             raise self._transport_error('connect', exc) from exc
         except (pylxd_exceptions.LXDAPIException, LookupError, TypeError,
                 ValueError) as exc:
-            raise self._no_lxd('connect') from exc
+            raise self._not_lxd('connect') from exc
 
     def has_extension(self, name: str) -> bool:
-        """Tell whether the server has an API extension.
+        """Return whether the server has an API extension.
 
         :param name: name as in LXD's ``doc/api-extensions.md``.
-        :returns: True if it has.
         """
         return name in self.server.get('api_extensions', ())
 
@@ -161,42 +160,42 @@ class Session:
 
     def get(self, *path: str, params: Mapping[str, Any] | None = None,
             timeout: float | None = None) -> Any:
-        """Read one object.
+        """Read an object.
 
-        :param path: segments below ``/1.0``.
+        :param path: path segments below ``/1.0``.
         :param params: query parameters.
         :param timeout: seconds to wait for the answer.
         :returns: the ``metadata`` of LXD's answer.
-        :raises errors.LXDError: as fits.
+        :raises errors.LXDError: if the request fails.
         """
         return self._decoded('get', path, self._request(
             'get', path, params=params, timeout=timeout))['metadata']
 
     def get_with_etag(self, *path: str) -> tuple[Any, str]:
-        """Read one object for changing it.
+        """Read an object in order to change it.
 
-        :param path: segments below ``/1.0``.
-        :returns: its metadata, and the tag to give to :meth:`put`.
-        :raises errors.LXDError: as fits.
+        :param path: path segments below ``/1.0``.
+        :returns: its metadata, and the ETag for :meth:`put`.
+        :raises errors.LXDError: if the request fails.
         """
         response = self._request('get', path)
         answer = self._decoded('get', path, response)
         return answer['metadata'], response.headers.get('ETag', '')
 
     def post(self, *path: str, **kwargs: Any) -> Any:
-        """Create something, and wait for it. See :meth:`_modify`."""
+        """Create an object, and wait for it. See :meth:`_modify`."""
         return self._modify('post', path, **kwargs)
 
     def put(self, *path: str, **kwargs: Any) -> Any:
-        """Replace something, and wait for it. See :meth:`_modify`."""
+        """Replace an object, and wait for it. See :meth:`_modify`."""
         return self._modify('put', path, **kwargs)
 
     def patch(self, *path: str, **kwargs: Any) -> Any:
-        """Change something, and wait for it. See :meth:`_modify`."""
+        """Change an object, and wait for it. See :meth:`_modify`."""
         return self._modify('patch', path, **kwargs)
 
     def delete(self, *path: str, **kwargs: Any) -> Any:
-        """Delete something, and wait for it. See :meth:`_modify`."""
+        """Delete an object, and wait for it. See :meth:`_modify`."""
         return self._modify('delete', path, **kwargs)
 
     def submit(self, method: str, *path: str, **kwargs: Any
@@ -204,10 +203,10 @@ class Session:
         """Start an operation without waiting for it.
 
         :param method: ``post``, ``put``, ``patch`` or ``delete``.
-        :param path: segments below ``/1.0``.
+        :param path: path segments below ``/1.0``.
         :param kwargs: ``body``, ``params`` and ``etag`` as in :meth:`_modify`.
-        :returns: the operation under way.
-        :raises errors.LXDError: when LXD refuses to begin.
+        :returns: the running operation.
+        :raises errors.LXDError: if LXD refuses the request.
         """
         answer = self._decoded(method, path,
                                self._request(method, path, **kwargs))
@@ -220,18 +219,18 @@ class Session:
                 progress: operations.Progress | None = None) -> Any:
         """Send a change and wait for the operation that it may start.
 
-        :param body: what to send as JSON.
+        :param body: content to send as JSON.
         :param params: query parameters.
-        :param etag: change only what still carries this tag.
+        :param etag: fail if the object's ETag is not this one.
         :param timeout: seconds that an operation may take, by default
             ``[lxd] operation_timeout``.
         :param progress: see :meth:`Operation.wait`.
-        :returns: the answer's metadata, or that of the finished operation.
-        :raises errors.LXDError: as fits.
+        :returns: the metadata of the answer, or of the finished operation.
+        :raises errors.LXDError: if the request or the operation fails.
         """
         answer = self._decoded(method, path, self._request(
             method, path, body=body, params=params, etag=etag,
-            # It answers when it has done it.
+            # PATCH is synchronous: LXD answers when the change is done.
             timeout=timeout if method == 'patch' else None))
         if answer.get('type') != 'async':
             return answer.get('metadata')
@@ -239,16 +238,16 @@ class Session:
             self, responses.describe(method, path), answer['metadata'])
         return operation.wait(timeout or self.operation_timeout, progress)
 
-    def _settle(self) -> None:
-        """Wait for what LXD may be doing after an answer was lost.
+    def _wait_for_running_operations(self) -> None:
+        """Wait for LXD's running operations after an answer was lost.
 
-        It may have taken the request all the same. Whoever cleans up after
-        the failure must not look before LXD is done.
+        LXD may have accepted the request nevertheless. A caller that cleans
+        up after the failure must not look before LXD has finished.
         """
         with contextlib.suppress(errors.LXDError):
             running = self.get('operations', params={'recursion': 1},
                                timeout=CONNECT_TIMEOUT)
-            # Most will be of others, and may take as long as they like.
+            # Most are unrelated, and may take longer.
             deadline = time.monotonic() + self._conf.request_timeout
             for operation in running.get('running', ()):
                 left = deadline - time.monotonic()
@@ -292,18 +291,18 @@ class Session:
             raise responses.from_response(what, exc.response) from None
         except _TRANSPORT_ERRORS as exc:
             if method != 'get':
-                self._settle()
+                self._wait_for_running_operations()
             raise self._transport_error(what, exc) from exc
 
     def _decoded(self, method: str, path: tuple[str, ...],
                  response: requests.Response) -> dict[str, Any]:
-        """Read an answer, which LXD puts into an envelope of its own."""
+        """Decode an answer, whose content is in LXD's ``metadata`` member."""
         try:
             answer = response.json()
         except ValueError:
             answer = None
         if not isinstance(answer, dict) or 'metadata' not in answer:
-            raise self._no_lxd(responses.describe(method, path))
+            raise self._not_lxd(responses.describe(method, path))
         return answer
 
     # -- streams ------------------------------------------------------------
@@ -312,16 +311,16 @@ class Session:
                headers: Mapping[str, str] | None = None,
                timeout: float | None = None,
                progress: operations.Progress | None = None) -> dict[str, Any]:
-        """Send a stream, for example an image, without holding it in memory.
+        """Send a stream, for example an image, without buffering it.
 
-        :param path: segments below ``/1.0``.
-        :param chunks: the content; an exception that it raises is passed on.
+        :param path: path segments below ``/1.0``.
+        :param chunks: the content; exceptions that it raises are passed on.
         :param headers: HTTP headers that LXD defines for this upload.
-        :param timeout: seconds the whole transfer and the operation after it
-            may take.
+        :param timeout: seconds that the transfer and the subsequent operation
+            may take together, by default ``[lxd] image_timeout``.
         :param progress: see :meth:`Operation.wait`.
         :returns: metadata of the operation.
-        :raises errors.LXDError: as fits.
+        :raises errors.LXDError: if the transfer or the operation fails.
         """
         timeout = timeout or self._conf.image_timeout
         began = time.monotonic()
@@ -331,7 +330,7 @@ class Session:
                 'post', path, data=iter(source), headers=headers,
                 timeout=timeout))
         except errors.LXDError:
-            # A source that breaks off breaks the connection: say the cause.
+            # An exception of the source breaks the connection: raise it.
             if source.error is not None:
                 raise source.error from None
             raise
@@ -345,13 +344,13 @@ class Session:
     def download(self, *path: str, params: Mapping[str, Any] | None = None,
                  chunk_size: int = 1 << 20,
                  ) -> Iterator[tuple[Mapping[str, str], Iterator[bytes]]]:
-        """Read a stream.
+        """Receive a stream.
 
-        :param path: segments below ``/1.0``.
+        :param path: path segments below ``/1.0``.
         :param params: query parameters.
-        :param chunk_size: bytes to yield at a time at most.
-        :returns: a context manager giving headers and the chunks.
-        :raises errors.LXDError: as fits, also while reading.
+        :param chunk_size: maximum number of bytes of a chunk.
+        :returns: a context manager that yields the headers and the chunks.
+        :raises errors.LXDError: if the request fails, also while reading.
         """
         response = self._request('get', path, params=params, stream=True)
         what = responses.describe('get', path)
@@ -373,9 +372,9 @@ class Session:
 
         :param instance: LXD's name of the instance.
         :param path: absolute path in the guest.
-        :param limit: bytes to read at most.
+        :param limit: maximum number of bytes to read.
         :returns: the content.
-        :raises errors.NotFound: there is no such file.
+        :raises errors.NotFound: if there is no such file.
         """
         with self.download('instances', instance, 'files',
                            params={'path': path}) as (_headers, chunks):
@@ -384,17 +383,19 @@ class Session:
     def write_file(self, instance: str, path: str, content: bytes, *,
                    mode: int = 0o644, uid: int = 0, gid: int = 0,
                    kind: str = 'file') -> None:
-        """Write a file into an instance through LXD, which resolves the path
-        inside the guest's root so that links cannot lead out of it.
+        """Write a file into an instance through LXD.
+
+        LXD resolves the path inside the guest's root, so that symbolic links
+        cannot lead out of it.
 
         :param instance: LXD's name of the instance.
         :param path: absolute path in the guest.
-        :param content: what to write (nothing for a directory).
+        :param content: the content; empty for a directory.
         :param mode: permission bits.
         :param uid: owner in the guest.
         :param gid: group in the guest.
         :param kind: ``file`` or ``directory``.
-        :raises errors.LXDError: as fits.
+        :raises errors.LXDError: if the request fails.
         """
         self._request('post', ('instances', instance, 'files'),
                       data=content, params={'path': path},
@@ -406,14 +407,14 @@ class Session:
 
     def websocket(self, *path: str, params: Mapping[str, Any] | None = None,
                   timeout: float | None = None) -> websocket.WebSocket:
-        """Open one of LXD's websockets.
+        """Connect to a websocket of LXD.
 
-        :param path: segments below ``/1.0``.
+        :param path: path segments below ``/1.0``.
         :param params: query parameters.
-        :param timeout: seconds for each later read or write; None waits for
-            ever, which suits only a thread of its own.
+        :param timeout: seconds for each later read or write; None means no
+            timeout, which is suitable only for a thread of its own.
         :returns: the connected websocket.
-        :raises errors.LXDError: as fits.
+        :raises errors.LXDError: if the connection fails.
         """
         query = parse.urlencode({'project': self.project, **(params or {})})
         where = '/1.0/' + '/'.join(parse.quote(p, safe='') for p in path)
@@ -438,7 +439,7 @@ class Session:
                 sock.close()
             body = getattr(exc, 'resp_body', None) or b''
             raise responses.from_text(
-                what, responses.text_of(body) or str(exc),
+                what, responses.error_text(body) or str(exc),
                 exc.status_code) from exc
         except _TRANSPORT_ERRORS as exc:
             if sock is not None:
@@ -447,9 +448,9 @@ class Session:
 
     # -- errors -------------------------------------------------------------
 
-    def _no_lxd(self, what: str) -> errors.LXDError:
+    def _not_lxd(self, what: str) -> errors.LXDError:
         return errors.Unreachable(
-            f'What answers at {self.endpoint} does not do so as LXD does '
+            f'The server at {self.endpoint} does not answer like LXD '
             f'({what}): check [lxd] endpoint')
 
     def _transport_error(self, what: str, exc: BaseException
@@ -461,23 +462,23 @@ class Session:
                 f'LXD at {self.endpoint} did not answer "{what}" in time')
         if 'Permission denied' in text:
             return errors.PermissionDenied(
-                f'nova-compute may not use the LXD socket {self.endpoint}: '
-                f'put its user into the group that owns the socket, and '
-                f'restart nova-compute')
+                f'nova-compute has no permission to use the LXD socket '
+                f'{self.endpoint}: add its user to the group that owns the '
+                f'socket, and restart nova-compute')
         if 'No such file' in text or 'FileNotFoundError' in text:
             return errors.Unreachable(
                 f'There is no LXD socket at {self.endpoint}: start LXD, or '
                 f'set [lxd] endpoint')
         if 'Fingerprints did not match' in text:
             return errors.PermissionDenied(
-                f'The server at {self.endpoint} does not show the certificate '
-                f'in {self._conf.server_certificate}')
+                f'The server at {self.endpoint} does not present the '
+                f'certificate in {self._conf.server_certificate}')
         return errors.Unreachable(
             f'LXD at {self.endpoint} does not answer ({what}): {text}')
 
 
 class _Chunks:
-    """Iterates over a source, and remembers what made it break off."""
+    """Iterator over the source of an upload that keeps its exception."""
 
     def __init__(self, chunks: Iterable[bytes], deadline: float) -> None:
         self._chunks = chunks
@@ -494,10 +495,10 @@ class _Chunks:
                     yield chunk
         except Exception as exc:
             self.error = exc
-            # requests lets foreign exceptions through as they are; a
-            # connection error is what it is to LXD.
+            # requests passes other exceptions on unchanged; for LXD, it is a
+            # broken connection.
             raise requests.exceptions.ConnectionError(
-                'the source of the upload broke off') from exc
+                'the source of the upload failed') from exc
 
 
 def _first_bytes(chunks: Iterator[bytes], limit: int) -> bytes:

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""TLS to a remote LXD: client certificate, and the server's one pinned."""
+"""TLS to a remote LXD: client certificate and pinned server certificate."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ DEFAULT_PORT = 8443
 
 
 def check_files(conf: cfg.ConfigOpts.GroupAttr) -> None:
-    """See that the certificates for an https endpoint are there.
+    """Check that the certificates for an https endpoint are usable.
 
     :param conf: the ``[lxd]`` option group.
-    :raises errors.PermissionDenied: naming the option that is unset, or whose
-        file nova-compute cannot read or use.
+    :raises errors.PermissionDenied: if an option is unset, or nova-compute
+        cannot read or use its file; the message names the option.
     """
     for option in ('client_certificate', 'client_key', 'server_certificate'):
         path = conf[option]
         if not path:
             raise errors.PermissionDenied(
-                f'[lxd] endpoint is {conf.endpoint}, which needs [lxd] '
+                f'[lxd] endpoint is {conf.endpoint}, which requires [lxd] '
                 f'{option} to be set')
         if not os.access(path, os.R_OK):
             raise errors.PermissionDenied(
@@ -58,8 +58,8 @@ def check_files(conf: cfg.ConfigOpts.GroupAttr) -> None:
 
 
 def _context(conf: cfg.ConfigOpts.GroupAttr) -> ssl.SSLContext:
-    # LXD's certificates are self-signed and name no host, so there is no
-    # authority to ask: comparing with the pinned certificate is the check.
+    # LXD's certificates are self-signed and contain no host name, so that the
+    # only check is the comparison with the pinned certificate.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -74,15 +74,15 @@ def _pinned(conf: cfg.ConfigOpts.GroupAttr) -> bytes:
 
 def connect(endpoint: str, conf: cfg.ConfigOpts.GroupAttr, timeout: float
             ) -> ssl.SSLSocket:
-    """Open a TLS connection to exactly the pinned server.
+    """Open a TLS connection to the server with the pinned certificate.
 
     :param endpoint: ``https://host[:port]``.
     :param conf: the ``[lxd]`` option group.
-    :param timeout: seconds for connecting and the handshake.
+    :param timeout: seconds for the connection and the handshake.
     :returns: the connected socket.
-    :raises errors.PermissionDenied: another certificate is shown, or our own
-        files are unusable.
-    :raises OSError: the server does not answer.
+    :raises errors.PermissionDenied: if the server presents another
+        certificate, or the files of nova-compute are unusable.
+    :raises OSError: if the server does not answer.
     """
     check_files(conf)
     url = parse.urlparse(endpoint)
@@ -98,6 +98,6 @@ def connect(endpoint: str, conf: cfg.ConfigOpts.GroupAttr, timeout: float
     if secured.getpeercert(binary_form=True) != expected:
         secured.close()
         raise errors.PermissionDenied(
-            f'The server at {endpoint} does not show the certificate in '
+            f'The server at {endpoint} does not present the certificate in '
             f'{conf.server_certificate}')
     return secured

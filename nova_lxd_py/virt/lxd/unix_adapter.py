@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""HTTP over a unix socket, with connections that are used again.
+"""HTTP over a unix socket with persistent connections.
 
-pylxd's own adapter keeps a pool of one connection for each URL, so nearly
-every request of a busy driver would open a new one.
+pylxd's own adapter keeps a pool of one connection for each URL, so that most
+requests of a busy driver would open a new connection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from requests import adapters
 import urllib3
 from urllib3 import connection
 
-#: Requests under way at the same time that find a connection kept for them.
+#: Connections that are kept open for concurrent requests.
 CONNECTIONS = 32
 
 
@@ -54,7 +54,7 @@ class _Pool(urllib3.HTTPConnectionPool):
 
 
 class UnixAdapter(adapters.HTTPAdapter):
-    """Lets requests talk to ``http+unix://<quoted path>/...``.
+    """Transport adapter of requests for ``http+unix://<quoted path>/...``.
 
     :param path: path of the socket.
     """
@@ -68,7 +68,7 @@ class UnixAdapter(adapters.HTTPAdapter):
                                         ) -> _Pool:
         return self._pool
 
-    # requests before 2.32 asks by this name.
+    # The name of this method in requests before 2.32.
     def get_connection(self, url: Any, proxies: Any = None) -> _Pool:
         return self._pool
 
@@ -80,10 +80,10 @@ class UnixAdapter(adapters.HTTPAdapter):
 
 
 def session(path: str) -> tuple[str, requests.Session]:
-    """Open a session with the server that listens on a unix socket.
+    """Create a session with the server that listens on a unix socket.
 
-    :param path: path of the socket; nothing is connected yet.
-    :returns: the base URL to use, and the session.
+    :param path: path of the socket; it is not connected yet.
+    :returns: the base URL, and the session.
     """
     url = 'http+unix://' + parse.quote(path, safe='')
     http = requests.Session()

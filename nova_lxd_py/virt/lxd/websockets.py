@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the users of LXD's websockets have in common: errors and the end."""
+"""Exceptions and shutdown of LXD's websockets."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ import socket
 
 import websocket
 
-#: What using a websocket raises when it, or the way to LXD, breaks; EOFError
-#: is eventlet's, for a socket that another thread has closed.
+#: Exceptions of a websocket whose connection is broken; EOFError is
+#: eventlet's, for a socket that another thread has closed.
 ERRORS = (websocket.WebSocketException, OSError, EOFError)
 
 
 def shutdown(channel: websocket.WebSocket) -> None:
-    """End a websocket that other threads may be reading or writing.
+    """Shut down a websocket that other threads may be reading or writing.
 
-    They are woken up, also one that waits for LXD's part of a goodbye: the
-    library's own ``abort()`` does nothing once either side has begun with
-    that. Nothing is said, since to say it could take as long as LXD does not
-    read. Again is no change.
+    Those threads are woken up, even one that waits for LXD's close frame: the
+    library's ``abort()`` does nothing once either side has begun to close. No
+    close frame is sent, because that blocks as long as LXD does not read. The
+    call is idempotent.
 
-    The socket is closed when the last of them lets go of it: under eventlet,
-    who waits for one that is closed before its turn comes is never woken up.
+    The socket itself is closed when its last user releases it: under eventlet,
+    a thread that waits for its turn on a closed socket is never woken up.
 
     :param channel: the websocket.
     """
@@ -44,12 +44,13 @@ def shutdown(channel: websocket.WebSocket) -> None:
 
 
 def release(channel: websocket.WebSocket) -> None:
-    """Free a websocket that nobody reads any more; again is no change.
+    """Release a websocket that is not read any more. Idempotent.
 
-    The library's object and its buffer hold each other, so that the socket
-    would stay open until Python looks for such circles. Without that it is
-    closed as soon as who may still be writing to it is done.
+    The websocket object and its buffer reference each other, so that the
+    socket would stay open until garbage collection. With the cycle broken, it
+    is closed as soon as a thread that may still be writing to it has finished.
 
-    :param channel: the websocket, whose connection has been hung up.
+    :param channel: the websocket, which has been shut down.
+
     """
     vars(channel).pop('frame_buffer', None)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The session with LXD, mostly where it goes wrong."""
+"""LXD session: requests, operations and errors."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ConnectionTestCase(session_case.SessionTestCase):
         self.refused(errors.Unreachable, self.session.connect)
 
     def test_no_permission_for_the_socket(self):
-        # Root may use any socket, so the kernel's answer is played here.
+        # Root may use any socket, so the kernel's error is simulated.
         def connect(sock, address):
             raise PermissionError(13, 'Permission denied')
 
@@ -86,7 +86,7 @@ class ConnectionTestCase(session_case.SessionTestCase):
         self.refused(errors.PermissionDenied, self.session.websocket,
                      'events')
 
-    def test_what_answers_is_no_lxd(self):
+    def test_server_is_not_lxd(self):
         path = os.path.join(self.lxd.folder, 'other')
         server = socket.socket(socket.AF_UNIX)
         self.addCleanup(server.close)
@@ -223,8 +223,8 @@ class ErrorsTestCase(session_case.SessionTestCase):
         self.assertIn('already running', str(error))
 
     def test_failed_operation_that_says_not_found(self):
-        # A thing that an operation misses is not the thing that was asked
-        # for.
+        # An object that an operation does not find is not the object of the
+        # request.
         self.create()
         self.lxd.fail_operation('PUT', '*/state', 'Image not found')
         self.refused(errors.OperationFailed, self.session.put, *STATE,
@@ -326,7 +326,7 @@ class OperationTestCase(session_case.SessionTestCase):
                              *STATE, body=START, timeout=1)
         self.assertLess(time.monotonic() - began, 10)
         self.assertIn('instances/c1/state', str(error))
-        # LXD was asked to give up.
+        # The operation was cancelled.
         self.assertEqual(1, self.lxd.count('DELETE', '/1.0/operations/*'))
 
     def test_deadline_by_default(self):
@@ -380,7 +380,7 @@ class OperationTestCase(session_case.SessionTestCase):
         self.assertIn(type(error), (errors.OperationLost, errors.Unreachable),
                       repr(error))
         self.assertEqual('Stopped', self.status())
-        # And the session goes on.
+        # The session is still usable.
         self.session.put(*STATE, body=START)
 
     def test_lxd_forgets_an_operation(self):
@@ -484,7 +484,7 @@ class TransportTestCase(session_case.SessionTestCase):
 
 
 class TextsTestCase(testtools.TestCase):
-    """Errors of servers that the fake is not."""
+    """Errors of other servers than the fake one."""
 
     def error(self, text, code=400, failed=False):
         return type(responses.from_text('what', text, code, failed))

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The session with LXD: uploads, downloads, websockets, TLS."""
+"""LXD session: uploads, downloads, websockets and TLS."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class StreamsTestCase(session_case.SessionTestCase):
                 next(chunks)
                 self.lxd.stop()
                 got = sum(len(chunk) for chunk in chunks)
-                # The kernel had all of it already: nothing broke then.
+                # The kernel had buffered all of it: the upload succeeded.
                 self.assertEqual(len(self.content) - 1000, got)
                 raise errors.Unreachable('unlikely')
 
@@ -262,9 +262,9 @@ class TLSTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        folder = self.lxd.folder
-        self.certificate, self.key = certificates.make(folder, 'client')
-        self.stranger = certificates.make(folder, 'stranger')
+        directory = self.lxd.folder
+        self.certificate, self.key = certificates.make(directory, 'client')
+        self.stranger = certificates.make(directory, 'stranger')
         self.url, self.server_certificate = self.lxd.listen_https(
             {self.certificate: True, self.stranger[0]: False})
         self.configure()

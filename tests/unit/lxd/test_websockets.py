@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Websockets whose other end does not answer any more."""
+"""Websockets whose peer has stopped answering."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CLOSE = b'\x88\x00'
 
 
 class SilentProxy(fixtures.Fixture):
-    """Passes everything on, until its websockets fall silent.
+    """Proxy whose websockets can stop forwarding.
 
     :param upstream: path of the socket that it leads to.
     :ivar path: path of its own.
@@ -73,8 +73,8 @@ class SilentProxy(fixtures.Fixture):
         self._threads.append(thread)
 
     def _close(self) -> None:
-        # Under eventlet, who waits for a socket that is closed goes on to wait
-        # for whatever gets its number next: so all of them end before that.
+        # Under eventlet, a thread that waits for a closed socket then waits
+        # for the next one with its number: so all threads end before.
         self._closed = True
         with (contextlib.suppress(OSError),
               socket.socket(socket.AF_UNIX) as last):
@@ -93,11 +93,11 @@ class SilentProxy(fixtures.Fixture):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def fall_silent(self) -> None:
-        """Read nothing more from any websocket."""
+        """Stop reading from all websockets."""
         self._silent.set()
 
     def say_goodbye(self) -> None:
-        """Say goodbye on all websockets."""
+        """Send a close frame on all websockets."""
         for channel in self._channels:
             with contextlib.suppress(OSError):
                 channel.sendall(_CLOSE)
@@ -120,7 +120,7 @@ class SilentProxy(fixtures.Fixture):
             while data := source.recv(4096):
                 if data.startswith(b'HTTP/1.1 101'):
                     self._channels.append(target)
-                    # Room for little that nobody reads.
+                    # A small buffer, which is not read.
                     target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
                 if source in self._channels and self._silent.is_set():
                     return
@@ -156,7 +156,7 @@ class HangUpTestCase(base.BaseTestCase):
         return thread
 
     def wait_for_goodbye(self) -> None:
-        """Wait until the library takes the connection for one that ends."""
+        """Wait until the library considers the connection closing."""
         deadline = time.monotonic() + 10
         while self.channel.connected and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -176,7 +176,7 @@ class HangUpTestCase(base.BaseTestCase):
     def test_goodbye_without_answer(self) -> None:
         thread = self.run_in_thread(self.channel.close, timeout=60)
         self.wait_for_goodbye()
-        # This is why.
+        # This is the reason for shutdown().
         self.channel.abort()
         thread.join(0.2)
         self.assertTrue(thread.is_alive())
@@ -241,7 +241,7 @@ class SilentLXDTestCase(ConsoleTestCase):
         console, far = self.open_console()
         self.lxd.wait_for(lambda: self.threads('serial-control'))
         self.proxy.fall_silent()
-        # More than there is room for on the way, so that a writer waits.
+        # More than the buffers hold, so that the writer blocks.
         far.settimeout(1)
         with contextlib.suppress(TimeoutError):
             while True:
@@ -257,19 +257,19 @@ class SilentLXDTestCase(ConsoleTestCase):
 
 
 class LetGoTestCase(ConsoleTestCase):
-    """Sockets are closed without the help of Python's garbage collector."""
+    """Sockets are closed without garbage collection."""
 
     def setUp(self) -> None:
         super().setUp()
         self.addCleanup(gc.enable)
         gc.disable()
-        # Sockets by what the kernel calls them: descriptors are used again.
+        # Sockets by their inode, because descriptors are reused.
         self.opened: list[str] = []
         connect = self.session.websocket
 
         def remembering(*args: Any, **kwargs: Any) -> websocket.WebSocket:
             channel = connect(*args, **kwargs)
-            # The other one is for events, and is opened again for good.
+            # The other one is for events, and is always reopened.
             if args[0] == 'operations':
                 inode = os.fstat(channel.sock.fileno()).st_ino
                 self.opened.append(f'socket:[{inode}]')
