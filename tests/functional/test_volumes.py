@@ -704,10 +704,10 @@ class MappedVolumeTest(unittest.TestCase):
         device = os.path.realpath(self.storage.volume().data()['device_path'])
         number = os.stat(device).st_rdev
         init = self.container(device)
-        using = fuser.users(init, number, 0)
+        using = fuser.find_users(init, number, 0)
         self.assertEqual(1, len(using))
         self.assertNotIn(init, using)
-        self.assertEqual([], fuser.users(init, number + 1, 0))
+        self.assertEqual([], fuser.find_users(init, number + 1, 0))
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

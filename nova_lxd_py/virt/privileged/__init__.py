@@ -10,19 +10,22 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Every action of the driver that needs root.
+"""Actions of the driver that run as root.
 
-nova-compute runs as an unprivileged user; what it may do as root is exactly
-what the functions in this package that carry ``@context.entrypoint`` do. They
-run in a daemon of their own (oslo.privsep), which is started at the first
-call by ``[nova_lxd_py_privileged] helper_command`` or through rootwrap.
+nova-compute runs as an unprivileged user. What the driver itself does as root
+is in the functions of this package that are decorated with
+``@context.entrypoint_with_timeout``. They run in a daemon of their own
+(oslo.privsep), which is started at the first call by
+``[nova_lxd_py_privileged] helper_command`` or through rootwrap. The driver
+also calls privileged functions of os-vif, os-brick and Nova, which run in the
+daemons of those projects.
 
-Arguments come from an unprivileged process, hence each function checks what it
-is given before it acts: devices by the names that this driver gives, so that
-the daemon cannot be used to touch the host's own. Arguments and results
-travel as msgpack: numbers, strings, bytes, lists and dictionaries only.
+Arguments come from an unprivileged process. Therefore each function validates
+them: network devices by the names that the driver gives them, mount points and
+loop devices by the ids of volumes, and paths of devices by their type. They
+are passed as msgpack: numbers, strings, bytes, lists and dictionaries only.
 
-This package is imported by the daemon too: it must not import nova.
+This package is imported by the daemon: it must not import nova.
 """
 
 from __future__ import annotations

@@ -10,11 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""libblkid, which knows the signatures of filesystems and of all else that may
-be on a block device.
+"""Interface to libblkid, which identifies the content of block devices.
 
-It is what mount, udev and the program blkid ask; starting that program takes
-nearly as long again as all that is read.
+mount, udev and the program blkid use this library, too. Running the program
+would take nearly as much time again as the probe itself.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
@@ -54,26 +53,26 @@ def _library() -> ctypes.CDLL:
 
 
 def probe(descriptor: int) -> dict[str, str] | None:
-    """Look for the signature of anything on a block device.
+    """Identify the content of a block device by its signatures.
 
-    :param descriptor: of the device, open for reading.
-    :returns: ``TYPE`` and ``USAGE`` of what is on it, ``PTTYPE`` of a
-        partition table, whichever there are; nothing if they contradict each
-        other. None if there is no signature.
-    :raises OSError: it cannot be read.
+    :param descriptor: file descriptor of the device, open for reading.
+    :returns: ``TYPE`` and ``USAGE`` of the content and ``PTTYPE`` of a
+        partition table, as far as they exist; an empty dictionary if
+        signatures contradict each other; None if there is no signature.
+    :raises OSError: if the device cannot be read.
     """
     library = _library()
     with contextlib.ExitStack() as stack:
         prober = library.blkid_new_probe()
         if not prober:
-            raise MemoryError('libblkid has no memory')
+            raise MemoryError('libblkid cannot allocate memory')
         stack.callback(library.blkid_free_probe, prober)
         if (library.blkid_probe_set_device(prober, descriptor, 0, 0) or
                 library.blkid_probe_enable_superblocks(prober, 1) or
                 library.blkid_probe_set_superblocks_flags(
                     prober, _SUBLKS_TYPE | _SUBLKS_USAGE) or
                 library.blkid_probe_enable_partitions(prober, 1)):
-            raise OSError(errno.EIO, 'libblkid does not take the device')
+            raise OSError(errno.EIO, 'libblkid does not accept the device')
         result = library.blkid_do_safeprobe(prober)
         if result == _NOTHING:
             return None

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Content of one block device copied to another one, as root.
+"""Copying of the content of block devices, as root.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
@@ -22,12 +22,12 @@ import stat
 
 from nova_lxd_py.virt import privileged
 
-#: Bytes of one call, and of one read.
+#: Maximum bytes of one call.
 CHUNK = 64 << 20
 _BLOCK = 1 << 20
 _BLANK = bytes(_BLOCK)
 
-#: Seconds for one chunk: storage that is slower than this does not answer.
+#: Seconds for one chunk; slower storage is considered dead.
 TIMEOUT = 300
 
 
@@ -43,17 +43,17 @@ def _opened(path: str, flags: int) -> int:
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
 def copy(source: str, target: str, offset: int, length: int) -> int:
-    """Copy a part of a device; it is on the storage afterwards.
+    """Copy a part of a device and flush it to the storage.
 
-    What is blank already is not written, so that storage that allocates what
-    is written does not fill up.
+    Blocks that are zero on both devices are not written, so that thinly
+    provisioned storage does not allocate them.
 
     :param source: path of the device to read.
     :param target: path of the device to write.
-    :param offset: where the part begins, in bytes.
-    :param length: bytes of it, at most CHUNK.
-    :returns: bytes that were written.
-    :raises OSError: if one of them cannot be read or written.
+    :param offset: offset of the part in bytes.
+    :param length: length of the part in bytes; at most CHUNK are copied.
+    :returns: number of bytes that were written.
+    :raises OSError: if a device cannot be read or written.
     """
     for number in (offset, length):
         if not isinstance(number, int) or number < 0:
@@ -69,7 +69,7 @@ def copy(source: str, target: str, offset: int, length: int) -> int:
             while offset < end:
                 data = os.pread(reading, min(_BLOCK, end - offset), offset)
                 if not data:
-                    raise OSError(f'{source} ends at {offset} bytes')
+                    raise OSError(f'{source} has only {offset} bytes')
                 blank = _BLANK[:len(data)]
                 if (data != blank or
                         os.pread(writing, len(data), offset) != blank):
@@ -79,7 +79,7 @@ def copy(source: str, target: str, offset: int, length: int) -> int:
                     written += len(data)
                 offset += len(data)
             os.fdatasync(writing)
-            # Neither is read again here.
+            # The pages are not read again.
             for descriptor in (reading, writing):
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:

@@ -20,15 +20,16 @@ from __future__ import annotations
 import errno
 import subprocess
 
-#: Seconds for one change; a filesystem may have a long journal to replay.
+#: Timeout in seconds; replaying a long journal takes time.
 TIMEOUT = 300
 
 
 def run(*command: str) -> str:
     """Run a program of the host.
 
-    :returns: its output.
-    :raises OSError: it failed.
+    :param command: program and arguments.
+    :returns: its standard output.
+    :raises OSError: if it fails.
     """
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True,

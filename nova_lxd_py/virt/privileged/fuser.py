@@ -10,10 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which processes of a guest use a volume, as root.
+"""Detection of processes of a guest that use a volume, as root.
 
-A guest sees nothing of a volume that leaves it: what it was writing would be
-lost. So the driver looks first, as a virtual machine's guest would be asked.
+LXD removes a volume from a guest even while processes use it, and their data
+is lost. So the driver checks before it detaches a volume, as the guest of a
+virtual machine would be asked.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
@@ -29,10 +30,10 @@ import re
 
 from nova_lxd_py.virt import privileged
 
-#: Seconds for a look at all processes of the host.
+#: Timeout of a scan of all processes of the host, in seconds.
 TIMEOUT = 60
 
-#: Where the kernel's control groups are: version 2, and beside version 1.
+#: Mount points of cgroup v2, alone and beside cgroup v1.
 _HIERARCHIES = ('/sys/fs/cgroup', '/sys/fs/cgroup/unified')
 _GROUPS = 500
 _NAME = re.compile(r'[^/\s]{1,255}')
@@ -42,15 +43,18 @@ _NS_GET_PARENT = 0xB702
 
 
 class _Namespaces:
-    """Tells which process id namespaces lie within a guest's."""
+    """Membership of processes in the pid namespaces of a guest.
+
+    :param init: process id of the guest's init on the host.
+    """
 
     def __init__(self, init: int) -> None:
         self._own = os.stat(f'/proc/{init}/ns/pid').st_ino
         self._known = {os.readlink(f'/proc/{init}/ns/pid'): True}
 
-    def hold(self, process: str) -> bool:
-        """Whether a process runs in the guest, or in a container in it."""
-        # Read, not followed: there may be thousands of them.
+    def contains(self, process: str) -> bool:
+        """Return whether a process runs in the guest or a container in it."""
+        # The link is read, not followed, as there may be thousands of them.
         name = os.readlink(f'/proc/{process}/ns/pid')
         if name not in self._known:
             self._known[name] = self._lies_within(process)
@@ -64,7 +68,7 @@ class _Namespaces:
                 try:
                     parent = fcntl.ioctl(descriptor, _NS_GET_PARENT)
                 except OSError:
-                    # That was the host's own.
+                    # This was the namespace of the host.
                     return False
                 os.close(descriptor)
                 descriptor = parent
@@ -74,10 +78,11 @@ class _Namespaces:
 
 
 class _Use:
-    """Tells which processes use a volume.
+    """Detection of the use of a volume by a process.
 
-    :param device: number of the block device; 0 for none.
-    :param filesystem: number of the filesystem (``st_dev``); 0 for none.
+    :param device: device number of the block device; 0 for none.
+    :param filesystem: device number of the filesystem (``st_dev``); 0 for
+        none.
     """
 
     def __init__(self, device: int, filesystem: int) -> None:
@@ -86,7 +91,11 @@ class _Use:
         self._others: set[str] = set()
 
     def by(self, process: str) -> bool:
-        """Whether a process has it open, has mapped it, or stands in it."""
+        """Return whether a process uses the volume.
+
+        It does if it has it open or mapped, or has its working or root
+        directory on it.
+        """
         links = [f'/proc/{process}/cwd', f'/proc/{process}/root']
         with contextlib.suppress(OSError):
             links += [f'/proc/{process}/fd/{name}'
@@ -95,7 +104,7 @@ class _Use:
             process)
 
     def _leads(self, link: str) -> bool | None:
-        """Whether a link leads to it; None for a link that is gone."""
+        """Return whether a link leads to the volume; None if it is gone."""
         try:
             about = os.stat(link)
         except OSError:
@@ -104,8 +113,11 @@ class _Use:
                     self._filesystem and about.st_dev == self._filesystem)
 
     def _mapped(self, process: str) -> bool:
-        """Whether a process has mapped it. All map the same libraries, each
-        in several parts, so that a file is looked at once."""
+        """Return whether a process has mapped a file of the volume.
+
+        Processes map the same libraries in several parts, so that each file
+        is examined only once.
+        """
         with open(f'/proc/{process}/maps', encoding='utf-8',
                   errors='surrogateescape') as stream:
             for line in stream:
@@ -123,18 +135,19 @@ class _Use:
 
 
 def _members(container: str) -> Iterator[str]:
-    """List processes of a container by its control group."""
+    """List the processes in the control groups of a container."""
     for hierarchy in _HIERARCHIES:
-        # The guest makes as many groups in its own as it likes.
-        for folder, _folders, _files in itertools.islice(
+        # The guest can create any number of groups below its own.
+        for directory, _directories, _files in itertools.islice(
                 os.walk(f'{hierarchy}/lxc.payload.{container}'), _GROUPS):
             with (contextlib.suppress(OSError),
-                  open(f'{folder}/cgroup.procs', encoding='ascii') as stream):
+                  open(f'{directory}/cgroup.procs',
+                       encoding='ascii') as stream):
                 yield from stream.read().split()
 
 
 def _is_first(process: str) -> bool:
-    """Whether a process is the first of a container of the host's."""
+    """Return whether a process is the init of a container on the host."""
     with open(f'/proc/{process}/status', encoding='utf-8',
               errors='replace') as stream:
         for line in stream:
@@ -144,8 +157,8 @@ def _is_first(process: str) -> bool:
 
 
 def _has(process: str, volume: str, filesystem: int) -> bool:
-    """Whether a process sees a volume where LXD has put it."""
-    # As LXD names the node of a block device, which it mounts.
+    """Return whether a volume is mounted in the namespace of a process."""
+    # LXD mounts the node of a block device from a file of this name.
     node = f'unix.volume--{volume.replace("-", "--")}.'
     number = f'{os.major(filesystem)}:{os.minor(filesystem)}'
     with open(f'/proc/{process}/mountinfo', encoding='utf-8',
@@ -159,18 +172,18 @@ def _has(process: str, volume: str, filesystem: int) -> bool:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
-def first(container: str, volume: str, filesystem: int) -> int:
-    """Find the first process of a guest that has a volume.
+def find_init(container: str, volume: str, filesystem: int) -> int:
+    """Find the init process of a guest with a volume.
 
-    It is the one that is first in the control group that LXC has made for a
-    container of that name, and sees the volume. LXD would say the same, but
-    looks at much else of the guest for that.
+    It is looked up in the control group that LXC creates for a container of
+    this name, which is faster than LXD's instance state.
 
-    :param container: name of the guest as LXC knows it.
+    :param container: LXC's name of the container.
     :param volume: Cinder's id of the volume.
-    :param filesystem: number of the filesystem (``st_dev``) that the guest
-        has mounted; 0 if it has the block device.
-    :returns: its process id on the host; 0 if it cannot be told.
+    :param filesystem: device number of the filesystem (``st_dev``) that is
+        mounted in the guest; 0 if it has the block device.
+    :returns: its process id on the host; 0 if there is none that sees the
+        volume.
     """
     for text in (container, volume):
         if not isinstance(text, str) or not _NAME.fullmatch(text):
@@ -186,15 +199,14 @@ def first(container: str, volume: str, filesystem: int) -> int:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
-def users(init: int, device: int, filesystem: int) -> list[int]:
+def find_users(init: int, device: int, filesystem: int) -> list[int]:
     """Find the processes of a guest that use a volume.
 
     :param init: process id of the guest's init on the host.
-    :param device: number of the block device that they may have open; 0 for
+    :param device: device number of the block device; 0 for none.
+    :param filesystem: device number of the filesystem (``st_dev``); 0 for
         none.
-    :param filesystem: number of the filesystem (``st_dev``) in which they may
-        have files open; 0 for none.
-    :returns: their process ids on the host; none if the guest is gone.
+    :returns: process ids on the host; empty if the guest has stopped.
     """
     for number in (init, device, filesystem):
         if not isinstance(number, int) or number < 0:
@@ -209,6 +221,6 @@ def users(init: int, device: int, filesystem: int) -> list[int]:
         if not process.isdecimal():
             continue
         with contextlib.suppress(OSError):
-            if guest.hold(process) and use.by(process):
+            if guest.contains(process) and use.by(process):
                 found.append(int(process))
     return found

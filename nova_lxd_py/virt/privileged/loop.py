@@ -10,13 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Loop devices: files that are volumes become block devices, as root.
+"""Loop devices for volumes and config drives that are files, as root.
 
-The loop device of a volume bears the volume's id where ``losetup`` puts a
-file's name, so that it is found again whatever its number, and no other one is
-ever touched. That of a config drive bears the server's id instead. Requests
-bypass the host's page cache where the file's filesystem allows it: the guest's
-own cache is the same memory, and a write that the guest has seen acknowledged
+The loop device of a volume has the volume's id as its file name, which
+``losetup`` shows, so that the driver finds it by that whatever its number, and
+never touches another one. The loop device of a config drive has the instance's
+UUID instead. Direct I/O is used if the file's filesystem supports it: the
+guest caches the data already, and a write that the guest has seen acknowledged
 must be on the storage.
 
 This module is imported by the privileged daemon: it must not import nova.
@@ -42,7 +42,7 @@ from nova_lxd_py.virt import privileged
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds for one change; the storage may be slow to answer.
+#: Timeout of one change in seconds; the storage may be slow to answer.
 TIMEOUT = 120
 
 # From linux/loop.h.
@@ -62,12 +62,12 @@ _CONFIG = struct.Struct(f'=2I{_INFO.size}s64s')
 _MAJOR = 7
 _LABEL = 'nova:'
 _UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
-#: os-brick names the mount of a share after a checksum of the share.
+#: os-brick names the mount point of a share by a checksum of the share.
 _SHARE = re.compile(r'(?:/[^/\0]+)+/[0-9a-f]{32}')
 
-#: Times that another process may take the free loop device first.
+#: Attempts to get a free loop device before other processes take it.
 _ATTEMPTS = 32
-#: Seconds for the kernel to let go of a device.
+#: Seconds to wait for the kernel to release a device.
 _PATIENCE = 5.0
 
 
@@ -95,7 +95,7 @@ def _opened(path: str, flags: int) -> Iterator[int]:
 
 
 def _find(label: bytes) -> _Loop | None:
-    """Look for the loop device of a volume."""
+    """Find the loop device of a volume."""
     for name in os.listdir('/sys/block'):
         if not os.path.exists(f'/sys/block/{name}/loop/backing_file'):
             continue
@@ -105,8 +105,8 @@ def _find(label: bytes) -> _Loop | None:
             with _opened(path, os.O_RDONLY) as descriptor:
                 fcntl.ioctl(descriptor, _GET_STATUS64, answer)
         except OSError as error:
-            # Gone meanwhile, or its file's storage does not answer.
-            LOG.debug('%s tells nothing: %s', path, error)
+            # Removed meanwhile, or the storage of its file does not answer.
+            LOG.debug('Loop device %s cannot be queried: %s', path, error)
             continue
         fields = _INFO.unpack(bytes(answer))
         if fields[9].rstrip(b'\0') == label:
@@ -115,7 +115,7 @@ def _find(label: bytes) -> _Loop | None:
 
 
 def _node(number: int) -> str:
-    """Name a loop device, whose node may be missing where udev is not."""
+    """Return the path of a loop device; create its node if udev did not."""
     path = f'/dev/loop{number}'
     if not os.path.exists(path):
         with contextlib.suppress(FileExistsError):
@@ -124,7 +124,7 @@ def _node(number: int) -> str:
 
 
 def _set_up(file: int, label: bytes, read_only: bool) -> str:
-    """Put a free loop device on a file."""
+    """Configure a free loop device for a file."""
     info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, _READ_ONLY if read_only else 0,
                       label, b'', b'', 0, 0)
     config = bytearray(_CONFIG.pack(file, 0, info, b''))
@@ -142,19 +142,19 @@ def _set_up(file: int, label: bytes, read_only: bool) -> str:
             try:
                 fcntl.ioctl(device, _SET_DIRECT_IO, 1)
             except OSError as error:
-                LOG.info('%s goes through the page cache of the host: %s',
-                         path, error)
+                LOG.info('Loop device %s has no direct I/O and uses the page '
+                         'cache of the host: %s', path, error)
         return path
-    raise OSError(errno.EBUSY, 'All loop devices are taken')
+    raise OSError(errno.EBUSY, 'There is no free loop device')
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
 def attach(path: str, volume_id: str, read_only: bool) -> str:
-    """Put a loop device on the file of a volume; again is no change.
+    """Attach a loop device to the file of a volume. Idempotent.
 
-    :param path: of the file, which must be a plain one.
-    :param volume_id: which volume it is.
-    :param read_only: whether nothing may be written to it.
+    :param path: path of the file, which must be a regular one.
+    :param volume_id: Cinder's id of the volume.
+    :param read_only: whether the device is read-only.
     :returns: path of the loop device.
     :raises OSError: if there is no such file, or the kernel refuses.
     """
@@ -163,35 +163,35 @@ def attach(path: str, volume_id: str, read_only: bool) -> str:
     with _opened(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
         about = os.fstat(file)
         if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, 'The volume is not a plain file', path)
+            raise OSError(errno.EINVAL, 'The volume is not a regular file',
+                          path)
         found = _find(label)
         if found is None:
             return _set_up(file, label, read_only)
         if (found.device, found.inode) != (about.st_dev, about.st_ino):
-            raise OSError(errno.EBUSY, f'{found.path} holds the volume '
-                          f'through another file', path)
+            raise OSError(errno.EBUSY, f'{found.path} is attached to another '
+                          f'file of the volume', path)
         if bool(found.flags & _READ_ONLY) != bool(read_only):
-            raise OSError(errno.EBUSY, f'{found.path} holds the volume in '
-                          f'another access mode', path)
+            raise OSError(errno.EBUSY, f'{found.path} is attached in another '
+                          f'access mode', path)
     return found.path
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
 def detach(volume_id: str, force: bool) -> bool:
-    """Take the loop device of a volume away.
+    """Detach the loop device of a volume.
 
-    :param volume_id: which volume it is.
-    :param force: if something holds the device still, have it go as soon as
-        that lets go of it.
-    :returns: whether there was one.
-    :raises OSError: if something holds it (errno EBUSY), without force.
+    :param volume_id: Cinder's id of the volume.
+    :param force: if the device is in use, detach it as soon as it is not.
+    :returns: whether there was a loop device.
+    :raises OSError: with errno EBUSY if it is in use, without force.
     """
     label = _label(volume_id)
     found = _find(label)
     if found is None:
         return False
     if not force:
-        # The kernel would let a device in use go later, unnoticed.
+        # The kernel would defer detaching a device in use, without an error.
         with _opened(found.path, os.O_RDONLY | os.O_EXCL):
             pass
     with _opened(found.path, os.O_RDONLY) as device:
@@ -208,12 +208,12 @@ def detach(volume_id: str, force: bool) -> bool:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
-def folder(volume_id: str) -> str | None:
-    """Tell in which folder the file of a volume lies.
+def share_path(volume_id: str) -> str | None:
+    """Return the mount point of the share with the file of a volume.
 
-    :param volume_id: which volume it is.
-    :returns: path of the folder if it is the mount of a share; None if not,
-        or if the volume has no loop device.
+    :param volume_id: Cinder's id of the volume.
+    :returns: path of the mount point; None if the file is not on a share, or
+        the volume has no loop device.
     """
     found = _find(_label(volume_id))
     if found is None:
@@ -225,31 +225,31 @@ def folder(volume_id: str) -> str | None:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
-def grow(volume_id: str) -> None:
-    """Have the loop device of a volume take the size of its file.
+def update_size(volume_id: str) -> None:
+    """Update the size of a volume's loop device to the size of its file.
 
-    :param volume_id: which volume it is.
-    :raises OSError: if it has none, or the kernel refuses.
+    :param volume_id: Cinder's id of the volume.
+    :raises OSError: if there is no loop device, or the kernel refuses.
     """
     found = _find(_label(volume_id))
     if found is None:
-        raise FileNotFoundError(errno.ENOENT, 'It has no loop device')
+        raise FileNotFoundError(errno.ENOENT, 'The volume has no loop device')
     with _opened(found.path, os.O_RDONLY) as device:
         fcntl.ioctl(device, _SET_CAPACITY)
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
 def release_share(path: str) -> bool:
-    """Unmount a share that no loop device needs.
+    """Unmount a share unless a loop device uses it.
 
-    :param path: where os-brick has mounted it.
-    :returns: whether it is unmounted now.
-    :raises OSError: if the kernel refuses for another reason than that the
-        share is in use.
+    :param path: mount point that os-brick has chosen.
+    :returns: whether it was unmounted.
+    :raises OSError: if the kernel refuses, other than because the share is in
+        use or not mounted.
     """
     if (not isinstance(path, str) or not _SHARE.fullmatch(path) or
             os.path.normpath(path) != path):
-        raise ValueError(f'{path!r} is not the mount of a share')
+        raise ValueError(f'{path!r} is not the mount point of a share')
     for name in os.listdir('/sys/block'):
         with contextlib.suppress(OSError):
             with open(f'/sys/block/{name}/loop/backing_file',
@@ -259,7 +259,7 @@ def release_share(path: str) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), 0):
         number = ctypes.get_errno()
-        # In use; or not mounted, or not there any more.
+        # In use, not mounted, or removed already.
         if number in (errno.EBUSY, errno.EINVAL, errno.ENOENT):
             return False
         raise OSError(number, os.strerror(number), path)

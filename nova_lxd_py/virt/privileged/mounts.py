@@ -10,12 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Filesystems on volumes: made, mounted for a guest and grown, as root.
+"""Filesystems on volumes: created, mounted for guests and grown, as root.
 
-A guest's ids are others on the host, and other ones for each server. The mount
-that a guest gets maps them: what is root's on the volume is root's in the
-guest, and what the guest writes is written with its own ids. Nothing on the
-volume is changed for that, so the next server finds it as this one left it.
+Ids of a guest are mapped to a range of host ids, which differs between
+instances. The mount for a guest is idmapped: files of root on the volume
+belong to root in the guest, and the guest creates files with its own ids. The
+volume itself does not contain host ids, so that it can be attached to any
+instance.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
@@ -34,11 +35,11 @@ from nova_lxd_py.virt.privileged import command
 from nova_lxd_py.virt.privileged import user_namespaces
 from nova_lxd_py.virt.privileged import validation
 
-#: Filesystems that can be had, and how each is made. Nothing is discarded
-#: and the whole of a large volume is not written.
+#: Supported filesystems, and the commands that create them. They neither
+#: discard blocks nor write to the whole of a large volume.
 MAKERS = {'ext4': ('mkfs.ext4', '-q', '-E', 'root_owner=0:0,nodiscard'),
           'xfs': ('mkfs.xfs', '-q', '-K')}
-#: Data for mount(2). A copy of a volume has the same UUID as the volume.
+#: Data for mount(2). A clone of a volume has the same UUID as the volume.
 _MOUNT_DATA = {'ext4': 'errors=remount-ro', 'xfs': 'nouuid'}
 
 # From linux/mount.h.
@@ -75,41 +76,41 @@ def _checked(result: int, what: str) -> int:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
-def make(device: str, kind: str, label: str) -> None:
-    """Make a filesystem on an empty volume.
+def make_filesystem(device: str, kind: str, label: str) -> None:
+    """Create a filesystem on an empty volume.
 
     :param device: path of its block device.
     :param kind: one of MAKERS.
-    :param label: up to 12 letters and digits.
-    :raises OSError: if there is anything on it, or it cannot be written.
+    :param label: label of up to 12 letters, digits and dashes.
+    :raises OSError: if the volume is not empty, or cannot be written to.
     """
     maker = MAKERS[_kind(kind)]
     if not isinstance(label, str) or not re.fullmatch(r'[a-z0-9-]{1,12}',
                                                       label):
         raise ValueError(f'{label!r} is not a label')
     path = os.path.realpath(validation.checked_device(device))
-    # Without -F and -f both refuse where they find something.
+    # Without -F and -f both programs refuse if they find a signature.
     command.run(*maker, '-L', label, path)
 
 
-def clone_tree(folder: int) -> int:
-    """Make another mount of an open folder, which is nowhere yet.
+def clone_tree(directory: int) -> int:
+    """Clone the mount of an open directory, without attaching the clone.
 
-    :param folder: descriptor of the folder.
-    :returns: descriptor of the mount.
-    :raises OSError: the kernel refuses.
+    :param directory: file descriptor of the directory.
+    :returns: file descriptor of the detached mount.
+    :raises OSError: if the kernel refuses.
     """
     return _checked(_libc.syscall(
-        _SYS_OPEN_TREE, folder, b'',
+        _SYS_OPEN_TREE, directory, b'',
         _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC), 'open_tree')
 
 
 def set_attributes(tree: int, attributes: MountAttributes) -> None:
-    """Change a mount.
+    """Change attributes of a mount with mount_setattr(2).
 
-    :param tree: descriptor of the mount.
-    :param attributes: what to change.
-    :raises OSError: the kernel refuses.
+    :param tree: file descriptor of the mount.
+    :param attributes: attributes to change.
+    :raises OSError: if the kernel refuses.
     """
     _checked(_libc.syscall(
         _SYS_MOUNT_SETATTR, tree, b'', _AT_EMPTY_PATH,
@@ -118,11 +119,11 @@ def set_attributes(tree: int, attributes: MountAttributes) -> None:
 
 
 def place_tree(tree: int, target: str) -> None:
-    """Put a mount where it is to be found.
+    """Attach a detached mount.
 
-    :param tree: descriptor of the mount.
-    :param target: the folder.
-    :raises OSError: the kernel refuses.
+    :param tree: file descriptor of the mount.
+    :param target: path of the mount point.
+    :raises OSError: if the kernel refuses.
     """
     _checked(_libc.syscall(
         _SYS_MOVE_MOUNT, tree, b'', _AT_FDCWD, os.fsencode(target),
@@ -130,12 +131,12 @@ def place_tree(tree: int, target: str) -> None:
 
 
 def _map_ids(target: str, uid_base: int, gid_base: int, size: int) -> None:
-    """Put a mount with mapped ids in place of a plain one."""
-    folder = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Replace a mount by an idmapped one."""
+    directory = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        tree = clone_tree(folder)
+        tree = clone_tree(directory)
     finally:
-        os.close(folder)
+        os.close(directory)
     try:
         with user_namespaces.user_namespace(
                 uid_base, gid_base, size) as namespace:
@@ -149,19 +150,19 @@ def _map_ids(target: str, uid_base: int, gid_base: int, size: int) -> None:
 
 
 def is_mounted(target: str) -> bool:
-    """Whether something is mounted at a folder."""
+    """Return whether a directory is a mount point."""
     with open('/proc/self/mountinfo', encoding='utf-8') as stream:
         return any(line.split()[4] == target for line in stream)
 
 
 def attach_plain(device: str, kind: str, target: str, flags: int) -> None:
-    """Mount a filesystem as it is.
+    """Mount a filesystem without mapping ids.
 
     :param device: path of the volume's block device.
     :param kind: one of MAKERS.
-    :param target: the folder.
-    :param flags: for mount(2).
-    :raises OSError: the kernel refuses.
+    :param target: path of the mount point.
+    :param flags: flags for mount(2).
+    :raises OSError: if the kernel refuses.
     """
     path = os.path.realpath(validation.checked_device(device))
     kind = _kind(kind)
@@ -171,27 +172,27 @@ def attach_plain(device: str, kind: str, target: str, flags: int) -> None:
 
 
 def detach_mounts(target: str, force: bool) -> bool:
-    """Unmount whatever is mounted at a folder.
+    """Unmount all that is mounted at a directory.
 
-    :param target: the folder.
-    :param force: if something uses it still, have it go as soon as that ends.
-    :returns: whether there was anything.
-    :raises OSError: something uses it (errno EBUSY), without force.
+    :param target: path of the directory.
+    :param force: if it is in use, unmount it lazily (``MNT_DETACH``).
+    :returns: whether anything was mounted.
+    :raises OSError: with errno EBUSY if it is in use, without force.
     """
     found = False
     while is_mounted(target):
         found = True
         if force:
-            # Where something keeps it, its device may go before it does.
+            # A lazy unmount may complete after the device has gone.
             with contextlib.suppress(OSError):
-                _sync_folder(target)
+                _sync_directory(target)
         _checked(_libc.umount2(
             os.fsencode(target),
             _UMOUNT_NOFOLLOW | (_MNT_DETACH if force else 0)), 'umount')
     return found
 
 
-def _sync_folder(path: str) -> None:
+def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         sync_filesystem(descriptor)
@@ -200,31 +201,31 @@ def _sync_folder(path: str) -> None:
 
 
 def sync_filesystem(descriptor: int) -> None:
-    """Write all that a filesystem has in the host's memory.
+    """Write the dirty data of a filesystem to its device.
 
-    :param descriptor: of anything on it.
-    :raises OSError: it could not be written.
+    :param descriptor: file descriptor of any file on the filesystem.
+    :raises OSError: if it cannot be written.
     """
     _checked(_libc.syncfs(descriptor), 'syncfs')
 
 
 def make_directory(target: str) -> None:
-    """Make the folder of a mount, which nobody can use before.
+    """Create a mount point that is inaccessible until it is mounted.
 
-    :param target: the folder.
+    :param target: path of the mount point.
     """
     os.makedirs(os.path.dirname(validation.checked_target(target)), mode=0o711,
                 exist_ok=True)
-    # A guest that got the bare folder could not write to it.
+    # A guest that is given the directory itself cannot write to it.
     with contextlib.suppress(FileExistsError):
         os.mkdir(target, mode=0o000)
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
-def prepare(target: str) -> None:
-    """Make the folder of a mount, which nobody can use before.
+def create_mount_point(target: str) -> None:
+    """Create a mount point that is inaccessible until it is mounted.
 
-    :param target: the folder.
+    :param target: path of the mount point.
     """
     make_directory(target)
 
@@ -234,17 +235,17 @@ def mount(device: str, kind: str, target: str, read_only: bool,
           uid_base: int, gid_base: int, size: int) -> None:
     """Mount the filesystem of a volume with the ids of a guest.
 
-    What is mounted there already is unmounted before. A journal that was left
-    is replayed by the kernel; nothing else is repaired.
+    A mount that exists at the mount point is unmounted first. The kernel
+    replays the journal of the filesystem; it is not repaired otherwise.
 
     :param device: path of the volume's block device.
     :param kind: one of MAKERS.
-    :param target: the folder, which ends with the volume's id.
-    :param read_only: whether nothing may be written to it.
-    :param uid_base: user of the host that is root in the guest.
-    :param gid_base: group of the host that is root's in the guest.
-    :param size: how many ids follow in both; 0 does not map them, for a guest
-        with the ids of the host.
+    :param target: path of the mount point, which ends with the volume's id.
+    :param read_only: whether the mount is read-only.
+    :param uid_base: host uid of root in the guest.
+    :param gid_base: host gid of root in the guest.
+    :param size: number of mapped ids in both ranges; 0 disables mapping, for a
+        privileged guest.
     :raises OSError: if the kernel refuses.
     """
     validation.check_ids(uid_base, gid_base, size)
@@ -266,10 +267,10 @@ def mount(device: str, kind: str, target: str, read_only: bool,
 def unmount(target: str, force: bool) -> bool:
     """Unmount the filesystem of a volume.
 
-    :param target: the folder.
-    :param force: if something uses it still, have it go as soon as that ends.
+    :param target: path of the mount point.
+    :param force: if it is in use, unmount it lazily (``MNT_DETACH``).
     :returns: whether it was mounted.
-    :raises OSError: if something uses it (errno EBUSY), without force.
+    :raises OSError: with errno EBUSY if it is in use, without force.
     """
     found = detach_mounts(validation.checked_target(target), force)
     with contextlib.suppress(OSError):
@@ -278,8 +279,8 @@ def unmount(target: str, force: bool) -> bool:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
-def is_held(device: str) -> bool:
-    """Whether a filesystem or anything else of the kernel uses a device.
+def is_in_use(device: str) -> bool:
+    """Return whether the kernel uses a device, for example as a filesystem.
 
     :param device: path of the block device.
     """
@@ -295,16 +296,17 @@ def is_held(device: str) -> bool:
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def grow(device: str, kind: str, target: str) -> None:
-    """Have a mounted filesystem fill its volume.
+    """Grow a mounted filesystem to the size of its volume.
 
     :param device: path of the volume's block device.
     :param kind: one of MAKERS.
-    :param target: where it is mounted.
+    :param target: path of the mount point.
     :raises OSError: if the kernel refuses.
     """
     path = os.path.realpath(validation.checked_device(device))
     if not is_mounted(validation.checked_target(target)):
-        raise FileNotFoundError(errno.ENOENT, 'It is not mounted', target)
+        raise FileNotFoundError(errno.ENOENT, 'The volume is not mounted',
+                                target)
     if _kind(kind) == 'xfs':
         command.run('xfs_growfs', '-d', target)
     else:
@@ -313,10 +315,10 @@ def grow(device: str, kind: str, target: str) -> None:
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def freeze(target: str) -> bool:
-    """Bring a filesystem to rest, so that its device can be copied.
+    """Freeze a filesystem, so that its device can be copied. Idempotent.
 
-    :param target: where it is mounted.
-    :returns: whether it is mounted at all.
+    :param target: path of the mount point.
+    :returns: whether it is mounted.
     :raises OSError: if the kernel refuses.
     """
     return _freeze(target, _FIFREEZE, errno.EBUSY)
@@ -324,10 +326,10 @@ def freeze(target: str) -> bool:
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def thaw(target: str) -> bool:
-    """Let a filesystem be written to again; again is no change.
+    """Thaw a frozen filesystem. Idempotent.
 
-    :param target: where it is mounted.
-    :returns: whether it is mounted at all.
+    :param target: path of the mount point.
+    :returns: whether it is mounted.
     :raises OSError: if the kernel refuses.
     """
     return _freeze(target, _FITHAW, errno.EINVAL)

@@ -10,7 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Network devices of ports, as root."""
+"""Network devices of ports, created and configured as root.
+
+This module is imported by the privileged daemon: it must not import nova.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ from nova_lxd_py.virt import privileged
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds for one change of a network device. The kernel takes milliseconds,
-#: up to some hundred while it tears down many namespaces at once.
+#: Timeout of one change of a network device, in seconds. The kernel takes
+#: milliseconds, or some hundred while it tears down many namespaces.
 NETWORK_TIMEOUT = 30
 
 # Ports are named by a prefix and the first 11 characters of their UUID.
@@ -52,7 +55,7 @@ _IPV6_SETTINGS = '/proc/sys/net/ipv6/conf'
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_STXCSUM = 0x17
 
-#: Smallest MTU that IPv4 allows, and the largest a veth takes.
+#: The minimum MTU of IPv4 to the maximum MTU of a veth device.
 _MTU_RANGE = range(68, 65536)
 
 
@@ -76,10 +79,10 @@ def _mtu(mtu: int) -> int:
 
 @contextlib.contextmanager
 def _netlink() -> Iterator[pyroute2.IPRoute]:
-    """Talk to the kernel; its refusals become OSError, whatever the library.
+    """Open a netlink socket; errors of the kernel are raised as OSError.
 
-    Only the daemon does so: pyroute2 runs an event loop, which does not go
-    together with an eventlet-patched nova-compute.
+    It is used in the daemon only: pyroute2 runs an event loop, which does not
+    work in an eventlet-patched nova-compute.
     """
     try:
         with pyroute2.IPRoute() as netlink:
@@ -110,13 +113,13 @@ def _index(netlink: pyroute2.IPRoute, name: str) -> int:
 
 
 def _disable_ipv6(name: str) -> None:
-    """Keep the host itself off a port.
+    """Keep the host itself off the network of a port.
 
-    Otherwise the host would give the device a link-local address, and be a
-    neighbour on the tenant's network.
+    Otherwise the host would assign a link-local address to the device, and be
+    a neighbour on the tenant's network.
     """
     path = f'{_IPV6_SETTINGS}/{name}/disable_ipv6'
-    # Absent where the kernel has no IPv6.
+    # The path does not exist if the kernel has no IPv6.
     if os.path.exists(path):
         with open(path, 'w', encoding='ascii') as sysctl:
             sysctl.write('1')
@@ -125,17 +128,18 @@ def _disable_ipv6(name: str) -> None:
 @privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def create_veth(outer: str, inner: str, mac: str | None, mtu: int,
                 routed: bool) -> None:
-    """Make a pair of connected devices.
+    """Create a veth pair.
 
-    The outer one is up. The inner one is down: LXD brings it up in the guest.
+    The outer end is set up. The inner end stays down until LXD sets it up in
+    the guest.
 
     :param outer: name of the end that stays on the host.
-    :param inner: name of the end that is for the guest.
+    :param inner: name of the end for the guest.
     :param mac: MAC address of the inner end; None for a random one.
     :param mtu: MTU of both ends, in bytes.
-    :param routed: whether the host itself may use IPv6 on the outer end.
-    :raises OSError: if the kernel refuses, for instance because a device of
-        one of the names exists (errno EEXIST).
+    :param routed: whether the host may use IPv6 on the outer end.
+    :raises OSError: if the kernel refuses, for example with errno EEXIST if a
+        device with one of the names exists.
     """
     peer = {'ifname': _device(inner), 'mtu': _mtu(mtu)}
     if mac is not None:
@@ -143,7 +147,7 @@ def create_veth(outer: str, inner: str, mac: str | None, mtu: int,
     with _netlink() as netlink:
         netlink.link('add', kind='veth', ifname=_device(outer), mtu=mtu,
                      peer=peer)
-        # The guest's namespace has a setting of its own for the inner end.
+        # The inner end has a setting of its own in the guest's namespace.
         for name in (inner,) if routed else (inner, outer):
             _disable_ipv6(name)
         netlink.link('set', index=_index(netlink, outer), state='up')
@@ -153,7 +157,8 @@ def create_veth(outer: str, inner: str, mac: str | None, mtu: int,
 def delete_device(name: str) -> bool:
     """Delete the device of a port, with its peer if it is a veth.
 
-    :returns: whether there was one.
+    :param name: name of the device.
+    :returns: whether it existed.
     :raises OSError: if the kernel refuses.
     """
     with _netlink() as netlink:
@@ -163,7 +168,7 @@ def delete_device(name: str) -> bool:
         try:
             netlink.link('del', index=index)
         except netlink_exceptions.NetlinkError:
-            # Its peer, or the namespace that held it, can go at this moment.
+            # The peer, or the namespace that it was in, may go concurrently.
             if _find(netlink, name) is not None:
                 raise
             return False
@@ -172,9 +177,10 @@ def delete_device(name: str) -> bool:
 
 @privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def set_mtu(name: str, mtu: int) -> None:
-    """Set the MTU of a device of a port.
+    """Set the MTU of the device of a port.
 
-    :param mtu: in bytes.
+    :param name: name of the device.
+    :param mtu: MTU in bytes.
     :raises OSError: if there is no such device or the kernel refuses.
     """
     with _netlink() as netlink:
@@ -184,8 +190,10 @@ def set_mtu(name: str, mtu: int) -> None:
 
 @privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def add_to_bridge(name: str, bridge: str) -> None:
-    """Make a device a port of a Linux bridge; again is no change.
+    """Add a device to a Linux bridge. Idempotent.
 
+    :param name: name of the device.
+    :param bridge: name of the bridge.
     :raises OSError: if either does not exist or the kernel refuses.
     """
     if not isinstance(bridge, str) or not _BRIDGE.fullmatch(bridge):
@@ -197,13 +205,14 @@ def add_to_bridge(name: str, bridge: str) -> None:
 
 @privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def disable_checksum_offload(name: str) -> None:
-    """Have the sender of a device compute checksums (``ethtool -K tx off``).
+    """Disable transmit checksum offload (``ethtool -K tx off``).
 
-    Open vSwitch's userspace datapath takes packets off a device as they are,
-    and a veth leaves the checksum for a network card that is never passed:
-    every TCP and UDP packet would arrive damaged. The setting moves with the
-    device into the guest's namespace.
+    The userspace datapath of Open vSwitch takes packets off a device
+    unchanged. A veth leaves the checksum to a network card, which these
+    packets never pass, so that all TCP and UDP packets would arrive damaged.
+    The setting is kept when the device moves into the guest's namespace.
 
+    :param name: name of the device.
     :raises OSError: if there is no such device or the kernel refuses.
     """
     # struct ethtool_value {cmd, data}, by address in struct ifreq.
@@ -216,13 +225,14 @@ def disable_checksum_offload(name: str) -> None:
 
 @privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def join(one: str, other: str) -> None:
-    """Send what comes in on either of two devices out on the other.
+    """Redirect packets received on each of two devices to the other one.
 
-    Brings both up. Again is no change.
+    Both are set up. Idempotent.
 
-    :raises OSError: if either does not exist or the kernel refuses, which it
-        does with ENOENT where it has no ingress qdisc, ``cls_u32`` or
-        ``act_mirred``.
+    :param one: name of a device.
+    :param other: name of the other device.
+    :raises OSError: if either does not exist or the kernel refuses; with errno
+        ENOENT if it lacks the ingress qdisc, ``cls_u32`` or ``act_mirred``.
     """
     pair = _device(one), _device(other)
     with _netlink() as netlink:
@@ -241,23 +251,24 @@ def join(one: str, other: str) -> None:
 
 @privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def set_limit(name: str, rate: int, peak: int, burst: int) -> None:
-    """Limit what a device sends, in place of any earlier limit.
+    """Limit the transmit rate of a device; replaces an earlier limit.
 
-    :param rate: bytes per second in the long run.
-    :param peak: bytes per second while a burst lasts.
+    :param name: name of the device.
+    :param rate: average rate in bytes per second.
+    :param peak: rate during a burst, in bytes per second.
     :param burst: bytes that may be sent at the peak rate.
-    :raises OSError: if there is no such device or the kernel refuses, which it
-        does with ENOENT where it has no HTB.
+    :raises OSError: if there is no such device or the kernel refuses; with
+        errno ENOENT if it lacks HTB.
     """
     for number in (rate, peak, burst):
         if not isinstance(number, int) or not 0 < number < 2 ** 63:
-            raise ValueError(f'{number!r} is no rate and no size')
+            raise ValueError(f'{number!r} is neither a rate nor a size')
     with _netlink() as netlink:
         index = _index(netlink, _device(name))
-        # Sender's packets wait here: not longer than a tenth of a second.
+        # A queue of a tenth of a second at the average rate.
         netlink.link('set', index=index,
                      txqlen=min(max(rate // 10 // 1500, 20), 1000))
-        # HTB cannot be changed, but its class can.
+        # An HTB qdisc cannot be replaced, but its class can.
         with _tolerate(errno.EEXIST):
             netlink.tc('add', 'htb', index, handle=_ROOT, default=1)
         netlink.tc('replace-class', 'htb', index, handle=_ROOT + 1,
@@ -267,12 +278,13 @@ def set_limit(name: str, rate: int, peak: int, burst: int) -> None:
 
 @privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def remove_limit(name: str) -> None:
-    """Take back what :func:`set_limit` set, if anything.
+    """Remove the limit of :func:`set_limit`, if there is one.
 
+    :param name: name of the device.
     :raises OSError: if there is no such device or the kernel refuses.
     """
     with _netlink() as netlink:
         index = _index(netlink, _device(name))
-        # EINVAL and ENOENT: there is none.
+        # EINVAL and ENOENT: there is no limit.
         with _tolerate(errno.ENOENT, errno.EINVAL):
             netlink.tc('del', 'htb', index, handle=_ROOT)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is on a volume.
+"""Identification of the content of volumes, as root.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
@@ -25,22 +25,22 @@ from nova_lxd_py.virt.privileged import blkid
 from nova_lxd_py.virt.privileged import command
 from nova_lxd_py.virt.privileged import validation
 
-#: As os-brick names encrypted volumes.
+#: Name that os-brick gives to the opened device of an encrypted volume.
 _OPENED = re.compile(r'/dev/mapper/crypt-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-'
                      r'[0-9a-f]{12}')
 
-#: Bytes in which an empty volume has to be blank.
+#: Bytes at the beginning of a volume that must be zero for it to be empty.
 _BEGINNING = 1 << 20
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def content(device: str) -> str:
-    """Tell what is on a volume.
+    """Identify the content of a volume.
 
     :param device: path of its block device.
-    :returns: the filesystem's name; '' if there is no signature of anything
-        on it; something else, such as ``unknown``, for any other content.
-    :raises OSError: if it cannot be read.
+    :returns: name of the filesystem; '' if the volume is empty; another
+        string, such as ``unknown``, for any other content.
+    :raises OSError: if the volume cannot be read.
     """
     return _content(device)
 
@@ -50,8 +50,8 @@ def _content(device: str) -> str:
     with open(path, 'rb') as stream:
         found = blkid.probe(stream.fileno())
         if found is None:
-            # So must wipefs say, and it must be blank where a signature would
-            # be.
+            # wipefs must agree, and the part where signatures are must be
+            # zero.
             signatures = command.run('wipefs', '--no-act', '--parsable', path)
             blank = all(line.startswith('#')
                         for line in signatures.splitlines()) and (
@@ -63,7 +63,7 @@ def _content(device: str) -> str:
 
 
 def _begins_blank(descriptor: int) -> bool:
-    # Not from where libblkid has left off.
+    # Read with offsets: libblkid has moved the file position.
     offset = 0
     while offset < _BEGINNING:
         part = os.pread(descriptor, _BEGINNING - offset, offset)
@@ -77,16 +77,17 @@ def _begins_blank(descriptor: int) -> bool:
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def make_blank(device: str) -> None:
-    """Make the beginning of a volume that has just been encrypted, on which
-    nothing has been written yet, as blank as that of any other new volume.
+    """Zero the beginning of a volume that has just been encrypted.
 
-    One that holds anything that has a name is left as it is.
+    Before the first write, the decrypted content is random, and would be taken
+    for unknown data. A volume with any known signature is left unchanged.
 
-    :param device: path of the opened volume.
-    :raises OSError: if it cannot be written, or something uses it.
+    :param device: path of the opened device.
+    :raises OSError: if it cannot be written, or is in use.
     """
     if not isinstance(device, str) or not _OPENED.fullmatch(device):
-        raise ValueError(f'{device!r} is not an opened volume')
+        raise ValueError(
+            f'{device!r} is not the device of an encrypted volume')
     if _content(device) != 'unknown':
         return
     descriptor = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)

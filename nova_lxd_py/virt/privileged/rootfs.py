@@ -10,16 +10,16 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Root filesystems on volumes: unpacked to and mounted for guests, as root.
+"""Root filesystems on volumes: unpacked, and mounted for guests, as root.
 
-A volume that a server boots from has a filesystem, and in that a folder with
-the server's root. The folder gets its name when it is complete: without it
-the filesystem is one that an interrupted first boot has left. A filesystem
-that is a server's root as a whole will do as well.
+A boot volume has a filesystem with the instance's root in a directory. The
+directory is renamed to its final name when it is complete: without it, the
+first boot of the volume was interrupted. A filesystem whose top level is a
+root filesystem is supported as well.
 
-What is on a volume was written by tenants. So no link in it is ever followed
-by the host: the mount of a guest's root is made from an open folder, and has
-nothing above it.
+The content of a volume is written by tenants. Therefore the host never follows
+a symbolic link in it: the mount of a guest's root is cloned from an open
+directory, and contains nothing above that.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
@@ -40,32 +40,32 @@ from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.privileged import user_namespaces
 from nova_lxd_py.virt.privileged import validation
 
-#: Seconds for reading an image on a volume.
+#: Timeout for reading the image on a volume, in seconds.
 READ_TIMEOUT = 3600
 
-#: Folder of a volume with the root of a server.
-FOLDER = 'rootfs'
-#: Folder of a volume in which that is unpacked.
+#: Directory on a volume with the root filesystem of an instance.
+ROOT_DIRECTORY = 'rootfs'
+#: Directory on a volume in which the root filesystem is unpacked.
 STAGING = 'nova-unpack'
 
-#: What :func:`examine` may find.
+#: Results of :func:`root_state`.
 READY, UNFINISHED, OTHER = 'ready', 'unfinished', 'other'
 
-#: Names of folders or links that any root of a Linux system has.
+#: Directories or links that every Linux root filesystem has.
 _WHOLE = ('etc', 'sbin')
 
-#: Bytes that are cleared at the beginning of a volume.
+#: Bytes to zero at the beginning of a volume.
 _HEAD = 1 << 20
-#: Bytes to read at a time.
+#: Bytes per read.
 CHUNK = 4 << 20
 
 _WRAPPER = 'root-'
 
-_OPEN_FOLDER = (os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+_OPEN_DIRECTORY = (os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-def wrapper(identifier: str) -> str:
-    """Name the folder in which the mount of a root is.
+def mount_parent(identifier: str) -> str:
+    """Return the name of the directory with the mount point of a root.
 
     :param identifier: Cinder's id of the volume.
     """
@@ -74,22 +74,22 @@ def wrapper(identifier: str) -> str:
 
 def _root_target(target: str) -> str:
     validation.checked_target(target)
-    folder, identifier = os.path.split(target)
-    if os.path.basename(folder) != wrapper(identifier):
-        raise ValueError(f'{target!r} is not a folder for a root')
+    directory, identifier = os.path.split(target)
+    if os.path.basename(directory) != mount_parent(identifier):
+        raise ValueError(f'{target!r} is not the mount point of a root')
     return target
 
 
 # -- what is on a volume ----------------------------------------------------
 
 @privileged.context.entrypoint_with_timeout(READ_TIMEOUT)
-def holds(device: str, size: int, checksum: str) -> bool:
-    """Whether a volume begins with just the bytes of an image.
+def contains_image(device: str, size: int, checksum: str) -> bool:
+    """Return whether a volume begins with exactly the bytes of an image.
 
     :param device: path of the volume's block device.
-    :param size: bytes of the image.
-    :param checksum: MD5 of the image in hexadecimal, as Cinder knows it.
-    :raises OSError: it cannot be read.
+    :param size: size of the image in bytes.
+    :param checksum: MD5 of the image in hexadecimal, as Cinder records it.
+    :raises OSError: if the volume cannot be read.
     """
     return _digest(validation.checked_device(device), size) == checksum
 
@@ -105,39 +105,40 @@ def _digest(path: str, size: int) -> str:
                 return ''
             digest.update(chunk)
             size -= len(chunk)
-        # The guest's data should not have to make room for it.
+        # Do not let the data displace other data from the page cache.
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return digest.hexdigest()
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def read(device: str, position: int, size: int) -> bytes:
-    """Read a part of the image that a volume holds.
+    """Read a part of the image on a volume.
 
     :param device: path of the volume's block device.
-    :param position: of its first byte.
-    :param size: bytes, CHUNK at most.
-    :raises OSError: it cannot be read.
+    :param position: offset of the part in bytes.
+    :param size: length of the part in bytes, at most CHUNK.
+    :raises OSError: if the volume cannot be read.
     """
     if not isinstance(position, int) or position < 0 or size > CHUNK:
-        raise ValueError(f'{size!r} bytes from {position!r} are no part')
+        raise ValueError(f'{size!r} bytes at {position!r} cannot be read')
     with open(validation.checked_device(device), 'rb', buffering=0) as stream:
         stream.seek(position)
         return stream.read(size)
 
 
 @privileged.context.entrypoint_with_timeout(READ_TIMEOUT)
-def blank(device: str, size: int, checksum: str) -> None:
-    """Remove the image that a volume holds, and nothing else.
+def wipe_image(device: str, size: int, checksum: str) -> None:
+    """Remove the image on a volume, and nothing else.
 
     :param device: path of the volume's block device.
-    :param size: as for :func:`holds`.
-    :param checksum: as for :func:`holds`.
-    :raises OSError: the volume holds something else, or cannot be written.
+    :param size: size of the image in bytes.
+    :param checksum: MD5 of the image in hexadecimal.
+    :raises OSError: if the volume contains other data, or cannot be written.
     """
     path = os.path.realpath(validation.checked_device(device))
     if _digest(path, size) != checksum:
-        raise OSError(errno.EBUSY, 'It holds something else than its image')
+        raise OSError(errno.EBUSY, 'The volume contains other data than its '
+                      'image')
     command.run('wipefs', '--all', '--quiet', path)
     with open(path, 'r+b', buffering=0) as stream:
         stream.write(bytes(_HEAD))
@@ -147,14 +148,14 @@ def blank(device: str, size: int, checksum: str) -> None:
 @contextlib.contextmanager
 def _mounted(device: str, kind: str, target: str, flags: int
              ) -> Iterator[int]:
-    """Mount a volume for a moment, and open its topmost folder."""
+    """Mount a volume temporarily, and open its top-level directory."""
     _attach(device, kind, target, flags)
     try:
-        folder = os.open(target, _OPEN_FOLDER)
+        directory = os.open(target, _OPEN_DIRECTORY)
         try:
-            yield folder
+            yield directory
         finally:
-            os.close(folder)
+            os.close(directory)
     finally:
         mounts.detach_mounts(target, False)
 
@@ -165,64 +166,65 @@ def _attach(device: str, kind: str, target: str, flags: int) -> None:
     mounts.attach_plain(device, kind, target, flags)
 
 
-def _is(folder: int, name: str, *kinds: int) -> bool:
+def _is(directory: int, name: str, *kinds: int) -> bool:
     try:
-        about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        about = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return stat.S_IFMT(about.st_mode) in kinds
 
 
-def _find(folder: int) -> str:
-    if _is(folder, FOLDER, stat.S_IFDIR):
+def _find(directory: int) -> str:
+    if _is(directory, ROOT_DIRECTORY, stat.S_IFDIR):
         return READY
-    if _is(folder, STAGING, stat.S_IFDIR):
+    if _is(directory, STAGING, stat.S_IFDIR):
         return UNFINISHED
-    if all(_is(folder, name, stat.S_IFDIR, stat.S_IFLNK) for name in _WHOLE):
+    if all(_is(directory, name, stat.S_IFDIR, stat.S_IFLNK)
+           for name in _WHOLE):
         return READY
-    # Interrupted before anything was unpacked.
-    if not set(os.listdir(folder)) - {'lost+found'}:
+    # The first boot was interrupted before anything was unpacked.
+    if not set(os.listdir(directory)) - {'lost+found'}:
         return UNFINISHED
     return OTHER
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
-def examine(device: str, kind: str, target: str) -> str:
-    """Tell whether a server can boot from the filesystem of a volume.
+def root_state(device: str, kind: str, target: str) -> str:
+    """Check whether an instance can boot from the filesystem of a volume.
 
-    A journal that was left is replayed by the kernel.
+    The kernel replays the journal of the filesystem.
 
     :param device: path of the volume's block device.
-    :param kind: the filesystem's name.
-    :param target: a folder to mount it at meanwhile.
-    :returns: READY, UNFINISHED for what a first boot left that was
-        interrupted, or OTHER.
-    :raises OSError: it cannot be mounted.
+    :param kind: name of the filesystem.
+    :param target: temporary mount point.
+    :returns: READY, UNFINISHED if the first boot was interrupted, or OTHER.
+    :raises OSError: if it cannot be mounted.
     """
     with _mounted(device, kind, validation.checked_target(target),
                   mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV |
-                  mounts.MS_NOEXEC) as folder:
-        return _find(folder)
+                  mounts.MS_NOEXEC) as directory:
+        return _find(directory)
 
 
 # -- unpacking --------------------------------------------------------------
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def open_staging(device: str, kind: str, target: str) -> str:
-    """Mount a volume for LXD to unpack an image to.
+    """Mount a volume with an empty directory for LXD to unpack an image to.
 
     :param device: path of the volume's block device.
-    :param kind: the filesystem's name.
-    :param target: the folder to mount it at.
-    :returns: path of an empty folder on it.
-    :raises OSError: it cannot be mounted, or there is a root on it already.
+    :param kind: name of the filesystem.
+    :param target: path of the mount point.
+    :returns: path of the directory.
+    :raises OSError: if it cannot be mounted, or contains a root already.
     """
     _attach(device, kind, validation.checked_target(target),
             mounts.MS_NOSUID | mounts.MS_NODEV)
     with contextlib.ExitStack() as undo:
         undo.callback(mounts.detach_mounts, target, True)
-        if os.path.lexists(f'{target}/{FOLDER}'):
-            raise FileExistsError(errno.EEXIST, 'It has a root already')
+        if os.path.lexists(f'{target}/{ROOT_DIRECTORY}'):
+            raise FileExistsError(errno.EEXIST, 'The volume contains a root '
+                                  'filesystem already')
         _clear(target)
         os.mkdir(f'{target}/{STAGING}', mode=0o711)
         undo.pop_all()
@@ -231,40 +233,42 @@ def open_staging(device: str, kind: str, target: str) -> str:
 
 def _clear(target: str) -> None:
     if os.path.lexists(f'{target}/{STAGING}'):
-        # Never follows a link; refuses a link in place of the folder.
+        # Never follows a link, and refuses a link in place of the directory.
         shutil.rmtree(f'{target}/{STAGING}')
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def complete(target: str) -> None:
-    """Make what LXD has unpacked the root that a server boots from.
+    """Turn what LXD has unpacked into the root filesystem of the volume.
 
-    :param target: where the volume is mounted.
-    :raises OSError: there is not just one container in the workshop.
+    :param target: path of the mount point.
+    :raises OSError: unless exactly one container has been unpacked.
     """
     containers = f'{validation.checked_target(target)}/{STAGING}/containers'
     names = os.listdir(containers)
     if len(names) != 1:
-        raise OSError(errno.ENOENT, f'There are {len(names)} containers and '
-                      f'not one')
-    folder = os.open(f'{containers}/{names[0]}', _OPEN_FOLDER)
+        raise OSError(errno.ENOENT, f'Expected one unpacked container, found '
+                      f'{len(names)}')
+    directory = os.open(f'{containers}/{names[0]}', _OPEN_DIRECTORY)
     try:
-        if not _is(folder, FOLDER, stat.S_IFDIR):
-            raise FileNotFoundError(errno.ENOENT, 'It has no root filesystem')
-        # All of it has to be there before its name is.
-        mounts.sync_filesystem(folder)
-        os.rename(FOLDER, f'{target}/{FOLDER}', src_dir_fd=folder)
-        mounts.sync_filesystem(folder)
+        if not _is(directory, ROOT_DIRECTORY, stat.S_IFDIR):
+            raise FileNotFoundError(errno.ENOENT, 'The unpacked container has '
+                                    'no root filesystem')
+        # All data must be on the storage before the final name is.
+        mounts.sync_filesystem(directory)
+        os.rename(ROOT_DIRECTORY, f'{target}/{ROOT_DIRECTORY}',
+                  src_dir_fd=directory)
+        mounts.sync_filesystem(directory)
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def close_staging(target: str) -> None:
-    """Clear up after unpacking and unmount the volume; again is a success.
+    """Remove the staging directory and unmount the volume. Idempotent.
 
-    :param target: where it is mounted.
-    :raises OSError: something uses it.
+    :param target: path of the mount point.
+    :raises OSError: if it is in use.
     """
     if mounts.is_mounted(validation.checked_target(target)):
         _clear(target)
@@ -278,37 +282,37 @@ def close_staging(target: str) -> None:
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
           size: int) -> None:
-    """Mount the root on a volume with the ids of a guest.
+    """Mount the root filesystem of a volume with the ids of a guest.
 
-    What is mounted there already is unmounted before. Programs may change
-    their user there, as a system's programs have to; so the folder above is
-    closed to all but the guest's own root.
+    A mount that exists at the mount point is unmounted first. The mount allows
+    setuid programs, which a system needs. Therefore the directory above the
+    mount point is accessible to the guest's root user only.
 
     :param device: path of the volume's block device.
-    :param kind: the filesystem's name.
-    :param target: the folder to mount it at.
-    :param uid_base: user of the host that is root in the guest.
-    :param gid_base: group of the host that is root's in the guest.
-    :param size: how many ids follow in both; 0 does not map them.
-    :raises FileNotFoundError: there is no complete root on it.
-    :raises OSError: the kernel refuses.
+    :param kind: name of the filesystem.
+    :param target: path of the mount point.
+    :param uid_base: host uid of root in the guest.
+    :param gid_base: host gid of root in the guest.
+    :param size: number of mapped ids in both ranges; 0 disables mapping.
+    :raises FileNotFoundError: if there is no complete root filesystem on it.
+    :raises OSError: if the kernel refuses.
     """
     validation.check_ids(uid_base, gid_base, size)
-    folder = os.path.dirname(_root_target(target))
-    os.makedirs(os.path.dirname(folder), mode=0o711, exist_ok=True)
+    directory = os.path.dirname(_root_target(target))
+    os.makedirs(os.path.dirname(directory), mode=0o711, exist_ok=True)
     with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, mode=0o100)
-    os.chown(folder, uid_base if size else 0, -1, follow_symlinks=False)
+        os.mkdir(directory, mode=0o100)
+    os.chown(directory, uid_base if size else 0, -1, follow_symlinks=False)
     _attach(device, kind, target, mounts.MS_NOSUID | mounts.MS_NODEV)
     with contextlib.ExitStack() as stack:
         stack.callback(mounts.detach_mounts, target, True)
-        source = os.open(target, _OPEN_FOLDER)
+        source = os.open(target, _OPEN_DIRECTORY)
         stack.callback(os.close, source)
         if _find(source) != READY:
-            raise FileNotFoundError(errno.ENOENT, 'There is no complete root '
-                                    'filesystem on it')
-        if _is(source, FOLDER, stat.S_IFDIR):
-            source = os.open(FOLDER, _OPEN_FOLDER, dir_fd=source)
+            raise FileNotFoundError(errno.ENOENT, 'The volume contains no '
+                                    'complete root filesystem')
+        if _is(source, ROOT_DIRECTORY, stat.S_IFDIR):
+            source = os.open(ROOT_DIRECTORY, _OPEN_DIRECTORY, dir_fd=source)
             stack.callback(os.close, source)
         tree = mounts.clone_tree(source)
     try:
@@ -326,15 +330,16 @@ def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def unmount(target: str, force: bool) -> bool:
-    """Unmount the root of a guest; again is a success.
+    """Unmount the root filesystem of a guest. Idempotent.
 
-    :param target: where it is mounted.
-    :param force: if something uses it still, have it go as soon as that ends.
+    :param target: path of the mount point.
+    :param force: if it is in use, unmount it lazily (``MNT_DETACH``).
     :returns: whether it was mounted.
-    :raises OSError: something uses it (errno EBUSY), without force.
+    :raises OSError: with errno EBUSY if it is in use, without force.
     """
+
     found = mounts.detach_mounts(_root_target(target), force)
-    for folder in (target, os.path.dirname(target)):
+    for directory in (target, os.path.dirname(target)):
         with contextlib.suppress(OSError):
-            os.rmdir(folder)
+            os.rmdir(directory)
     return found

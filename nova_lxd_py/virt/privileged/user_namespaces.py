@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""User namespaces, which say how the ids of a mount are mapped.
+"""User namespaces, which define the id mapping of idmapped mounts.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
@@ -28,10 +28,10 @@ import threading
 # From linux/sched.h.
 _CLONE_NEWUSER = 0x10000000
 
-#: Seconds after which a process that made one ends, if it was not killed.
+#: Lifetime of a child that creates a namespace, in case it is not killed.
 _LIFETIME = 300
 
-#: User namespaces that are kept open, by what they map.
+#: Open user namespaces by uid base, gid base and size.
 _namespaces: dict[tuple[int, int, int], int] = {}
 _making = threading.Lock()
 _NAMESPACES_KEPT = 32
@@ -41,16 +41,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
-    """Open a user namespace that maps ids as a guest's does."""
-    # Most guests of a host map the same ids, or come back with theirs, and
-    # making one takes longer than a mount.
+    """Open a user namespace with the id mapping of a guest.
+
+    :param uid_base: host uid of root in the guest.
+    :param gid_base: host gid of root in the guest.
+    :param size: number of mapped ids in both ranges.
+    :returns: a context manager that yields the file descriptor.
+    :raises OSError: if the kernel refuses.
+    """
+    # Namespaces are cached, since many guests of a host have the same mapping
+    # and creating one takes longer than a mount.
     key = uid_base, gid_base, size
     with _making:
         if key not in _namespaces:
             _namespaces[key] = _new_namespace(*key)
             if len(_namespaces) > _NAMESPACES_KEPT:
                 os.close(_namespaces.pop(next(iter(_namespaces))))
-        # It may be closed by somebody else meanwhile.
+        # Another thread may evict and close it.
         descriptor = os.dup(_namespaces[key])
     try:
         yield descriptor
@@ -59,15 +66,15 @@ def user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
 
 
 def _new_namespace(uid_base: int, gid_base: int, size: int) -> int:
-    # A process has to be in it, once. There is no quicker one than a copy of
-    # this one, which does nothing but that.
+    # A process must enter the namespace for its maps to be written. Forking
+    # is the fastest way to get one; the child does nothing else.
     ready, told = os.pipe()
     process = os.fork()
     if not process:
         try:
             if _libc.unshare(_CLONE_NEWUSER) == 0:
                 os.write(told, b'!')
-                # It is killed long before.
+                # The parent kills it long before.
                 signal.alarm(_LIFETIME)
                 signal.pause()
         finally:
@@ -75,13 +82,13 @@ def _new_namespace(uid_base: int, gid_base: int, size: int) -> int:
     try:
         os.close(told)
         if not os.read(ready, 1):
-            raise OSError(errno.EPERM, 'The kernel makes no user namespaces')
-        folder = f'/proc/{process}'
+            raise OSError(errno.EPERM, 'The kernel refuses user namespaces')
+        directory = f'/proc/{process}'
         for name, base in (('uid', uid_base), ('gid', gid_base)):
-            with open(f'{folder}/{name}_map', 'w',
+            with open(f'{directory}/{name}_map', 'w',
                       encoding='ascii') as stream:
                 stream.write(f'0 {base} {size}')
-        return os.open(f'{folder}/ns/user', os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f'{directory}/ns/user', os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready)
         os.kill(process, signal.SIGKILL)

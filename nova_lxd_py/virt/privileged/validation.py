@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What privileged functions for volumes see to before they act.
+"""Validation of the arguments of privileged functions for volumes.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
@@ -27,9 +27,11 @@ _TARGET = re.compile(
 
 
 def checked_device(path: str) -> str:
-    """See that a path is one of a block device.
+    """Validate the path of a block device.
 
-    :raises ValueError: it is not.
+    :param path: the path.
+    :returns: the path.
+    :raises ValueError: if it is not the path of a block device.
     """
     if not isinstance(path, str) or not _DEVICE.fullmatch(path):
         raise ValueError(f'{path!r} is not the path of a device')
@@ -39,26 +41,28 @@ def checked_device(path: str) -> str:
 
 
 def checked_target(path: str) -> str:
-    """See that a path is one of a folder that is named after a volume.
+    """Validate the path of a directory that is named after a volume.
 
-    :raises ValueError: it is not.
+    :param path: the path.
+    :returns: the path.
+    :raises ValueError: if it is not such a path.
     """
     if (not isinstance(path, str) or not _TARGET.fullmatch(path) or
             os.path.normpath(path) != path):
-        raise ValueError(f'{path!r} is not a folder for a volume')
+        raise ValueError(f'{path!r} is not a directory for a volume')
     return path
 
 
 def check_ids(uid_base: int, gid_base: int, size: int) -> None:
-    """See that ids are those of a guest.
+    """Validate the id mapping of a guest.
 
-    :param uid_base: user of the host that is root in the guest.
-    :param gid_base: group of the host that is root's in the guest.
-    :param size: how many ids follow in both; 0 for the ids of the host.
-    :raises ValueError: they are not.
+    :param uid_base: host uid of root in the guest.
+    :param gid_base: host gid of root in the guest.
+    :param size: number of mapped ids in both ranges; 0 disables mapping.
+    :raises ValueError: if it is not a valid mapping of an unprivileged guest.
     """
     for number in (uid_base, gid_base, size):
         if not isinstance(number, int) or not 0 <= number < 2 ** 32:
             raise ValueError(f'{number!r} is not an id')
     if size and not (uid_base and gid_base):
-        raise ValueError('A guest cannot be root of the host')
+        raise ValueError('Root in a guest cannot be root of the host')

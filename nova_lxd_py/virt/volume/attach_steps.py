@@ -363,7 +363,7 @@ def init_process(guest: lxd_guest.Guest, identifier: str,
     if guest.power_state == power_state.SHUTDOWN:
         return 0
     with contextlib.suppress(OSError):
-        found = fuser.first(
+        found = fuser.find_init(
             guest.container, identifier, os.stat(device['source']).st_dev
             if device['type'] == 'disk' else 0)
         if found:
@@ -395,7 +395,7 @@ def check_not_in_use(guest: lxd_guest.Guest, init: int,
     except (device_identity.WrongDevice, OSError):
         # Nobody can use what is not there.
         return
-    using = fuser.users(init, number, filesystem)
+    using = fuser.find_users(init, number, filesystem)
     if using:
         LOG.info('%(device)s of %(guest)s is open in processes %(pids)s of '
                  'the host', {'device': mountpoint, 'guest': guest.name,

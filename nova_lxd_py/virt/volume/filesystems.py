@@ -182,7 +182,7 @@ class Filesystems:
             raise base.Refused('it is empty, and a filesystem cannot be made '
                                'on it while it is read-only')
         kind = allowed[0]
-        mounts.make(path, kind, identifier[:_LABEL_LENGTH])
+        mounts.make_filesystem(path, kind, identifier[:_LABEL_LENGTH])
         LOG.info('Made a filesystem of type %(kind)s on the empty volume '
                  '%(volume)s', {'kind': kind, 'volume': identifier})
         return kind
@@ -206,7 +206,7 @@ class Filesystems:
 
         :param identifier: Cinder's id of the volume.
         """
-        mounts.prepare(self.target(identifier))
+        mounts.create_mount_point(self.target(identifier))
 
     def mount(self, guest: lxd_guest.Guest, connection_info: dict[str, Any],
               identifier: str) -> None:
@@ -267,7 +267,7 @@ class Filesystems:
             # A container that is just being started has a copy of all mounts
             # for a moment.
             deadline = time.monotonic() + _PATIENCE
-            while (held := mounts.is_held(path)) and (
+            while (held := mounts.is_in_use(path)) and (
                     time.monotonic() < deadline):
                 time.sleep(0.02)
         except FileNotFoundError:

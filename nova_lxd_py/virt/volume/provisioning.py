@@ -273,7 +273,7 @@ class _FirstBoot:
         found = probe.content(self._path)
         if found in allowed:
             self.kind = found
-            state = rootfs.examine(self._path, found, self._target)
+            state = rootfs.root_state(self._path, found, self._target)
             if state == rootfs.OTHER:
                 raise self.refusal('its filesystem has files, but no root '
                                    'filesystem of a system')
@@ -297,7 +297,7 @@ class _FirstBoot:
         LOG.info('Comparing volume %(volume)s with image %(image)s',
                  {'volume': self._identifier,
                   'image': self._about['image_id']}, instance=self._instance)
-        return rootfs.holds(self._path, size, checksum)
+        return rootfs.contains_image(self._path, size, checksum)
 
     def _checksum(self) -> tuple[str, int]:
         size = str(self._about.get('size') or '')
@@ -352,9 +352,10 @@ class _FirstBoot:
             return
         if self._holds_image:
             checksum, size = self._checksum()
-            rootfs.blank(self._path, size, checksum)
+            rootfs.wipe_image(self._path, size, checksum)
         self.kind = self._options.volume_filesystems[0]
-        mounts.make(self._path, self.kind, self._identifier[:_LABEL_LENGTH])
+        mounts.make_filesystem(self._path, self.kind,
+                               self._identifier[:_LABEL_LENGTH])
 
     def open(self) -> str:
         """Mount the volume for unpacking.

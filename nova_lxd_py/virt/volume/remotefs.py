@@ -72,11 +72,11 @@ class FilePlugin(base.VolumePlugin):
 
     def extend(self, volume_id: str, connection_info: dict[str, Any]) -> None:
         """See :meth:`.base.VolumePlugin.extend`."""
-        loop.grow(volume_id)
+        loop.update_size(volume_id)
 
     def forget(self, volume_id: str) -> None:
         """See :meth:`.base.VolumePlugin.forget`."""
-        folder = loop.folder(volume_id)
+        folder = loop.share_path(volume_id)
         loop.detach(volume_id, True)
         if folder is not None:
             loop.release_share(folder)

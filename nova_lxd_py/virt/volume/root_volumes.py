@@ -151,7 +151,7 @@ class RootVolumes:
         :param identifier: Cinder's id of the volume.
         """
         return os.path.join(self._options.volume_root_directory,
-                            rootfs.wrapper(identifier), identifier)
+                            rootfs.mount_parent(identifier), identifier)
 
     def mount(self, instance: objects.Instance, guest: lxd_guest.Guest,
               volume: Mapping[str, Any]) -> None:

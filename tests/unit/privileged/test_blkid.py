@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What libblkid finds."""
+"""Identification of the content of block devices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DOS = (bytes(446) + bytes((0, 0, 2, 0, 0x83, 0, 0, 0)) + b'\1\0\0\0' +
 
 
 def program(name: str) -> str:
-    """Find a program of the host.
+    """Return the path of a program of the host.
 
     :raises unittest.SkipTest: it is not installed.
     """
@@ -91,7 +91,7 @@ class ProbeTestCase(base.BaseTestCase):
                  if key in told}, self.probe(), command)
 
     def make(self, name: str, *options: str) -> None:
-        """Make a filesystem."""
+        """Create a filesystem."""
         self.file.truncate(0)
         self.file.truncate(320 * SIZE)
         subprocess.run([program(name), *options, self.file.name], check=True,

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Mounted volumes: what the privileged daemon refuses, and the ids."""
+"""Mounted volumes: validation of arguments, and id mapping."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class InputTestCase(base.BaseTestCase):
         for path in ('/dev/null', '/etc/passwd', '', None, 7, 'sda',
                      '/dev/sda;id', '/tmp'):
             for call in (lambda: probe.content(path),
-                         lambda: mounts.make(path, 'ext4', 'x'),
-                         lambda: mounts.is_held(path),
+                         lambda: mounts.make_filesystem(path, 'ext4', 'x'),
+                         lambda: mounts.is_in_use(path),
                          lambda: probe.make_blank(path),
                          lambda: mounts.grow(path, 'ext4', TARGET),
                          lambda: mounts.mount(path, 'ext4', TARGET, False, 1,
@@ -54,7 +54,7 @@ class InputTestCase(base.BaseTestCase):
     def test_targets(self) -> None:
         for path in ('/', '/mnt', VOLUME, None, f'/mnt/../{VOLUME}',
                      f'/mnt/{VOLUME}/', f'//{VOLUME}', f'/mnt/{VOLUME}x'):
-            self.assertRaises(ValueError, mounts.prepare, path)
+            self.assertRaises(ValueError, mounts.create_mount_point, path)
             self.assertRaises(ValueError, mounts.unmount, path, True)
             with mock.patch.object(validation, 'checked_device',
                                    lambda path: path):
@@ -67,22 +67,23 @@ class InputTestCase(base.BaseTestCase):
         with mock.patch.object(validation, 'checked_device',
                                lambda path: path):
             for kind in ('btrfs', 'vfat', '', None):
-                self.assertRaises(ValueError, mounts.make, '/dev/x', kind, 'x')
+                self.assertRaises(ValueError, mounts.make_filesystem,
+                                  '/dev/x', kind, 'x')
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', kind,
                                   TARGET, False, 1, 1, 1)
             for label in ('', 'x' * 13, '-L /', None, 'A'):
-                self.assertRaises(ValueError, mounts.make, '/dev/x', 'ext4',
-                                  label)
+                self.assertRaises(ValueError, mounts.make_filesystem,
+                                  '/dev/x', 'ext4', label)
             for ids in ((0, 0, 65536), (0, 1, 1), (1, 0, 1), (-1, 1, 1),
                         (1, 1, 2 ** 32), ('1', 1, 1)):
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
                                   TARGET, False, *ids)
 
     def test_nothing_is_mounted(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            target = os.path.join(folder, VOLUME)
-            mounts.prepare(target)
-            mounts.prepare(target)
+        with tempfile.TemporaryDirectory() as directory:
+            target = os.path.join(directory, VOLUME)
+            mounts.create_mount_point(target)
+            mounts.create_mount_point(target)
             self.assertEqual(0, os.stat(target).st_mode & 0o777)
             self.assertFalse(mounts.unmount(target, False))
             self.assertFalse(os.path.exists(target))

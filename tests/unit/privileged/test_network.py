@@ -24,7 +24,7 @@ MAC = 'fa:16:3e:00:00:01'
 
 
 class InputTestCase(base.BaseTestCase):
-    """The daemon acts on nothing but devices of ports."""
+    """The daemon changes only devices of ports."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -103,7 +103,7 @@ class DeviceTestCase(base.BaseTestCase):
 
     def test_create_veth_twice(self) -> None:
         network.create_veth(OUTER, INNER, MAC, 1400, False)
-        # OSError, not the netlink library's own.
+        # OSError, not an exception of the netlink library.
         self.assertRaises(FileExistsError, network.create_veth, OUTER,
                           INNER, MAC, 1400, False)
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is on a volume, and what may be done to it."""
+"""Identification of the content of volumes."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class RootFilesystemTestCase(base.BaseTestCase):
                               path, 1, 1, 1)
         self.assertRaises(ValueError, rootfs.mount, '/dev/x', 'ext4', TARGET,
                           0, 0, 65536)
-        self.assertRaises(ValueError, rootfs.examine, '/dev/x', 'ext4', '/')
+        self.assertRaises(ValueError, rootfs.root_state, '/dev/x', 'ext4', '/')
         for function in (rootfs.complete, rootfs.close_staging):
             self.assertRaises(ValueError, function, '/mnt')
 

@@ -211,7 +211,7 @@ class HoldersTestCase(session_case.SessionTestCase):
 
     def test_detached_after_a_reboot(self) -> None:
         """What another server has mounted does not keep it attached."""
-        self.patch_root('mounts.is_held', lambda path: True)
+        self.patch_root('mounts.is_in_use', lambda path: True)
         self.patch('filesystems._PATIENCE', 0)
         for boot in ('first', 'second'):
             guest = self.make(SERVER, {

@@ -168,8 +168,8 @@ class InputTestCase(base.BaseTestCase):
         for identifier in ('', 'x', None, 7, VOLUME + '\0', b'x' * 36):
             for call in (lambda: loop.attach('/tmp/x', identifier, False),
                          lambda: loop.detach(identifier, False),
-                         lambda: loop.grow(identifier),
-                         lambda: loop.folder(identifier)):
+                         lambda: loop.update_size(identifier),
+                         lambda: loop.share_path(identifier)):
                 self.assertRaises(ValueError, call)
 
     def test_files(self) -> None:
@@ -186,15 +186,15 @@ class InputTestCase(base.BaseTestCase):
 
     def test_numbers(self) -> None:
         for numbers in ((-1, 0, 0), ('1', 0, 0), (1, None, 0), (1, 0, 2.5)):
-            self.assertRaises(ValueError, fuser.users, *numbers)
-        self.assertEqual([], fuser.users(2 ** 30, 1, 1))
+            self.assertRaises(ValueError, fuser.find_users, *numbers)
+        self.assertEqual([], fuser.find_users(2 ** 30, 1, 1))
 
     def test_containers(self) -> None:
         for arguments in (('../x', VOLUME, 0), ('', VOLUME, 0),
                           (None, VOLUME, 0), ('x', 'a/b', 0),
                           ('x', VOLUME, -1), ('x', VOLUME, None)):
-            self.assertRaises(ValueError, fuser.first, *arguments)
-        self.assertEqual(0, fuser.first('no-such-one', VOLUME, 0))
+            self.assertRaises(ValueError, fuser.find_init, *arguments)
+        self.assertEqual(0, fuser.find_init('no-such-one', VOLUME, 0))
 
     def setUp(self) -> None:
         super().setUp()
