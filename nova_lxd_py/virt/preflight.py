@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What must be right before nova-compute takes servers.
+"""Checks at start-up of nova-compute.
 
-Each thing that is wrong stops the service with one sentence that says what,
-and what to do about it, instead of failing the first server that meets it.
-Nothing is changed on the host but the driver's own LXD project and Nova's
-instances folder.
+Each problem stops the service with one sentence that says what is wrong and
+how to correct it, instead of failing the first instance. Nothing is changed on
+the host, except that the driver's LXD project and Nova's instances directory
+are created.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from nova_lxd_py.virt.metadata import config_drive_device
 
 LOG = logging.getLogger(__name__)
 
-#: API extensions that the driver cannot do without. Each is in LXD 5.0.2 and
-#: in Incus 6.
+#: API extensions that the driver requires. LXD 5.0.2 and Incus 6 have all of
+#: them.
 REQUIRED_EXTENSIONS: tuple[str, ...] = (
     'console',                      # console log
     'container_incremental_copy',   # cold migration
     'custom_volume_backup',         # config drives
-    'etag',                         # changes that collide
+    'etag',                         # concurrent changes
     'event_lifecycle',              # power states
     'id_map',                       # uid ranges
     'id_map_base',
@@ -56,33 +56,33 @@ REQUIRED_EXTENSIONS: tuple[str, ...] = (
     'storage',
 )
 
-#: Marks an LXD project as that of one nova-compute.
+#: Configuration key of an LXD project with the host of its nova-compute.
 KEY_HOST = 'user.nova.host'
 
-#: What the driver's project must have of its own, so that clearing away
-#: images and volumes cannot touch another project's.
+#: Required features of the driver's project, so that deleting images and
+#: volumes cannot affect another project.
 PROJECT_FEATURES = {'features.images': 'true', 'features.profiles': 'true',
                     'features.storage.volumes': 'true'}
 
-#: Seconds between attempts while LXD is still coming up.
+#: Seconds between attempts to connect to LXD.
 RETRY_DELAY = 1.0
 
-#: Names that LXD takes for instances: those of a host in DNS.
+#: Names that LXD accepts for instances, which are DNS host names.
 _LXD_NAME = re.compile(r'[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?')
 #: LXD takes 63 characters; a rescue instance is named with 7 more.
 _LONGEST_NAME = 63 - len('-rescue')
-#: Fields of a server that say nothing a tenant chose.
+#: Fields of an instance that a tenant cannot choose.
 _NAME_FIELDS = frozenset({'id', 'uuid', 'project_id', 'user_id'})
 
 
 def check(session: lxd.Session, conf: Any) -> None:
-    """Check everything, and connect to LXD on the way.
+    """Run all checks, and connect to LXD.
 
     See :meth:`nova.virt.driver.ComputeDriver.init_host`.
 
-    :param session: the way to LXD; it need not answer yet.
+    :param session: the LXD session; LXD need not answer yet.
     :param conf: the configuration, normally ``nova.conf.CONF``.
-    :raises StartupError: saying what is wrong and what to do.
+    :raises StartupError: if a check fails; the message says what to correct.
     """
     check_name_template(conf.instance_name_template)
     check_instances_path(conf.instances_path)
@@ -97,7 +97,7 @@ def check(session: lxd.Session, conf: Any) -> None:
         check_devices(session, conf.lxd)
     except errors.PermissionDenied as exc:
         raise exception_mapping.StartupError(
-            f'LXD at {session.endpoint} keeps from nova-compute what it '
+            f'LXD at {session.endpoint} denies nova-compute access that it '
             f'needs: {exc}') from exc
     except errors.LXDError as exc:
         raise exception_mapping.StartupError(
@@ -108,11 +108,11 @@ def check(session: lxd.Session, conf: Any) -> None:
 # -- connection -------------------------------------------------------------
 
 def connect(session: lxd.Session, timeout: float) -> None:
-    """Open the session, with patience for an LXD that is coming up.
+    """Connect to LXD, and wait for it if it is starting.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param timeout: seconds to wait for an LXD that does not answer.
-    :raises StartupError: saying what is wrong and what to do.
+    :raises StartupError: if LXD does not answer or refuses the connection.
     """
     deadline = time.monotonic() + timeout
     waiting = False
@@ -137,11 +137,11 @@ def connect(session: lxd.Session, timeout: float) -> None:
 
 
 def check_extensions(session: lxd.Session, options: Any) -> None:
-    """See that LXD can do what the driver asks of it.
+    """Check that LXD has the API extensions that the driver requires.
 
-    :param session: the open session.
+    :param session: the connected LXD session.
     :param options: the ``[lxd]`` option group.
-    :raises StartupError: naming what is missing.
+    :raises StartupError: if some are missing; the message names them.
     """
     required = REQUIRED_EXTENSIONS
     if options.cloud_init_keys:
@@ -158,17 +158,17 @@ def check_extensions(session: lxd.Session, options: Any) -> None:
 # -- project ----------------------------------------------------------------
 
 def check_project(session: lxd.Session, conf: Any) -> None:
-    """See that the driver has a project of its own; create it if it may.
+    """Check the driver's LXD project; create it if allowed.
 
-    :param session: the open session.
+    :param session: the connected LXD session.
     :param conf: the configuration, normally ``nova.conf.CONF``.
-    :raises StartupError: saying what is wrong and what to do.
+    :raises StartupError: if the project cannot be used.
     """
     name = conf.lxd.project
     if name == 'default':
         raise exception_mapping.StartupError(
-            f'[lxd] project is "{name}", where instances of the operator '
-            'live; give the driver a project of its own')
+            f'[lxd] project is "{name}", which contains instances of the '
+            'operator; set it to a project of its own')
     try:
         project, etag = session.get_with_etag('projects', name)
     except errors.NotFound:
@@ -186,8 +186,8 @@ def check_project(session: lxd.Session, conf: Any) -> None:
         return
     if owner:
         raise exception_mapping.StartupError(
-            f'The LXD project {name} belongs to the nova-compute of host '
-            f'{owner}, and this is {conf.host}; give each its own [lxd] '
+            f'The LXD project {name} belongs to the nova-compute service of '
+            f'host {owner}, and this is host {conf.host}; set another [lxd] '
             f'project, or, if the host was renamed, run "lxc project set '
             f'{name} {KEY_HOST}={conf.host}"')
     _claim_project(session, name, project, etag, conf.host)
@@ -196,47 +196,48 @@ def check_project(session: lxd.Session, conf: Any) -> None:
 def _create_project(session: lxd.Session, conf: Any, name: str) -> None:
     if not conf.lxd.create_project:
         raise exception_mapping.StartupError(
-            f'There is no LXD project {name}, and [lxd] create_project is '
-            f'off; create it, or switch that on')
+            f'The LXD project {name} does not exist, and [lxd] create_project '
+            f'is disabled; create the project, or enable the option')
     config = {**PROJECT_FEATURES, KEY_HOST: conf.host}
     if session.has_extension('projects_networks'):
-        # Servers have no networks of LXD's.
+        # Instances do not use LXD's networks.
         config['features.networks'] = 'false'
     try:
         session.post('projects', body={
             'name': name, 'config': config,
-            'description': f'Servers of OpenStack Nova on {conf.host}'})
+            'description': f'Instances of OpenStack Nova on {conf.host}'})
     except (errors.AlreadyExists, errors.PermissionDenied,
             errors.InvalidRequest) as exc:
         # It may exist already, hidden from a restricted certificate.
         raise exception_mapping.StartupError(
-            f'nova-compute sees no LXD project {name} and may not create it: '
-            f'{exc}') from exc
+            f'nova-compute cannot see the LXD project {name}, and may not '
+            f'create it: {exc}') from exc
     LOG.info('Created the LXD project %s', name)
 
 
 def _claim_project(session: lxd.Session, name: str, project: dict[str, Any],
                    etag: str, host: str) -> None:
-    """Take over a project that an operator made for the driver."""
+    """Mark a project that an operator has created as the driver's."""
     body = {'description': project.get('description', ''),
             'config': {**project['config'], KEY_HOST: host}}
     try:
         session.put('projects', name, body=body, etag=etag)
     except errors.PermissionDenied:
-        LOG.warning('nova-compute may not mark the LXD project %s as its own; '
-                    'see to it that no other nova-compute uses it', name)
+        LOG.warning('LXD project %s cannot be marked as used by this '
+                    'nova-compute, which may not change it; ensure that no '
+                    'other nova-compute uses the project', name)
         return
-    LOG.info('Took over the LXD project %s', name)
+    LOG.info('Marked the LXD project %s as used by this nova-compute', name)
 
 
 # -- storage ----------------------------------------------------------------
 
 def check_pool(session: lxd.Session, options: Any) -> None:
-    """See that the storage pool is there and in order.
+    """Check that the storage pool exists and is usable.
 
-    :param session: the open session.
+    :param session: the connected LXD session.
     :param options: the ``[lxd]`` option group.
-    :raises StartupError: saying what is wrong and what to do.
+    :raises StartupError: if it does not exist or is not usable.
     """
     name = options.storage_pool
     try:
@@ -244,7 +245,7 @@ def check_pool(session: lxd.Session, options: Any) -> None:
     except errors.NotFound as exc:
         pools = [url.rpartition('/')[2]
                  for url in session.get('storage-pools')]
-        remedy = (f'set [lxd] storage_pool to one that exists: '
+        remedy = (f'set [lxd] storage_pool to an existing one: '
                   f'{", ".join(sorted(pools))}' if pools else
                   'create it with "lxc storage create"')
         raise exception_mapping.StartupError(
@@ -255,42 +256,43 @@ def check_pool(session: lxd.Session, options: Any) -> None:
             f'The storage pool {name} of LXD is {status.lower()}; repair it, '
             f'or set another [lxd] storage_pool')
     if pool['driver'] == 'dir':
-        LOG.warning('The storage pool %s is of type dir: it copies the whole '
-                    'image for every server, and the root disk size of '
+        LOG.warning('Storage pool %s has the driver dir: the whole image is '
+                    'copied for every instance, and the root disk size of '
                     'flavors is not enforced', name)
 
 
 # -- CPUs and devices -------------------------------------------------------
 
 def check_cpus(session: lxd.Session, conf: Any) -> None:
-    """See that the CPUs that the operator sets aside are there.
+    """Check the host's CPU sets.
 
-    :param session: the open session.
+    :param session: the connected LXD session.
     :param conf: the configuration, normally ``nova.conf.CONF``.
-    :raises StartupError: saying what is wrong and what to do.
+    :raises StartupError: if they are inconsistent, or CPUs do not exist.
     """
     if conf.vcpu_pin_set:
         raise exception_mapping.StartupError(
-            '[DEFAULT] vcpu_pin_set is set, which this driver does not know; '
-            'use [compute] cpu_shared_set and cpu_dedicated_set instead')
+            '[DEFAULT] vcpu_pin_set is set, which this driver does not '
+            'support; use [compute] cpu_shared_set and cpu_dedicated_set')
     try:
         sets = cpus.configured()
     except exception.Invalid as exc:
         raise exception_mapping.StartupError(
-            f'[compute] cpu_shared_set or cpu_dedicated_set cannot be read: '
+            f'[compute] cpu_shared_set or cpu_dedicated_set is invalid: '
             f'{exc.format_message()}') from exc
     if sets.shared is None:
         return
     if conf.reserved_host_cpus:
         raise exception_mapping.StartupError(
             '[DEFAULT] reserved_host_cpus is set as well as [compute] '
-            'cpu_shared_set or cpu_dedicated_set; leave the CPUs that the '
-            'host is to keep out of these, and unset reserved_host_cpus')
+            'cpu_shared_set or cpu_dedicated_set; exclude the CPUs for the '
+            'host from these sets, and unset reserved_host_cpus')
     common = sets.shared & sets.dedicated
     if common:
         raise exception_mapping.StartupError(
-            f'CPU {cpus.listed(common)} is both in [compute] cpu_shared_set '
-            f'and in cpu_dedicated_set; take it out of one of them')
+            f'CPU {cpus.format_cpus(common)} is both in [compute] '
+            f'cpu_shared_set and in cpu_dedicated_set; remove it from one of '
+            f'them')
     present = {each.number for each in cpus.processors(
         session.get('resources')['cpu'])}
     for option, numbers in (('cpu_shared_set', sets.shared),
@@ -298,17 +300,17 @@ def check_cpus(session: lxd.Session, conf: Any) -> None:
         missing = numbers - present
         if missing:
             raise exception_mapping.StartupError(
-                f'[compute] {option} has CPU {cpus.listed(missing)}, which '
-                f'the host does not have or which is offline; it has '
-                f'{cpus.listed(present) or "none that LXD can tell apart"}')
+                f'[compute] {option} has CPU {cpus.format_cpus(missing)}, '
+                f'which does not exist or is offline; the host has '
+                f'{cpus.format_cpus(present) or "none that LXD reports"}')
 
 
 def check_devices(session: lxd.Session, options: Any) -> None:
-    """See that the devices that may be given to servers are named rightly.
+    """Check the devices that may be passed through.
 
-    :param session: the open session.
+    :param session: the connected LXD session.
     :param options: the ``[lxd]`` option group.
-    :raises StartupError: saying what is wrong and what to do.
+    :raises StartupError: if an item of the option is not a device.
     """
     try:
         listed = passthrough.parse(options.passthrough_devices)
@@ -321,18 +323,19 @@ def check_devices(session: lxd.Session, options: Any) -> None:
                                   options.passthrough_devices)
     for kind, ids in listed:
         if (kind, ids) not in present:
-            LOG.warning('The host has no %(kind)s %(ids)s, which [lxd] '
-                        'passthrough_devices lists; servers of flavors with '
-                        'it cannot start', {'kind': kind, 'ids': ids})
+            LOG.warning('Host does not have the %(kind)s device %(ids)s in '
+                        '[lxd] passthrough_devices; instances whose flavor '
+                        'requests it cannot start',
+                        {'kind': kind, 'ids': ids})
 
 
-# -- folders ----------------------------------------------------------------
+# -- directories and programs -----------------------------------------------
 
 def check_instances_path(path: str) -> None:
-    """See that Nova's folder for what it keeps of instances is there.
+    """Ensure that Nova's instances directory exists.
 
     :param path: ``[DEFAULT] instances_path``.
-    :raises StartupError: it is not, and cannot be made.
+    :raises StartupError: if it cannot be created.
     """
     try:
         os.makedirs(path, exist_ok=True)
@@ -343,72 +346,73 @@ def check_instances_path(path: str) -> None:
 
 
 def check_console_command(command: str) -> None:
-    """See that what serial consoles are to run can be told apart into words.
+    """Check the syntax of the command for serial consoles.
 
     :param command: ``[lxd] serial_console_command``.
-    :raises StartupError: it cannot.
+    :raises StartupError: if it is empty, or quoted wrongly.
     """
     try:
         words = shlex.split(command)
     except ValueError as exc:
         raise exception_mapping.StartupError(
-            f'[lxd] serial_console_command is "{command}", whose quoting is '
-            f'wrong: {exc}') from exc
+            f'[lxd] serial_console_command is "{command}", which is quoted '
+            f'wrongly: {exc}') from exc
     if not words:
         raise exception_mapping.StartupError(
-            '[lxd] serial_console_command is empty; name a program in the '
-            'guest such as "login"')
+            '[lxd] serial_console_command is empty; set it to a program in '
+            'the guest, such as "login"')
 
 
 def check_config_drives(session: lxd.Session, options: Any) -> None:
-    """See that config drives can be what they are to be.
+    """Check the requirements of config drives as block devices.
 
-    :param session: the way to LXD; it need not answer.
+    :param session: the LXD session; LXD need not answer.
     :param options: the ``[lxd]`` option group.
-    :raises StartupError: they cannot.
+    :raises StartupError: if a requirement is missing.
     """
     if not options.config_drive_device:
         return
     reason = config_drive_device.missing_requirement(session.is_local)
     if reason:
         raise exception_mapping.StartupError(
-            f'[lxd] config_drive_device is on, but {reason}')
+            f'[lxd] config_drive_device is enabled, but {reason}')
 
 
 # -- names ------------------------------------------------------------------
 
 def check_name_template(template: str) -> None:
-    """See that every server gets a name of its own that LXD takes.
+    """Check that instances get unique names that LXD accepts.
 
-    Nova fills the template with the server's number, or with its fields where
-    it has ``%(field)s``.
+    Nova formats the template with the id of the instance, or with its fields
+    if it contains ``%(field)s``.
 
     :param template: ``[DEFAULT] instance_name_template``.
-    :raises StartupError: saying what is wrong with it.
+    :raises StartupError: if it produces other names.
     """
     fields = set(re.findall(r'%\((\w*)\)', template))
     foreign = sorted(fields - _NAME_FIELDS)
     if foreign:
         raise exception_mapping.StartupError(
-            f'[DEFAULT] instance_name_template is "{template}", but names in '
-            f'LXD can be made only of {", ".join(sorted(_NAME_FIELDS))}, not '
-            f'of {", ".join(foreign)}')
+            f'[DEFAULT] instance_name_template is "{template}", but instance '
+            f'names can contain only the fields '
+            f'{", ".join(sorted(_NAME_FIELDS))}, not {", ".join(foreign)}')
     names = [_render(template, number, uuid) for number, uuid in _SAMPLES]
     for name in names:
         if len(name) > _LONGEST_NAME or not _LXD_NAME.fullmatch(name):
             raise exception_mapping.StartupError(
                 f'[DEFAULT] instance_name_template is "{template}", which '
-                f'makes names such as "{name}"; LXD takes at most '
-                f'{_LONGEST_NAME} letters, digits and dashes, with a letter '
-                f'in front and no dash at the end')
+                f'produces names such as "{name}"; LXD accepts at most '
+                f'{_LONGEST_NAME} letters, digits and dashes, beginning with '
+                f'a letter and not ending with a dash')
     if len(set(names)) < len(names):
         raise exception_mapping.StartupError(
-            f'[DEFAULT] instance_name_template is "{template}", which gives '
-            f'several servers the same name; use the default, or uuid')
+            f'[DEFAULT] instance_name_template is "{template}", which '
+            f'produces the same name for several instances; use the default, '
+            f'or uuid')
 
 
-#: Servers at the ends of what there can be: the smallest and largest number,
-#: identifiers that begin and end with digits and letters.
+#: Sample instances: the smallest and largest id, and UUIDs that begin and end
+#: with digits and letters.
 _SAMPLES = (
     (1, '00000000-0000-4000-8000-000000000001'),
     (2, 'ffffffff-ffff-4fff-bfff-ffffffffffff'),
@@ -417,12 +421,12 @@ _SAMPLES = (
 
 
 def _render(template: str, number: int, uuid: str) -> str:
-    """Make a name as :attr:`nova.objects.Instance.name` does."""
+    """Render a name as :attr:`nova.objects.Instance.name` does."""
     try:
         return template % number
     except (TypeError, ValueError):
         pass
-    # Keystone's own ids have 32 digits; those of LDAP users have 64.
+    # Ids of Keystone have 32 digits; those of LDAP users have 64.
     values = {'id': number, 'uuid': uuid, 'project_id': '0' * 31 + 'f',
               'user_id': '0' * 63 + 'f'}
     try:
@@ -434,14 +438,14 @@ def _render(template: str, number: int, uuid: str) -> str:
 # -- uid ranges -------------------------------------------------------------
 
 def report_uid_ranges(session: lxd.Session, options: Any) -> None:
-    """Log how many servers can have a uid range of their own.
+    """Log the number of uid ranges for instances.
 
     :param session: the open session.
     :param options: the ``[lxd]`` option group.
     """
     if options.idmap_isolation == 'off':
-        LOG.info('Servers share one range of user ids, as [lxd] '
-                 'idmap_isolation says')
+        LOG.info('Instances share one range of host uids, because [lxd] '
+                 'idmap_isolation is off')
         return
     if not session.is_local:
         return
@@ -449,10 +453,10 @@ def report_uid_ranges(session: lxd.Session, options: Any) -> None:
     if ranges < 1:
         LOG.warning(
             'Root has fewer than %d subordinate ids in /etc/subuid or '
-            '/etc/subgid, so servers cannot have ranges of user ids of their '
-            'own and are less apart from each other. Extend both files and '
+            '/etc/subgid; instances cannot have their own ranges of host uids '
+            'and are less isolated from each other. Extend both files and '
             'restart LXD, or set [lxd] idmap_isolation to off.',
             2 * subordinate_ids.RANGE)
         return
-    LOG.info('The host has room for %d ranges of user ids for servers; extend '
+    LOG.info('Host has %d ranges of host uids for instances; extend '
              '/etc/subuid and /etc/subgid for more', ranges)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the host reports and checks, with a real LXD."""
+"""Inventory and start-up checks of the host with a real LXD."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class HostTest(unittest.TestCase):
         host = driver_host.DriverHost(lxd_daemon.shared('dir'))
         self.addCleanup(lxd_host.cleanUp)
         lxd_host.setUp()
-        # That of the filesystem it is on.
+        # The size of the filesystem it is on.
         size = os.statvfs(lxd_host.lxd.directory)
         self.assertEqual(
             size.f_blocks * size.f_frsize >> 30,
@@ -103,7 +103,7 @@ class HostTest(unittest.TestCase):
         self.assertIn('CUSTOM_LXD_POOL_BTRFS', found.traits)
         self.assertTrue([trait for trait in found.traits
                          if trait.startswith('CUSTOM_LXD_SERVER_')])
-        # Twice gives the same.
+        # Repeating it changes nothing.
         self.driver.update_provider_tree(tree, self.node)
         self.assertEqual(found.inventory, tree.data(self.node).inventory)
         self.assertEqual(found.traits, tree.data(self.node).traits)
@@ -125,7 +125,7 @@ class HostTest(unittest.TestCase):
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class StartUpTest(unittest.TestCase):
-    """Wrong settings stop the service with one sentence."""
+    """Invalid options stop the service with one sentence."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -192,7 +192,7 @@ class StartUpTest(unittest.TestCase):
         answer, question = os.pipe()
         child = os.fork()
         if child == 0:
-            # As somebody who is not in the group of the socket.
+            # As a user who is not in the group of the socket.
             try:
                 os.setgroups([])
                 os.setgid(65534)
@@ -224,7 +224,7 @@ class StartUpTest(unittest.TestCase):
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class RemoteTest(unittest.TestCase):
-    """LXD over TLS, as it would be on another machine."""
+    """LXD over TLS, as on another machine."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -236,9 +236,9 @@ class RemoteTest(unittest.TestCase):
             address = '127.0.0.1:%d' % free.getsockname()[1]
         self.api.must('PUT', '/1.0', {
             'config': {'core.https_address': address}})
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = folder.name
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = directory.name
         self.make_certificate('client')
         self.make_certificate('other')
         with open(f'{self.path}/server.crt', 'w') as stream:
@@ -285,7 +285,7 @@ class RemoteTest(unittest.TestCase):
         preflight.check(opened, CONF)
         found = lxd_host.Host(opened)
         self.assertGreater(found.available_resource('x')['memory_mb'], 0)
-        # That of another machine.
+        # The uptime of another machine.
         self.assertRaises(NotImplementedError, found.uptime)
 
     def test_not_trusted(self) -> None:
@@ -294,7 +294,7 @@ class RemoteTest(unittest.TestCase):
     def test_another_server(self) -> None:
         self.trust()
         self.set('server_certificate', f'{self.path}/other.crt')
-        self.assertIn('does not show the certificate', self.refusal())
+        self.assertIn('does not present the certificate', self.refusal())
 
     def test_nobody_there(self) -> None:
         self.set('endpoint', 'https://127.0.0.1:9')

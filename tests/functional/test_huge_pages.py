@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Huge pages for servers, on hosts that have some and can limit them."""
+"""Huge pages for instances, on hosts that have and can limit them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = 32
 
 
 def missing() -> str | None:
-    """Say what this machine lacks, if anything."""
+    """Return why huge pages cannot be tested here; None if they can."""
     if not numa.can_limit_huge_pages():
         return 'the kernel has no cgroup controller for huge pages'
     free = pathlib.Path('/sys/kernel/mm/hugepages/hugepages-2048kB/'
@@ -49,7 +49,7 @@ class HugePageTest(test_pinning.CpuTestCase):
         self.divide(set(), set())
 
     def limit(self, server: objects.Instance) -> int | None:
-        """What the kernel lets a server have of them, in bytes."""
+        """Return the limit of the instance's cgroup in bytes."""
         with open(f'/proc/{self.pid(server)}/cgroup') as stream:
             paths = [line.strip().split(':', 2)[1:] for line in stream]
         for controllers, path in paths:
@@ -57,13 +57,13 @@ class HugePageTest(test_pinning.CpuTestCase):
                     ('/sys/fs/cgroup/hugetlb', 'limit_in_bytes'),
                     ('/sys/fs/cgroup/unified', 'max'),
                     ('/sys/fs/cgroup', 'max')):
-                folder = path
-                while folder not in ('', '/'):
-                    file = f'{root}{folder}/hugetlb.2MB.{name}'
+                directory = path
+                while directory not in ('', '/'):
+                    file = f'{root}{directory}/hugetlb.2MB.{name}'
                     if os.path.exists(file):
                         text = pathlib.Path(file).read_text().strip()
                         return None if text == 'max' else int(text)
-                    folder = os.path.dirname(folder)
+                    directory = os.path.dirname(directory)
         return None
 
     def test_limit(self) -> None:

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Devices of the host for servers, with a real LXD but without hardware.
+"""Passing devices through, with a real LXD but without hardware.
 
 LXD takes the devices as the driver describes them, and servers that should
 have one do not start without it.

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What stops nova-compute from starting, and what it says then."""
+"""Checks at start-up of nova-compute, and their messages."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class PreflightTestCase(base.BaseTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.lxd = self.useFixture(fake_lxd.FakeLXD())
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
         self.cfg = self.useFixture(config_fixture.Config(conf.CONF))
         self.cfg.config(host='host-1',
-                        instances_path=os.path.join(self.folder, 'a', 'b'))
+                        instances_path=os.path.join(self.directory, 'a', 'b'))
         self.cfg.config(group='lxd', endpoint=self.lxd.endpoint,
                         project='nova', startup_timeout=0)
         self.log = self.useFixture(fixtures.FakeLogger(level=logging.INFO))
-        # The files of the machine that tests run on do not matter.
+        # Independent of the files of the machine that runs the tests.
         self.uid_ranges(100)
 
     def uid_ranges(self, ranges: int) -> None:
@@ -85,7 +85,7 @@ class CpuTestCase(PreflightTestCase):
 
     def test_cpus_that_are_not_there(self) -> None:
         self.divide('0-5')
-        self.assert_stops('cpu_shared_set', 'CPU 4-5', 'it has 0-3')
+        self.assert_stops('cpu_shared_set', 'CPU 4-5', 'host has 0-3')
         self.divide('0', '1,9')
         self.assert_stops('cpu_dedicated_set', 'CPU 9')
 
@@ -98,7 +98,7 @@ class CpuTestCase(PreflightTestCase):
     def test_unknown(self) -> None:
         self.lxd.daemon.resources['cpu'] = {'sockets': None, 'total': 4}
         self.divide('0')
-        self.assert_stops('none that LXD can tell apart')
+        self.assert_stops('none that LXD reports')
 
     def test_in_both(self) -> None:
         self.divide('0-2', '2-3')
@@ -129,7 +129,7 @@ class DeviceTestCase(PreflightTestCase):
     def test_missing(self) -> None:
         self.cfg.config(group='lxd', passthrough_devices=['gpu:10de:1db4'])
         self.check()
-        self.assertIn('no gpu 10de:1db4', self.log.output)
+        self.assertIn('not have the gpu device 10de:1db4', self.log.output)
         self.lxd.daemon.resources['gpu']['cards'] = [
             {'vendor_id': '10de', 'product_id': '1db4'}]
         before = len(self.log.output)
@@ -152,13 +152,13 @@ class ConnectionTestCase(PreflightTestCase):
         self.assert_stops(self.lxd.endpoint)
 
     def test_no_permission(self) -> None:
-        # Root may open any socket, so the kernel's answer is simulated.
+        # Root may open any socket, so the kernel's error is simulated.
         self.useFixture(fixtures.MonkeyPatch(
             'socket.socket.connect', _refuse))
         self.assert_stops('group that owns the socket')
 
     def distrust(self) -> None:
-        # A unix socket is always trusted, a certificate need not be.
+        # Unix sockets are always trusted, certificates not always.
         self.useFixture(fixtures.MonkeyPatch(
             'tests.fixtures.fake_lxd.transport.UnixServer.is_trusted',
             lambda server, connection: False))
@@ -222,7 +222,7 @@ class ConnectionTestCase(PreflightTestCase):
         self.assert_stops('cloud_init')
 
     def test_instances_path(self) -> None:
-        path = os.path.join(self.folder, 'file')
+        path = os.path.join(self.directory, 'file')
         with open(path, 'w'):
             pass
         self.cfg.config(instances_path=os.path.join(path, 'x'))
@@ -267,7 +267,7 @@ class ProjectTestCase(PreflightTestCase):
 
     def test_may_not_be_created(self) -> None:
         self.cfg.config(group='lxd', create_project=False)
-        self.assert_stops('no LXD project nova', 'create_project')
+        self.assert_stops('project nova does not exist', 'create_project')
         self.assertNotIn('nova', self.projects)
 
     def test_cannot_be_created(self) -> None:
@@ -276,14 +276,14 @@ class ProjectTestCase(PreflightTestCase):
 
     def test_may_not_be_read(self) -> None:
         self.lxd.fail_next('GET', '/1.0/projects/nova', 403, 'Forbidden')
-        self.assert_stops('keeps from nova-compute')
+        self.assert_stops('denies nova-compute')
 
     def test_hidden(self) -> None:
-        """A certificate that may not see it gets 404 for one that exists."""
+        """LXD answers 404 if the certificate may not see the project."""
         self.lxd.add_project('nova')
         self.lxd.fail_next('GET', '/1.0/projects/nova', 404, 'Not found',
                            times=None)
-        self.assert_stops('sees no LXD project nova')
+        self.assert_stops('cannot see the LXD project nova')
 
     def test_made_by_hand(self) -> None:
         self.lxd.add_project('nova')
@@ -303,7 +303,7 @@ class ProjectTestCase(PreflightTestCase):
 
     def test_of_another_host(self) -> None:
         self.lxd.add_project('nova', **{'user.nova.host': 'host-2'})
-        self.assert_stops('belongs to the nova-compute of host host-2',
+        self.assert_stops('belongs to the nova-compute service of host host-2',
                           'lxc project set nova user.nova.host=host-1')
         self.assertEqual('host-2',
                          self.projects['nova'].config['user.nova.host'])
@@ -352,7 +352,7 @@ class UidRangeTestCase(PreflightTestCase):
 
     def test_enough(self) -> None:
         self.check()
-        self.assertIn('room for 100 ranges', self.log.output)
+        self.assertIn('100 ranges of host uids', self.log.output)
 
     def test_too_few(self) -> None:
         self.uid_ranges(0)
@@ -380,14 +380,14 @@ class NameTestCase(base.BaseTestCase):
 
     def test_tenants_choice(self) -> None:
         for field in ('display_name', 'hostname', 'key_name', 'metadata'):
-            self.assertIn(f'not of {field}',
+            self.assertIn(f'not {field}',
                           self.refusal(f'i-%(id)x-%({field})s'))
 
     def test_names_lxd_does_not_take(self) -> None:
         for template in ('%(uuid)s', '%d', '-%d', 'instance_%x', 'i.%d',
                          'instance-%08x-', 'i %d', 'ü%d', '%(project_id)s',
                          'i' * 50 + '-%08x', 'a-%(user_id)s-%(id)d'):
-            self.assertIn('which makes names such as',
+            self.assertIn('which produces names such as',
                           self.refusal(template))
 
     def test_room_for_the_rescue_instance(self) -> None:

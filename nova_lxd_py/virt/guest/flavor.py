@@ -10,20 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a flavor means to LXD: configuration keys and the root disk.
+"""Conversion of flavors to LXD configuration and the root disk.
 
 Pure functions of a flavor and of the ``[lxd]`` options. Nothing here reads
-what a tenant controls: image properties, metadata and names never become LXD
-configuration. Extra specs are read by name and type; a key of the ``lxd:``
-namespace that does not exist is refused rather than ignored, since a typing
-mistake must not quietly leave a server less isolated than its flavor says.
+tenant input: image properties, metadata and names never become LXD
+configuration. Extra specs are read by name and type; an unknown key in the
+``lxd:`` namespace is refused instead of ignored, because a typing error must
+not leave an instance less isolated than its flavor intends.
 
-Errors are :class:`nova.exception.InvalidInput`, for which Nova gives up
-building at once (another host would refuse the flavor just the same) and
-shows the tenant the message.
+Errors are :class:`nova.exception.InvalidInput`, for which Nova does not
+reschedule (another host would refuse the flavor as well) and shows the message
+to the tenant.
 
 To add a setting, write a function that takes a :class:`Request` and returns
-LXD configuration, name it in ``_FILTERS``, and add the keys it may set to
+LXD configuration, add it to ``_FILTERS``, and add the keys it may set to
 ``MANAGED_KEYS``.
 """
 
@@ -52,14 +52,14 @@ SPEC_PROCESSES = 'lxd:max_processes'
 SPEC_VOLUME_MODE = 'lxd:volume_mode'
 SPEC_CONFIG_DRIVE_DEVICE = 'lxd:config_drive_device'
 
-#: Every extra spec of the ``lxd:`` namespace that means something.
+#: All extra specs of the ``lxd:`` namespace.
 KNOWN_SPECS = frozenset({
     SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED, SPEC_PROCESSES,
     SPEC_VOLUME_MODE, SPEC_CONFIG_DRIVE_DEVICE, passthrough.SPEC_GPU,
     passthrough.SPEC_USB})
 
-#: LXD keys that this module decides on. A resize removes those of them that
-#: the new flavor does not set.
+#: LXD keys that this module sets. A resize removes those that the new flavor
+#: does not set.
 MANAGED_KEYS = frozenset({
     'boot.autostart', 'environment.product_name', 'limits.cpu',
     'limits.cpu.allowance', 'limits.memory', 'limits.memory.swap',
@@ -68,25 +68,25 @@ MANAGED_KEYS = frozenset({
     *(f'limits.hugepages.{size}' for size in numa.HUGE_PAGES.values())})
 
 #: MANAGED_KEYS that LXD applies only when it starts the instance, and for
-#: which a resize starts it anew. Not among them is security.syscalls.deny, on
-#: which no flavor decides: a guest that another version of the driver has
-#: started gets it, too, but runs on without it until its next start.
+#: which a resize restarts it. security.syscalls.deny is not among them,
+#: because no flavor changes it: an instance that was started by another
+#: version of the driver gets it, but runs without it until its next start.
 RESTART_KEYS = frozenset({
     'security.devlxd', 'security.nesting', 'security.privileged'})
 
-#: Requests to loop devices (``LOOP_*``, 0x4c00 to 0x4cff) that guests may not
-#: make. A volume that is a file on the host reaches its server as a loop
-#: device. Everyone who can open one may take it off its file, and the kernel
-#: then gives it to the next file, which can be another tenant's; or may change
-#: the name by which the driver knows it.
+#: Denies guests the ioctls of loop devices (``LOOP_*``, 0x4c00 to 0x4cff). A
+#: volume that is a file on the host is attached as a loop device. Everyone who
+#: can open one could detach it from its file, and the kernel would reuse it
+#: for the next file, possibly another tenant's; or could change the file name
+#: by which the driver finds it.
 _NO_LOOP_CONTROL = 'ioctl errno 1 [1,0x4c00,SCMP_CMP_MASKED_EQ,0xffffff00]'
 
-#: ``cpu.shares`` that the kernel gives to everything by default; LXD's
-#: allowance of 100 %.
+#: The kernel's default ``cpu.shares``, which equals an allowance of 100 % in
+#: LXD.
 DEFAULT_SHARES = 1024
-#: cgroup v2 takes weights up to 10000, which LXD's percent become there.
+#: cgroup v2 limits weights to 10000; LXD uses its percentage as the weight.
 MAX_SHARES = 10000 * DEFAULT_SHARES // 100
-#: Microseconds of the kernel's usual CPU bandwidth period.
+#: The kernel's default CPU bandwidth period in microseconds.
 DEFAULT_PERIOD = 100_000
 
 _INT64 = 2 ** 63 - 1
@@ -95,23 +95,23 @@ _Config = dict[str, str]
 
 
 class Isolation(enum.StrEnum):
-    """How far the user ids of a server are apart from those of others."""
+    """Isolation of the user ids of an instance from those of others."""
 
     SERVER = 'server'
     PROJECT = 'project'
     OFF = 'off'
-    #: Root in the server is root of the host.
+    #: Root in the instance is root of the host.
     PRIVILEGED = 'privileged'
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """What a host has set aside for a server, and how LXD can hold it.
+    """Resources that the host assigns to an instance, and LXD's abilities.
 
     :ivar cpus: numbers of the CPUs that it runs on; None if LXD chooses.
     :ivar huge_pages: ``limits.hugepages.*``.
-    :ivar sized_swap: whether LXD limits swap by size, the API extension
-        ``instance_memory_swap_bytes``.
+    :ivar sized_swap: whether LXD limits swap by size (API extension
+        ``instance_memory_swap_bytes``).
     """
 
     cpus: frozenset[int] | None = None
@@ -121,12 +121,12 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the filter functions work on.
+    """Input of the filter functions.
 
     :ivar flavor: the :class:`nova.objects.Flavor`.
     :ivar options: the ``[lxd]`` option group.
-    :ivar placement: what the host has set aside.
-    :ivar swap_mb: MiB of swap, if not what the flavor says.
+    :ivar placement: resources that the host assigns.
+    :ivar swap_mb: MiB of swap, if it differs from the flavor's.
     """
 
     flavor: Any
@@ -138,10 +138,13 @@ class Request:
 # -- reading extra specs ----------------------------------------------------
 
 def check(flavor: Any) -> None:
-    """See that a flavor can be had at all; :func:`instance_config` does too.
+    """Check that the driver supports a flavor.
+
+    :func:`instance_config` checks this as well.
 
     :param flavor: the :class:`nova.objects.Flavor`.
-    :raises nova.exception.InvalidInput: naming the extra spec to correct.
+    :raises nova.exception.InvalidInput: if it does not; the message names the
+        extra spec to correct.
     """
     specs = flavor.extra_specs
     unknown = sorted(key for key in specs
@@ -149,7 +152,7 @@ def check(flavor: Any) -> None:
     if unknown:
         raise exception.InvalidInput(reason=(
             f'flavor {flavor.name} has the unknown extra spec '
-            f'{", ".join(unknown)}; those that exist are '
+            f'{", ".join(unknown)}; supported are '
             f'{", ".join(sorted(KNOWN_SPECS))}'))
     for spec in (SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED,
                  SPEC_CONFIG_DRIVE_DEVICE):
@@ -157,7 +160,7 @@ def check(flavor: Any) -> None:
     if flag(flavor, SPEC_PRIVILEGED) and flag(flavor, SPEC_ISOLATED):
         raise exception.InvalidInput(reason=(
             f'flavor {flavor.name} has both {SPEC_PRIVILEGED}=true and '
-            f'{SPEC_ISOLATED}=true, but a privileged server has no user ids '
+            f'{SPEC_ISOLATED}=true, but a privileged instance has no user ids '
             f'of its own; remove one of them'))
     cpus.check(flavor)
     passthrough.check(flavor)
@@ -166,12 +169,12 @@ def check(flavor: Any) -> None:
 
 
 def flag(flavor: Any, spec: str) -> bool | None:
-    """Read an extra spec that is true or false.
+    """Return the value of a boolean extra spec.
 
     :param flavor: the :class:`nova.objects.Flavor`.
-    :param spec: its name.
+    :param spec: name of the extra spec.
     :returns: its value, None if it is not set.
-    :raises nova.exception.InvalidInput: it is neither true nor false.
+    :raises nova.exception.InvalidInput: if it is not a boolean.
     """
     value = flavor.extra_specs.get(spec)
     if value is None:
@@ -207,16 +210,17 @@ def _integer(flavor: Any, spec: str, minimum: int = 0,
 def instance_config(flavor: Any, options: cfg.ConfigOpts.GroupAttr,
                     placement: Placement | None = None,
                     swap_mb: int | None = None) -> _Config:
-    """Put a flavor into LXD's words.
+    """Convert a flavor to LXD configuration.
 
     :param flavor: the :class:`nova.objects.Flavor`.
     :param options: the ``[lxd]`` option group.
-    :param placement: what the host has set aside for the server.
-    :param swap_mb: MiB of swap that a tenant has chosen within what the
-        flavor allows.
+    :param placement: resources that the host assigns to the instance.
+    :param swap_mb: MiB of swap that a tenant has chosen within the flavor's
+        limit.
     :returns: LXD configuration keys, some of ``MANAGED_KEYS``. The uid range
-        is not among them, see :func:`wants_isolation`.
-    :raises nova.exception.InvalidInput: naming the extra spec to correct.
+        is not included, see :func:`select_isolation`.
+    :raises nova.exception.InvalidInput: if the flavor is not supported; the
+        message names the extra spec to correct.
     """
     check(flavor)
     request = Request(flavor, options, placement or Placement(), swap_mb)
@@ -230,36 +234,36 @@ def _base(request: Request) -> _Config:
     options = request.options
     devlxd = options.devlxd or options.cloud_init_keys
     return {
-        # Nova decides what runs after a reboot of the host
+        # Nova decides which instances start after a reboot of the host
         # (resume_guests_state_on_host_boot).
         'boot.autostart': 'false',
-        # How cloud-init knows in a container that it is on OpenStack: there
-        # is no DMI to ask, so it reads the environment of process 1.
+        # cloud-init in a container detects OpenStack by this variable of
+        # process 1, because there is no DMI.
         'environment.product_name': 'OpenStack Nova',
-        'security.devlxd': _word(devlxd),
+        'security.devlxd': _lxd_bool(devlxd),
     }
 
 
 def _cpu(request: Request) -> _Config:
-    """Give as many CPUs as the flavor has vCPUs.
+    """Limit CPUs to the vCPUs of the flavor.
 
-    Where the host has a set of CPUs for the server, it runs on these. If they
-    are more than its vCPUs, which it shares with other servers then, it gets
-    that much time of them. Otherwise LXD spreads the servers over the host's
-    CPUs by itself. More vCPUs than the host has are left as they are:
-    Placement never sends such a flavor (max_unit), and LXD gives all CPUs
-    then.
+    If the host assigns a set of CPUs to the instance, it runs on these. If the
+    set is larger than the number of vCPUs, it is shared with other instances,
+    and the instance gets a CPU quota of its number of vCPUs. Otherwise LXD
+    balances instances over the host's CPUs. A flavor with more vCPUs than the
+    host has CPUs is not refused: Placement never allocates it (max_unit), and
+    LXD would use all CPUs.
 
-    CPU time: ``quota:cpu_quota`` microseconds of each ``quota:cpu_period``
-    for each vCPU are a ceiling, ``quota:cpu_shares`` a weight against other
-    servers. LXD takes one of the two; a ceiling wins.
+    ``quota:cpu_quota`` microseconds in each ``quota:cpu_period`` for each vCPU
+    are a limit of CPU time, ``quota:cpu_shares`` a weight against other
+    instances. LXD supports one of the two; the limit takes precedence.
     """
     flavor, chosen = request.flavor, request.placement.cpus
     config = {'limits.cpu': (str(flavor.vcpus) if chosen is None
-                             else cpus.lxd_set(chosen))}
+                             else cpus.format_lxd_cpus(chosen))}
     shares = _integer(flavor, 'quota:cpu_shares', 0, MAX_SHARES)
     period = _integer(flavor, 'quota:cpu_period', 0, 1_000_000)
-    # Negative means unlimited, as Nova's description of it says.
+    # Negative means unlimited, as Nova documents it.
     quota = _integer(flavor, 'quota:cpu_quota', -_INT64)
     if period and period < 1000:
         raise exception.InvalidInput(reason=(
@@ -277,9 +281,9 @@ def _cpu(request: Request) -> _Config:
             quota * flavor.vcpus, period)
         if shares:
             LOG.warning(
-                'Flavor %s has quota:cpu_shares, but also a ceiling of CPU '
-                'time, from quota:cpu_quota or [compute] cpu_shared_set; LXD '
-                'takes one of them, and the ceiling is used.', flavor.name)
+                'Flavor %s has quota:cpu_shares as well as a CPU quota from '
+                'quota:cpu_quota or [compute] cpu_shared_set; LXD supports '
+                'only one of them, and the quota is used.', flavor.name)
     elif shares:
         percent = max(1, round(shares * 100 / DEFAULT_SHARES))
         config['limits.cpu.allowance'] = f'{percent}%'
@@ -287,27 +291,26 @@ def _cpu(request: Request) -> _Config:
 
 
 def _bandwidth(quota: int, period: int) -> str:
-    """Write a share of CPU time the way LXD takes it: in milliseconds.
+    """Convert a share of CPU time to LXD's milliseconds.
 
     :param quota: microseconds of CPU time.
-    :param period: microseconds in which they may be used.
-    :returns: an allowance within 1 % of what was asked for, wherever whole
-        milliseconds allow that.
+    :param period: microseconds of the period.
+    :returns: an allowance within 1 % of the requested share, if milliseconds
+        allow that.
     """
     share = quota / period
     milliseconds = max(1, round(period / 1000))
     if abs(round(share * milliseconds) - share * milliseconds) > (
             share * milliseconds / 100):
-        # Too coarse: the longest period that the kernel takes.
+        # Too coarse: use the kernel's longest period.
         milliseconds = 1000
     return f'{max(1, round(share * milliseconds))}ms/{milliseconds}ms'
 
 
 def _memory(request: Request) -> _Config:
-    """Limit RAM, and swap to the flavor's ``swap``.
+    """Limit RAM to the flavor's memory, and swap to its ``swap``.
 
-    LXD before sized swap only knows whether an instance should be kept from
-    swapping.
+    LXD without sized swap can only enable or disable swapping for an instance.
     """
     flavor = request.flavor
     wanted = flavor.swap if request.swap_mb is None else request.swap_mb
@@ -317,9 +320,9 @@ def _memory(request: Request) -> _Config:
         swap = f'{wanted}MiB'
     else:
         swap = 'true'
-        LOG.info('Flavor %s has %d MiB of swap, which this LXD cannot hold '
-                 'against a server: it may be swapped out, but its RAM and '
-                 'swap together stay within its RAM.',
+        LOG.info('Flavor %s has %d MiB of swap, which this LXD cannot limit '
+                 'by size: instances may be swapped out, but their RAM and '
+                 'swap together are limited to their RAM.',
                  flavor.name, wanted)
     return {'limits.memory': f'{flavor.memory_mb}MiB',
             'limits.memory.swap': swap, **request.placement.huge_pages}
@@ -333,16 +336,17 @@ def _processes(request: Request) -> _Config:
 
 
 def _security(request: Request) -> _Config:
-    """Write every security key, so that no default of LXD matters."""
+    """Set every security key explicitly, independent of LXD's defaults."""
     return {
-        'security.nesting': _word(flag(request.flavor, SPEC_NESTED)),
-        'security.privileged': _word(
+        'security.nesting': _lxd_bool(flag(request.flavor, SPEC_NESTED)),
+        'security.privileged': _lxd_bool(
             flag(request.flavor, SPEC_PRIVILEGED)),
         'security.syscalls.deny': _NO_LOOP_CONTROL,
     }
 
 
-def _word(value: bool | None) -> str:
+def _lxd_bool(value: bool | None) -> str:
+
     return 'true' if value else 'false'
 
 
@@ -352,26 +356,26 @@ _FILTERS: tuple[Callable[[Request], _Config], ...] = (
 
 # -- uid ranges -------------------------------------------------------------
 
-def wants_isolation(flavor: Any, mode: str, *, free_ranges: int,
-                    shift_is_free: bool, can_clone: bool) -> Isolation:
-    """Decide whose uid range a server gets.
+def select_isolation(flavor: Any, mode: str, *, free_ranges: int,
+                     shift_is_free: bool, can_clone: bool) -> Isolation:
+    """Select the isolation of an instance's user ids.
 
-    ``lxd:privileged_allowed`` and ``lxd:isolated`` of the flavor go before
-    ``[lxd] idmap_isolation``. An explicit ``lxd:isolated=false`` asks for
-    LXD's common range, for instance to share custom volumes.
+    ``lxd:privileged_allowed`` and ``lxd:isolated`` of the flavor take
+    precedence over ``[lxd] idmap_isolation``. ``lxd:isolated=false`` requests
+    LXD's default range, for example to share custom volumes.
 
     :param flavor: the :class:`nova.objects.Flavor`.
     :param mode: ``[lxd] idmap_isolation``.
-    :param free_ranges: how many ranges of 65536 ids the host can give away,
-        see :meth:`nova_lxd_py.virt.host.host.Host.idmap_capacity`.
-    :param shift_is_free: whether LXD mounts root disks idmapped, so that an
-        own range costs nothing.
-    :param can_clone: whether servers can be cloned from a template that has
-        been shifted once (``[lxd] fast_spawn`` on a fitting pool).
-    :returns: the decision.
-    :raises nova.exception.InvalidInput: the flavor contradicts itself.
-    :raises nova.exception.ComputeResourcesUnavailable: it demands a range,
-        which this host does not have; Nova tries another one.
+    :param free_ranges: number of ranges of 65536 ids on the host, see
+        :meth:`nova_lxd_py.virt.host.host.Host.idmap_capacity`.
+    :param shift_is_free: whether LXD mounts root disks idmapped, so that a
+        range per instance costs nothing.
+    :param can_clone: whether instances can be cloned from a template with
+        shifted files (``[lxd] fast_spawn`` and a suitable pool).
+    :returns: the isolation.
+    :raises nova.exception.InvalidInput: if the flavor is contradictory.
+    :raises nova.exception.ComputeResourcesUnavailable: if the flavor requires
+        a range that this host does not have; Nova reschedules.
     """
     check(flavor)
     if flag(flavor, SPEC_PRIVILEGED):
@@ -381,8 +385,8 @@ def wants_isolation(flavor: Any, mode: str, *, free_ranges: int,
         if free_ranges < 1:
             raise exception.ComputeResourcesUnavailable(reason=(
                 f'flavor {flavor.name} has {SPEC_ISOLATED}=true, but the host '
-                f'has no user ids to spare for it; extend the line of root '
-                f'in /etc/subuid and /etc/subgid'))
+                f'has no free user ids for it; extend the entry of root in '
+                f'/etc/subuid and /etc/subgid'))
         return Isolation.SERVER
     if wanted is False or mode == Isolation.OFF or free_ranges < 1:
         return Isolation.OFF
@@ -394,13 +398,13 @@ def wants_isolation(flavor: Any, mode: str, *, free_ranges: int,
 
 
 def isolation_config(isolation: Isolation) -> _Config:
-    """Put a decision on the uid range into LXD's words.
+    """Convert an isolation to LXD configuration.
 
-    :param isolation: the decision.
-    :returns: ``security.idmap.isolated``; which range a PROJECT has is for
-        the caller to add (``security.idmap.base``).
+    :param isolation: the isolation.
+    :returns: ``security.idmap.isolated``; for PROJECT, the caller adds the
+        range of the project (``security.idmap.base``).
     """
-    return {'security.idmap.isolated': _word(
+    return {'security.idmap.isolated': _lxd_bool(
         isolation in (Isolation.SERVER, Isolation.PROJECT))}
 
 
@@ -408,13 +412,14 @@ def isolation_config(isolation: Isolation) -> _Config:
 
 def root_device(flavor: Any, options: cfg.ConfigOpts.GroupAttr
                 ) -> dict[str, str]:
-    """Describe the root disk.
+    """Return the LXD device of the root disk.
 
     :param flavor: the :class:`nova.objects.Flavor`; a ``root_gb`` of 0 means
-        a disk that only the pool limits.
+        that the disk is limited only by the pool.
     :param options: the ``[lxd]`` option group.
     :returns: LXD's ``disk`` device for ``/``.
-    :raises nova.exception.InvalidInput: naming the extra spec to correct.
+    :raises nova.exception.InvalidInput: if a disk limit is invalid; the
+        message names the extra spec to correct.
     """
     device = {'type': 'disk', 'path': '/', 'pool': options.storage_pool}
     if flavor.root_gb:
@@ -424,16 +429,17 @@ def root_device(flavor: Any, options: cfg.ConfigOpts.GroupAttr
 
 
 def disk_limits(flavor: Any) -> dict[str, str]:
-    """Read ``quota:disk_{read,write,total}_{bytes,iops}_sec``.
+    """Convert ``quota:disk_{read,write,total}_{bytes,iops}_sec``.
 
-    LXD limits each direction either in bytes or in requests a second. Where a
-    flavor has both for a direction, bytes win and a warning is logged. A
-    total holds for each direction by itself where LXD has no common limit;
-    a limit of the direction goes before it.
+    LXD limits each direction either in bytes or in requests per second. If a
+    flavor has both for a direction, bytes take precedence and a warning is
+    logged. A total applies to each direction separately unless it is LXD's
+    common limit; a limit of the direction takes precedence.
 
     :param flavor: the :class:`nova.objects.Flavor`.
-    :returns: ``limits.*`` for a LXD disk device.
-    :raises nova.exception.InvalidInput: naming the extra spec to correct.
+    :returns: ``limits.*`` of an LXD disk device.
+    :raises nova.exception.InvalidInput: if a limit is invalid; the message
+        names the extra spec to correct.
     """
     found = {way: _disk_limit(flavor, way)
              for way in ('read', 'write', 'total')}
@@ -455,8 +461,9 @@ def _disk_limit(flavor: Any, way: str) -> str | None:
     if size and requests:
         LOG.warning(
             'Flavor %(flavor)s has both quota:disk_%(way)s_bytes_sec and '
-            'quota:disk_%(way)s_iops_sec; LXD takes one of them, and the '
-            'bytes are used.', {'flavor': flavor.name, 'way': way})
+            'quota:disk_%(way)s_iops_sec; LXD supports only one of them, and '
+            'the limit in bytes is used.',
+            {'flavor': flavor.name, 'way': way})
     if size:
         return f'{size}B'
     return f'{requests}iops' if requests else None
@@ -465,15 +472,16 @@ def _disk_limit(flavor: Any, way: str) -> str | None:
 # -- network ----------------------------------------------------------------
 
 def vif_quota(flavor: Any) -> dict[str, int]:
-    """Read ``quota:vif_{inbound,outbound}_{average,peak,burst}``.
+    """Return ``quota:vif_{inbound,outbound}_{average,peak,burst}``.
 
-    In Nova's words *inbound* is what the server receives. Average and peak
-    are kilobytes (1000 bytes) a second, burst is kibibytes.
+    As in Nova, *inbound* is what the instance receives. Average and peak are
+    kilobytes (1000 bytes) per second, burst is kibibytes.
 
     :param flavor: the :class:`nova.objects.Flavor`.
     :returns: those that are set and not 0, by names such as
         ``inbound_average``.
-    :raises nova.exception.InvalidInput: naming the extra spec to correct.
+    :raises nova.exception.InvalidInput: if a limit is invalid; the message
+        names the extra spec to correct.
     """
     quota = {}
     for way in ('inbound', 'outbound'):
@@ -486,4 +494,5 @@ def vif_quota(flavor: Any) -> dict[str, int]:
             raise exception.InvalidInput(reason=(
                 f'flavor {flavor.name} limits {way} traffic without '
                 f'quota:vif_{way}_average; set that as well'))
+
     return quota

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Uid ranges that the servers of an OpenStack project share.
+"""Uid ranges that are shared by the instances of an OpenStack project.
 
-A range must be written down before the first of them is there. LXD allocates
-it for an empty instance, the *range holder* of the project, and every template
-and server of the project names the same range explicitly. LXD leaves ranges
-alone that any instance has.
+LXD allocates a range only for an instance. Therefore the driver creates an
+empty one for each project, the *range holder*, and configures its range
+explicitly on all templates and instances of the project. LXD does not allocate
+a range that an instance has.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from nova_lxd_py.virt.lxd import errors
 
 LOG = logging.getLogger(__name__)
 
-#: Fingerprint of the image of which an LXD instance is the template.
+#: Fingerprint of the image whose template the LXD instance is.
 KEY_TEMPLATE = 'user.nova.template'
-#: Since when (seconds since 1970) no server has needed a template or range.
+#: Time (seconds since 1970) since when a template or range has been unused.
 KEY_UNUSED = 'user.nova.unused_since'
 
 ISOLATED = 'security.idmap.isolated'
@@ -47,18 +47,18 @@ BASE = 'security.idmap.base'
 SIZE = 'security.idmap.size'
 _ALLOCATED = 'volatile.idmap.base'
 
-#: What LXD says when its range of host ids is used up.
+#: Part of the error of LXD if its host ids are exhausted.
 _NO_RANGE = 'not enough uid/gid'
-#: How many projects lose their ranges then.
+#: Maximum number of unused ranges that are released then.
 _FREED_AT_ONCE = 8
 
-#: Seconds for which what no server needs stays at least, so that a server
-#: which is just being made from it is.
+#: Seconds for which an unused range or template is kept at least, because a
+#: new instance may be about to use it.
 GRACE = 600
 
 
 class ProjectUIDRanges:
-    """Knows the ranges, and gives one to each project that needs one.
+    """Uid ranges of projects, allocated on demand.
 
     :param options: the ``[lxd]`` option group.
     :param guests: the driver's LXD instances.
@@ -68,42 +68,41 @@ class ProjectUIDRanges:
                  guests: registry.GuestRegistry) -> None:
         self._options = options
         self._guests = guests
-        #: When the holders of uid ranges were asked for last.
+        #: Time of the last use of each range holder.
         self._asked: dict[str, float] = {}
 
-    def of(self, project_id: str) -> dict[str, str]:
-        """Find the uid range of an OpenStack project, or have LXD give it
-        one.
+    def config_for(self, project_id: str) -> dict[str, str]:
+        """Return the uid range of a project; allocate one if it has none.
 
-        :param project_id: the project.
-        :returns: the configuration keys of servers and templates that have it.
-        :raises errors.LXDError: LXD has none to give.
+        :param project_id: id of the OpenStack project.
+        :returns: configuration keys for the project's instances and templates.
+        :raises errors.LXDError: if LXD has no free range.
         """
-        name = name_of(self._options, 'uids', project_id)
+        name = auxiliary_name(self._options, 'uids', project_id)
         with lock(name):
             self._asked[name] = time.time()
             try:
                 holder = self._guests.by_name(name)
                 if not holder.config.keys() & {BASE, _ALLOCATED}:
-                    LOG.warning('The holder of the uid range of project %s '
-                                'was never finished; making it anew',
-                                project_id)
+                    LOG.warning('Uid range holder %s of project %s is '
+                                'incomplete; recreating it', name, project_id)
                     holder.delete()
-                    holder = self._hold(name, project_id)
+                    holder = self._create_holder(name, project_id)
             except errors.NotFound:
-                holder = self._hold(name, project_id)
-            # LXD has allocated it, so far for this instance only.
+                holder = self._create_holder(name, project_id)
+            # LXD has allocated the range, for this instance only. Configure
+            # it explicitly, so that it does not change.
             base = holder.config.get(BASE) or holder.config[_ALLOCATED]
             if BASE not in holder.config or KEY_UNUSED in holder.config:
                 holder.update(config={BASE: base, KEY_UNUSED: None})
             return {BASE: base, SIZE: str(subordinate_ids.RANGE)}
 
-    def _hold(self, name: str, project_id: str) -> lxd_guest.Guest:
+    def _create_holder(self, name: str, project_id: str) -> lxd_guest.Guest:
         config = {
             lxd_guest.KEY_ROLE: lxd_guest.ROLE_TEMPLATE,
             lxd_guest.KEY_PROJECT: project_id, 'boot.autostart': 'false',
             ISOLATED: 'true', SIZE: str(subordinate_ids.RANGE)}
-        # Servers may be there already, if somebody has deleted the holder.
+        # Instances exist already if the holder has been deleted manually.
         known = [guest.config[BASE] for guest in self._guests.all()
                  if guest.config.get(lxd_guest.KEY_PROJECT) == project_id
                  and guest.config.get(BASE)]
@@ -116,19 +115,21 @@ class ProjectUIDRanges:
         try:
             holder = create()
         except errors.LXDError as exc:
-            if _NO_RANGE not in exc.message.lower() or not self._free():
+            if (_NO_RANGE not in exc.message.lower() or
+                    not self._release_unused()):
                 raise
             holder = create()
         first = int(holder.config[_ALLOCATED])
-        LOG.info('Servers of OpenStack project %s have the host uids %d to '
-                 '%d', project_id, first, first + subordinate_ids.RANGE - 1)
+        LOG.info('Allocated host uids %d to %d for instances of project %s',
+                 first, first + subordinate_ids.RANGE - 1, project_id)
         return holder
 
-    def _free(self) -> bool:
-        """Take uid ranges from projects without servers before their time,
-        with the templates that were shifted to them.
+    def _release_unused(self) -> bool:
+        """Release uid ranges of projects without instances prematurely.
 
-        :returns: whether there were any.
+        Templates that were shifted to these ranges are deleted.
+
+        :returns: whether a range was released.
         """
         guests = self._guests.all()
         needed = {guest.config.get(BASE) for guest in guests
@@ -138,14 +139,15 @@ class ProjectUIDRanges:
         idle.sort(key=lambda guest: self._asked.get(guest.name, 0.0))
         freed = False
         for holder in idle[:_FREED_AT_ONCE]:
-            # Who has its lock is about to use it, or waits for this thread's.
+            # A thread with this lock is about to use the range, or waits for
+            # the lock that this thread has.
             with (contextlib.suppress(errors.NotFound,
                                       lockutils.AcquireLockFailedException),
                   lock(holder.name, blocking=False)):
                 if time.time() - self._asked.get(holder.name, 0.0) < GRACE:
                     continue
-                LOG.info('Taking its uid range from project %s, which has no '
-                         'servers here, since there is none left',
+                LOG.info('Releasing the uid range of project %s, which has no '
+                         'instances on this host, because LXD has no free one',
                          holder.config.get(lxd_guest.KEY_PROJECT))
                 for guest in guests:
                     if (KEY_TEMPLATE in guest.config and
@@ -157,13 +159,13 @@ class ProjectUIDRanges:
         return freed
 
 
-def name_of(options: cfg.ConfigOpts.GroupAttr, kind: str, *identity: str
-            ) -> str:
-    """Name an LXD instance of the driver's own by what it is for.
+def auxiliary_name(options: cfg.ConfigOpts.GroupAttr, kind: str,
+                   *identity: str) -> str:
+    """Return the name of an auxiliary LXD instance of the driver.
 
     :param options: the ``[lxd]`` option group.
-    :param kind: what it is.
-    :param identity: what tells it from others.
+    :param kind: its kind, which is part of the name.
+    :param identity: what distinguishes it from others of its kind.
     """
     digest = hashlib.sha256('\0'.join(
         (options.storage_pool, *identity)).encode()).hexdigest()
@@ -172,7 +174,7 @@ def name_of(options: cfg.ConfigOpts.GroupAttr, kind: str, *identity: str
 
 def root_device(options: cfg.ConfigOpts.GroupAttr
                 ) -> dict[str, Mapping[str, str]]:
-    """Describe the root disk of an LXD instance of the driver's own.
+    """Return the root disk device of an auxiliary LXD instance.
 
     :param options: the ``[lxd]`` option group.
     """
@@ -187,11 +189,12 @@ def _holds_range(guest: lxd_guest.Guest) -> bool:
 
 def lock(name: str, blocking: bool = True
          ) -> contextlib.AbstractContextManager[Any]:
-    """Lock an LXD instance of the driver's own.
+    """Lock an auxiliary LXD instance.
 
     :param name: its name.
-    :param blocking: whether to wait for whoever has the lock.
-    :raises lockutils.AcquireLockFailedException: somebody has it.
+    :param blocking: whether to wait for the lock.
+    :raises lockutils.AcquireLockFailedException: if it is not blocking and
+        the lock is taken.
     """
     return lockutils.lock(f'lxd-template-{name}', lock_file_prefix=None,
                           blocking=blocking)

@@ -10,18 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which CPUs of the host servers run on.
+"""CPUs of the host on which instances run.
 
 Nova's ``[compute] cpu_shared_set`` and ``cpu_dedicated_set`` divide the host's
-CPUs. A server whose flavor or image asks for dedicated CPUs gets those that
-Nova's claim has chosen for it, and nobody else runs there: as soon as one of
-the options is set, every server is confined to a set of CPUs. While none is
-set, LXD spreads servers over all CPUs.
+CPUs. An instance with dedicated CPUs gets those that Nova's claim has chosen,
+exclusively: as soon as one of the options is set, every instance is confined
+to a set of CPUs. If none is set, LXD balances instances over all CPUs.
 
-A container has no virtual CPUs: its processes run on any CPU of its set. A
-server on the shared set therefore also has a ceiling of CPU time, as many CPUs
-as the flavor has, and what needs virtual CPUs that differ from each other
-(``mixed``, real time) cannot be had.
+A container has no virtual CPUs: its processes run on any CPU of its set.
+Therefore an instance on the shared set also has a CPU quota of as many CPUs as
+the flavor has vCPUs, and features that need vCPUs that differ from each other
+(``mixed``, real time) are not supported.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ SPEC_REALTIME = 'hw:cpu_realtime'
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """One CPU of the host: a thread that is online.
+    """A CPU of the host: a thread that is online.
 
-    :ivar number: the kernel's number of it.
+    :ivar number: the kernel's number of the CPU.
     :ivar node: its NUMA node.
     :ivar socket: its socket.
-    :ivar siblings: the CPUs that share its core, itself included.
+    :ivar siblings: the CPUs on the same core, including this one.
     """
 
     number: int
@@ -60,11 +59,11 @@ class Processor:
 
 @dataclasses.dataclass(frozen=True)
 class CPUSets:
-    """How an operator divides the host's CPUs.
+    """Division of the host's CPUs.
 
-    :ivar shared: CPUs for servers that share them; None if no option is set,
-        so that servers may run on all.
-    :ivar dedicated: CPUs of which each belongs to one server at most.
+    :ivar shared: CPUs for instances with shared CPUs; None if no option is
+        set, so that instances run on all CPUs.
+    :ivar dedicated: CPUs for instances with dedicated CPUs.
     """
 
     shared: frozenset[int] | None
@@ -75,8 +74,8 @@ def processors(cpu: Mapping[str, Any]) -> list[Processor]:
     """List the CPUs that LXD may use.
 
     :param cpu: the ``cpu`` part of LXD's resources.
-    :returns: CPUs in the order of their numbers; none if LXD does not know
-        more than how many there are.
+    :returns: CPUs by ascending number; empty if LXD knows only the number of
+        CPUs.
     """
     found = []
     for socket in cpu.get('sockets') or ():
@@ -94,7 +93,7 @@ def configured() -> CPUSets:
     """Read ``[compute] cpu_shared_set`` and ``cpu_dedicated_set``.
 
     :returns: the sets, which need not exist on the host.
-    :raises nova.exception.Invalid: an option is no list of CPUs.
+    :raises nova.exception.Invalid: if an option is not a list of CPUs.
     """
     shared = hardware.get_cpu_shared_set()
     dedicated = hardware.get_cpu_dedicated_set()
@@ -104,14 +103,15 @@ def configured() -> CPUSets:
 
 
 def check(flavor: Any) -> None:
-    """See that a flavor does not ask for what no container can have.
+    """Check that a flavor asks for no CPU feature that containers lack.
 
     :param flavor: the :class:`nova.objects.Flavor`.
-    :raises nova.exception.InvalidInput: naming the extra spec to correct.
+    :raises nova.exception.InvalidInput: if it does; the message names the
+        extra spec to correct.
     """
     specs = flavor.extra_specs
     if specs.get(SPEC_POLICY) == _MIXED:
-        raise _no_mixture(flavor)
+        raise _mixed_unsupported(flavor)
     if strutils.bool_from_string(specs.get(SPEC_REALTIME)):
         raise exception.InvalidInput(reason=(
             f'flavor {flavor.name} has {SPEC_REALTIME}, but LXD has no real '
@@ -120,33 +120,33 @@ def check(flavor: Any) -> None:
 
 def cpuset(flavor: Any, topology: Any, sets: CPUSets,
            present: Iterable[Processor]) -> frozenset[int] | None:
-    """Find the CPUs on which a server runs.
+    """Return the CPUs on which an instance runs.
 
-    :param flavor: the server's :class:`nova.objects.Flavor`.
-    :param topology: its :class:`nova.objects.InstanceNUMATopology` as Nova has
-        fitted it to this host, or None.
-    :param sets: how the host's CPUs are divided.
+    :param flavor: the instance's :class:`nova.objects.Flavor`.
+    :param topology: its :class:`nova.objects.InstanceNUMATopology` as fitted
+        to this host by Nova, or None.
+    :param sets: the division of the host's CPUs.
     :param present: the host's CPUs.
-    :returns: their numbers, or None for all that there are.
-    :raises nova.exception.InvalidInput: no container can have what is asked
-        for.
-    :raises nova.exception.ComputeResourcesUnavailable: this host cannot give
-        it; Nova tries another one.
+    :returns: their numbers, or None for all CPUs.
+    :raises nova.exception.InvalidInput: if containers do not support what is
+        requested.
+    :raises nova.exception.ComputeResourcesUnavailable: if this host cannot
+        provide it; Nova reschedules.
     """
     check(flavor)
     policy = topology.cpu_policy if topology else None
     if policy == _MIXED:
-        raise _no_mixture(flavor)
+        raise _mixed_unsupported(flavor)
     if policy == _DEDICATED:
         return _pinned(flavor, topology, sets)
     if flavor.extra_specs.get(SPEC_POLICY) == _DEDICATED:
         raise exception.ComputeResourcesUnavailable(reason=(
-            f'flavor {flavor.name} asks for dedicated CPUs, and Nova has not '
-            f'chosen any on this host'))
+            f'flavor {flavor.name} requests dedicated CPUs, but Nova has not '
+            f'assigned any on this host'))
     if sets.shared is not None and not sets.shared:
         raise exception.ComputeResourcesUnavailable(reason=(
-            'all CPUs of the host for servers are for those with dedicated '
-            'CPUs; set [compute] cpu_shared_set as well'))
+            'all CPUs of the host are reserved for dedicated CPUs; set '
+            '[compute] cpu_shared_set as well'))
     if not topology:
         return sets.shared
     nodes = {cell.id for cell in topology.cells}
@@ -155,7 +155,7 @@ def cpuset(flavor: Any, topology: Any, sets: CPUSets,
         and (sets.shared is None or processor.number in sets.shared))
     if not found:
         raise exception.ComputeResourcesUnavailable(reason=(
-            f'there are no CPUs for sharing on NUMA node '
+            f'there are no shared CPUs on NUMA node '
             f'{", ".join(map(str, sorted(nodes)))}'))
     return found
 
@@ -163,29 +163,29 @@ def cpuset(flavor: Any, topology: Any, sets: CPUSets,
 def _pinned(flavor: Any, topology: Any, sets: CPUSets) -> frozenset[int]:
     if topology.cpuset_reserved:
         raise exception.InvalidInput(reason=(
-            f'flavor {flavor.name} asks for a CPU for an emulator, and '
-            f'containers have none; remove hw:emulator_threads_policy'))
+            f'flavor {flavor.name} requests a CPU for emulator threads, which '
+            f'containers do not have; remove hw:emulator_threads_policy'))
     chosen = frozenset(topology.cpu_pinning)
     if not chosen:
         raise exception.ComputeResourcesUnavailable(reason=(
-            'Nova has not chosen dedicated CPUs on this host for the server'))
+            'Nova has not assigned dedicated CPUs to the instance'))
     foreign = chosen - sets.dedicated
     if foreign:
         raise exception.ComputeResourcesUnavailable(reason=(
-            f'the server owns CPU {listed(foreign)}, which is not in '
-            f'[compute] cpu_dedicated_set any more'))
+            f'CPU {format_cpus(foreign)} is assigned to the instance, but is '
+            f'no longer in [compute] cpu_dedicated_set'))
     return chosen
 
 
-def _no_mixture(flavor: Any) -> exception.InvalidInput:
+def _mixed_unsupported(flavor: Any) -> exception.InvalidInput:
     return exception.InvalidInput(reason=(
         f'flavor {flavor.name} or the image mixes dedicated and shared CPUs '
         f'({SPEC_POLICY}=mixed), but the processes of a container run on any '
         f'of its CPUs; use dedicated or shared'))
 
 
-def listed(numbers: Iterable[int]) -> str:
-    """Write CPUs for people.
+def format_cpus(numbers: Iterable[int]) -> str:
+    """Format a set of CPUs for messages.
 
     :param numbers: numbers of CPUs.
     :returns: such as ``0-3,6``.
@@ -193,11 +193,14 @@ def listed(numbers: Iterable[int]) -> str:
     return hardware.format_cpu_spec(set(numbers))
 
 
-def lxd_set(numbers: Iterable[int]) -> str:
-    """Write a set of CPUs for LXD, which takes a lone number for a count.
+def format_lxd_cpus(numbers: Iterable[int]) -> str:
+    """Format a set of CPUs for ``limits.cpu``.
+
+    LXD takes a single number for a count of CPUs.
 
     :param numbers: numbers of CPUs.
     :returns: such as ``0-3,6``, or ``1-1`` for one CPU.
     """
-    text = listed(numbers)
+    text = format_cpus(numbers)
+
     return f'{text}-{text}' if text.isdigit() else text

@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What this host offers: inventory, traits, resources, uptime.
+"""The compute host's inventory, traits, resources and uptime.
 
-All figures come from LXD, so that they are those of the machine and the pool
-that LXD uses even when nova-compute runs in a container of its own. Each
-question costs a constant number of requests, however many servers there are.
+Inventory comes from LXD, so that it describes the machine and the pool that
+LXD uses, even if nova-compute runs in a container. CPU features, memory in
+use, CPU statistics and uptime are read from ``/proc``, if LXD is local. The
+number of requests does not depend on the number of instances.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ DISK_GB = 'DISK_GB'
 
 
 class Host:
-    """The host of this nova-compute, as LXD describes it.
+    """The compute host, as LXD describes it.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     """
 
     def __init__(self, session: lxd.Session) -> None:
@@ -64,25 +65,25 @@ class Host:
         self._features: frozenset[str] | None = None
         self._huge_pages: bool | None = None
 
-    # -- what does not change while nova-compute runs -----------------------
+    # -- constant while nova-compute runs -----------------------------------
 
     @property
     def nodename(self) -> str:
-        """Name of the one compute node, which must never change."""
+        """Name of the compute node, which must never change."""
         return CONF.host
 
     def pool_driver(self) -> str:
-        """Name the storage driver of the pool, such as ``btrfs``.
+        """Return the storage driver of the pool, such as ``btrfs``.
 
-        :raises errors.LXDError: LXD does not say.
+        :raises errors.LXDError: if the request fails.
         """
         return self._session.storage_pool()['driver']
 
     def idmap_capacity(self) -> int | None:
-        """Count the uid ranges that servers can have of their own.
+        """Return the number of uid ranges for instances.
 
-        :returns: how many ranges of 65536 ids fit, those in use included;
-            None if it is for another machine's LXD to know.
+        :returns: how many ranges of 65536 ids there are, including those in
+            use; None if LXD is remote.
         """
         if not self._session.is_local:
             return None
@@ -99,15 +100,15 @@ class Host:
     def processors(self) -> list[cpus.Processor]:
         """List the CPUs of the host that are online.
 
-        :raises errors.LXDError: LXD does not say.
+        :raises errors.LXDError: if the request fails.
         """
         return cpus.processors(self._processors())
 
     def has_huge_pages(self) -> bool:
-        """Tell whether huge pages can be given to servers in a limited way.
+        """Return whether huge pages can be limited per instance.
 
-        :returns: what LXD, and the kernel if it is this machine's, can do;
-            there need not be any such pages.
+        :returns: whether LXD supports it, and the kernel, if LXD is local;
+            the host need not have huge pages.
         """
         if self._huge_pages is None:
             self._huge_pages = (
@@ -116,10 +117,10 @@ class Host:
         return self._huge_pages
 
     def huge_page_kb(self) -> int:
-        """Tell the size of the huge pages that the host has set aside.
+        """Return the size of the huge pages that the host has reserved.
 
         :returns: KiB, 0 if there are none.
-        :raises errors.LXDError: LXD does not say.
+        :raises errors.LXDError: if the request fails.
         """
         memory = (self._resources or self._read_resources())['memory']
         if not memory.get('hugepages_total'):
@@ -127,7 +128,7 @@ class Host:
         return memory.get('hugepages_size', 0) // units.Ki
 
     def _shared_count(self, sets: cpus.CPUSets) -> int:
-        """Count the CPUs for servers without dedicated ones."""
+        """Count the CPUs for instances with shared CPUs."""
         if sets.shared is None:
             return count_processors(self._processors())
         return len(sets.shared)
@@ -135,15 +136,15 @@ class Host:
     # -- Nova's compute node ------------------------------------------------
 
     def available_resource(self, nodename: str) -> dict[str, Any]:
-        """Describe the host for Nova's record of the compute node.
+        """Return the host's resources for Nova's compute node.
 
         See :meth:`nova.virt.driver.ComputeDriver.get_available_resource`.
-        Two requests to LXD.
+        It takes two requests to LXD.
 
         :param nodename: name of the compute node.
-        :returns: the resources. What servers use of CPUs is left to Nova's
-            resource tracker, which knows it.
-        :raises errors.LXDError: LXD does not answer.
+        :returns: the resources. The CPU usage is 0, because Nova's resource
+            tracker keeps account of it.
+        :raises errors.LXDError: if a request fails.
         """
         resources = self._read_resources()
         memory, memory_used = self._memory()
@@ -153,7 +154,7 @@ class Host:
         topology = numa.topology(resources, sets, self.has_huge_pages())
         return {
             'hypervisor_hostname': nodename,
-            # Incus counts as the same: images name the kind of hypervisor.
+            # Also for Incus: images name this hypervisor type.
             'hypervisor_type': fields.HVType.LXD,
             'hypervisor_version': version_number(
                 environment['server_version']),
@@ -172,27 +173,27 @@ class Host:
         }
 
     def architectures(self) -> list[str]:
-        """List the architectures of which the host runs images.
+        """List the architectures whose images the host can run.
 
-        :returns: Nova's names, the host's own one first.
+        :returns: Nova's names, the host's native one first.
         """
         found = []
         for name in self._session.server['environment']['architectures']:
             try:
                 arch = fields.Architecture.canonicalize(name)
             except exception.InvalidArchitectureName:
-                # Nova has no word for it, so no image can ask for it.
+                # An architecture that Nova does not know, so no image has it.
                 continue
             if arch not in found:
                 found.append(arch)
         return found
 
     def _memory(self) -> tuple[int, int]:
-        """Tell how much memory there is, and how much is in use (bytes)."""
+        """Return total and used memory in bytes."""
         if not self._session.is_local:
             memory = (self._resources or self._read_resources())['memory']
             return memory['total'], memory['used']
-        # LXD counts what the kernel keeps for itself from the start.
+        # LXD reports memory that the kernel reserves at boot as used.
         figures = {}
         with open('/proc/meminfo', encoding='ascii') as stream:
             for line in stream:
@@ -202,7 +203,7 @@ class Host:
         return total, total - figures['MemAvailable:']
 
     def _pool_space(self) -> tuple[int, int]:
-        """Ask how large the pool is, and how much of it is in use (bytes)."""
+        """Return total and used space of the pool in bytes."""
         space = self._session.get(
             'storage-pools', self._options.storage_pool, 'resources')['space']
         return space['total'], space['used']
@@ -220,9 +221,9 @@ class Host:
         }
 
     def _cpu_features(self) -> frozenset[str]:
-        """Read what the host's CPUs can do, once."""
+        """Return the features of the host's CPUs, cached."""
         if self._features is None:
-            # Containers run on the host's CPUs as they are.
+            # Containers run on the host's CPUs without virtualization.
             self._features = (host_traits.local_cpu_features()
                               if self._session.is_local else frozenset())
         return self._features
@@ -232,17 +233,18 @@ class Host:
     def update_provider_tree(self, provider_tree: Any, nodename: str,
                              ratios: Mapping[str, float],
                              reserved_disk_gb: int) -> None:
-        """Put the host's inventory and traits into Placement's terms.
+        """Report inventory and traits of the host to Placement.
 
-        See :meth:`nova.virt.driver.ComputeDriver.update_provider_tree`. One
-        request to LXD, after the first time. Providers and traits that are
-        not the driver's stay as they are.
+        See :meth:`nova.virt.driver.ComputeDriver.update_provider_tree`. It
+        takes one request to LXD, after the first time. Providers and traits
+        that do not belong to the driver are not changed.
 
-        :param provider_tree: the tree to update.
+        :param provider_tree: the provider tree to update.
         :param nodename: name of the root provider, which is this host.
         :param ratios: allocation ratio of each resource class.
-        :param reserved_disk_gb: GiB of the pool that servers do not get.
-        :raises errors.LXDError: LXD does not answer.
+        :param reserved_disk_gb: GiB of the pool that are not available to
+            instances.
+        :raises errors.LXDError: if a request fails.
         """
         present = provider_tree.data(nodename)
         sets = cpus.configured()
@@ -261,11 +263,11 @@ class Host:
         inventory = {name: data for name, data in present.inventory.items()
                      if name not in totals}
         for name, total in totals.items():
-            # Placement refuses a class of which there is nothing.
+            # Placement does not accept a total of 0.
             if total < 1:
                 continue
-            # A dedicated CPU is one server's; Nova has no ratio for them
-            # either.
+            # Dedicated CPUs cannot be overcommitted; Nova has no allocation
+            # ratio for them.
             ratio = 1.0 if name == PCPU else ratios[name]
             inventory[name] = {
                 'total': total, 'min_unit': 1, 'max_unit': total,
@@ -280,9 +282,9 @@ class Host:
         provider_tree.add_traits(nodename, *traits)
 
     def traits(self) -> frozenset[str]:
-        """List the traits of the host that are the driver's to report.
+        """Return the traits of the host that the driver reports.
 
-        :raises errors.LXDError: LXD does not answer.
+        :raises errors.LXDError: if a request fails.
         """
         environment = self._session.server['environment']
         found = {
@@ -314,15 +316,15 @@ class Host:
                 self._project = self._session.get(
                     'projects', self._session.project)['config']
             except errors.PermissionDenied:
-                # A restricted certificate may not read it; LXD will say no
-                # where the project does.
+                # A restricted certificate may not read the project; LXD
+                # enforces its restrictions.
                 self._project = {}
         return self._project
 
-    # -- odds and ends ------------------------------------------------------
+    # -- other methods of the driver API ------------------------------------
 
     def volume_connector(self) -> dict[str, Any]:
-        """Say how Cinder's storage reaches this host, as os-brick sees it.
+        """Return the connector properties of this host for Cinder.
 
         See :meth:`nova.virt.driver.ComputeDriver.get_volume_connector`.
         """
@@ -333,12 +335,12 @@ class Host:
             host=CONF.host)
 
     def uptime(self) -> str:
-        """Say how long the host has been up, as ``uptime`` prints it.
+        """Return the uptime of the host in the format of ``uptime``.
 
-        The number of logged-in users is part of the format that clients
-        parse, and none of their business: it is always 0.
+        Clients parse the format, which includes the number of users; it is
+        always 0, so that it is not disclosed.
 
-        :raises NotImplementedError: LXD is another machine's.
+        :raises NotImplementedError: if LXD is remote.
         """
         if not self._session.is_local:
             raise NotImplementedError()
@@ -350,13 +352,13 @@ class Host:
                 f'0 users,  load average: {", ".join(load)}')
 
     def cpu_stats(self) -> dict[str, int]:
-        """Read how the CPUs have spent their time since the host booted.
+        """Return the CPU times of the host since it booted.
 
         See :meth:`nova.virt.driver.ComputeDriver.get_host_cpu_stats`.
 
         :returns: nanoseconds of kernel, idle, user and iowait, and the
             frequency in MHz, 0 if unknown.
-        :raises NotImplementedError: LXD is another machine's.
+        :raises NotImplementedError: if LXD is remote.
         """
         if not self._session.is_local:
             raise NotImplementedError()
@@ -378,7 +380,7 @@ def count_processors(cpu: dict[str, Any]) -> int:
     """Count the CPUs that LXD may use.
 
     :param cpu: the ``cpu`` part of LXD's resources.
-    :returns: threads that are online.
+    :returns: number of threads that are online.
     """
     threads = [thread for socket in cpu.get('sockets') or ()
                for core in socket.get('cores') or ()
@@ -388,10 +390,10 @@ def count_processors(cpu: dict[str, Any]) -> int:
 
 
 def version_number(text: str) -> int:
-    """Turn a version of LXD or Incus into the number that Nova wants.
+    """Convert a version of LXD or Incus to the integer that Nova uses.
 
     :param text: such as ``5.0.2`` or ``5.21.3 LTS``.
-    :returns: such as 5000002; 0 for what has no numbers in front.
+    :returns: such as 5000002; 0 if it does not begin with a number.
     """
     match = re.match(r'\d+(?:\.\d+){0,2}', text)
     if match is None:

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The host's NUMA topology, as Nova's scheduler and claims need it.
+"""NUMA topology of the host for Nova's scheduler and claims.
 
-Nova fits servers with dedicated CPUs, huge pages or ``hw:numa_nodes`` to what
-this describes, and keeps the account of what they use itself.
+Nova fits instances with dedicated CPUs, huge pages or ``hw:numa_nodes`` to
+this topology, and keeps account of their usage itself.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from oslo_utils import units
 
 from nova_lxd_py.virt.host import cpus
 
-#: Sizes of huge pages that LXD can limit, in KiB, and what it calls them.
+#: Sizes of huge pages in KiB that LXD can limit, and LXD's names of them.
 HUGE_PAGES = {64: '64KB', 1024: '1MB', 2048: '2MB', 1048576: '1GB'}
 
-#: Where the kernel says that huge pages can be limited: with cgroup v1, and
-#: with v2 alone. LXD does not use what v2 has beside v1.
+#: Where the kernel shows that huge pages can be limited: with cgroup v1, and
+#: with v2. LXD does not use controllers of v2 beside v1.
 _CONTROLLER_V1 = '/sys/fs/cgroup/hugetlb'
 _CONTROLLERS_V2 = '/sys/fs/cgroup/cgroup.controllers'
 
 
 def small_page_kb() -> int:
-    """Tell the size of this machine's ordinary pages in KiB."""
+    """Return the size of this machine's ordinary pages in KiB."""
     return os.sysconf('SC_PAGE_SIZE') // units.Ki
 
 
 def can_limit_huge_pages() -> bool:
-    """Tell whether this machine's kernel has the cgroup controller for it."""
+    """Return whether this machine's kernel has the hugetlb controller."""
     if os.path.ismount(_CONTROLLER_V1):
         return True
     try:
@@ -56,13 +56,13 @@ def can_limit_huge_pages() -> bool:
 
 def topology(resources: Mapping[str, Any], sets: cpus.CPUSets,
              huge_pages: bool) -> objects.NUMATopology | None:
-    """Describe the host.
+    """Return the NUMA topology of the host.
 
     :param resources: LXD's resources.
-    :param sets: how the host's CPUs are divided.
-    :param huge_pages: whether servers can have huge pages.
-    :returns: the topology without any usage; None where LXD does not know
-        which CPUs there are.
+    :param sets: the division of the host's CPUs.
+    :param huge_pages: whether instances can have huge pages.
+    :returns: the topology without usage; None if LXD knows only the number of
+        CPUs.
     """
     present = cpus.processors(resources['cpu'])
     if not present:
@@ -109,37 +109,37 @@ def _cell(number: int, present: Sequence[cpus.Processor],
 
 def huge_page_limits(flavor: Any, wanted: Any, available: bool,
                      host_kb: int = 0) -> dict[str, str]:
-    """Put what a server gets of huge pages into LXD's words.
+    """Return the huge page limits of an instance.
 
-    A server that asks for none gets none, or it could take those that Nova
-    has promised to others.
+    An instance that does not request huge pages gets a limit of 0, so that it
+    cannot take pages that Nova has assigned to other instances.
 
-    :param flavor: the server's :class:`nova.objects.Flavor`, for messages.
-    :param wanted: its :class:`nova.objects.InstanceNUMATopology` as Nova has
-        fitted it to this host, or None.
+    :param flavor: the instance's :class:`nova.objects.Flavor`, for messages.
+    :param wanted: its :class:`nova.objects.InstanceNUMATopology` as fitted to
+        this host by Nova, or None.
     :param available: whether LXD on this host can limit huge pages.
-    :param host_kb: size of those that the host has, in KiB; 0 if it has none.
-    :returns: ``limits.hugepages.*``: as much memory as the flavor has.
-    :raises nova.exception.InvalidInput: LXD knows no pages of that size.
-    :raises nova.exception.ComputeResourcesUnavailable: not on this host; Nova
-        tries another one.
+    :param host_kb: size of the host's huge pages in KiB; 0 if it has none.
+    :returns: ``limits.hugepages.*``, which add up to the flavor's memory.
+    :raises nova.exception.InvalidInput: if LXD does not support the size.
+    :raises nova.exception.ComputeResourcesUnavailable: if this host cannot
+        limit huge pages; Nova reschedules.
     """
     limits: dict[str, int] = {}
     if available and host_kb in HUGE_PAGES:
         limits[_limit_key(host_kb)] = 0
     for cell in wanted.cells if wanted else ():
         size = cell.pagesize if 'pagesize' in cell else None
-        # Below zero is a wish that Nova has not fitted to a host.
+        # Below zero is a request that Nova has not fitted to a host.
         if not size or 0 < size <= small_page_kb():
             continue
         if size > 0 and size not in HUGE_PAGES:
             raise exception.InvalidInput(reason=(
-                f'flavor {flavor.name} asks for memory pages of {size} KiB '
-                f'(hw:mem_page_size), and LXD can give out those of '
+                f'flavor {flavor.name} requests memory pages of {size} KiB '
+                f'(hw:mem_page_size), but LXD supports only '
                 f'{", ".join(map(str, sorted(HUGE_PAGES)))} KiB'))
         if size < 0 or not available:
             raise exception.ComputeResourcesUnavailable(reason=(
-                f'flavor {flavor.name} asks for huge pages '
+                f'flavor {flavor.name} requests huge pages '
                 f'(hw:mem_page_size), which LXD on this host cannot limit'))
         key = _limit_key(size)
         limits[key] = limits.get(key, 0) + cell.memory

@@ -10,12 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""GPUs and USB devices of the host that flavors give to servers.
+"""GPUs and USB devices of the host that are passed through to instances.
 
-Two people have to agree: who makes flavors names devices in ``lxd:gpu`` and
-``lxd:usb``, and the operator of a host lists in ``[lxd] passthrough_devices``
-what may be given away there. Tenants have a say in neither. All servers on a
-host whose flavors name a device share it.
+Both the administrator who creates flavors and the operator of the host have to
+allow it: the flavor names devices in the extra specs ``lxd:gpu`` and
+``lxd:usb``, and the host lists them in ``[lxd] passthrough_devices``. Tenants
+cannot influence either. All instances on a host whose flavors name a device
+share it.
 
 A device is named by what is the same on every host: the hexadecimal ids of its
 vendor and product, as ``lspci -nn`` and ``lsusb`` show them.
@@ -35,15 +36,16 @@ SPEC_USB = 'lxd:usb'
 _SPECS = {'gpu': SPEC_GPU, 'usb': SPEC_USB}
 _ID = re.compile(r'[0-9a-f]{4}:[0-9a-f]{4}')
 
-#: Names of such devices begin so, and no others.
+#: Prefix of the names of LXD devices for these, and for no others.
 DEVICE_PREFIX = 'passthrough-'
 
 
 def check(flavor: Any) -> None:
-    """See that a flavor's devices are named as they should be.
+    """Check the syntax of a flavor's device requests.
 
     :param flavor: the :class:`nova.objects.Flavor`.
-    :raises nova.exception.InvalidInput: naming the extra spec to correct.
+    :raises nova.exception.InvalidInput: if it is wrong; the message names the
+        extra spec to correct.
     """
     for kind in _SPECS:
         _wanted(flavor, kind)
@@ -51,14 +53,15 @@ def check(flavor: Any) -> None:
 
 def devices(flavor: Any, allowed: Iterable[str]
             ) -> dict[str, dict[str, str]]:
-    """Describe the devices of the host that a server gets.
+    """Return the LXD devices for the device requests of a flavor.
 
-    :param flavor: its :class:`nova.objects.Flavor`.
+    :param flavor: the :class:`nova.objects.Flavor`.
     :param allowed: ``[lxd] passthrough_devices``.
     :returns: LXD devices by name.
-    :raises nova.exception.InvalidInput: naming the extra spec to correct.
-    :raises nova.exception.ComputeResourcesUnavailable: this host does not
-        give such a device away; Nova tries another one.
+    :raises nova.exception.InvalidInput: if the syntax is wrong; the message
+        names the extra spec to correct.
+    :raises nova.exception.ComputeResourcesUnavailable: if this host does not
+        allow the device; Nova reschedules.
     """
     permitted = set(parse(allowed))
     found = {}
@@ -66,39 +69,39 @@ def devices(flavor: Any, allowed: Iterable[str]
         for ids in _wanted(flavor, kind):
             if (kind, ids) not in permitted:
                 raise exception.ComputeResourcesUnavailable(reason=(
-                    f'flavor {flavor.name} has {spec}={ids}, and [lxd] '
+                    f'flavor {flavor.name} has {spec}={ids}, but [lxd] '
                     f'passthrough_devices of the host does not list '
                     f'{kind}:{ids}'))
             vendor, _colon, product = ids.partition(':')
             device = {'type': kind, 'vendorid': vendor, 'productid': product}
             if kind == 'usb':
-                # A server without it must not start as if it had it.
+                # Otherwise LXD starts the instance without the device.
                 device['required'] = 'true'
             found[f'{DEVICE_PREFIX}{kind}-{vendor}-{product}'] = device
     return found
 
 
 def parse(allowed: Iterable[str]) -> list[tuple[str, str]]:
-    """Read ``[lxd] passthrough_devices``.
+    """Parse ``[lxd] passthrough_devices``.
 
     :param allowed: such as ``gpu:10de:1db4``.
     :returns: kinds and ids, such as ``('gpu', '10de:1db4')``.
-    :raises nova.exception.InvalidInput: naming what is no device.
+    :raises nova.exception.InvalidInput: if an item is not a device.
     """
     found = []
     for text in allowed:
         kind, _colon, ids = text.strip().lower().partition(':')
         if kind not in _SPECS or not _ID.fullmatch(ids):
             raise exception.InvalidInput(reason=(
-                f'"{text}" names no device; write gpu:<vendor>:<product> or '
-                f'usb:<vendor>:<product>, with four hexadecimal digits each'))
+                f'"{text}" is not a device; use gpu:<vendor>:<product> or '
+                f'usb:<vendor>:<product> with four hexadecimal digits each'))
         found.append((kind, ids))
     return found
 
 
 def present(resources: Mapping[str, Any], allowed: Iterable[str]
             ) -> list[tuple[str, str]]:
-    """Find which of the devices that may be given away a host has.
+    """Return the allowed devices that the host has.
 
     :param resources: LXD's resources.
     :param allowed: ``[lxd] passthrough_devices``.
@@ -114,7 +117,7 @@ def present(resources: Mapping[str, Any], allowed: Iterable[str]
 
 
 def _wanted(flavor: Any, kind: str) -> list[str]:
-    """Read the devices of one kind that a flavor names."""
+    """Return the ids of the devices of one kind that a flavor requests."""
     spec = _SPECS[kind]
     value = flavor.extra_specs.get(spec)
     if value is None:
@@ -125,5 +128,5 @@ def _wanted(flavor: Any, kind: str) -> list[str]:
             raise exception.InvalidInput(reason=(
                 f'extra spec {spec} of flavor {flavor.name} is "{value}"; set '
                 f'it to <vendor>:<product> in hexadecimal, such as '
-                f'10de:1db4, or to several of these with commas between'))
+                f'10de:1db4, or to a comma-separated list of these'))
     return found

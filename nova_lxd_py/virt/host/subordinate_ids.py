@@ -10,31 +10,31 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How many user ids LXD can give to containers on this host.
+"""Number of user ids that LXD can assign to containers on this host.
 
-LXD gives unprivileged containers ids from the range of root in ``/etc/subuid``
-and ``/etc/subgid``. The first 65536 of them serve containers without a range
-of their own; each isolated one gets another 65536.
+LXD maps unprivileged containers to the range of root in ``/etc/subuid`` and
+``/etc/subgid``. The first 65536 ids are for containers without a range of
+their own; each isolated container gets another 65536.
 """
 
 from __future__ import annotations
 
-#: Ids in the range of one container: a whole 16-bit user id space.
+#: Ids in the range of a container: a complete 16-bit id space.
 RANGE = 65536
 
-#: Ids that LXD and Incus take (from 1000000) where the system has no files.
+#: Ids that LXD and Incus use (from 1000000) if these files do not exist.
 BUILT_IN = 1_000_000_000
 
 _FILES = ('/etc/subuid', '/etc/subgid')
 
 
 def capacity(endpoint: str, files: tuple[str, str] = _FILES) -> int:
-    """Count the ranges that isolated containers can have.
+    """Return the number of ranges for isolated containers.
 
-    :param endpoint: path of LXD's socket; the snap's LXD does not see the
+    :param endpoint: path of LXD's socket; the LXD snap does not see the
         host's files.
     :param files: the files with subordinate user and group ids.
-    :returns: how many ranges fit, those in use included.
+    :returns: number of ranges, including those in use.
     """
     if endpoint.startswith('/var/snap/'):
         size = BUILT_IN
@@ -44,12 +44,12 @@ def capacity(endpoint: str, files: tuple[str, str] = _FILES) -> int:
 
 
 def _subordinate_ids(path: str) -> int:
-    """Read how many ids root has.
+    """Return the number of ids in root's first entry of a file.
 
-    LXD takes ranges for isolated containers from the first entry only.
+    LXD uses only this entry for the ranges of isolated containers.
 
-    :param path: a file of lines ``name:first id:number of ids``.
-    :returns: the number in root's first entry, 0 if it has none.
+    :param path: path of a file of lines ``name:first id:number of ids``.
+    :returns: number of ids, 0 if there is no entry.
     """
     try:
         with open(path, encoding='utf-8', errors='replace') as stream:

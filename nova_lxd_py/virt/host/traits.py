@@ -10,25 +10,25 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the host can do, in the words of Placement's traits.
+"""Placement traits of the host.
 
-The driver reports the traits below and takes them back when they no longer
-hold. Any other trait of the host, whether an operator's or another agent's,
-is not touched.
+The driver reports the traits below, and removes them when they no longer
+apply. Other traits of the host, such as those of an operator or of another
+agent, are not changed.
 
 =============================  ============================================
-trait                          the host has it when
+trait                          the host has it if
 =============================  ============================================
-HW_ARCH_*                      it runs images of that architecture
+HW_ARCH_*                      it can run images of that architecture
 HW_CPU_*                       its CPUs have that feature
-CUSTOM_LXD_SERVER_LXD, _INCUS  that is what it runs
-CUSTOM_LXD_POOL_<driver>       root disks are on such a pool
-CUSTOM_LXD_KERNEL_<feature>    LXD reports that feature of the kernel
-CUSTOM_LXD_ISOLATED_IDMAP      servers can have a uid range of their own
+CUSTOM_LXD_SERVER_LXD, _INCUS  it runs LXD, or Incus
+CUSTOM_LXD_POOL_<driver>       the storage pool has that driver
+CUSTOM_LXD_KERNEL_<feature>    LXD reports that kernel feature
+CUSTOM_LXD_ISOLATED_IDMAP      instances can have their own uid ranges
 CUSTOM_LXD_NESTING             flavors may allow nesting
-CUSTOM_LXD_PRIVILEGED          flavors may allow privileged servers
-CUSTOM_LXD_GPU_<ids>, _USB_    it has that device, and the operator lets
-                               flavors give it to servers
+CUSTOM_LXD_PRIVILEGED          flavors may allow privileged instances
+CUSTOM_LXD_GPU_<ids>, _USB_    it has that device, and the operator allows
+                               flavors to pass it through
 =============================  ============================================
 """
 
@@ -52,9 +52,9 @@ _DEVICES = {'gpu': 'CUSTOM_LXD_GPU_', 'usb': 'CUSTOM_LXD_USB_'}
 
 _STANDARD = frozenset(os_traits.get_traits())
 
-#: Kernel's names of CPU features whose traits have other names. Features that
-#: only a virtual machine monitor can use, such as vmx, svm or sev, are left
-#: out: a server in a container would not get what such a trait promises.
+#: CPU features whose name in the kernel differs from their traits'. Features
+#: for virtual machine monitors, such as vmx, svm or sev, are omitted: a
+#: container would not get what such a trait promises.
 _X86_NAMES = {
     'aes': ('HW_CPU_X86_AESNI',),
     'fma': ('HW_CPU_X86_FMA3',),
@@ -69,7 +69,7 @@ _X86_NAMES = {
     'bmi1': ('HW_CPU_X86_BMI',),
 }
 
-#: Features that have a trait for each vendor.
+#: Features with a trait for each vendor.
 _X86_VENDOR_NAMES = {
     ('AuthenticAMD', 'ibpb'): 'HW_CPU_X86_AMD_IBPB',
     ('AuthenticAMD', 'ssbd'): 'HW_CPU_X86_AMD_SSBD',
@@ -80,7 +80,7 @@ _X86_VENDOR_NAMES = {
     ('GenuineIntel', 'ssbd'): 'HW_CPU_X86_INTEL_SSBD',
 }
 
-#: Traits with plain names that must not follow from a feature's name.
+#: Traits that must not be derived from the name of a feature.
 _NOT_FOR_CONTAINERS = frozenset({
     'HW_CPU_X86_VMX', 'HW_CPU_X86_SVM', 'HW_CPU_X86_SGX', 'HW_CPU_X86_SEV',
     'HW_CPU_AMD_SEV'})
@@ -92,7 +92,7 @@ _OWNED_PREFIXES = (_SERVER, _POOL, _KERNEL, 'HW_ARCH_', *_DEVICES.values())
 
 
 def _possible_cpu_traits() -> frozenset[str]:
-    """List every CPU trait that the driver may ever report."""
+    """List all CPU traits that the driver may report."""
     found = {trait for trait in _STANDARD
              if trait.startswith(tuple(_FAMILIES.values())) and
              not re.match(r'HW_CPU_X86_(?:AMD|INTEL)_', trait)}
@@ -107,21 +107,20 @@ _OWNED = _possible_cpu_traits() | {
 
 
 def owned(traits: Iterable[str]) -> frozenset[str]:
-    """Pick the traits that are the driver's to add and remove.
+    """Return the traits that only the driver reports.
 
     :param traits: any traits.
-    :returns: those of them that only the driver reports.
+    :returns: those of them that the driver may add and remove.
     """
     return frozenset(trait for trait in traits
                      if trait in _OWNED or trait.startswith(_OWNED_PREFIXES))
 
 
 def local_cpu_features(path: str = '/proc/cpuinfo') -> frozenset[str]:
-    """Read the features of this machine's CPUs, by the kernel's names.
+    """Return the features of this machine's CPUs, by the kernel's names.
 
-    :param path: the kernel's description of the CPUs.
-    :returns: features of the first CPU; CPUs that differ are a rarity that
-        the kernel hides.
+    :param path: path of the kernel's description of the CPUs.
+    :returns: features of the first CPU, which stands for all of them.
     """
     with open(path, encoding='utf-8', errors='replace') as stream:
         for line in stream:
@@ -129,7 +128,7 @@ def local_cpu_features(path: str = '/proc/cpuinfo') -> frozenset[str]:
             key = key.strip().lower()
             if key in ('flags', 'features'):
                 return frozenset(value.lower().split())
-            # POWER has no list of features but a generation.
+            # POWER has a generation instead of a list of features.
             if key == 'cpu' and 'power' in value.lower():
                 return frozenset(
                     re.findall(r'power\d+', value.lower()))
@@ -138,12 +137,12 @@ def local_cpu_features(path: str = '/proc/cpuinfo') -> frozenset[str]:
 
 def from_cpu_features(architectures: Iterable[str], features: Iterable[str],
                       vendor: str) -> frozenset[str]:
-    """Find the traits of CPU features.
+    """Return the traits of CPU features.
 
-    :param architectures: Nova's names, the host's own one first.
+    :param architectures: Nova's names, the host's native one first.
     :param features: the kernel's names of features.
-    :param vendor: the kernel's name of the vendor.
-    :returns: traits that exist in this version of os-traits.
+    :param vendor: the kernel's name of the CPU vendor.
+    :returns: traits that exist in the installed os-traits.
     """
     family = next((_FAMILIES[arch] for arch in architectures
                    if arch in _FAMILIES), None)
@@ -159,12 +158,12 @@ def from_cpu_features(architectures: Iterable[str], features: Iterable[str],
 
 
 def architecture(name: str) -> str:
-    """Find the trait of an architecture.
+    """Return the trait of an architecture.
 
-    :param name: Nova's name.
+    :param name: Nova's name of the architecture.
     :returns: the trait, or '' if there is none.
     """
-    # os-traits has the families of 32-bit ARM, Nova the instruction sets.
+    # os-traits names families of 32-bit ARM, Nova the instruction sets.
     name = {'armv6l': 'armv6', 'armv7l': 'armv7', 'armv7b': 'armv7b'}.get(
         name, name)
     trait = f'HW_ARCH_{name.upper()}'
@@ -172,9 +171,9 @@ def architecture(name: str) -> str:
 
 
 def from_server(environment: Mapping[str, Any]) -> frozenset[str]:
-    """Find the traits of the LXD server and its kernel.
+    """Return the traits of the LXD server and the kernel.
 
-    :param environment: the ``environment`` of LXD's own description.
+    :param environment: the ``environment`` of LXD's server description.
     :returns: the traits.
     """
     found = {_SERVER + os_traits_name(environment.get('server', 'lxd'))}
@@ -185,15 +184,15 @@ def from_server(environment: Mapping[str, Any]) -> frozenset[str]:
 
 
 def pool(driver: str) -> str:
-    """Name the trait of a storage driver.
+    """Return the trait of a storage driver.
 
-    :param driver: LXD's name, such as ``btrfs``.
+    :param driver: LXD's name of the driver, such as ``btrfs``.
     """
     return _POOL + os_traits_name(driver)
 
 
 def from_devices(devices: Iterable[tuple[str, str]]) -> frozenset[str]:
-    """Name the traits of devices that servers can get.
+    """Return the traits of devices that can be passed through.
 
     :param devices: kinds and ids, such as ``('gpu', '10de:1db4')``.
     """
@@ -202,7 +201,7 @@ def from_devices(devices: Iterable[tuple[str, str]]) -> frozenset[str]:
 
 
 def from_project(config: Mapping[str, str]) -> frozenset[str]:
-    """Find what flavors may allow; LXD projects can restrict it.
+    """Return the traits of what the LXD project lets flavors allow.
 
     :param config: the configuration of the driver's LXD project.
     :returns: the traits.
@@ -218,9 +217,9 @@ def from_project(config: Mapping[str, str]) -> frozenset[str]:
 
 
 def os_traits_name(text: str) -> str:
-    """Write a word the way traits are written.
+    """Convert a word to the form of a trait's name.
 
     :param text: any word.
-    :returns: upper case, with ``_`` for what traits cannot have.
+    :returns: upper case, with ``_`` for characters that traits cannot have.
     """
     return re.sub(r'[^A-Z0-9]+', '_', text.upper())

@@ -132,8 +132,8 @@ class TemplateStore:
         config = self._range_config(isolation, instance)
         owner = (instance.project_id or ''
                  if isolation is lxd_flavor.Isolation.PROJECT else '')
-        name = uid_ranges.name_of(self._options, 'template', fingerprint,
-                                  owner)
+        name = uid_ranges.auxiliary_name(
+            self._options, 'template', fingerprint, owner)
         try:
             self._ensure_template(name, fingerprint, owner, config, instance)
         except _Useless:
@@ -211,7 +211,7 @@ class TemplateStore:
         ranges = 1
         if self._session.is_local:
             ranges = subordinate_ids.capacity(self._session.endpoint)
-        return lxd_flavor.wants_isolation(
+        return lxd_flavor.select_isolation(
             instance.flavor, self._options.idmap_isolation,
             free_ranges=ranges, shift_is_free=self._shift_is_free is True,
             can_clone=self._options.fast_spawn and self._pool_clones())
@@ -233,7 +233,7 @@ class TemplateStore:
                       instance: objects.Instance) -> dict[str, str]:
         config = lxd_flavor.isolation_config(isolation)
         if isolation is lxd_flavor.Isolation.PROJECT:
-            config.update(self._ranges.of(instance.project_id or ''))
+            config.update(self._ranges.config_for(instance.project_id or ''))
         return config
 
     # -- templates ----------------------------------------------------------

@@ -145,7 +145,7 @@ class Session:
         return name in self.server.get('api_extensions', ())
 
     def storage_pool(self, name: str = '') -> dict[str, Any]:
-        """Read what never changes of a storage pool, once.
+        """Return the properties of a storage pool that never change, cached.
 
         :param name: name of the pool, by default ``[lxd] storage_pool``.
         :returns: LXD's description, such as its ``driver``.

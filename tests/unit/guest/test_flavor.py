@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What flavors become in LXD."""
+"""Conversion of flavors to LXD configuration."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class FlavorTestCase(base.BaseTestCase):
             lxd_flavor.Placement(
                 cpus=None if cpus is None else frozenset(cpus),
                 sized_swap=sized_swap))
-        # LXD takes it, and a resize can take it back.
+        # LXD accepts it, and a resize can remove it.
         if not sized_swap:
             config_keys.check(config)
         self.assertLessEqual(set(config), lxd_flavor.MANAGED_KEYS)
@@ -80,14 +80,14 @@ class ConfigTestCase(FlavorTestCase):
             'security.devlxd': 'false',
             'security.nesting': 'false',
             'security.privileged': 'false',
-            # No LOOP_* request, even if the guest sets bits that only
-            # seccomp sees.
+            # No LOOP_* ioctl, even if the guest sets bits that only seccomp
+            # sees.
             'security.syscalls.deny':
                 'ioctl errno 1 [1,0x4c00,SCMP_CMP_MASKED_EQ,0xffffff00]',
         }, self.config())
 
     def test_foreign_extra_specs(self) -> None:
-        """Other namespaces are other drivers' and the scheduler's."""
+        """Other namespaces belong to other drivers and the scheduler."""
         specs = {'hw:cpu_policy': 'shared', 'trait:CUSTOM_LXD_NESTING':
                  'required', 'quota:memory_limit': 'x', 'lxdx:foo': '1',
                  'security.privileged': 'true', 'raw.lxc': 'x'}
@@ -116,7 +116,7 @@ class ConfigTestCase(FlavorTestCase):
                 self.assert_refused({spec: word}, spec, 'm1.small', 'true or')
 
     def test_unknown_spec(self) -> None:
-        """A typing mistake does not quietly weaken isolation."""
+        """A typing error must not weaken isolation silently."""
         self.assert_refused({'lxd:isolate': 'true'}, 'lxd:isolate;',
                             'lxd:isolated', 'lxd:nested_allowed')
         self.assert_refused({'lxd:Nested_Allowed': 'true'})
@@ -143,15 +143,15 @@ class ConfigTestCase(FlavorTestCase):
         config = self.config(cpus={1, 3})
         self.assertEqual('1,3', config['limits.cpu'])
         self.assertNotIn('limits.cpu.allowance', config)
-        # LXD takes a lone number for a count.
+        # LXD takes a single number for a count.
         self.assertEqual('1-1', self.config(cpus={1}, vcpus=1)['limits.cpu'])
 
     def test_shared_cpus(self) -> None:
-        """On more CPUs than it has, it gets that much time of them."""
+        """On more CPUs than vCPUs, CPU time is limited to the vCPUs."""
         config = self.config(cpus={0, 1, 2, 3, 6})
         self.assertEqual('0-3,6', config['limits.cpu'])
         self.assertEqual('200ms/100ms', config['limits.cpu.allowance'])
-        # On fewer it may have all of them.
+        # On fewer CPUs it is not limited.
         self.assertNotIn('limits.cpu.allowance', self.config(cpus={0}))
 
     def test_quota_on_shared_cpus(self) -> None:
@@ -161,9 +161,9 @@ class ConfigTestCase(FlavorTestCase):
                                )['limits.cpu.allowance']
         self.assertEqual('100ms/100ms', allowance(quota='50000'))
         self.assertEqual('200ms/100ms', allowance(quota='-1'))
-        # Not more than the flavor has CPUs.
+        # Not more than the flavor's vCPUs.
         self.assertEqual('200ms/100ms', allowance(quota='300000'))
-        # A weight cannot be had besides.
+        # A weight is ignored.
         self.assertEqual('200ms/100ms', allowance(shares='512'))
 
     def test_realtime_and_mixed_cpus(self) -> None:
@@ -182,7 +182,7 @@ class ConfigTestCase(FlavorTestCase):
             sized_swap=True)['limits.memory.swap'])
 
     def test_every_error_is_of_the_kind_that_aborts(self) -> None:
-        """Nova does not try other hosts with a flavor that is wrong."""
+        """Nova does not reschedule an invalid flavor."""
         for specs in ({'lxd:x': '1'}, {'lxd:isolated': '?'},
                       {'lxd:max_processes': '?'}, {'quota:cpu_shares': '?'},
                       {'quota:cpu_quota': '?'}, {'quota:cpu_period': '?'},
@@ -223,7 +223,7 @@ class CPUTestCase(FlavorTestCase):
                          self.allowance(quota=1000000, period=1000000))
 
     def test_fractions_of_milliseconds(self) -> None:
-        """LXD counts in milliseconds; the share stays right."""
+        """LXD uses milliseconds; the share is preserved."""
         self.assertEqual('600ms/1000ms',
                          self.allowance(quota=1500, period=2500))
         self.assertEqual('700ms/1000ms',
@@ -254,7 +254,7 @@ class IsolationTestCase(FlavorTestCase):
                **specs: str) -> lxd_flavor.Isolation:
         flavor = make_flavor(extra_specs={f'lxd:{key}': value
                                           for key, value in specs.items()})
-        return lxd_flavor.wants_isolation(
+        return lxd_flavor.select_isolation(
             flavor, mode, free_ranges=free_ranges,
             shift_is_free=shift_is_free, can_clone=can_clone)
 
@@ -282,7 +282,7 @@ class IsolationTestCase(FlavorTestCase):
             self.assertEqual(ISOLATION.OFF, self.decide(mode, free_ranges=0))
 
     def test_no_ranges_though_demanded(self) -> None:
-        """Another host may have some."""
+        """Another host may have free ranges."""
         error = self.assertRaises(
             exception.ComputeResourcesUnavailable, self.decide,
             free_ranges=0, isolated='true')
@@ -326,7 +326,7 @@ class DiskTestCase(FlavorTestCase):
                          self.limits(read_bytes=1000, read_iops=20))
 
     def test_direction_goes_before_total(self) -> None:
-        """LXD would let the total replace both."""
+        """In LXD, the total would replace both."""
         self.assertEqual({'limits.read': '5B', 'limits.write': '9B'},
                          self.limits(read_bytes=5, total_bytes=9))
 

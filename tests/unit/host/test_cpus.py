@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which CPUs servers get, and what Nova makes of the host's topology."""
+"""CPUs of instances, and the NUMA topology for Nova."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ KIB = 1 << 10
 
 
 def big_host() -> dict:
-    """Two sockets and NUMA nodes with two cores of two threads each: node 0
-    has CPUs 0-1 and 4-5, node 1 has 2-3 and 6-7."""
+    """Return two sockets and NUMA nodes with two cores of two threads each.
+
+    Node 0 has CPUs 0-1 and 4-5, node 1 has 2-3 and 6-7.
+    """
     found = server.resources(cpus=0)
     found['cpu']['total'] = 8
     found['cpu']['sockets'] = [
@@ -65,7 +67,7 @@ class CpuTestCase(base.BaseTestCase):
     def topology(self, huge_pages: bool = True) -> objects.NUMATopology:
         found = numa.topology(self.resources, cpus.configured(), huge_pages)
         assert found is not None
-        # It goes through the database.
+        # It is stored in the database.
         return objects.NUMATopology.obj_from_db_obj(found._to_json())
 
     @staticmethod
@@ -78,7 +80,7 @@ class CpuTestCase(base.BaseTestCase):
     def fit(self, flavor: objects.Flavor,
             host: objects.NUMATopology | None = None,
             **properties: str) -> objects.InstanceNUMATopology | None:
-        """Do what Nova's claim does for a server."""
+        """Claim the CPUs for an instance as Nova does."""
         image = objects.ImageMeta(
             properties=objects.ImageMetaProps(**properties))
         wanted = hardware.numa_get_constraints(flavor, image)
@@ -110,7 +112,7 @@ class TopologyTestCase(CpuTestCase):
         first, second = self.topology().cells
         self.assertEqual(({0, 4}, set()), (first.cpuset, first.pcpuset))
         self.assertEqual((set(), {2, 3, 6}), (second.cpuset, second.pcpuset))
-        # What the host keeps is nobody's sibling.
+        # CPUs that the host keeps are not siblings.
         self.assertEqual([{0, 4}], first.siblings)
         self.assertEqual([{2, 6}, {3}], second.siblings)
 
@@ -155,7 +157,7 @@ class TopologyTestCase(CpuTestCase):
 
 
 class FittingTestCase(CpuTestCase):
-    """Nova's own code finds CPUs in it, and LXD gets them."""
+    """Nova's code assigns CPUs of it, which are passed to LXD."""
 
     def test_dedicated(self) -> None:
         self.divide('0,4', '2-3,6-7')
@@ -260,8 +262,8 @@ class FittingTestCase(CpuTestCase):
                           flavor, wanted)
 
     def test_words(self) -> None:
-        self.assertEqual('0-2,5', cpus.lxd_set({5, 0, 1, 2}))
-        self.assertEqual('7-7', cpus.lxd_set({7}))
+        self.assertEqual('0-2,5', cpus.format_lxd_cpus({5, 0, 1, 2}))
+        self.assertEqual('7-7', cpus.format_lxd_cpus({7}))
 
 
 class HugePageTestCase(CpuTestCase):

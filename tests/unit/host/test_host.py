@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the host reports of itself."""
+"""Inventory, traits and statistics of the host."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class ResourceTestCase(HostTestCase):
         self.assertFalse(self.make_host().has_huge_pages())
 
     def test_no_topology(self) -> None:
-        """LXD in odd places knows no more than how many CPUs there are."""
+        """LXD on unusual hosts knows only the number of CPUs."""
         self.lxd.daemon.resources['cpu'] = {
             'architecture': 'x86_64', 'sockets': None, 'total': 3}
         found = self.host.available_resource(NODE)
@@ -174,7 +174,7 @@ class ResourceTestCase(HostTestCase):
 
 
 class RemoteTestCase(base.BaseTestCase):
-    """LXD on another machine: nothing of this one is reported."""
+    """Remote LXD: nothing of the local machine is reported."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -229,7 +229,7 @@ class PlacementTestCase(HostTestCase):
         self.assertEqual({
             'total': 1, 'reserved': 0, 'min_unit': 1, 'max_unit': 1,
             'step_size': 1, 'allocation_ratio': 1.0}, found['PCPU'])
-        # And back.
+        # And the reverse.
         self.cfg.config(group='compute', cpu_shared_set=None,
                         cpu_dedicated_set=None)
         found = self.update().inventory
@@ -269,7 +269,7 @@ class PlacementTestCase(HostTestCase):
             'total'])
 
     def test_nothing_there(self) -> None:
-        """Placement refuses a class with a total of 0."""
+        """Placement does not accept a total of 0."""
         self.lxd.daemon.store.pools['default'].total = GIB - 1
         self.assertEqual({'VCPU', 'MEMORY_MB'}, set(self.update().inventory))
 
@@ -397,15 +397,15 @@ class IdmapTestCase(base.BaseTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.folder = tempfile.TemporaryDirectory()
-        self.addCleanup(self.folder.cleanup)
+        self.directory = tempfile.TemporaryDirectory()
+        self.addCleanup(self.directory.cleanup)
 
     def capacity(self, uids: str | None, gids: str | None = None,
                  endpoint: str = '/var/lib/lxd/unix.socket') -> int:
         paths = []
         for name, text in (('uid', uids), ('gid', uids if gids is None
                                            else gids)):
-            path = os.path.join(self.folder.name, name)
+            path = os.path.join(self.directory.name, name)
             paths.append(path)
             if text is not None:
                 with open(path, 'w') as stream:

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Devices of the host that flavors give to servers."""
+"""Devices of the host that are passed through to instances."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class PassthroughTestCase(base.BaseTestCase):
         self.assertEqual(2, len(found))
 
     def test_not_allowed_here(self) -> None:
-        """Another host may give it."""
+        """Another host may allow it."""
         self.assert_refused(exception.ComputeResourcesUnavailable,
                             'lxd:gpu', 'gpu:10de:0000',
                             'passthrough_devices', gpu='10de:0000')
-        # A GPU that is allowed is no USB device that is.
+        # An allowed GPU does not allow a USB device.
         self.assert_refused(exception.ComputeResourcesUnavailable,
                             usb='10de:1db4')
 
