@@ -177,7 +177,13 @@ class GuestRegistry:
             try:
                 guest.delete()
             except errors.LXDError as exc:
-                if guest.reload().power_state != power_state.SHUTDOWN:
+                try:
+                    stopped = (guest.reload().power_state ==
+                               power_state.SHUTDOWN)
+                except errors.NotFound:
+                    # Deleted; only LXD's answer was lost.
+                    continue
+                if not stopped:
                     raise exception.InstancePowerOffFailure(
                         reason=exc.message) from exc
                 raise

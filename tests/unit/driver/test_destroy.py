@@ -189,6 +189,14 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         self.destroy(server)
         self.assert_gone(server)
 
+    def test_answer_is_lost(self) -> None:
+        """LXD has deleted it and could not say so; the rest goes, too."""
+        server = self.make()
+        self.lxd.drop_connection('DELETE', f'/1.0/instances/{server.name}',
+                                 after=True)
+        self.destroy(server)
+        self.assert_gone(server)
+
     def test_reboots_itself_meanwhile(self) -> None:
         """The guest runs again when LXD is asked to delete it."""
         server = self.make()
