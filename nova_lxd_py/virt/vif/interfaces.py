@@ -60,7 +60,7 @@ class InterfaceOps:
                 device_tags.publish_port(context, instance, vif)
                 guest.update(devices={
                     vif_manager.device_name(vif):
-                        self._vifs.device(vif, _free_name(guest))})
+                        self._vifs.device(vif, _guest_name(guest, vif))})
             except Exception:
                 with excutils.save_and_reraise_exception():
                     self._vifs.unplug(instance, [vif])
@@ -82,11 +82,15 @@ class InterfaceOps:
             self._vifs.unplug(instance, [vif])
 
 
-def _free_name(guest: lxd_guest.Guest) -> str:
-    """Return the first name ``ethN`` that no NIC of the guest is given."""
-    used = {device.get('name') for device in guest.devices.values()
-            if device.get('type') == 'nic'}
+def _guest_name(guest: lxd_guest.Guest, vif: network_model.VIF) -> str:
+    """Return the name that a port has in the guest, or the first ``ethN``
+    that no NIC of the guest is given."""
+    names = {key: device.get('name') for key, device in guest.devices.items()
+             if device.get('type') == 'nic'}
+    present = names.get(vif_manager.device_name(vif))
+    if present:
+        return present
     number = 0
-    while f'eth{number}' in used:
+    while f'eth{number}' in names.values():
         number += 1
     return f'eth{number}'
