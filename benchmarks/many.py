@@ -12,12 +12,11 @@
 
 """Many servers at once, against a plain loop over LXD's REST API.
 
-    python -m benchmarks.many [--image FILE] [--servers N] [--parallel N]
-                              [--rounds N]
+    sudo python -m benchmarks.many [--image FILE] [--servers N] [--parallel N]
+                                   [--rounds N]
 
-Needs root. Both create and then delete the same number of instances of one
-image with the same number of threads (Nova: [DEFAULT] max_concurrent_builds,
-10).
+Both make, and then delete, the same number of instances of one image with the
+same number of threads (Nova: [DEFAULT] max_concurrent_builds, 10).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ FIRST_UID = 5_000_000
 
 def throughput(action: Callable[[Any], Any], items: Iterable[Any],
                parallel: int) -> tuple[float, list[Any]]:
-    """Call a function for many items in parallel.
+    """Do something with many things at once.
 
     :returns: how many a second, and what came of each.
     """

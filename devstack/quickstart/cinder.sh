@@ -14,22 +14,21 @@
 # Cinder, with back ends of both families of volumes.
 #
 # Where the kernel has device-mapper and iSCSI, "lvm" is Cinder's usual back end
-# and gives block devices (see lvm.sh). A small machine has neither, so there
-# are two more that need nothing of the kernel but loop devices: "loop" gives
-# real block devices through os-brick's connector for local ones; "nfs" is
-# Cinder's own driver with a directory of this host as the share, which gives
-# files.
+# and gives block devices (see lvm.sh). A small machine has neither, so there are
+# two more that need nothing of the kernel but loop devices: "loop" gives real
+# block devices through os-brick's connector for local ones; "nfs" is Cinder's
+# own driver with a folder of this host for a share, which gives files.
 
 CINDER_SHARE=$DATA/cinder/share
-# First on the PATH of the services that mount the share.
+# Comes first on the PATH of who mounts the share.
 CINDER_BIN=$BIN/cinder
 
-# mount(8) that bind-mounts a directory of this host for an NFS share.
+# mount(8) that takes a folder of this host for an NFS share.
 write_mount() {
     mkdir -p "$CINDER_BIN"
     cat >"$CINDER_BIN/mount" <<'EOF'
 #!/bin/sh
-# nova-lxd quickstart: bind-mounts the directory behind an NFS share.
+# nova-lxd quickstart: binds the folder that stands for an NFS share.
 share=
 for last; do
     case $last in
@@ -39,7 +38,7 @@ done
 [ -z "$share" ] || exec /bin/mount --bind "$share" "$last"
 exec /bin/mount "$@"
 EOF
-    # Cinder only checks that it exists.
+    # Cinder only looks whether there is one.
     printf '#!/bin/sh\nexit 0\n' >"$CINDER_BIN/mount.nfs"
     chmod 755 "$CINDER_BIN/mount" "$CINDER_BIN/mount.nfs"
 }
@@ -49,12 +48,12 @@ volume_backends() {
     cat "$DATA/cinder/backends"
 }
 
-# Checks whether LVM with iSCSI is one of them.
+# Whether LVM with iSCSI is one of them.
 has_lvm() {
     [[ " $(volume_backends 2>/dev/null) " == *' lvm '* ]]
 }
 
-# The modules of the kernel may differ after a reboot of the host.
+# What the kernel has may change from one start of the host to the next.
 choose_volume_backends() {
     local backends='loop nfs'
     [[ -n $(lvm_lacks) ]] || backends="lvm $backends"
@@ -62,7 +61,7 @@ choose_volume_backends() {
     echo "$backends" >"$DATA/cinder/backends"
 }
 
-# Reports the volume back ends, and why LVM with iSCSI is not among them.
+# Says which back ends there are, and why not LVM with iSCSI.
 say_volume_backends() {
     local types='loop (block devices), nfs (files on a share) and multiattach'
     types+=' (block devices for several servers)'
@@ -70,7 +69,7 @@ say_volume_backends() {
         say "Volumes: types lvm (over iSCSI, the default), $types."
     else
         say "Volumes: types $types."
-        say "  No LVM with iSCSI: $(lvm_lacks)."
+        say "  Not LVM with iSCSI: $(lvm_lacks)."
     fi
 }
 
@@ -186,14 +185,14 @@ step_cinder_scheduler() {
         cinder_reports cinder-scheduler 1
 }
 
-# Every back end has a service.
+# One service for each back end.
 step_cinder_volume() {
     cinder_daemon cinder-volume
     wait_until cinder-volume 90 cinder-volume \
         cinder_reports cinder-volume "$(volume_backends | wc -w)"
 }
 
-# Every back end has a volume type.
+# Volume types, one for each back end.
 step_volume_types() {
     VOLUME_TYPES=$(volume_backends) cloud_setup volume-types
 }
@@ -206,7 +205,7 @@ stop_cinder() {
     wait
 }
 
-# Releases the devices of volumes and unmounts the share.
+# The devices of volumes, and the share where it is mounted.
 release_cinder() {
     release_lvm
     detach_loops

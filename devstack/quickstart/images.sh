@@ -13,7 +13,8 @@
 
 # Guest images, built once and kept below the prefix.
 
-# The image is of this host's distribution, whose packages apt can reach here.
+# The image is of the distribution that runs this host, since its packages are
+# what apt can reach here.
 guest_distribution() {
     # shellcheck disable=SC1091
     . /etc/os-release
@@ -21,7 +22,7 @@ guest_distribution() {
     GUEST_SUITE=$VERSION_CODENAME
 }
 
-# Prints a string that changes when an image has to be rebuilt.
+# Changes when an image has to be built again.
 image_key() {
     (
         cd "$HERE" || exit

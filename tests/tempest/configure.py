@@ -10,13 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Configure tempest for the quickstart cloud.
+"""Writes what tempest needs to know of the quickstart cloud.
 
-run_tests.sh calls ``configure.py write DIRECTORY``. For DevStack's plugin
-``configure.py features`` prints the feature flags for any cloud, and
-``configure.py skips`` the tests to exclude. The flags are read from the
-support matrix, so that tests run exactly for the features that are documented
-as supported.
+Called by run_tests.sh as ``configure.py write FOLDER``. For DevStack's plugin
+``configure.py features`` prints the flags that hold for any cloud, and
+``configure.py skips`` the tests to leave out.
+What the driver can do is read from the support matrix, so that no test is
+left out for a feature that the documentation promises, and none is run for
+one that it denies.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def skips() -> dict[str, str]:
 class Cloud:
     """What tempest must be told of a cloud."""
 
-    def __init__(self, directory: pathlib.Path) -> None:
-        self._directory = directory
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
         clouds = yaml.safe_load((PREFIX / 'clouds.yaml').read_text())
         self._auth = clouds['clouds'][ADMIN_CLOUD]['auth']
         self._region = clouds['clouds'][ADMIN_CLOUD]['region_name']
@@ -114,7 +115,7 @@ class Cloud:
 
     @property
     def image_file(self) -> pathlib.Path:
-        return self._directory / 'image'
+        return self._folder / 'image'
 
     def image(self) -> Any:
         """The image with sshd and cloud-init, which has its user's name."""
@@ -163,10 +164,10 @@ class Cloud:
                             self._cloud.network.extensions())
         return {
             'DEFAULT': {
-                'log_file': self._directory / 'tempest.log',
+                'log_file': self._folder / 'tempest.log',
             },
             'oslo_concurrency': {
-                'lock_path': self._directory / 'locks',
+                'lock_path': self._folder / 'locks',
             },
             'auth': {
                 'use_dynamic_credentials': True,
@@ -261,19 +262,19 @@ class Cloud:
         }
 
 
-def write(directory: pathlib.Path) -> None:
+def write(folder: pathlib.Path) -> None:
     """Writes tempest.conf and the list of tests to leave out."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = configparser.ConfigParser(
         interpolation=None, default_section='none')
-    for section, options in Cloud(directory).sections().items():
+    for section, options in Cloud(folder).sections().items():
         config[section] = {name: str(value)
                            for name, value in options.items()}
-    path = directory / 'tempest.conf'
+    path = folder / 'tempest.conf'
     with open(path, 'w', encoding='utf-8',
               opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
         config.write(out)
-    (directory / 'skips').write_text(exclude_list())
+    (folder / 'skips').write_text(exclude_list())
 
 
 def exclude_list() -> str:
@@ -291,16 +292,16 @@ def print_features() -> None:
 
 def main() -> None:
     match sys.argv[1:]:
-        case ['write', directory]:
-            write(pathlib.Path(directory))
-        case ['clean', directory]:
-            Cloud(pathlib.Path(directory)).remove_second_image()
+        case ['write', folder]:
+            write(pathlib.Path(folder))
+        case ['clean', folder]:
+            Cloud(pathlib.Path(folder)).remove_second_image()
         case ['features']:
             print_features()
         case ['skips']:
             sys.stdout.write(exclude_list())
         case _:
-            sys.exit('configure.py write|clean DIRECTORY, features, or skips')
+            sys.exit('configure.py write|clean FOLDER, features, or skips')
 
 
 if __name__ == '__main__':
