@@ -125,7 +125,8 @@ def _grid(columns: int, lines: list[str]) -> str:
     for line in lines:
         kind, *words = shlex.split(line)
         if kind in ('box', 'frame'):
-            name, (column, row, across, down) = words[0], map(float, words[1:5])
+            name = words[0]
+            column, row, across, down = map(float, words[1:5])
             x = _GAP + column * (_CELL_WIDTH + _GAP)
             y = _GAP + row * (_CELL_HEIGHT + _GAP)
             width = across * (_CELL_WIDTH + _GAP) - _GAP

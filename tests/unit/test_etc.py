@@ -14,23 +14,17 @@
 
 from __future__ import annotations
 
-import configparser
-import importlib
-import json
 import pathlib
-import re
 import tempfile
 
 from oslo_config import generator
 from oslo_rootwrap import wrapper
 from oslotest import base
 
-from nova_lxd_py.virt.guest import flavor
 from nova_lxd_py.virt import privileged
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ETC = ROOT / 'etc'
-MATRIX = ROOT / 'doc' / 'source' / 'support-matrix.ini'
 
 
 class SampleConfigurationTestCase(base.BaseTestCase):
@@ -86,76 +80,3 @@ class RootwrapFiltersTestCase(base.BaseTestCase):
                 self._helper(path, '/etc/nova/nova.conf', socket='/root/x'),
                 ['sh', '-c', 'id']):
             self.assertFalse(self._allowed(*words), words)
-
-
-class MetadefsTestCase(base.BaseTestCase):
-    """etc/metadefs/compute-lxd-flavor.json."""
-
-    def test_has_every_extra_spec(self):
-        definitions = json.loads(
-            (ETC / 'metadefs' / 'compute-lxd-flavor.json').read_text())
-        self.assertEqual(set(flavor.KNOWN_SPECS),
-                         set(definitions['properties']))
-
-
-class SupportMatrixTestCase(base.BaseTestCase):
-    """doc/source/support-matrix.ini."""
-
-    def setUp(self):
-        super().setUp()
-        self.matrix = configparser.ConfigParser(interpolation=None)
-        self.matrix.read(MATRIX)
-
-    def _operations(self):
-        return [name for name in self.matrix.sections()
-                if name.startswith('operation.')]
-
-    def test_has_rows(self):
-        self.assertGreater(len(self._operations()), 30)
-
-    def test_named_tests_exist(self):
-        """Each claim names an existing test."""
-        for name in self._operations():
-            section = self.matrix[name]
-            tests = re.findall(
-                r'\btests\.[\w.]*\w', section.get('driver-notes.lxd', ''))
-            if section['driver.lxd'] in ('complete', 'partial'):
-                self.assertNotEqual([], tests, f'{name} names no test')
-            for test in tests:
-                self._find(test)
-
-    def _find(self, path):
-        words = path.split('.')
-        # Tests that need root or a cloud cannot be imported everywhere, so
-        # the file is parsed instead.
-        for count in range(len(words), 0, -1):
-            file = ROOT.joinpath(*words[:count]).with_suffix('.py')
-            if file.is_file():
-                break
-        else:
-            self.fail(f'There is no test module for {path}')
-        text = file.read_text()
-        for name in words[count:]:
-            self.assertRegex(text, rf'(?:class|def) {name}\b', path)
-
-    def test_capabilities_agree(self):
-        """The capabilities of the driver agree with the matrix."""
-        driver = importlib.import_module('nova_lxd_py.virt.driver')
-        capabilities = driver.LXDDriver.capabilities
-        for operation, capability in (
-                ('operation.attach-interface', 'supports_attach_interface'),
-                ('operation.extend-volume', 'supports_extend_volume'),
-                ('operation.attach-tagged-interface',
-                 'supports_tagged_attach_interface'),
-                ('operation.device-tags', 'supports_device_tagging'),
-                ('operation.attach-tagged-volume',
-                 'supports_tagged_attach_volume'),
-                ('operation.multiattach-volume', 'supports_multiattach'),
-                ('operation.trusted-certs', 'supports_trusted_certs')):
-            self.assertEqual(
-                self.matrix[operation]['driver.lxd'] != 'missing',
-                bool(capabilities.get(capability)), operation)
-        # Nova has no such capability.
-        self.assertEqual(
-            self.matrix['operation.swap-volume']['driver.lxd'] != 'missing',
-            'swap_volume' in vars(driver.LXDDriver))
