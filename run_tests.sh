@@ -23,18 +23,20 @@ readonly TOOLS=$ENVS/tools NOVA34=$ENVS/nova34 NOVA32=$ENVS/nova32
 readonly TEMPEST=$ENVS/tempest
 readonly PYTHON=${PYTHON:-python3}
 readonly QUICKSTART=$REPO/devstack/quickstart.sh
+# shellcheck source=tools/as_root.sh
+. tools/as_root.sh
 # Not below the repository: setuptools walks through it while uv makes and
 # removes files in its cache.
 export UV_CACHE_DIR=${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/uv}
 
 usage() {
     cat <<END
-Usage: [sudo] ./run_tests.sh [stage]... [-- pytest option...]
-
-       sudo ./run_tests.sh tempest [regular expression]
+Usage: ./run_tests.sh [stage]... [-- pytest option...]
+       ./run_tests.sh tempest [regular expression]
 
 Without a stage all of them run: "functional" and then "cloud", and all others
-beside "functional". Root is needed for those marked with *.
+beside "functional". Those marked with * need root: the script runs itself with
+sudo if it is not root already.
 
   pep8         style, order of imports, shell scripts, spelling
   mypy         types
@@ -43,8 +45,8 @@ beside "functional". Root is needed for those marked with *.
                eventlet
   threads, eventlet
                one of the two
-  packaging *  Nova loads the driver after every way of installing it; without
-               root the part with Debian's packages is left out
+  packaging    Nova loads the driver after every way of installing it; as root
+               with Debian's packages as well
   functional * a real LXD and a real Open vSwitch
   cloud      * a real cloud, end to end. One that devstack/quickstart.sh has
                brought up is used and left alone, otherwise one is made and
@@ -231,14 +233,12 @@ stage_packaging() {
 }
 
 stage_functional() {
-    is_root || { echo 'Needs root.'; return 1; }
     need_packages && need_nova34 &&
         run_pytest functional "$NOVA34/bin/python" tests/functional \
             "${AGAIN[@]}"
 }
 
 stage_cloud() {
-    is_root || { echo 'Needs root.'; return 1; }
     need_packages && need_nova34 && need_cloud --with-cinder || return
     run_pytest cloud "$NOVA34/bin/python" tests/cloud "${AGAIN[@]}"
 }
@@ -264,7 +264,6 @@ need_cloud() {
 readonly TEMPEST_DEFAULT='^(tempest\.(api\.compute|scenario)|nova_lxd_py)\.'
 
 stage_tempest() {
-    is_root || { echo 'Needs root.'; return 1; }
     need_packages iputils-ping && need_tempest &&
         need_cloud --with-cinder && run_tempest
 }
@@ -349,8 +348,6 @@ run_stages() {
 run_all() {
     local -a aside=() rest=()
     local name
-    is_root || fail 'All tests need root: sudo ./run_tests.sh' \
-        '(without root: ./run_tests.sh pep8 mypy docs unit)'
     for name in "${STAGES[@]}"; do
         case $name in
         functional | cloud) rest+=("$name") ;;
@@ -409,7 +406,7 @@ clean_up() {
 }
 
 main() {
-    local -a stages=()
+    local -a stages=() arguments=("$@")
     PYTEST_OPTIONS=()
     while (($#)); do
         case $1 in
@@ -440,6 +437,11 @@ main() {
         esac
         shift
     done
+    case " ${stages[*]:-all} " in
+    *' all '* | *' functional '* | *' cloud '* | *' tempest '*)
+        as_root "$REPO/run_tests.sh" ${arguments[@]+"${arguments[@]}"}
+        ;;
+    esac
     RESULTS=$(mktemp -d)
     trap clean_up EXIT
     trap 'exit 130' INT

@@ -12,13 +12,12 @@
 
 """How long a user waits for a server, and for what.
 
-    sudo python -m benchmarks.cloud [--rounds N] [--image NAME]
+    python -m benchmarks.cloud [--rounds N] [--image NAME]
 
-Needs the quickstart cloud (devstack/quickstart.sh up). A second nova-compute
-with Nova's own fake driver, which does nothing, is started beside the real one
-for as long as this runs: what a server takes there is Nova's own share, and
-the rest is LXD's and this driver's. LXD's own time for the same instance is
-measured through its REST API.
+Needs root and the quickstart cloud (devstack/quickstart.sh up). Starts a
+second nova-compute with Nova's fake driver, which does nothing: the time of a
+server there is Nova's share, the rest is the share of LXD and this driver.
+LXD's own time for the same instance is measured through its REST API.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ def main() -> None:
     parser.add_argument('--flavor', default='lxd.small')
     options = parser.parse_args()
     if os.geteuid():
-        sys.exit('Run it with sudo: it looks into the cloud\'s LXD.')
+        sys.exit('Run it as root: it makes requests to the cloud\'s LXD.')
     if not (cloud.PREFIX / 'clouds.yaml').exists():
         sys.exit('There is no quickstart cloud: devstack/quickstart.sh up')
     admin = cloud.connect(cloud.ADMIN_CLOUD)

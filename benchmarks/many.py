@@ -12,11 +12,12 @@
 
 """Many servers at once, against a plain loop over LXD's REST API.
 
-    sudo python -m benchmarks.many [--image FILE] [--servers N] [--parallel N]
-                                   [--rounds N]
+    python -m benchmarks.many [--image FILE] [--servers N] [--parallel N]
+                              [--rounds N]
 
-Both make, and then delete, the same number of instances of one image with the
-same number of threads (Nova: [DEFAULT] max_concurrent_builds, 10).
+Needs root. Both create and then delete the same number of instances of one
+image with the same number of threads (Nova: [DEFAULT] max_concurrent_builds,
+10).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ FIRST_UID = 5_000_000
 
 def throughput(action: Callable[[Any], Any], items: Iterable[Any],
                parallel: int) -> tuple[float, list[Any]]:
-    """Do something with many things at once.
+    """Call a function for many items in parallel.
 
     :returns: how many a second, and what came of each.
     """

@@ -12,7 +12,7 @@
 #    under the License.
 """How long a snapshot takes, and whether the guest notices.
 
-    sudo python -m benchmarks.snapshot [--pool btrfs|dir] [--megabytes N]
+    python -m benchmarks.snapshot [--pool btrfs|dir] [--megabytes N]
 
 Starts an LXD of its own, makes a server, and alternates between the driver's
 ``snapshot`` and what ``lxc snapshot``, ``lxc publish`` and
@@ -55,8 +55,8 @@ _FILL = ('mkdir -p /root/data; i=0; while [ $i -lt {count} ]; do '
 class FileGlance:
     """Takes an image as Glance's file store does: in chunks, onto a disk."""
 
-    def __init__(self, folder: str) -> None:
-        self._path = os.path.join(folder, 'image')
+    def __init__(self, directory: str) -> None:
+        self._path = os.path.join(directory, 'image')
         self.size = 0
 
     def get(self, context: Any, image_id: str) -> dict[str, Any]:
@@ -74,11 +74,11 @@ class FileGlance:
 class Benchmark:
     """One server, and the two ways of making an image of it."""
 
-    def __init__(self, host: driver_host.DriverHost, folder: str,
+    def __init__(self, host: driver_host.DriverHost, directory: str,
                  megabytes: int) -> None:
         self._host = host
-        self._folder = folder
-        self._glance = FileGlance(folder)
+        self._directory = directory
+        self._glance = FileGlance(directory)
         host.driver._services.snapshots._image_api = self._glance
         self.server = host.spawn(host.instance(host.image(), root_gb=0))
         self._run(_FILL.format(count=max(1, megabytes)))
@@ -108,7 +108,7 @@ class Benchmark:
         }, params=params)['fingerprint']
         content = api.request('GET', f'/1.0/images/{image}/export',
                               params=params).body
-        pathlib.Path(self._folder, 'image').write_bytes(content)
+        pathlib.Path(self._directory, 'image').write_bytes(content)
         took = time.monotonic() - began
         api.must('DELETE', f'/1.0/images/{image}', params=params)
         api.must('DELETE', f'/1.0/instances/{name}/snapshots/benchmark',
@@ -150,8 +150,8 @@ def main() -> int:
     host = driver_host.DriverHost(lxd_daemon.shared(options.pool))
     host.setUp()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            benchmark = Benchmark(host, folder, options.megabytes)
+        with tempfile.TemporaryDirectory() as directory:
+            benchmark = Benchmark(host, directory, options.megabytes)
             driver, hand = [], []
             for _round in range(options.rounds):
                 hand.append(benchmark.by_hand())

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the driver adds to, or saves from, LXD's own time.
+"""Time of spawn and destroy, compared with LXD alone.
 
-    sudo python -m benchmarks.spawn [--image FILE] [--rounds N]
+    python -m benchmarks.spawn [--image FILE] [--rounds N]
 
 Runs the driver and plain requests to LXD's REST API in turn, against an LXD of
 its own (btrfs), and prints medians and their ratios. Without --image it makes
@@ -38,7 +38,7 @@ os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
 from tests.fixtures import driver_host  # noqa: E402
 from tests.fixtures import lxd_daemon  # noqa: E402
 
-#: What people log in to: about what clouds offer, 70 MB packed.
+#: Packages of a guest like those of clouds, 70 MB packed.
 PACKAGES = 'systemd-sysv,dbus,openssh-server,sudo,iproute2,python3-minimal'
 #: Idle servers for the measurement of the load at rest.
 AT_REST = (1, 50)
@@ -65,16 +65,16 @@ def settle(lxd: lxd_daemon.RealLXD) -> None:
                        stdout=subprocess.DEVNULL)
 
 
-def debian_image(folder: str) -> bytes:
+def debian_image(directory: str) -> bytes:
     """Make a small Debian with debootstrap.
 
     :returns: a root filesystem as tar.gz.
     """
-    root = os.path.join(folder, 'root')
+    root = os.path.join(directory, 'root')
     subprocess.run(['debootstrap', '--variant=minbase',
                     f'--include={PACKAGES}', 'stable', root],
                    check=True, stdout=subprocess.DEVNULL)
-    archive = os.path.join(folder, 'debian.tar.gz')
+    archive = os.path.join(directory, 'debian.tar.gz')
     subprocess.run(['tar', '-C', root, '--numeric-owner', '--exclude=./dev/*',
                     '--exclude=./var/cache/apt/*', '--exclude=./var/lib/apt/*',
                     '-czf', archive, '.'], check=True)
@@ -175,27 +175,27 @@ def first_use(lxd: lxd_daemon.RealLXD, content: bytes, rounds: int) -> None:
             ours.append(timed(lambda: host.spawn(server, image)))
         settle(lxd)
         with driver_host.DriverHost(lxd) as host, \
-                tempfile.TemporaryDirectory() as folder:
+                tempfile.TemporaryDirectory() as directory:
             image = host.image(content)
             by_hand.append(timed(
-                lambda: _import_by_hand(host, image.id, folder)))
+                lambda: _import_by_hand(host, image.id, directory)))
     show('first use of an image', 'spawn', ours,
          'download, import, launch', by_hand)
 
 
-def _import_by_hand(host: driver_host.DriverHost, image_id: str, folder: str
+def _import_by_hand(host: driver_host.DriverHost, image_id: str, directory: str
                     ) -> None:
-    path = os.path.join(folder, 'image')
+    path = os.path.join(directory, 'image')
     with open(path, 'wb') as file:
         host.glance.download(host.context, image_id, file)
-    metadata = os.path.join(folder, 'metadata.yaml')
+    metadata = os.path.join(directory, 'metadata.yaml')
     pathlib.Path(metadata).write_text(
         f'architecture: {os.uname().machine}\ncreation_date: 1\n')
-    subprocess.run(['tar', '-C', folder, '-cf', f'{folder}/metadata.tar',
+    subprocess.run(['tar', '-C', directory, '-cf', f'{directory}/metadata.tar',
                     'metadata.yaml'], check=True)
     subprocess.run(
-        ['lxc', 'image', 'import', f'{folder}/metadata.tar', path, '--alias',
-         'by-hand', '--project', host.project], check=True,
+        ['lxc', 'image', 'import', f'{directory}/metadata.tar', path,
+         '--alias', 'by-hand', '--project', host.project], check=True,
         env={**os.environ, **host.lxd.environment},
         stdout=subprocess.DEVNULL)
     fingerprint = host.lxd.api.must(
@@ -239,9 +239,9 @@ def main() -> None:
     lacking = lxd_daemon.missing()
     if lacking:
         sys.exit(lacking)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         content = (pathlib.Path(options.image).read_bytes() if options.image
-                   else debian_image(folder))
+                   else debian_image(directory))
     print(f'Image of {len(content) / 1e6:.0f} MB, btrfs, medians of '
           f'{options.rounds}')
     with lxd_daemon.RealLXD() as lxd:

@@ -12,18 +12,18 @@
 
 """What the driver adds to attaching a volume, and how fast a volume is.
 
-    sudo python -m benchmarks.volumes [--rounds N] [--megabytes N]
+    python -m benchmarks.volumes [--rounds N] [--megabytes N]
 
-Against an LXD of its own and a volume that os-brick's ``local`` connector
-takes. In turn, the driver attaches and detaches it, and the same is done by
-hand: os-brick's connect, for a filesystem ``mount -t ext4``, and what ``lxc
-config device add`` asks of LXD's REST API: it reads the instance and writes it
-back with one device more, if nobody else has changed it. The same again
-blindly, with a single request that reads nothing. (By hand nothing is checked,
-nobody looks what is on the volume, and the mount has no mapped ids: root of a
-guest could not use it.) Then the guest and the host write and read the same
-volume with the same ``dd``, past the cache (O_DIRECT) and through it (with
-fsync at the end). Prints medians and their ratios.
+Needs root. Uses an LXD of its own and a volume for os-brick's ``local``
+connector. In turn, the driver attaches and detaches it, and the same is done
+by hand: os-brick's connect, for a filesystem ``mount -t ext4``, and the
+requests of ``lxc config device add``, which reads the instance and writes it
+back with the new device if it is unchanged. A third variant is a single
+request without reading. (By hand the contents of the volume are not checked,
+and the mount has no mapped ids: root of a guest could not use it.) Then the
+guest and the host write and read the same volume with the same ``dd``, without
+the page cache (O_DIRECT) and with it (and fsync at the end). Prints medians
+and their ratios.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from os_brick.initiator import connector as brick_connector  # noqa: E402
 from oslo_utils import units  # noqa: E402
 
 PATH = '/dev/vdb'
-FOLDER = '/mnt/vdb'
+DIRECTORY = '/mnt/vdb'
 #: In busybox's shell, whose dd does not say how long it took.
 _TIMED = ('echo $EPOCHREALTIME; {command} 2>/dev/null || exit 1; '
           'echo $EPOCHREALTIME')
@@ -69,10 +69,10 @@ class Benchmark:
     """A server, a volume, and two ways to bring them together."""
 
     def __init__(self, host: driver_host.DriverHost,
-                 storage: lab_volumes.Storage, folder: str, megabytes: int
+                 storage: lab_volumes.Storage, directory: str, megabytes: int
                  ) -> None:
         self._host = host
-        self._folder = folder
+        self._directory = directory
         self._megabytes = megabytes
         self.server = host.spawn()
         self._path = f'/1.0/instances/{self.server.name}'
@@ -124,7 +124,7 @@ class Benchmark:
         data = self.volumes[mode].connection()['data']
         connector = brick_connector.InitiatorConnector.factory(
             'local', utils.get_root_helper())
-        target = os.path.join(self._folder, 'by-hand')
+        target = os.path.join(self._directory, 'by-hand')
         os.makedirs(target, exist_ok=True)
         began = time.perf_counter()
         found = connector.connect_volume(data)
@@ -135,7 +135,7 @@ class Benchmark:
         else:
             run('mount', '-t', 'ext4', '-o', 'nosuid,nodev', found['path'],
                 target)
-            device = {'type': 'disk', 'path': FOLDER, 'source': target}
+            device = {'type': 'disk', 'path': DIRECTORY, 'source': target}
         add(device)
         attached = time.perf_counter()
         self._check(mode)
@@ -163,13 +163,13 @@ class Benchmark:
 
     def _check(self, mode: str) -> None:
         self._host.run(self.server, 'sh', '-c', f'[ -b {PATH} ]' if
-                       mode == 'block' else f'[ -d {FOLDER}/lost+found ]')
+                       mode == 'block' else f'[ -d {DIRECTORY}/lost+found ]')
 
     # -- throughput ---------------------------------------------------------
 
     def throughput(self, mode: str, rounds: int
                    ) -> dict[str, tuple[list[float], list[float]]]:
-        """Write and read a volume in the guest and on the host, in turn.
+        """Measure writing and reading a volume in the guest and on the host.
 
         :returns: seconds of guest and host for each way.
         """
@@ -185,11 +185,11 @@ class Benchmark:
             inside, outside = PATH, device
             if mode == 'filesystem':
                 # Another mount of the same filesystem, without mapped ids.
-                mount = os.path.join(self._folder, 'on-host')
+                mount = os.path.join(self._directory, 'on-host')
                 os.makedirs(mount, exist_ok=True)
                 run('mount', '-t', 'ext4', device, mount)
                 stack.callback(run, 'umount', mount)
-                inside, outside = f'{FOLDER}/data', f'{mount}/data'
+                inside, outside = f'{DIRECTORY}/data', f'{mount}/data'
                 run('dd', 'if=/dev/zero', f'of={outside}', 'bs=1M',
                     f'count={self._megabytes}', 'conv=fsync')
             return {what: self._pair(command.format(
@@ -208,11 +208,11 @@ class Benchmark:
         for number in range(rounds + 1):
             pair = ((guest, self._in_guest, inside),
                     (host, self._on_host, outside))
-            # Whoever is second finds more, or less, in the host's memory.
+            # The second one finds more, or less, in the page cache.
             for seconds, run_it, path in pair[::(-1) ** number]:
                 run('sync')
                 took = run_it(command.format(path=path))
-                # The first is for getting warm.
+                # The first warms up.
                 if number:
                     seconds.append(took)
         return guest, host
@@ -283,7 +283,7 @@ def main() -> int:
         print(missing, file=sys.stderr)
         return 1
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
         host = driver_host.DriverHost(
             lxd_daemon.shared(), volume_filesystems=['ext4'])
         storage = lab_volumes.Storage(lab_volumes.LocalVolume, daemon=True)
@@ -292,7 +292,7 @@ def main() -> int:
         for fixture in (host, storage, patch):
             fixture.setUp()
             stack.callback(fixture.cleanUp)
-        measure(Benchmark(host, storage, folder, options.megabytes),
+        measure(Benchmark(host, storage, directory, options.megabytes),
                 options.rounds, options.megabytes)
     return 0
 

@@ -12,23 +12,26 @@
 #    under the License.
 
 # Builds the guest image that the quickstart cloud and DevStack use: systemd,
-# sshd and cloud-init of the distribution that runs this host, as squashfs.
+# sshd and cloud-init of this host's distribution, as a squashfs file.
 #
-#   sudo devstack/build_guest_image.sh FILE
+#   devstack/build_guest_image.sh FILE
 #
 # Upload it with "openstack image create --disk-format raw --container-format
-# bare --file FILE NAME". Its user, whom cloud-init gives the key, has the name
-# of the distribution.
+# bare --file FILE NAME". The user who gets the SSH key is named after the
+# distribution.
 set -euo pipefail
 
 if (($# != 1)) || [[ $1 == -* ]]; then
     sed -n '/^# Builds/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'
     exit 2
 fi
-((EUID == 0)) || { echo 'Run it with sudo.' >&2; exit 1; }
 
 SELF=$(readlink -f "${BASH_SOURCE[0]}")
 HERE=${SELF%/*}/quickstart
+# shellcheck source=tools/as_root.sh
+. "${SELF%/*}/../tools/as_root.sh"
+as_root "$SELF" "$@"
+
 target=$(readlink -m "$1")
 CACHE=$(mktemp -d "${target%/*}/.guest-image.XXXX")
 mkdir "$CACHE/images"

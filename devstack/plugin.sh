@@ -14,9 +14,9 @@
 # DevStack plugin: Nova with the LXD driver.
 #
 # DevStack sources this file once for each phase, with the mode and the phase as
-# arguments; settings and override-defaults have been read by then. What a
-# node gets depends on the services that are enabled on it: LXD and the driver
-# where nova-compute runs, the guest image where Glance runs.
+# arguments; settings and override-defaults have been read by then. What is
+# installed on a node depends on its services: LXD and the driver with
+# nova-compute, the guest image with Glance.
 
 # shellcheck source=devstack/plugin/lxd.sh
 . "$NOVA_LXD_DIR/devstack/plugin/lxd.sh"
@@ -50,10 +50,10 @@ function nova_lxd_stack {
         fi
         ;;
     extra)
-        # Like stack.sh: where the database is, images are made.
+        # Like stack.sh, upload images from the node with the database.
         # shellcheck disable=SC2086 # several words
         if is_service_enabled $DATABASE_BACKENDS && is_service_enabled g-api; then
-            echo_summary "Making the guest image"
+            echo_summary "Uploading the guest image"
             upload_nova_lxd_image
         fi
         ;;
@@ -75,7 +75,7 @@ unstack)
     fi
     ;;
 clean)
-    # clean.sh has called unstack.sh.
+    # clean.sh has called unstack.sh before.
     if is_service_enabled n-cpu; then
         remove_nova_lxd_daemon
     fi

@@ -11,7 +11,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# A real OpenStack cloud with the LXD driver on this machine.
+# Runs an OpenStack cloud with the LXD driver on this machine.
 
 set -euo pipefail
 
@@ -26,36 +26,39 @@ for part in settings output steps process packages python database messaging \
     # shellcheck source=/dev/null
     . "$HERE/$part.sh"
 done
+# shellcheck source=tools/as_root.sh
+. "$REPO/tools/as_root.sh"
 
 usage() {
     cat <<EOF
-Usage: sudo $0 COMMAND [option]...
+Usage: $0 COMMAND [option]...
 
-A whole OpenStack cloud on this machine whose servers are LXD containers:
+Run an OpenStack cloud on this machine whose servers are LXD containers:
 keystone, glance, placement, neutron with OVN, nova with this driver, cinder if
-asked for, and what they need, all below $PREFIX.
+requested, and the services they need, all below $PREFIX. Needs root; the
+script runs itself with sudo if it is not root already.
 
-  up                    install what is missing, start what does not run,
+  up                    install what is missing, start what does not run and
                         boot a first server; safe to repeat
-      --pool btrfs|dir  storage of the servers (default btrfs on a file)
+      --pool btrfs|dir  storage pool of the servers (default: btrfs on a file)
       --pool-size SIZE  size of that file, which is sparse (default $POOL_SIZE)
-      --no-server       no first server (--server: again with one)
-      --no-nat          guests reach this host only (--nat: more again)
-      --with-cinder     with volumes (--no-cinder: without again)
-  status                what runs, and whether it works
+      --no-server       do not boot a first server (--server undoes it)
+      --no-nat          guests reach only this host (--nat undoes it)
+      --with-cinder     install cinder as well (--no-cinder undoes it)
+  status                show which services run and whether they work
   down                  stop everything, keep servers and data
   restart NAME...       restart services, for example nova-compute
-  logs NAME [-f]        the end of a service's log
+  logs NAME [-f]        show the end of a service's log
   purge [--keep-cache]  remove everything except the distribution's packages;
                         with --keep-cache keep the Python environment and
-                        the built guest images
+                        the guest images
 
 Environment: QUICKSTART_PREFIX (default /opt/nova-lxd),
 QUICKSTART_PORT_OFFSET (added to every port), QUICKSTART_PUBLIC_NET and
 QUICKSTART_PRIVATE_NET (first three numbers of a network),
 QUICKSTART_COMPUTE_DRIVER (another compute driver, for comparisons),
-QUICKSTART_PATIENCE (for a slow machine: so many times as much time for
-everything). What up was told is remembered, except for the prefix.
+QUICKSTART_PATIENCE (factor for all timeouts, for a slow machine). Options and
+settings of "up" are saved, except for the prefix.
 EOF
 }
 
@@ -80,21 +83,22 @@ parse_up_options() {
         --nat) WITH_NAT=yes ;;
         --with-cinder | --cinder) WITH_CINDER=yes ;;
         --no-cinder) WITH_CINDER=no ;;
-        *) die "up knows no option $1; see $0 --help." ;;
+        *) die "Unknown option of up: $1; see $0 --help." ;;
         esac
         shift
     done
     compare_with_saved
 }
 
-# Some settings can be changed by a later `up`, others are built in.
+# Some settings can be changed by a later `up`, others are fixed when the cloud
+# is made.
 compare_with_saved() {
     local key
     ((${#SAVED[@]})) || return 0
     for key in POOL_DRIVER POOL_SIZE PORT_OFFSET PUBLIC_NET PRIVATE_NET; do
         [[ ${SAVED[$key]:-${!key}} == "${!key}" ]] ||
-            die "This cloud was made with ${SAVED[$key]} as $key. To have" \
-                "${!key}, purge it first."
+            die "This cloud was made with $key=${SAVED[$key]}. Purge it to" \
+                "use $key=${!key}."
     done
     for key in WITH_SERVER WITH_NAT WITH_CINDER COMPUTE_DRIVER; do
         [[ ${SAVED[$key]:-} == "${!key}" ]] || SETTINGS_CHANGED=yes
@@ -114,9 +118,9 @@ command_restart() {
         daemon_stop "$name" 30
         start_service "$name" >"$LOG/steps/restart-$name.log" 2>&1 || {
             tail -n 20 "$LOG/steps/restart-$name.log" >&3
-            die "$name does not start."
+            die "$name did not start."
         }
-        say "$name runs again, pid $(daemon_pid "$name")."
+        say "$name was restarted, pid $(daemon_pid "$name")."
     done
 }
 
@@ -137,7 +141,7 @@ start_service() {
 }
 
 command_logs() {
-    [[ -e $LOG/${1:-}.log ]] || die "There is no log ${1:-}. There are:" \
+    [[ -e $LOG/${1:-}.log ]] || die "There is no log ${1:-}. Logs:" \
         "$(cd "$LOG" && printf '%s ' -- *.log)"
     tail -n 100 "${@:2}" "$LOG/$1.log"
 }
@@ -157,7 +161,7 @@ main() {
         return 2
         ;;
     esac
-    ((EUID == 0)) || die "Run it as root: sudo $0 $*"
+    as_root "$SELF" "$@"
     shift
     case $command in
     up)
@@ -183,12 +187,12 @@ main() {
     esac
 }
 
-# One command that changes something at a time. Daemons must not inherit the
-# lock, so each closes it when it starts.
+# Allows one command at a time that changes something. Daemons must not inherit
+# the lock, so each closes it when it starts.
 with_lock() {
     exec {LOCK}>"/run/lock/nova-lxd-quickstart.lock"
     flock --nonblock "$LOCK" ||
-        die 'Another quickstart command is at work; wait for it.'
+        die 'Another quickstart command is running; wait for it.'
     "$@"
 }
 

@@ -11,29 +11,30 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Proves the DevStack plugin on a machine that has never seen DevStack: a plain
-# Debian in a system container, made from nothing and thrown away afterwards.
+# Tests the DevStack plugin on a fresh machine: a plain Debian in a system
+# container, which is removed afterwards.
 #
-#   sudo devstack/verify.sh [OPTION...] MIRRORS
+#   devstack/verify.sh [OPTION...] MIRRORS
 #
-# MIRRORS is a folder with git repositories of devstack, requirements, keystone,
-# glance, placement, nova, neutron, cinder, tempest and os-test-images, as bare
-# clones named NAME, NAME.git, openstack/NAME.git or openstack+NAME/repo.
+# MIRRORS is a directory with git repositories of devstack, requirements,
+# keystone, glance, placement, nova, neutron, cinder, tempest and
+# os-test-images, as bare clones named NAME, NAME.git, openstack/NAME.git or
+# openstack+NAME/repo.
 #
 #   --suite bookworm|trixie  the Debian to use (default bookworm)
 #   --tempest REGEX          the tests to run (default: a few smoke tests)
-#   --logs FOLDER            where logs are left (default: a temporary one)
+#   --logs DIRECTORY         where logs are kept (default: a temporary one)
 #   --keep                   leave the machine as it is at the end or failure
 #
 # stack.sh installs the code that is committed here, a server is made with it
 # and entered through its floating IP, tempest runs, and unstack.sh and clean.sh
 # must leave nothing of LXD's. One line is printed per step, with its time.
 #
-# What the kernel of this machine lacks (Open vSwitch, iSCSI, device-mapper) is
-# worked round in the configuration that is made here, not in the plugin.
+# Workarounds for what this machine's kernel lacks (Open vSwitch, iSCSI,
+# device-mapper) are in the configuration written here, not in the plugin.
 set -euo pipefail
 
-usage() { sed -n '/^# Proves/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
+usage() { sed -n '/^# Tests/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
 readonly -a REPOSITORIES=(devstack requirements keystone glance placement nova
     neutron cinder tempest os-test-images)
@@ -42,6 +43,7 @@ keep=false
 logs=''
 mirrors=''
 tempest='tempest\.api\.compute\.servers\.test_create_server\.|tempest\.api\.compute\.servers\.test_server_actions\.ServerActionsTestJSON\.test_(reboot_server_hard|stop_start_server|resize_server_confirm$)|tempest\.scenario\.test_server_basic_ops|tempest\.api\.compute\.volumes\.test_attach_volume\.AttachVolumeTestJSON\.test_list_get_volume'
+arguments=("$@")
 while (($#)); do
     case $1 in
     --suite) suite=${2:?}; shift ;;
@@ -54,10 +56,12 @@ while (($#)); do
     shift
 done
 [[ -n $mirrors ]] || { usage; exit 2; }
-[[ -d $mirrors ]] || { echo "There is no folder $mirrors." >&2; exit 2; }
-((EUID == 0)) || { echo 'Run it with sudo.' >&2; exit 1; }
-
+[[ -d $mirrors ]] || { echo "There is no directory $mirrors." >&2; exit 2; }
 repo=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=tools/as_root.sh
+. "$repo/tools/as_root.sh"
+as_root "$0" "${arguments[@]}"
+
 mirrors=$(readlink -f "$mirrors")
 work=$(mktemp -d /var/tmp/devstack.XXXX)
 logs=$(readlink -m "${logs:-$(mktemp -d /var/tmp/devstack-logs.XXXX)}")
@@ -70,7 +74,7 @@ say() { :; }
 # shellcheck source=tools/system_container.sh
 . "$repo/tools/system_container.sh"
 
-# The step that runs, its log and its beginning.
+# Name and number of the running step.
 running=''
 steps=0
 
@@ -81,7 +85,7 @@ cleanup() {
     if $keep; then
         echo "Kept. Enter: LXD_DIR=$LXD_DIR lxc exec $container -- su - stack"
     else
-        # The back end of the quickstart keeps those of volumes in use.
+        # The quickstart's back end keeps loop devices of volumes in use.
         container_run bash -c "$(declare -f detach_volumes); detach_volumes" \
             >/dev/null 2>&1 || :
         container_down
@@ -103,8 +107,8 @@ failed() {
 }
 trap cleanup EXIT
 
-# step TEXT COMMAND...: runs it with its output in a log of its own, and prints
-# the line that it marks as its result.
+# step TEXT COMMAND...: runs a command with its output in a log file, and prints
+# the line that begins with "RESULT:".
 step() {
     running=$1
     shift
@@ -119,7 +123,7 @@ step() {
     running=''
 }
 
-# -- what this machine's kernel has -------------------------------------------
+# -- features of this machine's kernel ----------------------------------------
 
 has_module() { [[ -e /sys/module/$1 ]] || modprobe --quiet "$1" 2>/dev/null; }
 
@@ -138,7 +142,7 @@ mirror_of() {
             return 0
         fi
     done
-    echo "No repository of $1 in $mirrors." >&2
+    echo "There is no repository of $1 in $mirrors." >&2
     return 1
 }
 
@@ -151,11 +155,11 @@ make_rootfs() {
     done
     container_tools
     container_rootfs "$suite" adduser curl iptables kmod lsb-release locales \
-        openssh-client python3 wget
+        openssh-client python3 sudo wget
     git clone --quiet --bare "$repo" "$work/rootfs/srv/nova-lxd-py.git"
     git -C "$work/rootfs/srv/nova-lxd-py.git" branch --force verify HEAD
-    # The whole name is the host's name too: Open vSwitch notes the one and
-    # Nova the other, and OVN binds ports where both are equal.
+    # Host name and fully qualified name are the same: Open vSwitch uses one and
+    # Nova the other, and OVN binds ports only if both are equal.
     echo "$container" >"$work/rootfs/etc/hostname"
     printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$container" \
         >"$work/rootfs/etc/hosts"
@@ -163,11 +167,11 @@ make_rootfs() {
     printf '%s\n' force-unsafe-io 'path-exclude=/usr/share/man/*' \
         'path-exclude=/usr/share/doc/*' 'path-exclude=/usr/share/locale/*' \
         >"$work/rootfs/etc/dpkg/dpkg.cfg.d/verify"
-    # A cloud for an hour need not survive a power cut.
+    # This cloud need not survive a power failure.
     mkdir -p "$work/rootfs/etc/mysql/mariadb.conf.d"
     printf '[mysqld]\ninnodb_flush_log_at_trx_commit = 0\n' \
         >"$work/rootfs/etc/mysql/mariadb.conf.d/99-verify.cnf"
-    # They belong to another user.
+    # The repositories belong to another user.
     printf '[safe]\n\tdirectory = *\n' >"$work/rootfs/etc/gitconfig"
     mkdir -p "$work/rootfs/srv/git/openstack" "$work/rootfs/srv/mirrors"
     work_round_kernel
@@ -202,7 +206,7 @@ ExecStartPre=
 ExecStart=
 ExecStart=/bin/true
 EOF
-        # The project's own back end for such machines makes loop devices.
+        # The quickstart's back end needs only loop devices.
         cp "$repo/devstack/quickstart/cinder_backends/loop_backend.py" \
             "$work/rootfs/srv/"
         drop_in devstack@c-vol.service <<'EOF'
@@ -211,11 +215,11 @@ User=root
 Environment=PYTHONPATH=/srv
 Environment=PATH=/opt/stack/data/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin
 EOF
-        # DevStack tells sudo where rootwrap is for its own user only.
+        # DevStack adds rootwrap to the secure_path of its own user only.
         echo 'Defaults:root !secure_path' >"$work/rootfs/etc/sudoers.d/verify"
     fi
-    # It shows guests their own CPUs and memory, and believes that it cannot in
-    # a container.
+    # lxcfs shows guests their own CPUs and memory; its unit does not start in a
+    # container.
     drop_in lxcfs.service <<'EOF'
 [Unit]
 ConditionVirtualization=
@@ -228,8 +232,8 @@ start_machine() {
     lxc config device add "$container" mirrors disk source="$mirrors" \
         path=/srv/mirrors readonly=true
     container_run apt-get update --quiet
-    # Copies, since not everybody may read the folder, and git makes hard links
-    # of what belongs to who clones it.
+    # Copies, since the user "stack" may not be able to read the mirrors, and
+    # git makes hard links when the owner of a repository clones it.
     for name in "${REPOSITORIES[@]}"; do
         container_run cp -rL "/srv/mirrors/$(mirror_of "$name")" \
             "/srv/git/openstack/$name.git"
@@ -253,7 +257,7 @@ DATABASE_PASSWORD=verify
 RABBIT_PASSWORD=verify
 SERVICE_PASSWORD=verify
 GIT_BASE=/srv/git
-# Not from the network either.
+# Not from the network.
 TEMPEST_VENV_UPPER_CONSTRAINTS=/opt/stack/requirements/upper-constraints.txt
 LOGFILE=/opt/stack/logs/stack.sh.log
 LOGDIR=/opt/stack/logs
@@ -294,13 +298,13 @@ as_stack() { container_run sudo -u stack -H bash -c "cd $STACK && $1"; }
 
 stack() {
     local status=0
-    # What it leaves running when it fails would hold on to a pipe.
+    # Daemons that it leaves when it fails would keep a pipe open.
     as_stack 'VERBOSE_NO_TIMESTAMP=True ./stack.sh </dev/null \
         >/opt/stack/stack.out 2>&1' || status=$?
     container_run cat /opt/stack/stack.out
     ((status == 0)) || return "$status"
-    # With the datapath in user space checksums of the host's own packets
-    # would stay unfinished.
+    # The userspace datapath does not complete the checksums of the host's own
+    # packets.
     has_module openvswitch || {
         container_run apt-get install --yes --quiet ethtool
         container_run ethtool -K br-ex tx off
@@ -374,17 +378,17 @@ run_tempest() {
     return "$status"
 }
 
-# Reads commands, one a line, none of which may print anything. All have to
-# succeed: what fails prints nothing either.
+# Runs the commands on standard input, one a line. Each must succeed and print
+# nothing.
 nothing_left() {
     local command said status=0
     while read -r command; do
         said=$(container_run bash -o pipefail -c "$command" </dev/null) || {
-            echo "Fails, so that nobody knows what is left: $command"
+            echo "Failed, so leftovers cannot be ruled out: $command"
             status=1
         }
         [[ -z $said ]] || {
-            printf 'Left behind, says %s:\n%s\n' "$command" "$said"
+            printf 'Left behind according to %s:\n%s\n' "$command" "$said"
             status=1
         }
     done
@@ -430,6 +434,6 @@ step 'A server, entered through its floating IP' boot_server
 step 'A volume of Cinder in it' attach_volume
 step 'tempest' run_tempest
 collect_logs
-step 'unstack.sh, and nothing of servers is left' unstack
-step 'clean.sh, and nothing of LXD is left' clean
+step 'unstack.sh leaves nothing of servers' unstack
+step 'clean.sh leaves nothing of LXD' clean
 printf '%-52s ok %8ds\n' 'All' "$SECONDS"

@@ -11,30 +11,31 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Runs a command of this machine on the kernel of its distribution, which has
-# what a small machine's own kernel may lack: device-mapper, iSCSI, online
-# growth of ext4 as root. The kernel boots in QEMU and sees this machine's files;
-# what is written there is thrown away. It is slow: minutes where this machine
-# takes seconds (ACCEL=kvm in the environment makes it fast, where KVM works).
+# Runs a command of this machine on its distribution's kernel, which has what
+# the running kernel may lack: device-mapper, iSCSI, online growth of ext4 as
+# root. The kernel boots in QEMU with this machine's files; changes to them are
+# discarded. Without KVM it is slow: minutes instead of seconds (ACCEL=kvm in
+# the environment uses KVM).
 #
-#   sudo tools/debian_kernel.sh COMMAND [ARGUMENT...]
+#   tools/debian_kernel.sh COMMAND [ARGUMENT...]
 #
 # for instance
 #
-#   sudo tools/debian_kernel.sh ./run_tests.sh functional -- -k Encrypted
+#   tools/debian_kernel.sh ./run_tests.sh functional -- -k Encrypted
 #
-# Needs what COMMAND needs to be installed here, and as Debian's packages
-# qemu-system-x86 and busybox-static. The exit status is that of COMMAND, up to
-# 120. The environment variables MEMORY (8G), DISK (20G) and CPUS size the
-# machine.
+# Needs the packages that COMMAND needs, and qemu-system-x86 and busybox-static.
+# The exit status is that of COMMAND, up to 120. The environment variables
+# MEMORY (8G), DISK (20G) and CPUS size the machine.
 set -euo pipefail
 
 usage() { sed -n '/^# Runs/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
 (($#)) || { usage; exit 2; }
-[[ $EUID -eq 0 ]] || { echo "Run it with sudo." >&2; exit 1; }
+# shellcheck source=tools/as_root.sh
+. "$(dirname "$0")/as_root.sh"
+as_root "$0" "$@"
 [[ ! $PWD/ =~ ^/(tmp|var/tmp|mnt)/ ]] ||
-    { echo "Run it from a folder outside of /tmp and /mnt." >&2; exit 1; }
+    { echo "Run it outside of /tmp, /var/tmp and /mnt." >&2; exit 1; }
 busybox=$(command -v busybox) ||
     { echo "busybox is missing (package busybox-static)." >&2; exit 1; }
 command -v qemu-system-x86_64 >/dev/null ||
@@ -44,10 +45,11 @@ work=$(mktemp -d /var/tmp/debian-kernel.XXXX)
 trap 'rm -rf "$work"' EXIT
 say() { printf '[%3ds] %s\n' "$SECONDS" "$*" >&2; }
 
-# Taken apart and not installed: no boot loader of this machine hears of it.
+# Extracted, not installed, so that the boot loader of this machine is not
+# updated.
 package=$(apt-cache depends linux-image-amd64 |
     awk '$1 == "Depends:" && $2 ~ /^linux-image-/ {print $2; exit}')
-say "Getting ${package:?no kernel in the package lists (apt-get update)}"
+say "Downloading ${package:?no kernel in the package lists (apt-get update)}"
 (cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "$package")
 dpkg-deb --extract "$work"/*.deb "$work/kernel"
 # Where the modules are depends on the release.
@@ -56,7 +58,7 @@ kernel=("$work"/kernel/boot/vmlinuz-*)
 version=${kernel[0]##*/vmlinuz-}
 depmod -b "$work/kernel" "$version"
 
-say "Making its first file system"
+say "Making its initial RAM disk"
 first=$work/first
 mkdir -p "$first"/{bin,dev,proc,lower,scratch,root}
 cp "$busybox" "$first/bin/busybox"
@@ -115,9 +117,9 @@ ip link set lo up
 /lib/systemd/systemd-udevd --daemon
 udevadm trigger --action=add
 udevadm settle
-# What an init system has loaded by the time somebody logs in.
+# Modules that an init system loads at boot.
 modprobe --all loop btrfs tun
-# QEMU's network, from which this machine's is reached.
+# QEMU's network, which reaches this machine's.
 for link in /sys/class/net/e*; do
     ip address add 10.0.2.15/24 dev "${link##*/}"
     ip link set "${link##*/}" up

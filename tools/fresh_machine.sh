@@ -11,28 +11,30 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Proves the two commands of the README on a machine that has never seen the
-# project: a system container of a plain Debian, with an init system, made from
-# nothing and thrown away afterwards.
+# Tests the two commands of the README on a fresh machine: a plain Debian with
+# an init system in a system container, which is removed afterwards.
 #
-#   sudo tools/fresh_machine.sh bookworm|trixie [--keep] [COMMAND...]
+#   tools/fresh_machine.sh bookworm|trixie [--keep] [COMMAND...]
 #
 # COMMAND runs in the clone inside the container after the two commands, for
-# instance "./run_tests.sh cloud". The last line printed is the time that
-# "quickstart.sh up" took there.
+# example "./run_tests.sh cloud". The last line of the output is the time that
+# "quickstart.sh up" took. With --keep the container stays.
 set -euo pipefail
 
-usage() { sed -n '/^# Proves/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
+usage() { sed -n '/^# Tests/,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
+arguments=("$@")
 case "${1:-}" in
     bookworm|trixie) suite=$1; shift ;;
     *) usage; exit 2 ;;
 esac
 keep=false
 if [[ "${1:-}" == --keep ]]; then keep=true; shift; fi
-[[ $EUID -eq 0 ]] || { echo "Run it with sudo." >&2; exit 1; }
-
 repo=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=tools/as_root.sh
+. "$repo/tools/as_root.sh"
+as_root "$0" "${arguments[@]}"
+
 work=$(mktemp -d /var/tmp/fresh.XXXX)
 container=fresh-$suite
 
@@ -63,7 +65,7 @@ say "The two commands"
 container_run git clone --quiet /srv/nova-lxd-py.git nova-lxd-py
 dir=/root/nova-lxd-py
 before=$SECONDS
-container_run sudo ./devstack/quickstart.sh up
+container_run ./devstack/quickstart.sh up
 took=$((SECONDS - before))
 if (($#)); then
     say "$*"

@@ -78,7 +78,7 @@ def add_pth(wheel: str) -> None:
     """Add the ``.pth`` file to a wheel.
 
     A zip archive cannot be changed in place where an entry (RECORD) grows,
-    so the wheel is written anew.
+    so the wheel is rewritten.
 
     :param wheel: path of the wheel.
     """

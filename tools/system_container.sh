@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # whoever reads this file sets work and container
+# shellcheck disable=SC2154 # the script that sources this sets work, container
 #    Licensed under the Apache License, Version 2.0 (the "License"); you may
 #    not use this file except in compliance with the License. You may obtain
 #    a copy of the License at
@@ -12,11 +12,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# A plain Debian with an init system in a system container, made from nothing
-# by an LXD of its own and thrown away afterwards; for the scripts that prove
-# something on a machine which has never seen the project. They set container
-# (its name), work (a temporary directory) and say (a function that reports),
-# and call container_down when they are done.
+# A plain Debian with an init system in a system container, run by an LXD of its
+# own and removed afterwards, for scripts that test on a fresh machine. They set
+# container (its name) and work (a temporary directory), define say (a function
+# that reports), and call container_down at the end.
 
 export LXD_DIR=$work/lxd
 container_bridge=nlp$$
@@ -25,7 +24,7 @@ container_tools() {
     local tool
     for tool in lxd lxc debootstrap dnsmasq nft; do
         command -v "$tool" >/dev/null || {
-            say "Installing what the test itself needs"
+            say "Installing packages"
             DEBIAN_FRONTEND=noninteractive apt-get install -yq \
                 --no-install-recommends lxd lxd-client debootstrap \
                 dnsmasq-base nftables uidmap >/dev/null
@@ -34,13 +33,13 @@ container_tools() {
     done
 }
 
-# container_rootfs SUITE [PACKAGE...]: leaves it in $work/rootfs, where more can
-# be put into it.
+# container_rootfs SUITE [PACKAGE...]: makes a root filesystem in $work/rootfs,
+# to which the caller can add files.
 container_rootfs() {
     local suite=$1 mirror security packages
     shift
-    packages=$(IFS=, && echo "systemd-sysv,dbus,iproute2,ca-certificates,git,sudo,procps${*:+,$*}")
-    # The mirror that this machine uses is one that the new machine reaches.
+    packages=$(IFS=, && echo "systemd-sysv,dbus,iproute2,ca-certificates,git,procps${*:+,$*}")
+    # A mirror that this machine uses can be reached from the container.
     # shellcheck disable=SC2016 # $(SITE) is for apt to expand
     mirror=$(apt-get indextargets --format '$(SITE)' | sort | uniq -c |
         sort -rn | awk '$2 !~ /security/ {print $2; exit}')
@@ -86,7 +85,7 @@ container_up() {
         "$(date +%s)" >"$work/metadata.yaml"
     tar -C "$work" -cf "$work/image.tar" metadata.yaml rootfs
     rm -rf "$work/rootfs"
-    say "Starting an LXD of its own"
+    say "Starting LXD"
     mkdir -p "$LXD_DIR"
     setsid lxd --group root >"$work/lxd.log" 2>&1 &
     container_lxd=$!
@@ -108,7 +107,7 @@ container_up() {
         lxc config device add "$container" "${device//\//-}" unix-char \
             source="/dev/$device" path="/dev/$device" >/dev/null
     done
-    # A container does not see the loop devices that the kernel makes later.
+    # A container does not see loop devices that the kernel creates later.
     for number in $(seq 0 63); do
         lxc config device add "$container" "loop$number" unix-block major=7 \
             minor="$number" path="/dev/loop$number" >/dev/null
@@ -122,24 +121,24 @@ container_run() { lxc exec "$container" --cwd "${dir:-/root}" -- "$@"; }
 
 container_wait() {
     local state
-    say "Waiting for its init system and its network"
+    say "Waiting for init system and network"
     for _ in $(seq 60); do
         state=$(container_run systemctl is-system-running 2>/dev/null || true)
         [[ "$state" == running || "$state" == degraded ]] &&
             container_run ip -4 route show default | grep -q . && {
-            say "It is $state"
+            say "The init system is $state"
             return 0
         }
         sleep 1
     done
-    echo "The container $container did not come up within 60 attempts: its" \
-        "init system says '${state:-nothing}', and what its routes are:" \
+    echo "The container $container did not boot within 60 seconds: its init" \
+        "system is '${state:-unknown}', its routes are" \
         "'$(container_run ip -4 route 2>/dev/null || :)'." >&2
     return 1
 }
 
-# A host with cgroup v1 controllers mounted apart confuses a nested LXD where
-# systemd mounts them together; give the machine the host's layout.
+# Where a host mounts cgroup v1 controllers separately, a nested LXD fails if
+# systemd mounts them together: use the host's layout in the container.
 container_cgroups() {
     [[ -e /sys/fs/cgroup/cpuacct && ! -L /sys/fs/cgroup/cpuacct ]] || return 0
     # shellcheck disable=SC2016 # the shell inside expands them
@@ -164,7 +163,7 @@ container_down() {
     lxc network delete "$container_bridge" >/dev/null 2>&1 || true
     lxd shutdown --timeout 30 >/dev/null 2>&1 || true
     [[ -z "${container_lxd:-}" ]] || wait "$container_lxd" 2>/dev/null || true
-    # What a daemon leaves mounted below its folder.
+    # Mounts that a daemon has left below its directory.
     awk -v dir="$work/" 'index($2, dir) == 1 {print $2}' /proc/mounts |
         sort -r | xargs -r umount -l 2>/dev/null || true
     rm -rf "$work"

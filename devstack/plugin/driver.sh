@@ -11,17 +11,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# The driver beside Nova, its configuration, and what tempest is told of it.
+# The driver, its configuration and the configuration of tempest.
 
-# DevStack's constraints hold older versions of cryptography and pyOpenSSL than
-# pylxd asks for, and Nova is tested with those. The driver works with them, so
-# pip is not asked to reconcile the two.
+# DevStack's constraints pin older versions of cryptography and pyOpenSSL than
+# pylxd requires, and Nova is tested with those. The driver works with them, so
+# pylxd is installed without its dependencies.
 function install_nova_lxd_driver {
     local rest
     rest=$(mktemp)
     grep -vE '^ *(#|$)|^(cryptography|cursive|pyOpenSSL|pylxd)\b' \
         "$NOVA_LXD_DIR/requirements.txt" >"$rest"
-    # Those of pylxd itself.
+    # Other dependencies of pylxd.
     printf '%s\n' python-dateutil requests-toolbelt ws4py >>"$rest"
     pip_install -r "$rest"
     rm -f "$rest"
@@ -30,7 +30,7 @@ function install_nova_lxd_driver {
     pip_install --no-deps -e "$NOVA_LXD_DIR"
 }
 
-# nova-compute gets a copy of this file when it is started.
+# DevStack copies this file for nova-compute when it starts it.
 function configure_nova_lxd {
     use_nova_lxd_daemon
     iniset "$NOVA_CONF" DEFAULT compute_driver lxd.LXDDriver
@@ -49,8 +49,9 @@ function load_nova_lxd_metadefs {
         db load_metadefs --path "$NOVA_LXD_DIR/etc/metadefs"
 }
 
-# The same flags as with the project's own cloud, from the support matrix, and
-# the tests that make no sense for containers, for "tempest run --exclude-list".
+# Sets the feature flags of the support matrix, as for the quickstart cloud, and
+# writes the tests that do not apply to containers for "tempest run
+# --exclude-list".
 function configure_nova_lxd_tempest {
     local section option value
     local -a configure=("${DEVSTACK_VENV:-/usr}/bin/python3"
@@ -58,15 +59,15 @@ function configure_nova_lxd_tempest {
     while read -r section option value; do
         iniset "$TEMPEST_CONFIG" "$section" "$option" "$value"
     done < <("${configure[@]}" features)
-    # The driver does that where there is such a type of volumes.
+    # Works if Cinder has a volume type with multiattach.
     iniset "$TEMPEST_CONFIG" compute-feature-enabled volume_multiattach \
         "${ENABLE_VOLUME_MULTIATTACH:-False}"
     "${configure[@]}" skips >"$TEMPEST_DIR/etc/nova-lxd-py-skips"
     iniset "$TEMPEST_CONFIG" compute hypervisor_type lxd
     iniset "$TEMPEST_CONFIG" scenario img_disk_format raw
     iniset "$TEMPEST_CONFIG" scenario img_container_format bare
-    # The guests of distributions empty /tmp when they boot.
+    # Guests empty /tmp when they boot.
     iniset "$TEMPEST_CONFIG" scenario target_dir /var/tmp
-    # The guest's network service renews leases itself.
+    # The guest's network service renews its lease itself.
     iniset "$TEMPEST_CONFIG" scenario dhcp_client ''
 }

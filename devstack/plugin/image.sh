@@ -11,10 +11,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# The guest image: built, downloaded, or a file that is there. One that was in
-# $FILES before is the user's, and stays.
+# The guest image: built, downloaded or a local file. An image that was in
+# $FILES before belongs to the user and is kept by clean.sh.
 
-# Whole or not at all: what is in $FILES is not made again.
+# Leaves a complete image in $FILES, or none. One that exists is used as it is.
 function get_nova_lxd_image {
     local file=$FILES/$DEFAULT_IMAGE_FILE_NAME
     [[ ! -s $file ]] || return 0
@@ -31,11 +31,11 @@ function get_nova_lxd_image {
     echo "$file" >>"$NOVA_LXD_IMAGE_NOTE"
 }
 
-# Raw and bare is how Glance lets archives of containers pass.
+# Glance's format inspection accepts archives of containers as raw and bare.
 function upload_nova_lxd_image {
     local name
     local -a names=("$DEFAULT_IMAGE_NAME")
-    # Tempest rebuilds servers with another image.
+    # Tempest needs a second image to rebuild servers.
     if is_service_enabled tempest; then
         names+=("$DEFAULT_IMAGE_NAME-alt")
     fi

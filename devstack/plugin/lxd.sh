@@ -11,10 +11,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# LXD of the host: from the distribution's packages, from the snap, or Incus.
-# Whatever was there before is left as it was by clean.sh.
+# The host's LXD, from the distribution's packages or the snap, or its Incus.
+# clean.sh removes only what the plugin has installed or created.
 
-# Sets NOVA_LXD_KIND to the one that the plugin uses, or that is installed.
+# Sets NOVA_LXD_KIND to the kind that the plugin has installed, or that it
+# finds.
 function find_nova_lxd_daemon {
     if [[ -s $NOVA_LXD_STATE/kind ]]; then
         NOVA_LXD_KIND=$(<"$NOVA_LXD_STATE/kind")
@@ -29,8 +30,8 @@ function find_nova_lxd_daemon {
     fi
 }
 
-# Sets NOVA_LXD_SOCKET and NOVA_LXD_CLIENT, a command, for NOVA_LXD_KIND or what
-# is installed.
+# Sets NOVA_LXD_SOCKET and NOVA_LXD_CLIENT (a command) for NOVA_LXD_KIND, or for
+# the kind that is installed.
 function use_nova_lxd_daemon {
     [[ -n ${NOVA_LXD_KIND:-} ]] || find_nova_lxd_daemon
     case $NOVA_LXD_KIND in
@@ -50,13 +51,13 @@ function use_nova_lxd_daemon {
     esac
 }
 
-# nova_lxc ARGUMENT...: the client, as root.
+# nova_lxc ARGUMENT...: run the client as root.
 function nova_lxc {
     sudo -H "$NOVA_LXD_CLIENT" "$@" </dev/null
 }
 
-# True when a package of the distribution can be had in version 4 or later.
-# Ubuntu has empty packages of the name "lxd", with low versions.
+# Checks that the distribution has a package in version 4 or later. Ubuntu has
+# empty packages named "lxd", with low versions.
 function nova_lxd_package_available {
     apt-cache policy "$1" 2>/dev/null |
         grep -qE '^ +Candidate: ([0-9]+:)?([4-9]|[1-9][0-9]+)\.'
@@ -75,14 +76,14 @@ function choose_nova_lxd_source {
     fi
 }
 
-# Notes that something was made, for clean.sh. Text comes from standard input.
+# Records for clean.sh what was created: the text on standard input.
 function note_nova_lxd {
     mkdir -p "$NOVA_LXD_STATE"
     cat >"$NOVA_LXD_STATE/$1"
 }
 
-# install_nova_lxd_packages NAME...: that of Debian adds subordinate ids, and
-# does not take them back.
+# install_nova_lxd_packages NAME...: install packages and record the subordinate
+# ids that they add: Debian's package does not remove them again.
 function install_nova_lxd_packages {
     local file before
     before=$(mktemp --directory)
@@ -93,7 +94,7 @@ function install_nova_lxd_packages {
     install_package "$@"
     echo "$@" | note_nova_lxd packages
     for file in subuid subgid; do
-        # grep fails where there are none.
+        # grep fails if there are none.
         grep -vxFf "$before/$file" "/etc/$file" | note_nova_lxd "$file" || :
     done
     rm -r "$before"
@@ -102,7 +103,7 @@ function install_nova_lxd_packages {
 function install_nova_lxd_daemon {
     if find_nova_lxd_daemon && [[ $NOVA_LXD_SOURCE == auto ||
             $NOVA_LXD_SOURCE == "$NOVA_LXD_KIND" ]]; then
-        echo "Using the $NOVA_LXD_KIND that is installed."
+        echo "Using the $NOVA_LXD_KIND that is installed already."
     else
         NOVA_LXD_KIND=$(choose_nova_lxd_source)
         case $NOVA_LXD_KIND in
@@ -110,7 +111,7 @@ function install_nova_lxd_daemon {
             install_nova_lxd_packages lxd lxd-client
             ;;
         snap)
-            # The socket belongs to this group where there is one.
+            # The socket gets this group if it exists.
             getent group lxd >/dev/null || sudo groupadd --system lxd
             sudo snap install lxd --channel="$NOVA_LXD_SNAP_CHANNEL"
             echo lxd | note_nova_lxd snap
@@ -123,12 +124,12 @@ function install_nova_lxd_daemon {
                 "one of them, then run stack.sh again."
             ;;
         *)
-            die $LINENO "NOVA_LXD_SOURCE is auto, package, snap or incus," \
-                "not $NOVA_LXD_SOURCE."
+            die $LINENO "NOVA_LXD_SOURCE is $NOVA_LXD_SOURCE; it must be" \
+                "auto, package, snap or incus."
             ;;
         esac
     fi
-    # A host may have another one as well, which is not to be touched.
+    # The host may have another kind as well, which must be left alone.
     echo "$NOVA_LXD_KIND" | note_nova_lxd kind
     use_nova_lxd_daemon
     case $NOVA_LXD_POOL_DRIVER in
@@ -141,7 +142,7 @@ function install_nova_lxd_daemon {
 }
 
 function wait_for_nova_lxd {
-    # The first call starts a daemon that its socket activates.
+    # The first request starts a socket-activated daemon.
     nova_lxc query /1.0 >/dev/null
     case $NOVA_LXD_KIND in
     package) sudo lxd waitready --timeout=60 ;;
@@ -158,15 +159,15 @@ function restart_nova_lxd {
     wait_for_nova_lxd
 }
 
-# Servers that are apart from each other have 65536 ids each. LXD takes them
-# from the first line for root. The snap has a range of its own.
+# Servers with isolated id maps need 65536 subordinate ids each. LXD takes them
+# from the first line for root. The snap has its own range.
 function add_nova_lxd_subordinate_ids {
     local file line have
     [[ $NOVA_LXD_KIND != snap ]] || return 0
     for file in /etc/subuid /etc/subgid; do
         [[ -e $file ]] || sudo touch "$file"
         have=$(awk -F: '$1 == "root" || $1 == "0" { print $3; exit }' "$file")
-        # At least a hundred servers.
+        # Enough for a hundred servers.
         if ((${have:-0} >= 6553600)); then
             continue
         fi
@@ -187,7 +188,7 @@ function add_nova_lxd_subordinate_ids {
 function create_nova_lxd_pool {
     local -a options=()
     use_nova_lxd_daemon
-    # nova-compute will make it.
+    # nova-compute creates the project; clean.sh deletes it.
     nova_lxc project show "$NOVA_LXD_PROJECT" >/dev/null 2>&1 ||
         echo "$NOVA_LXD_PROJECT" | note_nova_lxd project
     if nova_lxc storage show "$NOVA_LXD_POOL" >/dev/null 2>&1; then
@@ -201,18 +202,18 @@ function create_nova_lxd_pool {
     fi
     nova_lxc storage create "$NOVA_LXD_POOL" "$NOVA_LXD_POOL_DRIVER" \
         "${options[@]}" ||
-        die $LINENO "LXD cannot make a $NOVA_LXD_POOL_DRIVER pool here." \
-            "NOVA_LXD_POOL_DRIVER chooses another one; dir works everywhere."
+        die $LINENO "LXD cannot create a $NOVA_LXD_POOL_DRIVER pool here." \
+            "Set NOVA_LXD_POOL_DRIVER to another driver; dir works everywhere."
     echo "$NOVA_LXD_POOL" | note_nova_lxd pool
 }
 
-# The servers in the LXD project, without asking Nova: its API may not answer any
-# more. A project that was not there before goes with everything in it.
+# Removes the servers from LXD, not through Nova, whose API may not answer any
+# more. A project that did not exist before is deleted with all that is in it.
 function remove_nova_lxd_servers {
     local name target
     find_nova_lxd_daemon || return 0
     use_nova_lxd_daemon
-    # It would take what happens now for actions of its users.
+    # nova-compute would report the deletions as actions of users.
     stop_process n-cpu
     if nova_lxc project show "$NOVA_LXD_PROJECT" >/dev/null 2>&1; then
         if [[ -s $NOVA_LXD_STATE/project &&
@@ -228,8 +229,8 @@ function remove_nova_lxd_servers {
         sudo ovs-vsctl --if-exists del-port "$name"
         sudo ip link delete "$name" 2>/dev/null || :
     done
-    # Volumes that servers had mounted: unstack.sh removes this directory, and
-    # everything that is mounted below it.
+    # Volumes mounted for servers: unstack.sh removes this directory with all
+    # that is mounted below it.
     awk -v top="$NOVA_STATE_PATH/" 'index($5, top) == 1 { print $5 }' \
             /proc/self/mountinfo | sort -r | while read -r target; do
         sudo umount "$target" || sudo umount --lazy "$target"
@@ -237,7 +238,8 @@ function remove_nova_lxd_servers {
     detach_nova_lxd_loops
 }
 
-# Volumes that are files, and config drives, whose files are deleted by now.
+# Detaches loop devices of volumes that are files, and of config drives, whose
+# files have been deleted.
 function detach_nova_lxd_loops {
     local device file
     sudo losetup --list --noheadings --output NAME,BACK-FILE |
@@ -248,7 +250,7 @@ function detach_nova_lxd_loops {
     done
 }
 
-# Instances of the driver in a project that others may use as well.
+# Deletes the driver's instances from a project that others may use as well.
 function remove_nova_lxd_instances {
     local name role
     nova_lxc list --project "$NOVA_LXD_PROJECT" --format csv \
@@ -276,10 +278,10 @@ function empty_nova_lxd_project {
         done
     done
     nova_lxc project delete "$NOVA_LXD_PROJECT" ||
-        echo "The LXD project $NOVA_LXD_PROJECT is not empty; left alone."
+        echo "Keeping the LXD project $NOVA_LXD_PROJECT: it is not empty."
 }
 
-# The pool and LXD, as far as the plugin has made them.
+# Removes the storage pool and LXD if the plugin has created them.
 function remove_nova_lxd_daemon {
     local file line
     local -a packages
@@ -313,7 +315,7 @@ function remove_nova_lxd_daemon {
     sudo rm -rf "$NOVA_LXD_STATE"
 }
 
-# What LXD leaves when its package is purged: its directories, with mounts.
+# Removes what LXD's package leaves when it is purged: directories with mounts.
 function remove_nova_lxd_data {
     local directory target
     for directory; do

@@ -14,21 +14,22 @@
 # Cinder, with back ends of both families of volumes.
 #
 # Where the kernel has device-mapper and iSCSI, "lvm" is Cinder's usual back end
-# and gives block devices (see lvm.sh). A small machine has neither, so there are
-# two more that need nothing of the kernel but loop devices: "loop" gives real
-# block devices through os-brick's connector for local ones; "nfs" is Cinder's
-# own driver with a folder of this host for a share, which gives files.
+# and gives block devices (see lvm.sh). A small machine has neither, so there
+# are two more that need nothing of the kernel but loop devices: "loop" gives
+# real block devices through os-brick's connector for local ones; "nfs" is
+# Cinder's own driver with a directory of this host as the share, which gives
+# files.
 
 CINDER_SHARE=$DATA/cinder/share
-# Comes first on the PATH of who mounts the share.
+# First on the PATH of the services that mount the share.
 CINDER_BIN=$BIN/cinder
 
-# mount(8) that takes a folder of this host for an NFS share.
+# mount(8) that bind-mounts a directory of this host for an NFS share.
 write_mount() {
     mkdir -p "$CINDER_BIN"
     cat >"$CINDER_BIN/mount" <<'EOF'
 #!/bin/sh
-# nova-lxd quickstart: binds the folder that stands for an NFS share.
+# nova-lxd quickstart: bind-mounts the directory behind an NFS share.
 share=
 for last; do
     case $last in
@@ -38,7 +39,7 @@ done
 [ -z "$share" ] || exec /bin/mount --bind "$share" "$last"
 exec /bin/mount "$@"
 EOF
-    # Cinder only looks whether there is one.
+    # Cinder only checks that it exists.
     printf '#!/bin/sh\nexit 0\n' >"$CINDER_BIN/mount.nfs"
     chmod 755 "$CINDER_BIN/mount" "$CINDER_BIN/mount.nfs"
 }
@@ -48,12 +49,12 @@ volume_backends() {
     cat "$DATA/cinder/backends"
 }
 
-# Whether LVM with iSCSI is one of them.
+# Checks whether LVM with iSCSI is one of them.
 has_lvm() {
     [[ " $(volume_backends 2>/dev/null) " == *' lvm '* ]]
 }
 
-# What the kernel has may change from one start of the host to the next.
+# The modules of the kernel may differ after a reboot of the host.
 choose_volume_backends() {
     local backends='loop nfs'
     [[ -n $(lvm_lacks) ]] || backends="lvm $backends"
@@ -61,7 +62,7 @@ choose_volume_backends() {
     echo "$backends" >"$DATA/cinder/backends"
 }
 
-# Says which back ends there are, and why not LVM with iSCSI.
+# Reports the volume back ends, and why LVM with iSCSI is not among them.
 say_volume_backends() {
     local types='loop (block devices), nfs (files on a share) and multiattach'
     types+=' (block devices for several servers)'
@@ -69,7 +70,7 @@ say_volume_backends() {
         say "Volumes: types lvm (over iSCSI, the default), $types."
     else
         say "Volumes: types $types."
-        say "  Not LVM with iSCSI: $(lvm_lacks)."
+        say "  No LVM with iSCSI: $(lvm_lacks)."
     fi
 }
 
@@ -185,14 +186,14 @@ step_cinder_scheduler() {
         cinder_reports cinder-scheduler 1
 }
 
-# One service for each back end.
+# Every back end has a service.
 step_cinder_volume() {
     cinder_daemon cinder-volume
     wait_until cinder-volume 90 cinder-volume \
         cinder_reports cinder-volume "$(volume_backends | wc -w)"
 }
 
-# Volume types, one for each back end.
+# Every back end has a volume type.
 step_volume_types() {
     VOLUME_TYPES=$(volume_backends) cloud_setup volume-types
 }
@@ -205,7 +206,7 @@ stop_cinder() {
     wait
 }
 
-# The devices of volumes, and the share where it is mounted.
+# Releases the devices of volumes and unmounts the share.
 release_cinder() {
     release_lvm
     detach_loops

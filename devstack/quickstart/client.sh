@@ -11,7 +11,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# How people reach the cloud: clouds.yaml and the openstack command.
+# Clients: clouds.yaml and the openstack command.
 
 as_invoker() {
     "${CLEAN_ENV[@]}" "$VENV/bin/python" "$HERE/clouds_yaml.py" "$@"

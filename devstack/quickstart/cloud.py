@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Fills the quickstart cloud through its APIs.
+"""Sets up the quickstart cloud through its APIs.
 
 Called by quickstart.sh as ``cloud.py COMMAND``; everything it needs to know
 comes in QS_* environment variables. Every command may be run again: what is
@@ -36,7 +36,7 @@ SERVICES = {
     'cinder': ('block-storage', 'QS_URL_CINDER', '/v3'),
 }
 
-# Addresses of networks that Neutron makes by itself.
+# Address pools for networks that Neutron creates by default.
 AUTOMATIC_NETS = '10.25.0.0/16'
 
 # name, vCPUs, MiB of memory, GiB of root disk
@@ -77,7 +77,7 @@ def note(text: str) -> None:
 
 
 def identity() -> None:
-    """Users, projects, roles, services and endpoints."""
+    """Create users, projects, roles, services and endpoints."""
     cloud = admin()
     domain = 'default'
     roles = {role.name: role for role in cloud.identity.roles()}
@@ -121,7 +121,7 @@ def identity() -> None:
 
 
 def images() -> None:
-    """Uploads what the image steps built: NAME=FILE=KEY=DISTRO words."""
+    """Upload the guest images: NAME=FILE=KEY=DISTRO words."""
     cloud = admin()
     present: dict[str, list[Any]] = {}
     for image in cloud.image.images():
@@ -160,11 +160,11 @@ def flavors() -> None:
 
 
 def volume_types() -> None:
-    """One type for each back end, of the same name, and one more."""
+    """Create a type for each back end, of the same name, and one more."""
     cloud = admin()
     wanted = {name: {'volume_backend_name': name}
               for name in env('QS_VOLUME_TYPES').split()}
-    # For several servers at a time, which files on a share are not.
+    # Multiattach, which files on a share do not support.
     wanted['multiattach'] = {'volume_backend_name': 'loop',
                              'multiattach': '<is> True'}
     present = {kind.name for kind in cloud.block_storage.types()}
@@ -186,7 +186,7 @@ def keypair() -> None:
 
 
 def network() -> None:
-    """Public and private network, a router, and the demo project's rules."""
+    """Create networks, a router, and the demo project's rules."""
     cloud = admin()
     public = cloud.network.find_network('public')
     if public is None:
@@ -198,8 +198,8 @@ def network() -> None:
         # One of an earlier quickstart.
         cloud.network.update_network(public, is_default=True)
     if not cloud.network.find_subnet_pool('automatic'):
-        # With a default network outside, what "server create --nic auto"
-        # takes the networks of projects without any from.
+        # A default external network: "server create --nic auto" needs it
+        # for projects without a network.
         cloud.network.create_subnet_pool(
             name='automatic', prefixes=[AUTOMATIC_NETS],
             default_prefix_length=26, is_shared=True, is_default=True)
@@ -244,7 +244,7 @@ def network() -> None:
 
 
 def server_address(cloud: connection.Connection, server: Any) -> str:
-    """Gives the server a floating IP unless it has one."""
+    """Give the server a floating IP unless it has one."""
     port = next(iter(cloud.network.ports(device_id=server.id)))
     for address in cloud.network.ips(port_id=port.id):
         return str(address.floating_ip_address)
@@ -255,7 +255,7 @@ def server_address(cloud: connection.Connection, server: Any) -> str:
 
 
 def server() -> None:
-    """The first server; prints its floating IP."""
+    """Create the first server and print its floating IP."""
     cloud = demo()
     found = cloud.compute.find_server(SERVER_NAME, ignore_missing=True)
     if found:
@@ -294,7 +294,7 @@ def server() -> None:
 
 
 def health() -> None:
-    """Fails with a sentence when an API or an agent does not do its work."""
+    """Fail with a message if an API or an agent does not work."""
     cloud = admin()
     problems = []
     for service in cloud.compute.services():

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Adds the cloud's entries to a person's clouds.yaml, or takes them out.
+"""Adds the cloud's entries to a user's clouds.yaml, or removes them.
 
 ``clouds_yaml.py add FILE COPY`` and ``clouds_yaml.py remove FILE``. The file
-is edited as text between two marker lines, so that comments and the order of
-what is in there survive, and only replaced when the result still parses with
-everything else unchanged. COPY is a file of our own with just our entries.
+is edited as text between two marker lines, which keeps comments and order, and
+is replaced only if the result parses with all other entries unchanged. COPY is
+a file with our entries only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ END = '# END {cloud} quickstart'
 
 
 def entries() -> dict[str, Any]:
-    """Our entries: the demo user, and the administrator."""
+    """Return our entries: the demo user and the administrator."""
     result = {}
     for suffix, user, project in (('', 'demo', 'demo'),
                                   ('-admin', 'admin', 'admin')):
@@ -53,7 +53,7 @@ def entries() -> dict[str, Any]:
 
 
 def without_ours(text: str) -> str:
-    """Cuts the lines between our markers out."""
+    """Remove the lines between our markers."""
     cloud = os.environ['QS_CLOUD']
     kept = []
     inside = False
@@ -68,7 +68,7 @@ def without_ours(text: str) -> str:
 
 
 def with_ours(text: str) -> str:
-    """Puts our entries below the line ``clouds:``, indented as the others."""
+    """Insert our entries below ``clouds:``, indented as the others."""
     cloud = os.environ['QS_CLOUD']
     lines = text.splitlines(keepends=True)
     at = next((number for number, line in enumerate(lines)
@@ -99,11 +99,11 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, text: str, owner: pwd.struct_passwd) -> None:
-    """Replaces a file in one go; folders and file belong to the owner."""
-    missing = [folder for folder in path.parents if not folder.exists()]
+    """Replace a file atomically; new directories belong to its owner."""
+    missing = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
+    for parent in missing:
+        os.chown(parent, owner.pw_uid, owner.pw_gid)
     # Follows a symbolic link, as dotfile managers make them.
     real = pathlib.Path(os.path.realpath(path))
     mode = 0o600
@@ -148,9 +148,9 @@ def remove(path: pathlib.Path) -> None:
         return
     if new.strip() in ('', 'clouds:'):
         path.unlink()
-        for folder in (path.parent, path.parent.parent):
+        for directory in (path.parent, path.parent.parent):
             try:
-                folder.rmdir()
+                directory.rmdir()
             except OSError:
                 break
         return

@@ -11,7 +11,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# The database: a MariaDB of our own that listens on a unix socket only.
+# The database: our own MariaDB, which listens on a unix socket only.
 
 readonly -a DATABASES=(keystone glance placement nova_api nova nova_cell0
     neutron)
@@ -40,7 +40,7 @@ skip-name-resolve
 max_connections = 400
 performance_schema = OFF
 innodb_buffer_pool_size = 256M
-# A lab may lose the last second of its life when the power goes.
+# A test cloud may lose its last second in a power failure.
 innodb_flush_log_at_trx_commit = 0
 innodb_doublewrite = 0
 sync_frm = OFF
@@ -60,11 +60,11 @@ EOF
     done | sql
 }
 
-# make_schema NAME "DATABASE..." COMMAND...: has the command bring databases to
-# the releases in use now. New ones are filled from what the command made of
-# them the last time, with the same releases: it takes a tenth of the time.
-# What it writes into the tables OF_THIS_CLOUD is not kept, so that it has to
-# run in any case.
+# make_schema NAME "DATABASE..." COMMAND...: runs a command that migrates the
+# databases to the installed releases. New databases are filled from a dump of
+# an earlier run with the same releases, in a tenth of the time. The dump lacks
+# the rows of the tables in OF_THIS_CLOUD; if there are any, the command runs in
+# any case.
 make_schema() {
     local name=$1 kept stamp=$DATA/mysql/.synced-$1
     local -a databases
@@ -74,7 +74,7 @@ make_schema() {
         return 0
     fi
     kept=$(kept_schema "$name")
-    # Half of a copy says that it is a whole one: its version comes first.
+    # An incomplete copy looks complete: the version is written first.
     if [[ -e $stamp.loading ]]; then
         empty_databases "${databases[@]}"
         rm "$stamp.loading"
@@ -93,15 +93,15 @@ make_schema() {
     cp "$REPO/constraints.txt" "$stamp"
 }
 
-# Where the schema of these releases is kept.
+# Prints the file of the dump for these releases.
 kept_schema() {
     local releases
     releases=$(sha256sum "$REPO/constraints.txt")
     printf '%s/schemas/%s-%s.sql' "$CACHE" "$1" "${releases:0:16}"
 }
 
-# Nobody has put anything into them yet, so that what the command makes of
-# them holds no data of this cloud.
+# Checks that the databases are empty, so that a dump after the command holds no
+# data of this cloud.
 are_new() {
     local name tables
     for name; do

@@ -11,9 +11,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# `down` stops everything that `up` started; `purge` removes every trace.
+# `down` stops everything that `up` started; `purge` removes it.
 
-# Processes that daemons of ours started and left behind.
+# Ends processes that our daemons started and left behind.
 kill_strays() {
     local -a strays
     mapfile -t strays < <({
@@ -27,15 +27,15 @@ kill_strays() {
     kill -KILL "${strays[@]}" 2>/dev/null || :
 }
 
-# Interfaces that are ports of our own Open vSwitch.
+# Prints the interfaces that are ports of our own Open vSwitch.
 ovs_interfaces() {
     daemon_running ovsdb-server || return 0
     vsctl --bare --columns=name find Interface type=\"\" 2>/dev/null |
         grep -v '^$' || :
 }
 
-# The namespaces in which our agent serves metadata. The host may have others:
-# only ours have a configuration below the prefix.
+# Prints the network namespaces in which our agent serves metadata. The host may
+# have others: only ours have a configuration below the prefix.
 metadata_namespaces() {
     local name
     for name in $(ip netns list 2>/dev/null | awk '/^ovnmeta-/ { print $1 }')
@@ -55,11 +55,11 @@ stop_all() {
     done
     wait
     stop_lxd
-    # Volumes of servers, and shares with volumes.
+    # Mounted volumes, and shares with volumes.
     unmount_below "$DATA/nova"
     leave_targets
-    # All that is left may go at the same time: first the services, then
-    # what they stand on.
+    # The rest can stop in parallel: first the services, then what they depend
+    # on.
     for name in "${DAEMONS[@]}"; do
         case $name in
         lxd | lxcfs | mariadb | rabbitmq | epmd | ov*) continue ;;
@@ -96,8 +96,8 @@ command_down() {
     fi
     say 'Stopping servers and services…'
     stop_all >"$LOG/down.log" 2>&1
-    say "All is stopped ($(elapsed "$begin") s). Servers and data are kept:" \
-        "$SELF up brings them back."
+    say "Stopped after $(elapsed "$begin") s. Servers and data are kept;" \
+        "$SELF up starts them again."
 }
 
 undo_subordinate_ids() {
@@ -109,14 +109,15 @@ undo_subordinate_ids() {
     done
 }
 
-# Whether nobody's processes are hidden from here, as they are in a container.
+# Checks that this is the host's PID namespace: a container does not see all
+# processes.
 in_first_pid_namespace() {
     [[ $(readlink /proc/self/ns/pid) == 'pid:[4026531836]' ]]
 }
 
-# Loop devices whose file lies below the prefix. The list is the kernel's: a
-# container sees those of its host and must leave them alone. Config drives
-# have no file any more by which to tell the two apart.
+# Detaches loop devices whose file is below the prefix. A container sees the
+# loop devices of its host as well and must leave them alone; for config drives,
+# whose files are deleted, the two cannot be told apart.
 detach_loops() {
     local device inode file
     losetup --list --noheadings --output NAME,BACK-INO,BACK-FILE 2>/dev/null |
@@ -139,11 +140,11 @@ command_purge() {
         return 0
     fi
     [[ -e $PREFIX/settings || -d $DATA ]] ||
-        die "$PREFIX does not look like a quickstart cloud; left alone."
+        die "$PREFIX does not look like a quickstart cloud; not removed."
     say 'Stopping servers and services…'
     mkdir -p "$LOG"
     stop_all >"$LOG/down.log" 2>&1
-    say 'Removing every trace…'
+    say 'Removing files…'
     undo_client
     forget_targets
     undo_subordinate_ids
@@ -151,7 +152,7 @@ command_purge() {
     unmount_below "$PREFIX"
     detach_loops
     [[ ! -s $DATA/undo/devices ]] || xargs -r rm -f <"$DATA/undo/devices"
-    # btrfs subvolumes that rm cannot remove, where the pool is a folder.
+    # rm cannot remove btrfs subvolumes, which a pool in a directory has.
     if [[ -d $LXD_HOME/storage-btrfs ]]; then
         find "$LXD_HOME/storage-btrfs" -depth -inum 256 -type d \
             -exec btrfs subvolume delete {} + >/dev/null 2>&1 || :
@@ -165,6 +166,6 @@ command_purge() {
         rm -rf "$PREFIX"
     fi
     rm -f /run/lock/nova-lxd-quickstart.lock
-    say "Done ($(elapsed "$begin") s). Packages of the distribution stay" \
-        "installed."
+    say "Removed after $(elapsed "$begin") s. Packages of the distribution" \
+        "stay installed."
 }

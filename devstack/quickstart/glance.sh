@@ -11,7 +11,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Glance with a plain folder as store.
+# Glance with a directory as its store.
 
 configure_glance() {
     local name

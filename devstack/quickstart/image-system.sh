@@ -11,22 +11,22 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# The guest image of this distribution: systemd, sshd and cloud-init, cut down
-# to what makes a container useful so that it boots fast.
+# The guest image of this distribution: systemd, sshd and cloud-init, reduced so
+# that it boots fast.
 
 readonly SYSTEM_FILES=$HERE/guest-system
 readonly -a SYSTEM_PACKAGES=(systemd-sysv systemd-resolved udev dbus
     openssh-server cloud-init curl iproute2 iputils-ping sudo ca-certificates less
     nano)
 
-# Mirror and components from where apt of this host takes the distribution.
+# Prints the mirror from which apt of this host gets the distribution.
 system_mirror() {
     apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' \
         'Identifier: Packages' | awk -v suite="$GUEST_SUITE" '
         $2 == suite && $3 == "main" { print $1; exit }'
 }
 
-# Units that do nothing for a container, or wait for hardware.
+# Units that are useless in a container, or wait for hardware.
 readonly -a MASKED_UNITS=(apt-daily.timer apt-daily-upgrade.timer
     dpkg-db-backup.timer e2scrub_all.timer fstrim.timer e2scrub_reap.service
     systemd-udev-settle.service systemd-modules-load.service
@@ -42,7 +42,7 @@ build_system_image() {
     local target=$1 mirror components=main proxy
     local root=$CACHE/images/system.root
     mirror=$(system_mirror)
-    [[ -n $mirror ]] || die "apt knows no source for $GUEST_SUITE main"
+    [[ -n $mirror ]] || die "apt has no source for $GUEST_SUITE main."
     [[ $GUEST_IMAGE != ubuntu ]] || components=main,universe
     proxy=$(apt-config dump --format '%v' Acquire::http::Proxy)
     [[ -z $proxy ]] || export http_proxy=$proxy
@@ -83,7 +83,7 @@ trim_system() {
         systemd-resolved.service ssh.service
     chroot "$root" systemctl set-default multi-user.target
     ln -sf /run/systemd/resolve/resolv.conf "$root/etc/resolv.conf"
-    # Each server makes its own identity.
+    # Each server creates its own identity.
     rm -f "$root"/etc/ssh/ssh_host_* "$root/etc/hostname" \
         "$root/var/lib/dbus/machine-id"
     : >"$root/etc/machine-id"

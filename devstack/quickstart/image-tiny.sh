@@ -11,8 +11,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# The tiny guest image: a static busybox, a DHCP client and dropbear, for
-# tests and for trying things out. Boots in a fraction of a second.
+# The tiny guest image: a static busybox, a DHCP client and dropbear, for tests
+# and experiments. Boots in a fraction of a second.
 
 readonly TINY_FILES=$HERE/guest-tiny
 

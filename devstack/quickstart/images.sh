@@ -13,8 +13,7 @@
 
 # Guest images, built once and kept below the prefix.
 
-# The image is of the distribution that runs this host, since its packages are
-# what apt can reach here.
+# The image is of this host's distribution, whose packages apt can reach here.
 guest_distribution() {
     # shellcheck disable=SC1091
     . /etc/os-release
@@ -22,7 +21,7 @@ guest_distribution() {
     GUEST_SUITE=$VERSION_CODENAME
 }
 
-# Changes when an image has to be built again.
+# Prints a string that changes when an image has to be rebuilt.
 image_key() {
     (
         cd "$HERE" || exit

@@ -11,11 +11,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# What Cinder's back end "lvm" needs, where the kernel has it: a volume group on
-# a file, from which this host's target offers volumes over iSCSI to the same
-# host's initiator.
+# What Cinder's back end "lvm" needs, if the kernel has it: a volume group on a
+# file, and an iSCSI target that exports its volumes to the initiator of the
+# same host.
 
-# LVM complains of every open file that it has not opened itself.
+# LVM warns of every open file that it has not opened itself.
 export LVM_SUPPRESS_FD_WARNINGS=1
 
 readonly -a LVM_PACKAGES=(lvm2 thin-provisioning-tools open-iscsi lsscsi)
@@ -26,14 +26,14 @@ LVM_FILE=$DATA/cinder/lvm
 # Sparse.
 LVM_SIZE=20G
 VOLUME_GROUP=nova-lxd-volumes
-# By which our targets are told from those of others.
+# Distinguishes our targets from those of others.
 TARGET_PREFIX=iqn.2010-10.org.openstack.quickstart:
 TARGETS=/sys/kernel/config/target/iscsi
-# Where Cinder keeps what the kernel forgets.
+# Where Cinder saves targets for the next boot.
 SAVED_TARGETS=/etc/target/saveconfig.json
 ISCSI_PORT=$((3260 + PORT_OFFSET))
 
-# Prints why this host cannot have LVM with iSCSI; nothing if it can.
+# Prints why this host cannot have LVM with iSCSI, or nothing.
 lvm_lacks() {
     local module lacking='' name
     for module in "${LVM_MODULES[@]}"; do
@@ -47,7 +47,7 @@ lvm_lacks() {
     else
         for name in $(iscsi_targets); do
             [[ $name == "$TARGET_PREFIX"* ]] && continue
-            # Cinder brings its own back only where there are no others.
+            # Cinder restores its targets only if there are no others.
             echo "this host offers other iSCSI targets, such as $name"
             return 0
         done
@@ -59,7 +59,7 @@ iscsi_targets() {
         -name 'iqn.*' -printf '%f\n'
 }
 
-# Whether the host runs an iscsid itself.
+# Checks whether the host runs its own iscsid.
 other_iscsid() {
     ! daemon_running iscsid && pidof iscsid >/dev/null
 }
@@ -97,7 +97,7 @@ start_iscsid() {
 start_lvm() {
     mountpoint -q /sys/kernel/config ||
         mount -t configfs configfs /sys/kernel/config
-    # The target's own module is asked for only when the folder is made.
+    # Creating the directory loads the module of the iSCSI target.
     mkdir -p "$TARGETS" "${SAVED_TARGETS%/*}"
     make_volume_group
     start_iscsid
@@ -118,7 +118,7 @@ use_chap_auth = true
 EOF
 }
 
-# Logs out of our targets, while iscsid still runs. Nothing may be mounted.
+# Logs out of our targets while iscsid still runs. Nothing may be mounted.
 leave_targets() {
     local path name
     for path in /sys/class/iscsi_session/*/targetname; do
@@ -130,8 +130,8 @@ leave_targets() {
     done
 }
 
-# Takes targets and volume group out of the kernel; both are brought back by
-# what is on the disk.
+# Removes targets and volume group from the kernel; both are restored from what
+# is on the disk.
 release_lvm() {
     local name
     [[ -e $LVM_FILE ]] || return 0
@@ -142,7 +142,7 @@ release_lvm() {
     vgchange --activate n "$VOLUME_GROUP" || :
 }
 
-# Removes what Cinder has written down about our targets.
+# Removes what Cinder has saved of our targets.
 forget_targets() {
     if grep -qs "$TARGET_PREFIX" "$SAVED_TARGETS"; then
         rm -f "$SAVED_TARGETS"

@@ -11,7 +11,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# LXD (or Incus, where the distribution has no LXD package) of our own.
+# Our own LXD, or Incus if the distribution has no LXD package.
 
 # Sets CONTAINER_DAEMON, CONTAINER_CLIENT, LXD_ENV and LXD_SOCKET.
 find_lxd() {
@@ -55,7 +55,7 @@ ensure_subordinate_ids() {
     done
 }
 
-# A container as host may have no loop devices of its own yet.
+# A host that is a container may lack loop devices.
 ensure_loop_devices() {
     local i
     modprobe loop 2>/dev/null || :
@@ -68,11 +68,11 @@ ensure_loop_devices() {
     done
 }
 
-# LXD's hooks show /proc files of the container's size where lxcfs runs.
+# With lxcfs, /proc shows guests their own limits.
 start_lxcfs() {
     local dir=/var/lib/lxcfs
     command -v lxcfs >/dev/null && [[ -e /dev/fuse ]] || return 0
-    # Of an lxcfs that was killed only the mount is left.
+    # An lxcfs that was killed leaves its mount.
     if ! stat "$dir" >/dev/null 2>&1; then
         umount -l "$dir" 2>/dev/null || :
     fi
@@ -83,7 +83,7 @@ start_lxcfs() {
     # lxcfs keeps one pid file per host; ours goes below the prefix.
     daemon_start lxcfs lxcfs --pidfile="$RUN/lxcfs.own.pid" "$dir"
     if ! wait_until lxcfs 10 lxcfs mountpoint -q "$dir"; then
-        echo 'Going on without lxcfs: guests see the CPUs of the host.'
+        echo 'Continuing without lxcfs: guests see the CPUs of the host.'
         daemon_stop lxcfs
     fi
 }
@@ -103,17 +103,17 @@ create_pool() {
             "$POOL_NAME" btrfs source="$LXD_HOME/storage-btrfs"; then
             return 0
         fi
-        warn 'No btrfs pool on a loop file can be made here, so servers go' \
-            'to a plain folder: slower, and without disk quotas.'
+        warn 'LXD cannot create a btrfs pool on a loop file here. Using a' \
+            'directory: slower, and without disk quotas.'
     fi
     lxc storage create "$POOL_NAME" dir
 }
 
-# To write an image of a guest LXD asks for the name of each file's owner, none
-# of which this host knows. Systemd's name service is asked last: it takes ten
-# times as long as the files of the host, and aborts the whole LXD when it finds
-# its descriptor closed by another thread (seen with 5.0.2 under load). An empty
-# file in the place of its library leaves it out, for LXD alone.
+# To publish an image of a guest, LXD looks up the name of each file's owner,
+# none of which this host knows. nss-systemd comes last: it takes ten times as
+# long as the files of the host, and aborts LXD if another thread has closed its
+# descriptor (seen with 5.0.2 under load). An empty file instead of its library
+# disables it, for LXD only.
 without_systemd_names() {
     mkdir -p "$DATA/lxd-libraries"
     : >"$DATA/lxd-libraries/libnss_systemd.so.2"
@@ -133,14 +133,14 @@ step_lxd() {
     ensure_subordinate_ids
     start_lxcfs
     without_systemd_names
-    # LXD 5.0 panics when it hears of a guest's end before it is ready, as after
-    # a crash while it stopped one.
-    run_lxd || { echo 'Starting LXD again.' && run_lxd; }
+    # LXD 5.0 panics if it is notified of a guest's end before it is ready, as
+    # after a crash while it stopped one.
+    run_lxd || { echo 'Restarting LXD.' && run_lxd; }
     create_pool
     lxc config set images.auto_update_interval=0
 }
 
-# Ends guests, quickly, and the daemon.
+# Stops guests by force, and the daemon.
 stop_lxd() {
     local project
     if daemon_running lxd && find_lxd; then
@@ -161,7 +161,7 @@ stop_lxd() {
     fi
 }
 
-# Detaches every mount below a folder, innermost first.
+# Unmounts everything below a directory, innermost first.
 unmount_below() {
     local target
     awk -v top="$1/" 'index($5 "/", top) == 1 { print $5 }' \

@@ -11,7 +11,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Messaging: a RabbitMQ node of our own on the loopback address.
+# Messaging: our own RabbitMQ node on the loopback address.
 
 readonly RABBIT_NODE=novalxd@localhost
 
@@ -20,7 +20,7 @@ rabbit_url() {
         "${PORT[rabbitmq]}"
 }
 
-# The variables that keep every RabbitMQ and Erlang tool in our folders.
+# Variables that make all RabbitMQ and Erlang tools use our directories.
 rabbit_env() {
     RABBIT_ENV=(
         HOME="$DATA/rabbitmq"
@@ -35,7 +35,7 @@ rabbit_env() {
         RABBITMQ_PID_FILE="$RUN/rabbitmq.own.pid"
         RABBITMQ_GENERATED_CONFIG_DIR="$DATA/rabbitmq/config"
         RABBITMQ_DIST_PORT="${PORT[rabbitmq-dist]}"
-        # One scheduler that sleeps when idle: a lab has other work to do.
+        # One scheduler that sleeps when idle.
         RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
         ERL_EPMD_ADDRESS="$LOCAL"
         ERL_EPMD_PORT="${PORT[epmd]}"
@@ -60,7 +60,7 @@ log.console.level = warning
 EOF
     daemon_start epmd epmd -address "$LOCAL" -port "${PORT[epmd]}"
     wait_until epmd 10 epmd port_open "${PORT[epmd]}"
-    # The script of the distribution's wrapper would change to another user.
+    # The distribution's wrapper script would switch to another user.
     WATCH=$ETC/rabbitmq/rabbitmq.conf daemon_start rabbitmq "${RABBIT_ENV[@]}" \
         /usr/lib/rabbitmq/bin/rabbitmq-server
     wait_until RabbitMQ 90 rabbitmq port_open "${PORT[rabbitmq]}"

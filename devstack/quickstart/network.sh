@@ -32,7 +32,7 @@ cloud_setup() {
         "$VENV/bin/python" "$HERE/cloud.py" "$@"
 }
 
-# The name servers of this host that guests can reach as well.
+# Prints the name servers of this host that guests can reach as well.
 nameservers() {
     awk '$1 == "nameserver" && $2 ~ /^[0-9.]+$/ && $2 !~ /^127\./ { print $2 }' \
         /etc/resolv.conf | head -n 3 | tr '\n' ' '
@@ -48,7 +48,7 @@ step_flavors() {
         ssh-keygen -q -t ed25519 -N '' -C quickstart \
             -f "$PREFIX/keys/id_ed25519"
     fi
-    # Only the person who uses the cloud can log in with the key.
+    # Only the user of the cloud may read the private key.
     chown "$INVOKER" "$PREFIX/keys/id_ed25519"
     cloud_setup flavors keypair
 }
@@ -59,7 +59,7 @@ step_server() {
     elapsed "$UP_BEGIN" >"$LOG/steps/server.when"
 }
 
-# ACTIVE means that its init runs; logging in takes cloud-init as well.
+# ACTIVE means that init runs; logging in needs cloud-init as well.
 step_login() {
     local address end=$((SECONDS + 90 * PATIENCE))
     address=$(<"$DATA/first-address")
@@ -78,14 +78,14 @@ ssh_banner() {
         [[ \$word == SSH- ]]" 2>/dev/null
 }
 
-# Lets guests reach what this host reaches: a table of our own, and forwarding.
+# Gives guests NAT to the networks of this host: an nftables table, forwarding.
 step_nat() {
     local forward=/proc/sys/net/ipv4/ip_forward
     if [[ $(<$forward) != 1 ]]; then
         [[ -e $DATA/undo/ip_forward ]] || cat $forward >"$DATA/undo/ip_forward"
         echo 1 >$forward || :
     fi
-    nft -f - <<EOF || warn 'Guests cannot reach other hosts: nft refused.'
+    nft -f - <<EOF || warn 'Guests cannot reach other hosts: nft failed.'
 table ip nova_lxd_quickstart
 delete table ip nova_lxd_quickstart
 table ip nova_lxd_quickstart {

@@ -14,7 +14,7 @@
 # Nova: API, metadata API, conductor, scheduler, the proxy of serial consoles,
 # and nova-compute with the driver.
 
-# What the control plane and the compute host have in common.
+# Prints what the control plane and the compute host have in common.
 nova_common() {
     cat <<EOF
 [DEFAULT]
@@ -70,7 +70,7 @@ EOF
 configure_nova() {
     local file=$ETC/nova/nova-compute.conf
     mkdir -p "$ETC/nova" "$DATA/nova/instances"
-    # The WSGI applications look for both files in one folder.
+    # The WSGI applications expect both files in one directory.
     ln -sfn "$VENV/etc/nova/api-paste.ini" "$ETC/nova/api-paste.ini"
     {
         nova_common
@@ -96,12 +96,12 @@ workers = 1
 discover_hosts_in_cells_interval = 60
 
 [filter_scheduler]
-# Nova's defaults; what flavors for CPUs, huge pages and PCI devices of their
-# own need, since hosts are told apart by these filters only; and hints.
+# Nova's defaults, the filters for flavors with pinned CPUs, huge pages and PCI
+# devices, and those for scheduler hints.
 enabled_filters = ComputeFilter,ComputeCapabilitiesFilter,ImagePropertiesFilter,ServerGroupAntiAffinityFilter,ServerGroupAffinityFilter,NUMATopologyFilter,PciPassthroughFilter,SameHostFilter,DifferentHostFilter
 EOF
     } >"$ETC/nova/nova.conf"
-    # nova-compute has no business with the databases: a file of its own.
+    # nova-compute must not know the databases: it has its own file.
     {
         nova_common
         cat <<EOF
@@ -126,7 +126,7 @@ ovsdb_connection = $OVSDB
 endpoint = $LXD_HOME/unix.socket
 project = nova
 storage_pool = $POOL_NAME
-# Whose volumes they are is known here.
+# All users of this cloud are trusted with their volumes.
 volume_filesystems = ext4
 EOF
         privsep_sections "$file" nova_sys_admin privsep_osbrick \
@@ -137,7 +137,7 @@ EOF
 
 step_nova_db() {
     configure_nova
-    # The cells have the name and the passwords of this cloud.
+    # The cell mappings hold the host name and passwords of this cloud.
     OF_THIS_CLOUD='nova_api.cell_mappings nova_api.host_mappings' \
         make_schema nova 'nova_api nova nova_cell0' \
         "${CLEAN_ENV[@]}" "$VENV/bin/python" "$HERE/nova_schema.py" \
@@ -173,13 +173,13 @@ step_nova_scheduler() {
     nova_daemon nova-scheduler nova.conf
 }
 
-# Servers do not wait for it.
+# The first server does not wait for it.
 step_nova_serialproxy() {
     nova_daemon nova-serialproxy nova.conf
 }
 
-# True when a service has reported to the database since it was started, or
-# for the first time ever.
+# Checks that a service has reported to the database since it was started, or
+# for the first time.
 service_row() {
     local pid age
     pid=$(daemon_pid "$1") || return 1

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Makes nova's databases: ``nova_schema.py CONFIG-FILE CELL0-URL HOST``.
+"""Creates nova's databases: ``nova_schema.py CONFIG-FILE CELL0-URL HOST``.
 
 What five calls of nova-manage do (api_db sync, cell_v2 map_cell0, db sync,
 cell_v2 create_cell, cell_v2 discover_hosts), with its own command classes and
@@ -22,10 +22,10 @@ from __future__ import annotations
 import os
 import sys
 
-# nova-manage waits for nothing, so native threads are good enough for it.
+# nova-manage has no concurrency, so native threads are enough.
 os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', 'true')
 
-# First: it decides which kind of threads the others meet.
+# First: it selects the concurrency mode.
 from nova.cmd import manage  # noqa: E402
 
 from nova import config  # noqa: E402
@@ -37,7 +37,7 @@ CELL = 'cell1'
 
 
 def check(step: str, result: int | None) -> None:
-    """Ends the program where nova-manage would have failed.
+    """Exit where nova-manage would have failed.
 
     :param step: the name of the command.
     :param result: what the command returned; 0 and None are success.
@@ -47,7 +47,7 @@ def check(step: str, result: int | None) -> None:
 
 
 def map_host(host: str) -> None:
-    """Assigns the compute host to the cell before it first reports.
+    """Map the compute host to the cell before its first report.
 
     :param host: name of the host, as in nova.conf.
     """

@@ -13,7 +13,7 @@
 
 # What the configuration files of the OpenStack services have in common.
 
-# One password for everything inside: nothing of it leaves this host.
+# All services share one password: none listens outside of this host.
 secret() {
     cat "$DATA/secret"
 }
@@ -29,7 +29,8 @@ service_url() {
     printf 'http://%s:%s' "$LOCAL" "${PORT[$1]}"
 }
 
-# auth_options USER [section]: how a service talks to keystone as USER.
+# auth_options USER: prints the options with which a service authenticates as
+# USER.
 auth_options() {
     cat <<EOF
 auth_type = password
@@ -43,7 +44,7 @@ region_name = $REGION
 EOF
 }
 
-# The sections that every service needs that checks tokens.
+# Prints the sections of a service that checks tokens.
 token_sections() {
     cat <<EOF
 [keystone_authtoken]
@@ -67,7 +68,7 @@ driver = noop
 EOF
 }
 
-# privsep_helper FILE GROUP...: root needs no sudo to be root.
+# privsep_sections FILE GROUP...: services run as root and need no sudo.
 privsep_sections() {
     local file=$1 group
     shift
@@ -77,8 +78,8 @@ privsep_sections() {
     done
 }
 
-# wsgi_start NAME MODULE PORT [VARIABLE=value]...: a WSGI application under
-# uWSGI, one process. PYARGV holds its command line, if it needs one.
+# wsgi_start NAME MODULE PORT [VARIABLE=value]...: starts a WSGI application in
+# uWSGI with one process. PYARGV holds its command line, if it needs one.
 wsgi_start() {
     local name=$1 module=$2 port=$3
     shift 3

@@ -11,9 +11,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# What a person at the keyboard sees.
+# Output for the user.
 
-# File descriptor 3 is the person; standard output of a step is its log file.
+# File descriptor 3 is the terminal; standard output of a step is its log file.
 exec 3>&1
 
 if [[ -t 3 && ${TERM:-dumb} != dumb ]]; then
@@ -25,7 +25,7 @@ else
     INTERACTIVE=no
 fi
 
-# Seconds with one decimal since the time given in microseconds.
+# Prints the seconds, with one decimal, since a time in microseconds.
 elapsed() {
     local now=${EPOCHREALTIME/[.,]/} tenths
     tenths=$(((now - $1) / 100000))
@@ -48,7 +48,7 @@ warn() {
     say "${YELLOW}Note:$PLAIN $*"
 }
 
-# Ends the script, or the step when called from one.
+# Ends the script, or the step that calls it.
 die() {
     printf '%s%sError:%s %s\n' "$CLEAR_LINE" "$RED" "$PLAIN" "$*" >&3
     exit 1

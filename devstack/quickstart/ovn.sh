@@ -11,7 +11,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# OVN: both databases in one server, northd, and the controller of this host.
+# OVN: both databases in one server, northd and the controller of this host.
 
 readonly OVN_SOCKET=$OVS_RUN/ovn.sock
 readonly OVN_DB=unix:$OVN_SOCKET

@@ -11,8 +11,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Open vSwitch of our own with the userspace datapath, which needs no kernel
-# module and does not meet an Open vSwitch of the operator's.
+# Our own Open vSwitch with the userspace datapath, which needs no kernel module
+# and does not interfere with an Open vSwitch of the host.
 
 readonly OVSDB=unix:$OVS_RUN/db.sock
 readonly -a OVS_ENV=(
@@ -25,7 +25,7 @@ vsctl() {
     env "${OVS_ENV[@]}" ovs-vsctl --db="$OVSDB" --timeout=30 "$@"
 }
 
-# Makes a database file, or brings an existing one to the installed schema.
+# Creates a database file, or converts an existing one to the installed schema.
 ovsdb_file() {
     local file=$1 schema=$2
     if [[ ! -s $file ]]; then
@@ -35,18 +35,19 @@ ovsdb_file() {
     fi
 }
 
-# True when a process has the tap interface open.
+# Checks whether a process has the tap interface open.
 tap_is_open() {
     grep -qsx "iff:[[:space:]]*$1" /proc/[0-9]*/fdinfo/*
 }
 
-# Name of the interface of somebody else's that we would need for ourselves.
+# Prints the name of a foreign interface that has the name of one of our
+# bridges.
 foreign_bridge() {
     local name
     daemon_running ovs-vswitchd && return 1
     for name in "$BRIDGE_INTEGRATION" "$BRIDGE_PUBLIC"; do
         [[ -e /sys/class/net/$name ]] || continue
-        # Taps of ours outlive an ovs-vswitchd that was killed.
+        # Our taps remain when ovs-vswitchd is killed.
         if [[ ! -e /sys/class/net/$name/tun_flags ]] || tap_is_open "$name"
         then
             printf '%s' "$name"
@@ -67,7 +68,7 @@ remove_taps() {
     done
 }
 
-# Ends ovs-vswitchd and lets it take its interfaces with it.
+# Stops ovs-vswitchd, which removes its interfaces.
 stop_vswitchd() {
     if daemon_running ovs-vswitchd; then
         timeout 10 ovs-appctl -t "$OVS_RUN/ovs-vswitchd.ctl" exit --cleanup ||
@@ -81,9 +82,9 @@ step_ovs() {
     local name
     mkdir -p "$OVS_RUN" "$LOG/ovs" "$DATA/ovs"
     if name=$(foreign_bridge); then
-        die "The interface $name exists already and is not ours. Another" \
-            "Open vSwitch or a network of this host uses it; the quickstart" \
-            "cloud needs the names $BRIDGE_INTEGRATION and $BRIDGE_PUBLIC."
+        die "The interface $name exists already: another Open vSwitch or a" \
+            "network of this host uses it. The quickstart cloud needs the" \
+            "names $BRIDGE_INTEGRATION and $BRIDGE_PUBLIC."
     fi
     daemon_running ovs-vswitchd || remove_taps
     ovsdb_file "$DATA/ovs/conf.db" /usr/share/openvswitch/vswitch.ovsschema
@@ -95,8 +96,9 @@ step_ovs() {
         external-ids:system-id="$(system_id)" \
         external-ids:hostname="$HOST" \
         external-ids:rundir="$OVS_RUN"
-    # The connection tracking of Open vSwitch 3.1 aborts under many new servers
-    # ("conn_type == CT_CONN_TYPE_DEFAULT failed"); its monitor restarts it.
+    # Connection tracking in Open vSwitch 3.1 may abort while many servers are
+    # created ("conn_type == CT_CONN_TYPE_DEFAULT failed"); --monitor restarts
+    # it.
     daemon_start ovs-vswitchd "${OVS_ENV[@]}" ovs-vswitchd "$OVSDB" --monitor \
         --unixctl="$OVS_RUN/ovs-vswitchd.ctl" -vconsole:warn -vsyslog:off
     wait_until 'Open vSwitch' 30 ovs-vswitchd vsctl \
@@ -111,7 +113,7 @@ step_ovs() {
     ip link set "$BRIDGE_INTEGRATION" up
     ip link set "$BRIDGE_PUBLIC" up
     ip address replace "$PUBLIC_NET.1/24" dev "$BRIDGE_PUBLIC"
-    # The userspace datapath passes unfinished checksums on as they are.
+    # The userspace datapath does not complete checksums.
     ethtool -K "$BRIDGE_PUBLIC" tx off
 }
 

@@ -13,8 +13,8 @@
 
 # The distribution's packages.
 
-# What the first steps need; small, so that Python and the guest image can
-# start while the servers are still being unpacked.
+# Packages for the first steps; few, so that the Python environment and the
+# guest image can be made while the servers are being unpacked.
 readonly -a FIRST_PACKAGES=(python3 python3-venv ca-certificates curl
     debootstrap mmdebstrap busybox-static dropbear-bin squashfs-tools
     genisoimage xz-utils zstd)
@@ -28,7 +28,7 @@ package_installed() {
     [[ -z $(missing_packages "$1") ]]
 }
 
-# One call of dpkg-query: each reads the whole database.
+# Calls dpkg-query once: each call reads the whole database.
 missing_packages() {
     local name
     local -A have=()
@@ -51,8 +51,8 @@ lxd_packages() {
     fi
 }
 
-# Keeps dpkg from starting the services of what it installs: this cloud runs
-# its own. A policy of the operator's own is put back afterwards.
+# Keeps dpkg from starting the services of new packages: this cloud runs its
+# own. An existing policy of the operator is restored afterwards.
 forbid_service_start() {
     local policy=/usr/sbin/policy-rc.d
     if [[ -e $policy && ! -e $policy.nova-lxd ]]; then
@@ -80,7 +80,7 @@ install_packages() {
     echo "Installing: ${missing[*]}"
     trap allow_service_start EXIT
     forbid_service_start
-    # Ends what an interrupted installation left.
+    # Completes an interrupted installation.
     DEBIAN_FRONTEND=noninteractive dpkg --configure -a
     DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get install --yes --quiet \
         --no-install-recommends -o Dpkg::Use-Pty=0 \
@@ -90,8 +90,8 @@ install_packages() {
     disable_units "${missing[@]}"
 }
 
-# The services of what was just installed must not start at the next boot
-# either: they would take the ports of ours.
+# The services of new packages must not start at the next boot either: they
+# would use the ports of ours.
 disable_units() {
     local -a units
     command -v systemctl >/dev/null || return 0
@@ -99,7 +99,7 @@ disable_units() {
         's#^\(/usr\)\?/lib/systemd/system/\([^/@]*\.\(service\|socket\)\)$#\2#p' |
         grep -v '^\(ssh\|dbus\|systemd\)') || :
     ((${#units[@]})) || return 0
-    echo "Not to be started at boot: ${units[*]}"
+    echo "Disabling at boot: ${units[*]}"
     systemctl disable "${units[@]}" || :
 }
 

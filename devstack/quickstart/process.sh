@@ -11,13 +11,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Daemons: started in the background, found again and stopped by pid.
+# Daemons: started in the background, recognised and stopped by their PID.
 #
-# $RUN/NAME.pid holds the pid and the start time of the process, so that a
-# reused pid, also after a reboot, is never taken for ours.
+# $RUN/NAME.pid holds the PID and the start time of the process, so that a
+# reused PID, also after a reboot, is never mistaken for ours.
 
-# Variables that daemons must not inherit: they all talk to the loopback
-# address or unix sockets, and a CA bundle in the environment overrides the
+# Variables that daemons must not inherit: they connect only to the loopback
+# address and unix sockets, and a CA bundle in the environment overrides the
 # certificate that the driver pins.
 readonly -a CLEAN_ENV=(
     env -u http_proxy -u https_proxy -u HTTP_PROXY -u HTTPS_PROXY
@@ -36,12 +36,12 @@ process_birth() {
     stat=${stat##*) }
     # shellcheck disable=SC2086 # fields are wanted
     set -- $stat
-    # State Z: the process is dead and waits for its parent only.
+    # State Z: the process has ended and only waits for its parent.
     [[ $1 != Z ]] || return 1
     printf '%s@%s' "${20}" "$(</proc/sys/kernel/random/boot_id)"
 }
 
-# Prints the pid of a running daemon of ours, fails when there is none.
+# Prints the PID of a running daemon of ours, and fails if there is none.
 daemon_pid() {
     local pid birth
     [[ -s $RUN/$1.pid ]] || return 1
@@ -54,21 +54,21 @@ daemon_running() {
     daemon_pid "$1" >/dev/null
 }
 
-# True when the files that the daemon read at its start are as they were.
+# Checks that the files that the daemon read at its start are unchanged.
 daemon_current() {
     local watched
     read -r _ _ watched <"$RUN/$1.pid"
     [[ $watched == "$(watched_files)" ]]
 }
 
-# Checksum of the files whose change makes a new start necessary.
+# Prints a checksum of the files whose change requires a restart.
 watched_files() {
     # shellcheck disable=SC2086 # a list of files
     [[ -z ${WATCH:-} ]] || cat $WATCH | cksum | tr ' ' -
 }
 
-# Keeps the pids of this container or host: a container on this host may have
-# a quickstart cloud of its own, below the same path.
+# Filters for PIDs of this PID namespace: a container on this host may have a
+# quickstart cloud of its own, below the same path.
 same_pid_namespace() {
     local pid own
     own=$(readlink /proc/self/ns/pid)
@@ -79,14 +79,15 @@ same_pid_namespace() {
     done
 }
 
-# Pids of processes that write to a daemon's log: itself, and workers that
-# outlived it. Titles and environments of workers tell nothing reliable.
+# Prints the PIDs of processes that write to a daemon's log: the daemon, and
+# workers that outlived it, which titles and environments do not identify
+# reliably.
 daemon_processes() {
     find /proc/[0-9]*/fd -maxdepth 1 -name 2 -lname "$LOG/$1.log" 2>/dev/null |
         cut -d/ -f3 | same_pid_namespace
 }
 
-# Ends what a dead daemon left; containers live on without LXD.
+# Ends workers of a dead daemon; LXD's containers keep running.
 kill_orphans() {
     local -a pids
     [[ $1 != lxd ]] || return 0
@@ -96,8 +97,8 @@ kill_orphans() {
 
 # daemon_start NAME [VARIABLE=value]... COMMAND [argument]...
 #
-# With WATCH set to a list of files a running daemon is started again when one
-# of them has changed.
+# With WATCH set to a list of files, a running daemon is restarted if one of
+# them has changed.
 daemon_start() {
     local name=$1 pid
     shift
@@ -142,8 +143,8 @@ daemon_stop() {
     rm -f "$RUN/$name.pid"
 }
 
-# wait_until "what" SECONDS DAEMON COMMAND...: polls COMMAND and gives up early
-# when the daemon dies.
+# wait_until "what" SECONDS DAEMON COMMAND...: polls COMMAND until it succeeds;
+# fails when the time is up or the daemon ends.
 wait_until() {
     local what=$1 seconds=$2 daemon=$3 end
     shift 3
@@ -165,14 +166,14 @@ wait_until() {
     done
 }
 
-# True when something answers HTTP at the URL, whatever the status below 500.
+# Checks that an HTTP server answers at the URL with a status below 500.
 http_answers() {
     local code
     code=$("${CLEAN_ENV[@]}" curl -s -o /dev/null --max-time 5 \
         -w '%{http_code}' "$1") && ((code > 0 && code < 500))
 }
 
-# True when a TCP connection to the port of the loopback address succeeds.
+# Checks that a port of the loopback address accepts TCP connections.
 port_open() {
     (exec 4<>"/dev/tcp/$LOCAL/$1") 2>/dev/null
 }

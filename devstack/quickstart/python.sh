@@ -22,14 +22,14 @@ pip_setting() {
     "$VENV/bin/python" -m pip config get "global.$1" 2>/dev/null || :
 }
 
-# pip_install [argument]...: with uv, which is several times faster, or else
-# with pip itself.
+# pip_install [argument]...: uses uv, which is several times faster, or else
+# pip.
 pip_install() {
     local index bundle
     local -a settings=(UV_SYSTEM_CERTS=true UV_CACHE_DIR="$CACHE/uv"
         UV_HTTP_TIMEOUT=180)
     if [[ -x $VENV/bin/uv && -z ${QUICKSTART_NO_UV:-} ]]; then
-        # uv does not read pip's configuration: hand over what matters.
+        # uv does not read pip's configuration.
         index=${PIP_INDEX_URL:-$(pip_setting index-url)}
         bundle=${PIP_CERT:-${SSL_CERT_FILE:-$(pip_setting cert)}}
         [[ -z $index ]] || settings+=(UV_DEFAULT_INDEX="$index")
@@ -38,7 +38,7 @@ pip_install() {
             "$VENV/bin/uv" pip install --python "$VENV/bin/python" "$@"; then
             return 0
         fi
-        echo 'uv failed, trying pip.'
+        echo 'uv failed; trying pip.'
     fi
     env -u PYTHONDONTWRITEBYTECODE \
         PIP_DEFAULT_TIMEOUT="${PIP_DEFAULT_TIMEOUT:-60}" \
@@ -57,24 +57,24 @@ step_venv() {
     fi
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
         -c "$REPO/constraints.txt" uv ||
-        echo 'uv cannot be had here; pip does it, in more time.'
+        echo 'uv is not available; using pip, which is slower.'
     pip_install --compile-bytecode -c "$REPO/constraints.txt" \
         "${PYTHON_PACKAGES[@]}"
     cp "$REPO/constraints.txt" "$VENV/.constraints"
 }
 
-# The driver, editable: a change in the checkout needs no new install.
+# Installs the driver editable: a change in the checkout needs no new install.
 step_driver() {
     local version=()
     if [[ ! -e $REPO/pyproject.toml && ! -e $REPO/setup.py ]]; then
-        echo 'The checkout has no packaging metadata; nothing to install.'
+        echo 'Not installing the driver: no packaging metadata in the checkout.'
         return 0
     fi
     if [[ -s $VENV/.driver && $(<"$VENV/.driver") == "$(driver_stamp)" ]]; then
         return 0
     fi
-    # git refuses the checkout of another user, and without git or history
-    # pbr cannot tell a version.
+    # git refuses the checkout of another user; without git or history pbr
+    # cannot determine a version.
     if ! git -c safe.directory='*' -C "$REPO" rev-parse HEAD \
         >/dev/null 2>&1; then
         version=(PBR_VERSION=0.0.1)
@@ -89,7 +89,7 @@ step_driver() {
     driver_stamp >"$VENV/.driver"
 }
 
-# Changes when the driver has to be installed again.
+# Prints a string that changes when the driver has to be reinstalled.
 driver_stamp() {
     printf '%s ' "$REPO"
     cat "$REPO"/{pyproject.toml,setup.cfg,setup.py,requirements.txt} \

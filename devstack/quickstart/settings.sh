@@ -12,14 +12,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Where everything of the quickstart cloud lives and what it is called.
+# Paths, names and settings of the quickstart cloud.
 #
-# Whatever may be set from outside is read from QUICKSTART_* here and nowhere
-# else; the other files only use the names on the left.
+# Settings from the environment, QUICKSTART_*, are read only here; the other
+# files use the names on the left.
 
 PREFIX=${QUICKSTART_PREFIX:-/opt/nova-lxd}
 
-# What an earlier `up` was told holds until another one says otherwise.
+# Options and settings of an earlier `up` are the defaults of the next.
 declare -A SAVED=()
 if [[ -r $PREFIX/settings ]]; then
     while IFS='=' read -r key value; do
@@ -41,17 +41,17 @@ OVS_RUN=$RUN/ovs
 # is that of an OVS control socket: run/ovs/ovn-controller.4194304.ctl.
 MAX_PREFIX_LENGTH=60
 
-# The distribution's interpreter, not one that happens to be first on PATH.
+# The distribution's interpreter, not another one that is first on PATH.
 PYTHON=${QUICKSTART_PYTHON:-/usr/bin/python3}
 
-# A slow machine gets so many times as much time for everything.
+# Factor for all timeouts, for slow machines.
 PATIENCE=${QUICKSTART_PATIENCE:-1}
 
 COMPUTE_DRIVER=${QUICKSTART_COMPUTE_DRIVER:-${SAVED[COMPUTE_DRIVER]:-lxd.LXDDriver}}
 REGION=RegionOne
 CLOUD=nova-lxd
 
-# All services listen here and nowhere else.
+# All services listen on this address only.
 LOCAL=127.0.0.1
 PORT_OFFSET=${QUICKSTART_PORT_OFFSET:-${SAVED[PORT_OFFSET]:-0}}
 declare -A PORT=(
@@ -68,15 +68,15 @@ declare -A PORT=(
     [epmd]=$((4379 + PORT_OFFSET))
 )
 
-# Bridges that Neutron expects to find on a host.
+# Bridges that Neutron expects on a host.
 BRIDGE_INTEGRATION=br-int
 BRIDGE_PUBLIC=br-ex
 
-# 172.24.4.0/24 is what DevStack calls the public network as well.
+# DevStack's public network is 172.24.4.0/24 as well.
 PUBLIC_NET=${QUICKSTART_PUBLIC_NET:-${SAVED[PUBLIC_NET]:-172.24.4}}
 PRIVATE_NET=${QUICKSTART_PRIVATE_NET:-${SAVED[PRIVATE_NET]:-10.24.4}}
 
-# LXD storage pool: btrfs on a sparse loop file, or a plain folder.
+# LXD storage pool: btrfs on a sparse loop file, or a directory.
 POOL_NAME=nova
 POOL_SIZE=${SAVED[POOL_SIZE]:-20GiB}
 POOL_DRIVER=${SAVED[POOL_DRIVER]:-btrfs}
@@ -87,6 +87,6 @@ WITH_SERVER=${SAVED[WITH_SERVER]:-yes}
 WITH_NAT=${SAVED[WITH_NAT]:-yes}
 WITH_CINDER=${SAVED[WITH_CINDER]:-no}
 
-# Who typed the command: gets the clouds.yaml entry and the key.
+# The user who ran the command gets the clouds.yaml entry and the key.
 INVOKER=${SUDO_USER:-root}
 INVOKER_HOME=$(getent passwd "$INVOKER" | cut -d: -f6)

@@ -11,9 +11,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# `status`: what runs and whether it does its work.
+# `status`: which services run and whether they work.
 
-# Every daemon, in the order in which they are stopped.
+# All daemons in the order in which they are stopped.
 readonly -a CINDER_DAEMONS=(cinder-volume cinder-scheduler cinder-api)
 readonly -a DAEMONS=(nova-compute "${CINDER_DAEMONS[@]}" nova-scheduler
     nova-api nova-metadata nova-serialproxy nova-conductor
@@ -25,7 +25,7 @@ readonly -a DAEMONS=(nova-compute "${CINDER_DAEMONS[@]}" nova-scheduler
 readonly -a HTTP_SERVICES=(keystone glance placement neutron nova-api
     nova-metadata cinder-api)
 
-# False for the daemons that this cloud does without.
+# Checks whether this cloud needs the daemon.
 is_wanted() {
     case $1 in
     cinder-*) [[ $WITH_CINDER == yes ]] ;;
@@ -33,18 +33,18 @@ is_wanted() {
     esac
 }
 
-# Prints one line for each daemon that should run and does not.
+# Prints a line for each daemon that should run and does not.
 dead_daemons() {
     local name
     for name in "${DAEMONS[@]}"; do
-        # The host's own lxcfs serves as well.
+        # The host's own lxcfs will do.
         [[ $name != lxcfs ]] || continue
         is_wanted "$name" || continue
         daemon_running "$name" || printf '%s is not running\n' "$name"
     done
 }
 
-# One line for each HTTP service that does not answer.
+# Prints a line for each HTTP service that does not answer.
 silent_services() {
     local name
     for name in "${HTTP_SERVICES[@]}"; do
@@ -54,7 +54,7 @@ silent_services() {
     done
 }
 
-# Prints what is wrong; fails when there is anything.
+# Prints the problems, and fails if there are any.
 health_problems() {
     local problems
     problems=$(dead_daemons)
@@ -64,9 +64,9 @@ health_problems() {
             problems+="$BRIDGE_PUBLIC has lost its address"$'\n'
         [[ $WITH_NAT == no ]] ||
             nft list table ip nova_lxd_quickstart >/dev/null 2>&1 ||
-            problems+='The way out for guests is gone'$'\n'
+            problems+='The NAT rules for guests are missing'$'\n'
         problems+=$(silent_services)
-        # Asks the services about each other, with a token.
+        # Checks through the APIs that the services see each other.
         [[ -n $problems ]] || problems=$(cloud_setup health 2>&1 | tail -n 5)
     fi
     [[ -n $problems ]] || return 0
@@ -88,7 +88,7 @@ command_status() {
                 "/proc/$pid/status")
             say "$(printf '  %-32s pid %-8s %5s MiB' "$name" "$pid" "$memory")"
         elif [[ $name == lxcfs ]]; then
-            say "$(printf '  %-32s %s' "$name" "not ours or not there")"
+            say "$(printf '  %-32s %s' "$name" "the host's, or not running")"
         else
             say "$(printf '  %-32s %s' "$name" "${RED}not running$PLAIN")"
         fi
@@ -99,7 +99,7 @@ command_status() {
     else
         say "${RED}Not healthy:$PLAIN"
         say "${problems//$'\n'/; }"
-        say "$SELF up repairs it."
+        say "Run $SELF up to repair it."
         return 1
     fi
 }

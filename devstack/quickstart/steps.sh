@@ -11,9 +11,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Steps that depend on each other, as many at a time as makes sense.
+# Steps with dependencies, run in parallel.
 #
-#   step NAME "Text for a person" [NAME of a step that must be done before]...
+#   step NAME "Description" [NAME of a step that must finish before]...
 #
 # A step runs the function step_NAME (dashes as underscores) in a subshell
 # whose output goes to a log file of its own.
@@ -29,15 +29,15 @@ step() {
     STEP_NEEDS[$name]="$*"
 }
 
-# Shows the end of a failed step's log and what can be done.
+# Shows the end of a failed step's log and how to continue.
 explain_failure() {
     local name=$1 log=$LOG/steps/$1.log
     say "${RED}✗ ${STEP_TEXT[$name]}: failed.$PLAIN The last lines of $log:"
     tail -n 25 "$log" | sed 's/^/    /' >&3
     say ''
-    say "What was started keeps running. Correct the cause and run"
+    say "Services that were started keep running. Fix the cause and run"
     say "  $SELF up"
-    say "again: it goes on where it stopped. $SELF purge removes everything."
+    say "again to continue. $SELF purge removes everything."
 }
 
 steps_ready() {
@@ -79,18 +79,19 @@ start_ready_steps() {
     done
 }
 
-# Ctrl-C: no package manager is killed at work, no new step begins.
+# On Ctrl-C running steps may finish (a package manager must not be killed), and
+# no further step starts.
 interrupted() {
     if [[ $FAILED_STEPS == *interrupt* ]]; then
         exit 130
     fi
     FAILED_STEPS+=' interrupt'
-    say "Interrupted: waiting for the steps under way." \
-        'Once more to leave at once.'
+    say 'Interrupted: waiting for the running steps.' \
+        'Interrupt again to exit immediately.'
 }
 
-# Runs all steps declared so far and sets FAILED_STEPS. To be called as a plain
-# command: behind if, && or || bash would ignore errors inside the steps.
+# Runs all steps declared so far and sets FAILED_STEPS. Must be called as a
+# plain command: after if, && or || bash would ignore errors inside the steps.
 run_steps() {
     local name pid status ticker='' seconds
     local -A step_state=() step_begin=() step_of=()

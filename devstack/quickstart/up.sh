@@ -13,7 +13,7 @@
 
 # `up`: installs what is missing, starts what does not run.
 
-# Refuses early what would fail in an unclear way later.
+# Checks what would fail later with an unclear message.
 check_host() {
     local id version
     # shellcheck source=/dev/null
@@ -23,28 +23,28 @@ check_host() {
     case $id-$version in
     debian-12 | debian-13 | ubuntu-24.04) ;;
     debian-* | ubuntu-*)
-        warn "$id $version was not tried; Debian 12, 13 and Ubuntu 24.04 were."
+        warn "$id $version is not tested; Debian 12, 13 and Ubuntu 24.04 are."
         ;;
     *) die "$id is not supported: Debian 12, 13 or Ubuntu 24.04 is needed." ;;
     esac
     ((${#PREFIX} <= MAX_PREFIX_LENGTH)) ||
-        die "QUICKSTART_PREFIX may have $MAX_PREFIX_LENGTH characters at most."
+        die "QUICKSTART_PREFIX may have at most $MAX_PREFIX_LENGTH characters."
     [[ $PREFIX == /* && $PREFIX != *[[:space:]]* ]] ||
         die 'QUICKSTART_PREFIX must be an absolute path without spaces.'
     # nova-compute and the guests need about 3 GiB together.
     local available
     available=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
     ((available >= 3000)) || daemon_running mariadb ||
-        warn "Only $available MiB of memory are free; 4 GiB are needed."
+        warn "Only $available MiB of memory are available; 4 GiB are needed."
 }
 
-# Nobody else may use our ports and networks.
+# Checks that our ports and networks are free.
 check_ports() {
     local name port taken=''
     for name in "${!PORT[@]}"; do
         port=${PORT[$name]}
         is_wanted "$name" || continue
-        # The distribution port is RabbitMQ's second one.
+        # RabbitMQ has a second port, for Erlang distribution.
         daemon_running "${name%-dist}" && continue
         port_open "$port" && taken+=" $port ($name)"
     done
@@ -66,7 +66,8 @@ check_networks() {
     done
 }
 
-# A scope of its own under systemd, so that the cloud outlives the login.
+# Moves to a systemd scope, so that the cloud survives the end of the login
+# session.
 leave_login_session() {
     [[ -d /run/systemd/system && -z ${NOVA_LXD_SCOPE:-} ]] || return 0
     command -v systemd-run >/dev/null || return 0
@@ -95,7 +96,7 @@ save_settings() {
     done >"$PREFIX/settings"
 }
 
-# True when environment, driver and images are what the checkout asks for.
+# Checks that environment, driver and images match the checkout.
 installed_as_wanted() {
     cmp -s "$REPO/constraints.txt" "$VENV/.constraints" &&
         [[ -s $VENV/.driver && $(<"$VENV/.driver") == "$(driver_stamp)" ]] &&
@@ -124,9 +125,9 @@ declare_steps() {
     step placement-db 'Placement: database' mariadb venv
     step glance-db 'Glance: database' mariadb venv
     step placement 'Placement' placement-db
-    # It asks Placement when it starts, with a token.
+    # Makes requests to Placement when it starts.
     step nova-conductor 'Nova: conductor' nova-db rabbitmq identity placement
-    # Servers with volumes need them when they are started again.
+    # Restarting servers with volumes needs Cinder.
     step nova-compute 'Nova: compute host' nova-conductor placement identity \
         lxd driver ovs cinder-volume
     step nova-api 'Nova: API' nova-db rabbitmq identity
@@ -139,7 +140,7 @@ declare_steps() {
     step nova-metadata 'Nova: metadata API' nova-db rabbitmq identity
     step client 'The openstack command' identity
     [[ $WITH_CINDER == no ]] || declare_cinder_steps
-    [[ $WITH_NAT == no ]] || step nat 'The way out for guests' ovs
+    [[ $WITH_NAT == no ]] || step nat 'NAT for guests' ovs
     if [[ $WITH_SERVER == yes ]]; then
         step server 'The first server' nova-compute nova-api nova-scheduler \
             network upload flavors neutron-agent nova-metadata
@@ -175,7 +176,7 @@ show_how_to_go_on() {
     say "  $openstack --os-cloud $CLOUD server create --image $GUEST_IMAGE" \
         "--flavor lxd.small \\"
     say '      --network private --key-name quickstart --wait second'
-    say "As administrator: --os-cloud $CLOUD-admin. All about the cloud: " \
+    say "As administrator: --os-cloud $CLOUD-admin. Other commands:" \
         "$SELF --help"
 }
 
@@ -190,13 +191,13 @@ command_up() {
         if daemon_running nova-compute && [[ -z $SETTINGS_CHANGED ]] &&
             installed_as_wanted && health_problems >/dev/null &&
             [[ $WITH_SERVER == no || -s $DATA/first-address ]]; then
-            say "The quickstart cloud is up already: nothing to do" \
-                "(looked for $(elapsed "$begin") s)."
+            say "The quickstart cloud is up already" \
+                "(checked in $(elapsed "$begin") s)."
             show_how_to_go_on
             return 0
         fi
     fi
-    title "Quickstart cloud at $PREFIX: going up"
+    title "Starting the quickstart cloud at $PREFIX"
     check_ports
     check_networks
     prepare_prefix

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What Neutron says of the bandwidth of ports: limits and guarantees."""
+"""Bandwidth of Neutron's ports: limits and guarantees."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class LimitTest(cloud.CloudTestCase):
 
 
 class GuaranteeTest(cloud.CloudTestCase):
-    """Neutron tells Placement what bandwidth there is, and Nova claims it."""
+    """Neutron reports bandwidth to Placement, and Nova allocates it."""
 
     TOTAL, WANTED = 10000, 6000
 
@@ -191,7 +191,7 @@ class GuaranteeTest(cloud.CloudTestCase):
         self.wait_status(second.id, 'ERROR', cloud=self.admin)
         self.assertEqual([], self.host.instances_of(second.id))
         self.delete(second.id, self.admin)
-        # The driver reports the host anew and leaves the rest alone.
+        # The driver updates the host's inventory and leaves the rest alone.
         before = self.inventory(self.device)
         cloud.quickstart('restart', 'nova-compute')
         self.admin.compute.reboot_server(first.id, 'HARD')

@@ -20,7 +20,7 @@ from typing import Any
 from tests.fixtures import cloud
 
 CONF = cloud.PREFIX / 'etc' / 'nova' / 'nova-compute.conf'
-#: Makes cloud-init ask nobody but LXD, as if it had never run.
+#: Makes cloud-init use LXD's data source only, as at the first boot.
 ASK_LXD = """
 echo 'datasource_list: [LXD, None]' >/etc/cloud/cloud.cfg.d/99-lxd.cfg
 rm -f /etc/cloud/ds-identify.cfg /home/*/.ssh/authorized_keys
@@ -58,7 +58,7 @@ class CloudInitKeysTest(cloud.CloudTestCase):
             self.image().id, 'lxd.small', user_data=base64.b64encode(
                 b'#!/bin/sh\necho "by LXD" >/root/user-data\n').decode())
         address = self.floating_ip(server.id)
-        # The key pair has come this way, or nobody could log in.
+        # The key pair has come this way, or login would fail.
         self.assertEqual(server.name, self.ssh(address, 'hostname'))
         self.ssh(address, 'sudo cloud-init status --wait >/dev/null; true')
         self.assertEqual('lxd', self.ssh(address, 'cloud-id'))

@@ -69,10 +69,10 @@ class Evacuation:
         self.host.lxc('project', 'delete', PROJECT)
 
     @staticmethod
-    def remove_folders(root: str) -> None:
-        """Remove folders, none of which has anything in it or is mounted."""
-        for folder, _folders, _files in os.walk(root, topdown=False):
-            os.rmdir(folder)
+    def remove_directories(root: str) -> None:
+        """Remove directories, which must be empty and not mounted."""
+        for directory, _directories, _files in os.walk(root, topdown=False):
+            os.rmdir(directory)
 
     def there(self, server: Any) -> list[dict[str, Any]]:
         return [found for found in self.host.query(
@@ -91,7 +91,7 @@ class Evacuation:
         # Where every user may pass, as roots on volumes want it.
         mounts = tempfile.mkdtemp(dir='/run')
         os.chmod(mounts, 0o711)
-        self.addCleanup(self.remove_folders, mounts)
+        self.addCleanup(self.remove_directories, mounts)
         with other_host.running(
                 self.admin, self.other, f'[lxd]\nproject = {PROJECT}\n'
                 f'volume_root_directory = {mounts}\n'):
@@ -102,7 +102,7 @@ class Evacuation:
             self.assertEqual([], self.there(server))
 
     def fence(self, server: Any) -> None:
-        """See that a server does not run on the host that has died."""
+        """Ensure that a server does not run on the failed host."""
 
     def _evacuate(self, server: Any, check: Callable[[], None]) -> None:
         service = self.kill_nova_compute()

@@ -107,7 +107,7 @@ class PinningTest(cloud.CloudTestCase):
         self.assert_no_host()
         started = self.started_at(pinned)
         self.restart()
-        # Nobody gets what is taken, whoever has been restarted.
+        # CPUs in use are not assigned again, whichever server restarts.
         self.assert_no_host()
         self.assert_on(pinned, self.own)
         self.assertEqual(started, self.started_at(pinned))

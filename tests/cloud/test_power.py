@@ -35,7 +35,7 @@ class PowerTest(cloud.CloudTestCase):
         return self.ssh(self.address, command, user='root')
 
     def boot_id(self) -> str:
-        """Something that each start of the guest has anew."""
+        """Return something that changes with each boot of the guest."""
         name = self.host.name_of(self.server.id)
         state = self.host.query(
             f'/1.0/instances/{name}/state?project={cloud.LXD_PROJECT}')

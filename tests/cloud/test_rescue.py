@@ -65,7 +65,7 @@ class RescueTest(cloud.CloudTestCase):
     def test_console_while_rescued(self) -> None:
         server = self.boot()
         self.rescue(server)
-        # Nova's API lets nobody reboot a rescued server, but its guest can.
+        # Nova's API does not reboot a rescued server, but its guest can.
         self.assertIn('output', self.cloud.compute.get_server_console_output(
             server.id))
         self.execute(server, 'ls /mnt/rescue/etc', '-rescue')

@@ -151,7 +151,7 @@ class MiddleTest(cloud.CloudTestCase):
     def test_nova_compute_while_it_boots(self) -> None:
         server = self.begin_boot()
         cloud.quickstart('restart', 'nova-compute')
-        # Nova does not take up a build again; the server says so.
+        # Nova does not resume a build; the server goes to ERROR.
         self.settled(server)
         self.delete_for_good(server)
 

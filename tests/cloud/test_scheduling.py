@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Traits: what the host tells Placement, and a scheduler that heeds it."""
+"""Traits that the host reports to Placement, and scheduling by them."""
 
 from __future__ import annotations
 

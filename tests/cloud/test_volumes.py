@@ -42,7 +42,7 @@ class VolumeTools:
                 cls.volume_type) is None:
             raise cls.skipException(
                 f'This cloud has no volumes of type {cls.volume_type}; '
-                'devstack/quickstart.sh up says why')
+                'devstack/quickstart.sh up prints why')
 
     def boot(self, *args: Any, **kwargs: Any) -> Any:
         """Make a server, without a port: nothing here needs one."""
@@ -120,9 +120,9 @@ class VolumeTools:
         found = [f'LXD device of {instance["name"]}'
                  for instance in self.host.instances()
                  if f'volume-{volume_id}' in instance['devices']]
-        for folder, names in (('/sys/block', 'loop*/loop/backing_file'),
-                              ('/sys/class/iscsi_session', '*/targetname')):
-            for file in pathlib.Path(folder).glob(names):
+        for directory, names in (('/sys/block', 'loop*/loop/backing_file'),
+                                 ('/sys/class/iscsi_session', '*/targetname')):
+            for file in pathlib.Path(directory).glob(names):
                 # Others come and go.
                 with contextlib.suppress(OSError):
                     text = file.read_text()
@@ -372,7 +372,7 @@ class BlockVolumeTest(BlockCases, cloud.CloudTestCase):
         self.assertIn('several servers', self._last_failure(servers[0]))
 
     def _last_failure(self, server: Any) -> str:
-        """What Nova tells administrators of the last action that failed."""
+        """The error of the last failed action, as administrators see it."""
         actions = self.admin.compute.get(
             f'/servers/{server.id}/os-instance-actions',
             microversion='2.84').json()['instanceActions']

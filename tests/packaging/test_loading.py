@@ -131,7 +131,7 @@ def bare_venv(tmp_path, wheel):
 
 
 def test_too_old_nova_is_named(bare_venv):
-    """pip installs beside any Nova and upgrades none; the driver tells."""
+    """pip upgrades no Nova; the driver checks its version."""
     python, packages = bare_venv
     nova = packages / 'nova'
     (nova / 'virt').mkdir(parents=True)
@@ -188,7 +188,7 @@ def debian():
 
 
 def test_pip_beside_the_nova_of_the_distribution(debian, wheel):
-    """As the installation guide says for Debian and Ubuntu."""
+    """As in the installation guide for Debian and Ubuntu."""
     python = debian.python('/usr/bin/python3')
     before = python.loaded_at_start()
     packages_before = set(python.pip('list', '--format', 'freeze').split())

@@ -10,14 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Writes what tempest needs to know of the quickstart cloud.
+"""Configure tempest for the quickstart cloud.
 
-Called by run_tests.sh as ``configure.py write FOLDER``. For DevStack's plugin
-``configure.py features`` prints the flags that hold for any cloud, and
-``configure.py skips`` the tests to leave out.
-What the driver can do is read from the support matrix, so that no test is
-left out for a feature that the documentation promises, and none is run for
-one that it denies.
+run_tests.sh calls ``configure.py write DIRECTORY``. For DevStack's plugin
+``configure.py features`` prints the feature flags for any cloud, and
+``configure.py skips`` the tests to exclude. The flags are read from the
+support matrix, so that tests run exactly for the features that are documented
+as supported.
 """
 
 from __future__ import annotations
@@ -104,8 +103,8 @@ def skips() -> dict[str, str]:
 class Cloud:
     """What tempest must be told of a cloud."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self._folder = folder
+    def __init__(self, directory: pathlib.Path) -> None:
+        self._directory = directory
         clouds = yaml.safe_load((PREFIX / 'clouds.yaml').read_text())
         self._auth = clouds['clouds'][ADMIN_CLOUD]['auth']
         self._region = clouds['clouds'][ADMIN_CLOUD]['region_name']
@@ -115,7 +114,7 @@ class Cloud:
 
     @property
     def image_file(self) -> pathlib.Path:
-        return self._folder / 'image'
+        return self._directory / 'image'
 
     def image(self) -> Any:
         """The image with sshd and cloud-init, which has its user's name."""
@@ -164,10 +163,10 @@ class Cloud:
                             self._cloud.network.extensions())
         return {
             'DEFAULT': {
-                'log_file': self._folder / 'tempest.log',
+                'log_file': self._directory / 'tempest.log',
             },
             'oslo_concurrency': {
-                'lock_path': self._folder / 'locks',
+                'lock_path': self._directory / 'locks',
             },
             'auth': {
                 'use_dynamic_credentials': True,
@@ -262,19 +261,19 @@ class Cloud:
         }
 
 
-def write(folder: pathlib.Path) -> None:
+def write(directory: pathlib.Path) -> None:
     """Writes tempest.conf and the list of tests to leave out."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = configparser.ConfigParser(
         interpolation=None, default_section='none')
-    for section, options in Cloud(folder).sections().items():
+    for section, options in Cloud(directory).sections().items():
         config[section] = {name: str(value)
                            for name, value in options.items()}
-    path = folder / 'tempest.conf'
+    path = directory / 'tempest.conf'
     with open(path, 'w', encoding='utf-8',
               opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
         config.write(out)
-    (folder / 'skips').write_text(exclude_list())
+    (directory / 'skips').write_text(exclude_list())
 
 
 def exclude_list() -> str:
@@ -292,16 +291,16 @@ def print_features() -> None:
 
 def main() -> None:
     match sys.argv[1:]:
-        case ['write', folder]:
-            write(pathlib.Path(folder))
-        case ['clean', folder]:
-            Cloud(pathlib.Path(folder)).remove_second_image()
+        case ['write', directory]:
+            write(pathlib.Path(directory))
+        case ['clean', directory]:
+            Cloud(pathlib.Path(directory)).remove_second_image()
         case ['features']:
             print_features()
         case ['skips']:
             sys.stdout.write(exclude_list())
         case _:
-            sys.exit('configure.py write|clean FOLDER, features, or skips')
+            sys.exit('configure.py write|clean DIRECTORY, features, or skips')
 
 
 if __name__ == '__main__':

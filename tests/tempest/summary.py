@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Reads tempest's results and says what they are.
+"""Summarize the results of tempest.
 
-``stestr last --subunit | summary.py FILE``: the counts by class, the
-failures with their last line, the skips by reason; and, for run_tests.sh,
-FILE in the format of JUnit.
+``stestr last --subunit | summary.py FILE`` prints the counts by class, the
+failures with their last line and the skips by reason, and writes FILE in the
+format of JUnit for run_tests.sh.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 import subunit
 import testtools
 
-# What subunit says of a test that was not run to its end.
+# Status of a test that has not ended.
 FAILED = ('fail', 'uxsuccess', 'inprogress', 'unknown')
 
 

@@ -12,9 +12,9 @@
 
 """A Cinder back end for one machine whose kernel has no storage network.
 
-A volume is a sparse file with a loop device on it, which os-brick's ``local``
-connector takes as it is: a real block device for the guests of this host, and
-for nobody else's. For laboratories only.
+A volume is a sparse file with a loop device, which os-brick's ``local``
+connector uses as it is: a block device that only this host can attach. For
+test clouds only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _execute(*command: str) -> str:
 
 @interface.volumedriver
 class LoopDriver(driver.VolumeDriver):
-    """Files with loop devices."""
+    """Volumes that are files with loop devices."""
 
     VERSION = '1.0'
 
@@ -63,11 +63,11 @@ class LoopDriver(driver.VolumeDriver):
         return pathlib.Path(self.configuration.loop_directory)
 
     def _file(self, thing: Any) -> pathlib.Path:
-        """The file of a volume or snapshot."""
+        """Return the file of a volume or snapshot."""
         return self._directory / thing.name
 
     def _link(self, volume: Any) -> pathlib.Path:
-        """Where a volume's device is found, whatever its number."""
+        """Return a path of a volume's device that does not change."""
         return self._directory / f'{volume.name}.device'
 
     def check_for_setup_error(self) -> None:
@@ -184,7 +184,7 @@ class LoopDriver(driver.VolumeDriver):
 
     def terminate_connection(self, volume: Any, connector: Any,
                              **kwargs: Any) -> bool:
-        """The device goes with the export, after the last connection.
+        """Keep the device; remove_export() removes it.
 
         :returns: whether another server still has the volume.
         """
