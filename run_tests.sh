@@ -21,8 +21,11 @@ readonly REPO=$PWD
 readonly ENVS=$REPO/.venv
 readonly TOOLS=$ENVS/tools NOVA34=$ENVS/nova34 NOVA32=$ENVS/nova32
 readonly TEMPEST=$ENVS/tempest
+readonly RESULTS=$ENVS/results
 readonly PYTHON=${PYTHON:-python3}
 readonly QUICKSTART=$REPO/devstack/quickstart.sh
+# Of the functional tests, which mostly wait for LXD.
+PROCESSES=${NOVA_LXD_TEST_PROCESSES:-$(($(nproc) > 2 ? 3 : 2))}
 # shellcheck source=tools/as_root.sh
 . tools/as_root.sh
 # Not below the repository: setuptools walks through it while uv makes and
@@ -59,8 +62,12 @@ The last one runs only when it is named, because it takes an hour:
                selects, against the same cloud; what is left of them is in
                .venv/tempest/run
 
+Results and the durations of all tests are left in .venv/results.
+
 Environment: PYTHON (default python3), NOVA_LXD_TEST_NO_UV=1 (install with pip
-alone), KEEP_CLOUD=1 (leave the cloud of the stage "cloud" running).
+only), NOVA_LXD_TEST_PROCESSES=N (for the stage "functional", default: two or
+three), NOVA_LXD_TEST_SEED=N (seed of random numbers, which failed tests
+report), KEEP_CLOUD=1 (leave the cloud of the stage "cloud" running).
 END
 }
 
@@ -171,20 +178,41 @@ need_packages() (
 
 # -- stages -------------------------------------------------------------------
 
-# What happens in threads, and real daemons, may miss a deadline on a busy
-# machine: a test that fails is run once more, and pytest's summary counts it as
-# a rerun.
-readonly -a AGAIN=(--reruns 1 --reruns-delay 5)
-
-# pytest NAME PYTHON DIRECTORY [OPTION]...: the counts go into the summary.
+# run_pytest NAME PYTHON DIRECTORY SECONDS [OPTION]...: no test may take longer
+# than so many seconds. The counts go into the summary.
 run_pytest() {
-    local name=$1 python=$2 directory=$3
-    shift 3
-    PYTHONWARNINGS=${PYTHONWARNINGS:-ignore} \
-        PATH="$TOOLS/bin:$PATH" \
-        "$python" -m pytest --junit-xml="$RESULTS/$name.xml" -q \
-        -o junit_family=xunit1 --durations=5 --durations-min=5 \
-        "$directory" "$@" ${PYTEST_OPTIONS[@]+"${PYTEST_OPTIONS[@]}"}
+    local name=$1 python=$2 directory=$3 seconds=$4
+    shift 4
+    PATH="$TOOLS/bin:$PATH" "$python" -m pytest -q -rs \
+        --junit-xml="$RESULTS/$name.xml" -o junit_family=xunit1 \
+        --durations=5 --durations-min=5 --timeout="$seconds" "$directory" "$@" \
+        ${PYTEST_OPTIONS[@]+"${PYTEST_OPTIONS[@]}"}
+}
+
+# run_shared NAME PYTHON DIRECTORY SECONDS: like run_pytest, in several processes
+# that share the test files. Each file runs in one process, so that it must not
+# use anything of the machine that another file uses, but daemons of its own.
+run_shared() {
+    local name=$1 number pid count=$PROCESSES status=0
+    local -a pids=()
+    # Options may select a few tests, or a debugger.
+    ((${#PYTEST_OPTIONS[@]} == 0)) || count=1
+    if ((count == 1)); then
+        run_pytest "$@"
+        return
+    fi
+    mkdir "$RESULTS/$name.share"
+    for ((number = 1; number <= count; number++)); do
+        NOVA_LXD_TEST_SHARE=$RESULTS/$name.share \
+            run_pytest "$name-$number" "${@:2}" \
+            > >(sed --unbuffered "s/^/$number| /") 2>&1 &
+        JOBS+=($!)
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do
+        wait "$pid" || status=1
+    done
+    return "$status"
 }
 
 stage_pep8() {
@@ -200,7 +228,7 @@ stage_pep8() {
 }
 
 stage_mypy() {
-    need_nova34 && "$NOVA34/bin/mypy" --cache-dir "$RESULTS/mypy"
+    need_nova34 && "$NOVA34/bin/mypy" --cache-dir "$ENVS/mypy"
 }
 
 stage_docs() {
@@ -217,30 +245,29 @@ stage_docs() {
 
 stage_threads() {
     need_nova34 && OS_NOVA_DISABLE_EVENTLET_PATCHING=1 \
-        run_pytest threads "$NOVA34/bin/python" tests/unit "${AGAIN[@]}"
+        run_pytest threads "$NOVA34/bin/python" tests/unit 120
 }
 
 stage_eventlet() {
     need_nova32 && OS_NOVA_DISABLE_EVENTLET_PATCHING=0 \
-        run_pytest eventlet "$NOVA32/bin/python" tests/unit "${AGAIN[@]}"
+        run_pytest eventlet "$NOVA32/bin/python" tests/unit 120
 }
 
 stage_packaging() {
     if is_root; then
         need_packages || return
     fi
-    need_nova34 && run_pytest packaging "$NOVA34/bin/python" tests/packaging
+    need_nova34 && run_pytest packaging "$NOVA34/bin/python" tests/packaging 1200
 }
 
 stage_functional() {
     need_packages && need_nova34 &&
-        run_pytest functional "$NOVA34/bin/python" tests/functional \
-            "${AGAIN[@]}"
+        run_shared functional "$NOVA34/bin/python" tests/functional 600
 }
 
 stage_cloud() {
     need_packages && need_nova34 && need_cloud --with-cinder || return
-    run_pytest cloud "$NOVA34/bin/python" tests/cloud "${AGAIN[@]}"
+    run_pytest cloud "$NOVA34/bin/python" tests/cloud 900
 }
 
 # Both stages that need a cloud use the same.
@@ -293,25 +320,12 @@ remove_cloud() {
 
 # -- running ------------------------------------------------------------------
 
-# Runs beside others in the background.
-ASIDE=''
+# Jobs in the background.
+JOBS=()
 
-# counts NAME: passed, failed and skipped tests of a stage's report.
+# counts FILE...: passed, failed and skipped tests.
 counts() {
-    "$TOOLS/bin/python" - "$RESULTS/$1.xml" <<'END'
-import sys
-from xml.etree import ElementTree
-
-suites = list(ElementTree.parse(sys.argv[1]).getroot().iter('testsuite'))
-
-
-def total(name):
-    return sum(int(suite.get(name)) for suite in suites)
-
-
-bad = total('failures') + total('errors')
-print(total('tests') - bad - total('skipped'), bad, total('skipped'))
-END
+    "$PYTHON" tools/test_results.py counts "$@"
 }
 
 readonly -a STAGES=(pep8 mypy docs threads eventlet packaging functional cloud)
@@ -320,19 +334,23 @@ is_stage() { [[ " ${STAGES[*]} unit tempest " == *" $1 "* ]]; }
 
 run_stage() {
     local name=$1 status=0 passed=0 failed=0 skipped=0 took=$SECONDS
+    local -a reports
     say "$name"
     "stage_$name" || status=$?
     if [[ $name == cloud || $name == tempest ]]; then
         remove_cloud || status=1
     fi
     took=$((SECONDS - took))
-    if [[ -s $RESULTS/$name.xml ]]; then
-        read -r passed failed skipped <<<"$(counts "$name")"
+    shopt -s nullglob
+    reports=("$RESULTS/$name".xml "$RESULTS/$name"-[0-9].xml)
+    if ((${#reports[@]})); then
+        read -r passed failed skipped <<<"$(counts "${reports[@]}")"
     elif ((status == 0)); then
         passed=1
     fi
-    # A stage may break before or after its tests.
-    ((status == 0 || failed > 0)) || failed=1
+    # A stage may break before or after its tests, and without a test that has
+    # passed it has shown nothing.
+    (((status == 0 && passed > 0) || failed > 0)) || failed=1
     echo "$took $passed $failed $skipped" >"$RESULTS/$name.result"
 }
 
@@ -347,7 +365,7 @@ run_stages() {
 # fits beside it.
 run_all() {
     local -a aside=() rest=()
-    local name
+    local name pid
     for name in "${STAGES[@]}"; do
         case $name in
         functional | cloud) rest+=("$name") ;;
@@ -358,16 +376,29 @@ run_all() {
     { need_packages && need_nova34 && need_nova32; } ||
         fail 'The test environments could not be made.'
     run_stages "${aside[@]}" >"$RESULTS/aside.log" 2>&1 &
-    ASIDE=$!
+    pid=$!
+    JOBS+=("$pid")
     run_stages "${rest[0]}"
     say "Meanwhile: ${aside[*]}"
-    wait "$ASIDE" || :
-    ASIDE=''
+    wait "$pid" || :
     cat "$RESULTS/aside.log"
     run_stages "${rest[@]:1}"
 }
 
-# summary STAGE...: what came of them; fails if one of them did.
+# Prints the reasons of skipped tests and writes down what each test took.
+summarize_tests() {
+    local -a reports
+    shopt -s nullglob
+    reports=("$RESULTS"/*.xml)
+    ((${#reports[@]})) || return 0
+    "$PYTHON" tools/test_results.py durations "${reports[@]}" \
+        >"$RESULTS/durations.txt"
+    printf '\nSkipped:\n'
+    "$PYTHON" tools/test_results.py skips "${reports[@]}"
+    printf '\nResults and the durations of all tests: %s\n' "$RESULTS"
+}
+
+# summary STAGE...: prints the results, and fails if a stage has failed.
 summary() {
     local name took passed failed skipped
     local -i all_passed=0 all_failed=0 all_skipped=0
@@ -381,23 +412,39 @@ summary() {
         ((all_passed += passed, all_failed += failed,
           all_skipped += skipped)) || :
     done
+    summarize_tests
     printf '\nTook %d min %d s.\n' $((SECONDS / 60)) $((SECONDS % 60))
     printf '%d passed, %d failed, %d skipped\n' "$all_passed" "$all_failed" \
         "$all_skipped"
     ((all_failed == 0))
 }
 
+# Ends the jobs in the background. What they have started in turn may take a
+# while, because tests clean up.
+end_jobs() {
+    local pid pids
+    local -i seconds
+    for pid in ${JOBS[@]+"${JOBS[@]}"}; do
+        kill -0 "$pid" 2>/dev/null || continue
+        pids=$(pgrep -P "$pid")
+        # First the shell, which would go on with the next stage.
+        # shellcheck disable=SC2086 # several words
+        kill -TERM "$pid" $pids 2>/dev/null || :
+        for ((seconds = 0; seconds < 120; seconds++)); do
+            # shellcheck disable=SC2086
+            kill -0 $pids 2>/dev/null || break
+            sleep 1
+        done
+    done
+    JOBS=()
+}
+
 clean_up() {
     local status=$?
     trap - EXIT INT TERM
-    if [[ -n $ASIDE ]]; then
-        pkill -TERM -P "$ASIDE" 2>/dev/null || :
-        kill "$ASIDE" 2>/dev/null || :
-        wait "$ASIDE" 2>/dev/null || :
-    fi
+    end_jobs
     remove_cloud
-    rm -rf "$RESULTS"
-    # What sudo made shall serve its user as well.
+    # The files that root has made belong to the user of sudo.
     if [[ -n ${SUDO_UID:-} && -d $ENVS ]]; then
         find "$ENVS" -mindepth 1 -maxdepth 1 ! -name '*-nova*' \
             -exec chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" {} +
@@ -442,7 +489,8 @@ main() {
         as_root "$REPO/run_tests.sh" ${arguments[@]+"${arguments[@]}"}
         ;;
     esac
-    RESULTS=$(mktemp -d)
+    rm -rf "$RESULTS"
+    mkdir -p "$RESULTS"
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM

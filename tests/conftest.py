@@ -10,20 +10,113 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What pytest needs to run these tests; stestr and unittest need none."""
+"""Hooks of pytest; the tests also run with stestr and unittest, without them.
 
+Environment variables:
+
+* ``NOVA_LXD_TEST_SEED``: seed of the random numbers. Failed tests report the
+  seed with which they ran.
+* ``NOVA_LXD_TEST_SHARE``: a directory that several processes of pytest have
+  in common (see run_tests.sh). Each test file is run by the first process
+  that comes to it.
+"""
+
+import collections
 import os
+import pathlib
+import random
+import signal
 import sys
+
+import pytest
 
 os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
 
+SEED = os.environ.setdefault('NOVA_LXD_TEST_SEED', str(
+    random.SystemRandom().randrange(1, 1 << 31)))
+SHARE = os.environ.get('NOVA_LXD_TEST_SHARE')
+
+_claimed: dict[str, bool] = {}
+
+
+def pytest_configure(config):
+    # Tests with daemons clean up after an exception, not when they are killed;
+    # and a shell's background jobs ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Run files with many tests first, so that processes end together."""
+    if SHARE:
+        count = collections.Counter(item.path for item in items)
+        items.sort(key=lambda item: -count[item.path])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Leave out the files that another process has claimed."""
+    if SHARE and not _claim(item.path.name):
+        return True
+    return None
+
+
+def _claim(name):
+    if name not in _claimed:
+        try:
+            pathlib.Path(SHARE, name).touch(exist_ok=False)
+        except FileExistsError:
+            _claimed[name] = False
+        else:
+            _claimed[name] = True
+    return _claimed[name]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item, settings):
+    """Use a signal for timeouts in both of Nova's concurrency modes.
+
+    With eventlet pytest-timeout does not recognise the main thread, and would
+    end the whole process. The signal is repeated for cleanups that hang too.
+    """
+    if not settings.timeout:
+        return None
+    import pytest_timeout
+
+    def expired(number, frame):
+        pytest_timeout.timeout_sigalrm(item, settings)
+
+    signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, settings.timeout, settings.timeout)
+    return True
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_cancel_timer(item):
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed:
+        report.sections.append(
+            ('Random numbers', f'NOVA_LXD_TEST_SEED={SEED}'))
+    return report
+
 
 def pytest_runtest_setup(item):
+    random.seed(f'{SEED} {item.nodeid}')
+    _keep_test_method()
+
+
+def _keep_test_method():
     """Reconcile pytest with nova.test.TestCase.
 
     At its end Nova's base class deletes all public attributes of a test,
-    among them the method that pytest has put there and wants to take away
-    itself; each test would fail after it has passed.
+    among them the method that pytest has set and deletes itself; each test
+    would fail after it has passed.
     """
     nova_test = sys.modules.get('nova.test')
     if nova_test is None or hasattr(nova_test.TestCase, '_clears_for_pytest'):

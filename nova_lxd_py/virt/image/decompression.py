@@ -29,7 +29,7 @@ except ImportError:
     import zlib  # type: ignore[no-redef]
 
 try:  # Python >= 3.14 has it in its library.
-    from compression import zstd as _zstd_stdlib  # type: ignore
+    from compression import zstd as _zstd_stdlib  # type: ignore[import-not-found]
     zstandard: Any = None
 except ImportError:
     _zstd_stdlib = None

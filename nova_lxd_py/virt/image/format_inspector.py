@@ -320,8 +320,8 @@ class Inspector:
         if member.path == 'metadata.yaml':
             self._metadata = content
         elif content.startswith(b'\x7fELF') and len(content) == _ELF_HEADER:
-            order = 'big' if content[5] == 2 else 'little'
-            machine = int.from_bytes(content[18:20], order)  # type: ignore
+            machine = int.from_bytes(
+                content[18:20], 'big' if content[5] == 2 else 'little')
             self._programs.update(_ELF_MACHINES.get(machine, ()))
 
     def _archive_content(self) -> Content:

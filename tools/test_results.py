@@ -1,0 +1,79 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Evaluates the JUnit files of run_tests.sh.
+
+``counts FILE...`` prints the numbers of passed, failed and skipped tests,
+``durations FILE...`` the seconds of all tests, the longest first, and
+``skips FILE...`` the reasons of skipped tests, with their numbers.
+"""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+import sys
+from xml.etree import ElementTree
+
+
+def _cases(paths: list[str]) -> list[tuple[str, ElementTree.Element]]:
+    return [(pathlib.Path(path).stem, case) for path in paths
+            for case in ElementTree.parse(path).getroot().iter('testcase')]
+
+
+def counts(paths: list[str]) -> list[str]:
+    """Count the tests: a test whose teardown fails is not passed.
+
+    :param paths: JUnit files.
+    """
+    outcomes: dict[tuple[str, ...], str] = {}
+    for stage, case in _cases(paths):
+        key = stage, case.get('classname', ''), case.get('name', '')
+        for outcome in ('failure', 'error', 'skipped'):
+            if case.find(outcome) is not None:
+                outcomes[key] = outcome
+                break
+        else:
+            outcomes.setdefault(key, 'passed')
+    found = collections.Counter(outcomes.values())
+    return [f'{found["passed"]} {found["failure"] + found["error"]} '
+            f'{found["skipped"]}']
+
+
+def durations(paths: list[str]) -> list[str]:
+    """Return a line for each test with its seconds and its stage.
+
+    :param paths: JUnit files.
+    """
+    found = sorted(((float(case.get('time', 0)), stage,
+                     f'{case.get("classname")}.{case.get("name")}')
+                    for stage, case in _cases(paths)), reverse=True)
+    return [f'{seconds:8.2f} {stage:12} {name}'
+            for seconds, stage, name in found]
+
+
+def skips(paths: list[str]) -> list[str]:
+    """Return a line for each reason of skipped tests, with its number.
+
+    :param paths: JUnit files.
+    """
+    reasons = collections.Counter(
+        skipped.get('message') or '' for _stage, case in _cases(paths)
+        if (skipped := case.find('skipped')) is not None)
+    return [f'{number:5} {reason}' for reason, number in
+            reasons.most_common()]
+
+
+if __name__ == '__main__':
+    command = {'counts': counts, 'durations': durations, 'skips': skips}
+    for line in command[sys.argv[1]](sys.argv[2:]):
+        print(line)
