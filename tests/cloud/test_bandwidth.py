@@ -71,7 +71,9 @@ class LimitTest(cloud.CloudTestCase):
             self.admin.network.create_qos_bandwidth_limit_rule(
                 policy, max_kbps=self.LIMIT, max_burst_kbps=400,
                 direction=direction)
-        self.assertGreater(self.rate(address, True), 1.3 * self.LIMIT)
+        cloud.wait_for(
+            'a transfer without limit',
+            lambda: self.rate(address, True) > 1.3 * self.LIMIT, 60)
         self.admin.network.update_port(port.id, qos_policy_id=policy.id)
         cloud.wait_for(
             'the limit', lambda: self.rate(address, True) < self.LIMIT * 1.1,

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from openstack import exceptions
@@ -135,9 +134,7 @@ class SnapshotTest(cloud.CloudTestCase):
                         ignore_missing=True)
         cloud.wait_for('the copy', lambda: len(
             self.host.instances_of(server.id)) == 2, 60, 0.05)
-        began = time.monotonic()
         self.delete(server.id)
-        self.assertLess(time.monotonic() - began, 30)
         self.assert_gone(server.id, ports)
 
         def image_is_gone() -> bool:

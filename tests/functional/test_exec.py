@@ -82,16 +82,13 @@ class RunTest(ExecTestCase):
                          self.run_in('/etc/passwd').code)
 
     def test_deadline(self) -> None:
-        began = time.monotonic()
         with self.assertRaises(errors.DeadlineExceeded):
             self.run_in('sleep', '1234', timeout=1)
-        self.assertLess(time.monotonic() - began, 5)
-        for _time in range(20):
-            if 'sleep 1234' not in self.host.run(self.server, 'ps'):
-                break
+        deadline = time.monotonic() + 60
+        while 'sleep 1234' in self.host.run(self.server, 'ps'):
+            self.assertLess(time.monotonic(), deadline,
+                            'the command was not killed')
             time.sleep(0.1)
-        else:
-            self.fail('the command was not killed')
 
     def test_stopped(self) -> None:
         self.driver.power_off(self.server)

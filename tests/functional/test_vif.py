@@ -187,7 +187,9 @@ class LossTestCase(lab.VIFTestCase):
         guest.stop()
         with subprocess.Popen(['unshare', '--net', 'sleep', '600']) as holder:
             self.addCleanup(holder.kill)
-            time.sleep(0.5)
+            namespace = f'/proc/{holder.pid}/ns/net'
+            while os.readlink(namespace) == os.readlink('/proc/self/ns/net'):
+                time.sleep(0.05)
             subprocess.run(['ip', 'link', 'set', guest.pair.inner, 'netns',
                             str(holder.pid)], check=True)
             # A restart of nova-compute leaves it alone, a start replaces it.

@@ -30,6 +30,9 @@ try:
 except ImportError:
     privileged_bridge = None
 
+#: How often a transfer may be slow.
+ATTEMPTS = 5
+
 setUpModule = lab.set_up_module
 tearDownModule = lab.tear_down_module
 
@@ -45,23 +48,46 @@ class LimitsTestCase(lab.VIFTestCase):
                    f'{receiver.address} {container_host.DISCARD}')
         return time.monotonic() - began
 
+    def fastest(self, seconds: float, sender: lab.Guest,
+                receiver: lab.Guest, size: int, pause: float = 0) -> float:
+        """Send until it takes no longer than some seconds.
+
+        A busy machine makes some attempts slow; it makes none faster than
+        the limit.
+
+        :param pause: seconds between attempts.
+        :returns: the seconds of the fastest attempt.
+        """
+        took: list[float] = []
+        while len(took) < ATTEMPTS and min(took, default=seconds) >= seconds:
+            if took:
+                time.sleep(pause)
+            took.append(self.seconds_to_send(sender, receiver, size))
+        return min(took)
+
     def assert_takes(self, seconds: float, sender: lab.Guest,
                      receiver: lab.Guest, size: int) -> None:
-        took = self.seconds_to_send(sender, receiver, size)
+        took = self.fastest(1.25 * seconds, sender, receiver, size)
         self.assertLess(abs(took - seconds), 0.25 * seconds,
                         f'{size} bytes took {took:.2f} s, not {seconds}')
+
+    def assert_faster(self, seconds: float, sender: lab.Guest,
+                      receiver: lab.Guest, size: int,
+                      pause: float = 0) -> None:
+        self.assertLess(
+            self.fastest(seconds, sender, receiver, size, pause), seconds)
 
     def test_outbound(self) -> None:
         guest, other = self.make_guests(
             **{'quota:vif_outbound_average': '1000'})
         self.assert_takes(3, guest, other, 3_000_000)
-        self.assertLess(self.seconds_to_send(other, guest, 3_000_000), 2)
+        self.assert_faster(2, other, guest, 3_000_000)
 
     def test_inbound(self) -> None:
         guest, other = self.make_guests(
             **{'quota:vif_inbound_average': '1000'})
         self.assert_takes(3, other, guest, 3_000_000)
-        self.assertLess(self.seconds_to_send(guest, other, 3_000_000), 2)
+        self.assert_faster(2, guest, other, 3_000_000)
 
     def test_guest_cannot_remove_limits(self) -> None:
         guest, other = self.make_guests(
@@ -96,7 +122,7 @@ class LimitsTestCase(lab.VIFTestCase):
         self.assert_takes(2, guest, other, 8_000_000)
         guest.instance.flavor.extra_specs = {}
         guest.plug()
-        self.assertLess(self.seconds_to_send(guest, other, 8_000_000), 1.5)
+        self.assert_faster(1.5, guest, other, 8_000_000)
         # The second pair is removed when no guest runs.
         self.assertTrue(guest.pair.is_limited)
         guest.stop()
@@ -110,7 +136,8 @@ class LimitsTestCase(lab.VIFTestCase):
             'quota:vif_outbound_average': '1000',
             'quota:vif_outbound_peak': '50000',
             'quota:vif_outbound_burst': '4096'})
-        self.assertLess(self.seconds_to_send(guest, other, 3_000_000), 2)
+        # After a pause the burst is available again.
+        self.assert_faster(2, guest, other, 3_000_000, pause=5)
         self.assertGreater(self.seconds_to_send(guest, other, 8_000_000), 3)
 
 

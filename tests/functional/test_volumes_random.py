@@ -13,8 +13,8 @@
 """Many steps in no order, after which nothing of the volumes is left.
 
 Some of them are kills: of LXD, and of a process that has the driver, in the
-middle of what they do. The environment variable VOLUME_STEPS says how many
-steps, VOLUME_SEED repeats those of an earlier run.
+middle of what they do. The environment variable NOVA_LXD_TEST_STEPS sets the
+number of steps, and NOVA_LXD_TEST_SEED repeats those of an earlier run.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from tests.functional import test_volumes
 
 NO_LXD = lxd_daemon.missing()
 
-STEPS = int(os.environ.get('VOLUME_STEPS', '40'))
-SEED = int(os.environ.get('VOLUME_SEED', '0'))
+STEPS = int(os.environ.get('NOVA_LXD_TEST_STEPS', '40'))
+SEED = int(os.environ.get('NOVA_LXD_TEST_SEED', '0'))
 
 CHOICES = (
     'attach', 'attach', 'attach', 'detach', 'detach', 'extend', 'hard',
@@ -197,11 +197,12 @@ class RandomStepsTest(test_volumes.Host, unittest.TestCase):
                 self.check_content()
             except Exception as error:
                 raise AssertionError(
-                    f'VOLUME_SEED={self.seed}: {self.done}') from error
+                    f'NOVA_LXD_TEST_SEED={self.seed}: {self.done}'
+                ) from error
         self.destroy(self.server,
                      test_volumes.described(*self.mappings.values()))
         self.assertEqual(set(), self.storage.left_on_host(),
-                         f'VOLUME_SEED={self.seed}: {self.done}')
+                         f'NOVA_LXD_TEST_SEED={self.seed}: {self.done}')
         self.assertEqual([], os.listdir(self.mount_directory()))
         self.assertEqual([], self.held_locks())
 
