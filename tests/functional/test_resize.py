@@ -18,6 +18,7 @@ import contextlib
 from typing import Any
 import unittest
 
+import fixtures
 from nova.compute import power_state
 from nova.compute import task_states
 from nova import exception
@@ -47,6 +48,11 @@ class ResizeTestCase(unittest.TestCase):
         self.driver = self.host.driver
         self.migration = objects.Migration(
             source_compute='testhost', dest_compute='testhost')
+        patch = fixtures.MonkeyPatch(
+            'nova.objects.Migration.get_by_id',
+            lambda cls, context, migration_id: self.migration)
+        patch.setUp()
+        self.addCleanup(patch.cleanUp)
 
     def server(self, **fields: Any) -> objects.Instance:
         return self.host.spawn(self.host.instance(
@@ -273,6 +279,13 @@ class ResizeTest(ResizeTestCase):
             self.driver.migrate_disk_and_power_off(
                 self.host.context, server, '192.0.2.99',
                 self.flavor(server, memory_mb=256), [], None, 20, 10)
+
+    def test_another_host_with_the_same_address_is_refused(self) -> None:
+        server = self.server()
+        self.migration.dest_compute = 'otherhost'
+        with self.running_on(server):
+            error = self.refusal(server, memory_mb=256)
+        self.assertIsInstance(error, exception.MigrationError)
 
     def test_full_disk_is_what_a_larger_flavor_is_for(self) -> None:
         server = self.server()

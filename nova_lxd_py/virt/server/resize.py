@@ -10,18 +10,18 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Giving a server another flavor on this host.
+"""Resizing a server on its host.
 
-Where only limits change, and the root disk does not shrink, they are applied
-to the running container: the guest does not notice. It is stopped and started
-only if the new flavor changes what LXD decides at a start (nesting,
-privileges, uid range), or if volumes are attached, whose connections Nova
-makes anew.
+If only limits change, and the root disk does not shrink, they are applied to
+the running container and the guest does not notice. The guest is restarted
+only if the new flavor changes what LXD applies at a start (nesting,
+privileges, uid range), or if volumes are attached, since Nova makes new
+connections for them.
 
-There is one LXD instance throughout. Until the resize is confirmed its key
-``user.nova.resize`` says that the way back is open; going back means to apply
-the old flavor again. Nova calls ``destroy`` first when it reverts, which
-:meth:`.teardown.TeardownOps.destroy` recognizes by this key.
+There is one LXD instance throughout. Its key ``user.nova.resize`` marks it
+until the resize is confirmed or reverted; reverting means to apply the old
+flavor again. Nova calls ``destroy`` first when it reverts a resize;
+:meth:`.teardown.TeardownOps.destroy` recognizes that by this key.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _RETRY_INTERVAL = 10
 
 
 class ResizeOps:
-    """Resizes servers in place; calls for one server never interleave.
+    """Resizes servers in place.
 
     :param guests: the driver's LXD instances.
     :param guest_configs: what LXD instances have to look like.
@@ -98,27 +98,27 @@ class ResizeOps:
                 instance: objects.Instance, dest: str, flavor: objects.Flavor,
                 network_info: Any, block_device_info: dict[str, Any] | None,
                 timeout: int, retry_interval: int) -> dict[str, Any]:
-        """See that a server can have a flavor, as long as it is easy to go
-        back, and stop it if it has to be.
+        """Check that an instance can have a flavor while a rollback is easy,
+        and stop it if necessary.
 
         See :meth:`nova.virt.driver.ComputeDriver.migrate_disk_and_power_off`.
 
-        :param dest: address of the host to which it is to go.
+        :param dest: address of the destination host.
         :param flavor: the new flavor; the instance still has the old one.
-        :param timeout: seconds that the guest gets to shut down.
-        :param retry_interval: seconds after which it is asked again.
-        :returns: what :meth:`finish` gets.
-        :raises nova.exception.InstanceFaultRollback: the server cannot be
-            resized so, and is as it was.
+        :param timeout: seconds for the guest to shut down.
+        :param retry_interval: seconds between shutdown requests.
+        :returns: the ``disk_info`` that Nova hands to ``finish_migration``.
+        :raises nova.exception.InstanceFaultRollback: if the instance cannot
+            be resized; it is as it was then.
         """
-        if dest != CONF.my_ip:
+        if not _is_this_host(context, instance, dest):
             raise exception.InstanceFaultRollback(exception.MigrationError(
-                reason='LXD servers cannot be moved to another host yet; '
-                       'have it resized on its own host'))
-        guest = self._guests.get(instance)
-        running = guest.power_state != power_state.SHUTDOWN
+                reason='LXD servers cannot be moved to another host yet, only '
+                       'resized on their own host'))
         stopped_here = False
         try:
+            guest = self._guests.get(instance)
+            running = guest.power_state != power_state.SHUTDOWN
             config = self._guest_configs.config(flavor, _claimed(instance))
             devices = self._guest_configs.flavor_devices(flavor)
             self._refuse_smaller_disks(
@@ -127,46 +127,57 @@ class ResizeOps:
             if running and (_has_volumes(block_device_info) or
                             _must_restart(guest, config) or
                             _range_changes(instance.flavor, flavor)):
-                LOG.info('Stopping the server for its new flavor %s',
+                LOG.info('Stopping the guest for the new flavor %s',
                          flavor.name, instance=instance)
                 stopped_here = True
                 self._power.power_off(instance, timeout, retry_interval)
             with self._guests.changing(instance):
-                guest.reload()
-                self._refuse_too_little_memory(guest, flavor)
+                self._refuse_too_little_memory(guest.reload(), flavor)
+                if _has_volumes(block_device_info):
+                    # First, since a start of the guest undoes it.
+                    self._volumes.release(instance, guest, block_device_info)
+                    guest.reload()
                 self._root_disks.update(instance, guest, {
                     **{key: config[key] for key in _TRIED_FIRST
                        if key in config},
                     lxd_guest.KEY_RESIZE: _migration_id(instance),
                 }, devices)
-                if _has_volumes(block_device_info):
-                    self._volumes.release(instance, guest.reload(),
-                                          block_device_info)
-        except (errors.LXDError, exception.InvalidInput,
-                exception.ComputeResourcesUnavailable,
-                exception.ResizeError) as exc:
-            LOG.warning('The server cannot get flavor %(flavor)s and stays '
-                        'as it is: %(error)s',
+        except (errors.LXDError, exception.NovaException) as exc:
+            LOG.warning('Keeping the old flavor, since %(flavor)s cannot be '
+                        'applied: %(error)s',
                         {'flavor': flavor.name, 'error': exc},
                         instance=instance)
             if stopped_here:
-                self._power.power_on(context, instance, network_info,
-                                     block_device_info)
-            raise exception.InstanceFaultRollback(_for_tenants(exc)) from exc
+                self._restart(context, instance, network_info,
+                              block_device_info)
+            raise exception.InstanceFaultRollback(
+                _public_error(instance, exc)) from exc
         return {'in_place': True}
+
+    def _restart(self, context: nova_context.RequestContext,
+                 instance: objects.Instance, network_info: Any,
+                 block_device_info: dict[str, Any] | None) -> None:
+        """Start a guest that was stopped for a resize that then failed."""
+        try:
+            self._power.power_on(context, instance, network_info,
+                                 block_device_info)
+        except (errors.LXDError, exception.NovaException):
+            # The error that led here has to stay the one raised.
+            LOG.exception('Guest does not start after a failed resize',
+                          instance=instance)
 
     def finish(self, context: nova_context.RequestContext,
                migration: objects.Migration, instance: objects.Instance,
                network_info: Any, block_device_info: dict[str, Any] | None,
                power_on: bool) -> None:
-        """Give a server its new flavor.
+        """Apply the new flavor of an instance.
 
         See :meth:`nova.virt.driver.ComputeDriver.finish_migration`.
 
-        :param migration: Nova's record of it.
-        :param instance: the server, which has the new flavor by now.
-        :param power_on: whether it shall run.
-        :raises nova.exception.MigrationError: it comes from another host.
+        :param migration: Nova's record of the resize.
+        :param instance: the instance, which has the new flavor by now.
+        :param power_on: whether to start it.
+        :raises nova.exception.MigrationError: if it comes from another host.
         """
         _refuse_other_hosts(migration)
         self._apply(instance, instance.old_flavor, network_info,
@@ -179,7 +190,7 @@ class ResizeOps:
 
     def confirm(self, migration: objects.Migration,
                 instance: objects.Instance) -> None:
-        """Close the way back.
+        """Mark a resize as confirmed, so that it cannot be reverted.
 
         See :meth:`nova.virt.driver.ComputeDriver.confirm_migration`.
         """
@@ -192,9 +203,10 @@ class ResizeOps:
                 self._root_disks.update(
                     instance, guest, {lxd_guest.KEY_RESIZE: None}, {})
             except errors.LXDError as exc:
-                # The server is what it shall be; the next resize writes the
-                # key again and nothing else heeds it.
-                LOG.warning('LXD keeps the mark of the resize: %s', exc,
+                # The flavor is applied; the next resize writes the key again
+                # and nothing else reads it.
+                LOG.warning('Could not remove the key %s of a confirmed '
+                            'resize: %s', lxd_guest.KEY_RESIZE, exc,
                             instance=instance)
 
     def revert(self, context: nova_context.RequestContext,
@@ -202,40 +214,41 @@ class ResizeOps:
                migration: objects.Migration,
                block_device_info: dict[str, Any] | None,
                power_on: bool) -> None:
-        """Give a server its old flavor back, at whichever point the resize
-        was given up.
+        """Apply the old flavor of an instance again, however far the resize
+        got.
 
         See :meth:`nova.virt.driver.ComputeDriver.finish_revert_migration`.
 
-        :param instance: the server, which has the old flavor again.
+        :param instance: the instance, which has the old flavor again.
         :param migration: Nova's record of the resize.
-        :param power_on: whether it shall run.
+        :param power_on: whether to start it.
         """
         guest = self._guests.get(instance)
         config = self._guest_configs.config(instance.flavor,
                                             instance.numa_topology)
-        given_up = {lxd_guest.KEY_RESIZE: None}
+        unmarked = {lxd_guest.KEY_RESIZE: None}
         if (_has_volumes(block_device_info) or _must_restart(guest, config) or
                 _range_changes(instance.flavor, instance.new_flavor)):
             self._stop(instance)
         try:
             self._apply(instance, instance.new_flavor, network_info,
-                        block_device_info, given_up)
+                        block_device_info, unmarked)
         except (errors.OperationFailed, errors.InvalidRequest,
                 exception.ResizeError) as exc:
             if guest.reload().power_state == power_state.SHUTDOWN:
                 raise
-            LOG.warning('The running server cannot have its old limits back, '
+            LOG.warning('Old limits cannot be applied to the running guest, '
                         'restarting it: %s', exc, instance=instance)
             self._stop(instance)
             self._apply(instance, instance.new_flavor, network_info,
-                        block_device_info, given_up)
+                        block_device_info, unmarked)
         if power_on:
             self._power.power_on(context, instance, network_info,
                                  block_device_info)
-        LOG.info('Back to flavor %s', instance.flavor.name, instance=instance)
+        LOG.info('Reverted to flavor %s', instance.flavor.name,
+                 instance=instance)
 
-    # -- how ----------------------------------------------------------------
+    # -- steps --------------------------------------------------------------
 
     def _stop(self, instance: objects.Instance) -> None:
         self._power.power_off(instance, CONF.shutdown_timeout,
@@ -244,11 +257,11 @@ class ResizeOps:
     def _apply(self, instance: objects.Instance, former: objects.Flavor | None,
                network_info: Any, block_device_info: dict[str, Any] | None,
                marks: Mapping[str, str | None]) -> None:
-        """Apply a server's flavor, be it running or not.
+        """Apply the flavor of an instance, running or not.
 
-        :param instance: the server.
-        :param former: the flavor that LXD's instance may have.
-        :param marks: keys of the driver's to change on it as well.
+        :param instance: the instance.
+        :param former: the flavor that the LXD instance may have now.
+        :param marks: keys of the driver to change as well.
         """
         with self._guests.changing(instance):
             guest = self._guests.get(instance)
@@ -259,13 +272,13 @@ class ResizeOps:
             wanted = self._guest_configs.define(
                 instance, ports,
                 disks.swap_mb(instance.flavor, block_device_info))
-            config, corrected = guest_config.config_changes(guest, wanted)
+            config, repaired = guest_config.config_changes(guest, wanted)
             config.update(marks)
             if not running and _range_changes(instance.flavor, former):
                 config.update({key: None for key in guest.config
                                if key.startswith('security.idmap.')})
                 config.update(self._templates.uid_range(instance))
-            devices = {name: device for name, device in corrected.items()
+            devices = {name: device for name, device in repaired.items()
                        if name.startswith(passthrough.DEVICE_PREFIX)}
             devices[root_disk.DEVICE] = wanted.devices[root_disk.DEVICE]
             self._root_disks.update(instance, guest, config, devices)
@@ -273,10 +286,10 @@ class ResizeOps:
                 self._disks.resize(instance, former.ephemeral_gb,
                                    instance.flavor.ephemeral_gb)
             if running:
-                # For what the flavor says of their bandwidth.
+                # Applies the bandwidth limits of the flavor.
                 self._vifs.plug(instance, ports)
 
-    # -- what cannot be -----------------------------------------------------
+    # -- checks ------------------------------------------------------------
 
     def _refuse_smaller_disks(
             self, instance: objects.Instance, guest: lxd_guest.Guest,
@@ -305,9 +318,11 @@ class ResizeOps:
 
     def _refuse_too_little_memory(self, guest: lxd_guest.Guest,
                                   flavor: objects.Flavor) -> None:
-        """Keep a smaller limit from making the kernel kill processes.
+        """Check that a smaller limit does not make the kernel kill processes.
 
-        What it merely caches for the guest is given up without harm.
+        Cached pages do not count, the kernel drops them.
+
+        :raises nova.exception.ResizeError: if the guest uses more memory.
         """
         if guest.power_state == power_state.SHUTDOWN:
             return
@@ -319,8 +334,8 @@ class ResizeOps:
         available = measured.get('memory_MemAvailable_bytes')
         if total is None or available is None:
             return
-        # LXD takes all that is cached for available, but files of a tmpfs
-        # and shared memory exist nowhere else.
+        # LXD counts all cached pages as available, but those of tmpfs and
+        # shared memory cannot be dropped.
         used = total - available + (measured.get('memory_Shmem_bytes') or 0)
         if used > limit:
             raise exception.ResizeError(reason=(
@@ -328,9 +343,23 @@ class ResizeOps:
                 f'the {flavor.memory_mb} MiB of the flavor; stop it first'))
 
 
+def _is_this_host(context: nova_context.RequestContext,
+                  instance: objects.Instance, dest: str) -> bool:
+    """Whether a resize stays on this host.
+
+    The address does not tell: services on several hosts may have the same
+    ``[DEFAULT] my_ip``, so Nova's record of the migration is asked.
+    """
+    if instance.migration_context is None:
+        return dest == CONF.my_ip
+    migration = objects.Migration.get_by_id(
+        context, instance.migration_context.migration_id)
+    return migration.source_compute == migration.dest_compute
+
+
 def _claimed(instance: objects.Instance
              ) -> objects.InstanceNUMATopology | None:
-    """Find what Nova has chosen of the host for the new flavor."""
+    """Return the NUMA topology that Nova has claimed for the new flavor."""
     context = instance.migration_context
     return context.new_numa_topology if context is not None else None
 
@@ -352,7 +381,7 @@ def _has_volumes(block_device_info: dict[str, Any] | None) -> bool:
 
 def _must_restart(guest: lxd_guest.Guest, config: Mapping[str, str]
                   ) -> bool:
-    """Whether LXD would apply some of a configuration at a start only."""
+    """Whether LXD applies a part of the configuration at a start only."""
     return guest.power_state != power_state.SHUTDOWN and any(
         guest.config.get(key, 'false') != config.get(key, 'false')
         for key in lxd_flavor.RESTART_KEYS)
@@ -366,13 +395,21 @@ def _range_changes(flavor: objects.Flavor, other: objects.Flavor | None
         for spec in (lxd_flavor.SPEC_ISOLATED, lxd_flavor.SPEC_PRIVILEGED))
 
 
-def _for_tenants(exc: Exception) -> exception.NovaException:
-    """Say why without LXD's own words, which may name paths of the host."""
+def _public_error(instance: objects.Instance, exc: Exception
+                  ) -> exception.NovaException:
+    """Return the error that the tenant sees, without LXD's own text, which
+    may name paths of the host."""
     if isinstance(exc, exception.ResizeError):
         return exc
     if isinstance(exc, (exception.InvalidInput,
                         exception.ComputeResourcesUnavailable)):
         return exception.ResizeError(reason=exc.format_message())
+    if isinstance(exc, errors.InstanceNotFound):
+        return exception.InstanceNotFound(instance_id=instance.uuid)
+    if isinstance(exc, exception.VolumeDetachFailed):
+        return exception.ResizeError(
+            reason=f'volume {exc.kwargs.get("volume_id")} could not be '
+                   f'disconnected from the host')
     return exception.ResizeError(
-        reason='LXD on the host could not apply the new flavor; its log '
-               'tells the operator why')
+        reason='LXD could not apply the new flavor; the log of nova-compute '
+               'has the reason')
