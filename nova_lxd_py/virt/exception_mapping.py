@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""LXD's errors as the Nova exceptions whose effect is right."""
+"""Maps LXD's errors to the Nova exceptions that have the right effect."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ from nova_lxd_py.virt.lxd import errors
 
 LOG = logging.getLogger(__name__)
 
-#: What the owner of a server may read; LXD's own words can name paths of the
-#: host and go to the log only.
-_FOR_TENANTS = ('LXD on the host could not carry out "{operation}" on this '
-                'server; its log tells the operator why.')
+#: The reason that the owner of a server sees; LXD's own text can name paths
+#: of the host and goes to the log only.
+_PUBLIC_REASON = ('LXD could not carry out "{operation}" on this server; the '
+                  'log of nova-compute has the reason')
+
+#: Nova takes InstanceNotFound from these methods for a server that has been
+#: deleted meanwhile, records no fault and leaves it in BUILD or "deleting".
+_NEVER_MISSING = frozenset({'cleanup', 'destroy', 'spawn'})
 
 
 class StartupError(exception.InvalidConfiguration):
-    """nova-compute cannot start; the message says why."""
+    """nova-compute cannot start; the message has the reason."""
 
 
 class LXDRequestFailed(exception.NovaException):
@@ -42,28 +46,31 @@ class LXDRequestFailed(exception.NovaException):
 
 
 def convert_exception(exc: errors.LXDError, operation: str, instance: Any
-              ) -> exception.NovaException:
-    """Find the Nova exception for an LXD error.
+                      ) -> exception.NovaException:
+    """Return the Nova exception for an LXD error.
 
-    :param exc: what went wrong.
-    :param operation: the driver's method.
-    :param instance: the server it was about, if any.
+    :param exc: the LXD error.
+    :param operation: name of the driver's method.
+    :param instance: the :class:`nova.objects.Instance` it was called for, or
+        None.
     :returns: the exception to raise.
     """
-    if isinstance(exc, errors.NotFound) and instance is not None:
+    if (isinstance(exc, errors.InstanceNotFound) and instance is not None and
+            operation not in _NEVER_MISSING):
         return exception.InstanceNotFound(instance_id=instance.uuid)
     if isinstance(exc, (errors.Unreachable, errors.PermissionDenied)):
-        # Never a false power state: Nova would stop servers for it.
+        # Never a wrong power state, for which Nova would stop servers.
         return exception.HypervisorUnavailable(host=cfg.CONF.host)
     return LXDRequestFailed(
-        reason=_FOR_TENANTS.format(operation=operation))
+        reason=_PUBLIC_REASON.format(operation=operation))
 
 
 def map_exceptions(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep LXD's errors from leaving a driver method.
+    """Wrap a driver method so that it raises Nova's exceptions instead of
+    LXD's errors.
 
     :param method: a method of the driver.
-    :returns: the same method, raising Nova's exceptions.
+    :returns: the wrapped method.
     """
     signature = inspect.signature(method)
 
@@ -74,14 +81,14 @@ def map_exceptions(method: Callable[..., Any]) -> Callable[..., Any]:
         except errors.LXDError as exc:
             bound = signature.bind(*args, **kwargs).arguments
             instance = bound.get('instance')
-            LOG.error('%s failed: %s', method.__name__, exc,
+            LOG.error('Driver method %s failed: %s', method.__name__, exc,
                       instance=instance)
             raise convert_exception(exc, method.__name__, instance) from exc
     return wrapper
 
 
 def map_all_exceptions(cls: type) -> type:
-    """Apply :func:`map_exceptions` to every public method a class defines.
+    """Apply :func:`map_exceptions` to every public method of a class.
 
     :param cls: the driver class.
     :returns: the same class.

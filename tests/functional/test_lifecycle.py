@@ -245,12 +245,54 @@ class LifecycleTest(unittest.TestCase):
     def test_unknown_server(self) -> None:
         server = self.host.instance(self.host.image())
         context = self.host.context
-        for call in (lambda: self.driver.power_off(server),
-                     lambda: self.driver.power_on(context, server, []),
+        for call in (lambda: self.driver.power_on(context, server, []),
                      lambda: self.driver.reboot(context, server, [], 'HARD'),
                      lambda: self.driver.pause(server),
                      lambda: self.driver.get_console_output(context, server)):
             self.assertRaises(exception.InstanceNotFound, call)
+
+    def test_lost_instance(self) -> None:
+        """Somebody has deleted the LXD instance, or a rebuild has failed."""
+        image = self.host.image()
+        server = self.host.spawn(self.host.instance(image), image)
+        context = self.host.context
+        self.host.lxd.api.must(
+            'PUT', f'/1.0/instances/{server.name}/state',
+            {'action': 'stop', 'force': True},
+            params={'project': self.host.project})
+        self.host.lxd.api.must('DELETE', f'/1.0/instances/{server.name}',
+                               params={'project': self.host.project})
+        driver = self.driver
+        began = time.monotonic()
+        # Nova calls this first for stop, rescue, shelve and rebuild.
+        driver.power_off(server)
+        driver.power_off(server, timeout=60, retry_interval=10)
+        for call in (
+                lambda: driver.power_on(context, server, []),
+                lambda: driver.reboot(context, server, [], 'SOFT'),
+                lambda: driver.pause(server),
+                lambda: driver.suspend(context, server),
+                lambda: driver.rescue(context, server, [], image, 'x', {},
+                                      None),
+                lambda: driver.unrescue(context, server),
+                lambda: driver.set_admin_password(server, 'x'),
+                lambda: driver.get_info(server, use_cache=False),
+                lambda: driver.finish_revert_migration(
+                    context, server, [], None)):
+            self.assertRaises(exception.InstanceNotFound, call)
+        with self.assertRaises(exception.InstanceFaultRollback) as caught:
+            driver.migrate_disk_and_power_off(
+                context, server, driver.get_host_ip_addr(), server.flavor, [])
+        self.assertIsInstance(caught.exception.inner_exception,
+                              exception.InstanceNotFound)
+        self.assertRaises(exception.InstanceNotRunning, driver.snapshot,
+                          context, server, self.host.glance.create(
+                              context, {'name': 'x'})['id'],
+                          lambda **kwargs: None)
+        driver.destroy(context, server, [])
+        self.assertLess(time.monotonic() - began, 10)
+        self.host.spawn(server, image)
+        self.assertEqual(power_state.RUNNING, self.host.state(server))
 
     # -- host ---------------------------------------------------------------
 

@@ -112,6 +112,34 @@ class SpawnFailureTest(unittest.TestCase):
                 self.host.driver.destroy(self.host.context, server, [])
 
 
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class LostPoolTest(unittest.TestCase):
+    """The storage pool of the driver is gone."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.lxd = lxd_daemon.shared()
+        self.lxd.api.must('POST', '/1.0/storage-pools',
+                          {'name': 'lost', 'driver': 'dir'})
+        self.host = driver_host.DriverHost(self.lxd, storage_pool='lost')
+        self.host.setUp()
+        self.addCleanup(self.host.cleanUp)
+        self.lxd.api.must('DELETE', '/1.0/storage-pools/lost')
+
+    def test_build_has_a_fault_and_deletion_ends(self) -> None:
+        image = self.host.image()
+        server = self.host.instance(image, config_drive='True',
+                                    ephemeral_gb=1)
+        info = {'block_device_mapping': [], 'swap': None,
+                'ephemerals': [{'size': 1}], 'root_device_name': '/dev/sda'}
+        with self.assertRaises(exception.NovaException) as caught:
+            self.host.spawn(server, image, block_device_info=info)
+        # Nova would leave the server in BUILD, without a fault.
+        self.assertNotIsInstance(caught.exception,
+                                 exception.InstanceNotFound)
+        self.host.driver.destroy(self.host.context, server, [], info)
+
+
 class ClonedSpawnFailureTest(SpawnFailureTest):
     """The same where servers are cloned from a template."""
 

@@ -77,10 +77,10 @@ class GuestRegistry:
         :param instance: the :class:`nova.objects.Instance`.
         :param role: one of the ROLE constants of :mod:`.guest`.
         :returns: the guest.
-        :raises errors.NotFound: if LXD has none for this uuid.
+        :raises errors.InstanceNotFound: if LXD has none for this uuid.
         """
         name = lxd_guest.lxd_name(instance, role)
-        with contextlib.suppress(errors.NotFound):
+        with contextlib.suppress(errors.InstanceNotFound):
             guest = self.by_name(name)
             if guest.uuid == instance.uuid:
                 return guest
@@ -88,7 +88,7 @@ class GuestRegistry:
         for other in self.all():
             if other.uuid == instance.uuid and other.role == role:
                 return other
-        raise errors.NotFound(
+        raise errors.InstanceNotFound(
             f'LXD has no {role} instance for server {instance.uuid}')
 
     def by_name(self, name: str) -> lxd_guest.Guest:
@@ -96,7 +96,7 @@ class GuestRegistry:
 
         :param name: name of the LXD instance.
         :returns: the guest.
-        :raises errors.NotFound: if LXD has none.
+        :raises errors.InstanceNotFound: if LXD has none.
         """
         return lxd_guest.Guest(self._session,
                                self._session.get('instances', name))
@@ -107,7 +107,7 @@ class GuestRegistry:
 
         :param instance: the :class:`nova.objects.Instance`.
         :returns: the guest.
-        :raises errors.NotFound: if LXD has none.
+        :raises errors.InstanceNotFound: if LXD has none.
         """
         guest = self.get(instance)
         if guest.config.get(lxd_guest.KEY_RESCUED) == 'true':
@@ -120,7 +120,7 @@ class GuestRegistry:
         has none."""
         try:
             return self.get(instance, role)
-        except errors.NotFound:
+        except errors.InstanceNotFound:
             return None
 
     def create(self, name: str, source: Mapping[str, Any],

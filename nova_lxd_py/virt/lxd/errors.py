@@ -51,6 +51,11 @@ class NotFound(LXDError):
     """The named object does not exist."""
 
 
+class InstanceNotFound(NotFound):
+    """An LXD instance does not exist: neither a pool, nor a project, an image
+    or a file is what is missing."""
+
+
 class AlreadyExists(LXDError):
     """An object with this name exists already."""
 

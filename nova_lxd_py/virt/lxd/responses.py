@@ -51,6 +51,7 @@ _BY_TEXT: tuple[tuple[str, type[errors.LXDError]], ...] = (
     ('already in use', errors.AlreadyExists),
     ('is busy running', errors.Busy),
     ('operation in progress', errors.Busy),
+    ('instance not found', errors.InstanceNotFound),
 )
 
 _BY_CODE: dict[int, type[errors.LXDError]] = {

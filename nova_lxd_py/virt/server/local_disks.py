@@ -16,11 +16,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import contextlib
 from typing import Any
 
 from nova import context as nova_context
 from nova import objects
 
+from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt.server import rollback
 from nova_lxd_py.virt.storage import ephemeral_disks
@@ -100,9 +102,13 @@ class LocalDisks:
     def delete_ephemeral(self, instance: objects.Instance) -> None:
         """Delete the ephemeral disks of an instance whose guests are gone.
 
+        A storage pool that no longer exists has none, so that the deletion
+        of a server goes on.
+
         :raises errors.LXDError: if LXD cannot delete one.
         """
-        self._ephemeral.delete(instance)
+        with contextlib.suppress(errors.NotFound):
+            self._ephemeral.delete(instance)
 
     def delete_config_drive(self, instance: objects.Instance) -> None:
         """Delete the config drive of an instance that no guest has any more.

@@ -70,7 +70,8 @@ class PowerOps:
 
     def power_off(self, instance: objects.Instance, timeout: int,
                   retry_interval: int) -> None:
-        """Stop an instance, cleanly if time is given.
+        """Stop an instance, cleanly if time is given; one that LXD does not
+        have counts as stopped, so that it can be rebuilt.
 
         See :meth:`nova.virt.driver.ComputeDriver.power_off`.
 
@@ -79,11 +80,15 @@ class PowerOps:
         :param retry_interval: seconds between shutdown requests.
         """
         with self._guests.changing(instance):
-            guest = self._guests.active(instance)
-            if timeout > 0 and guest.power_state != power_state.SHUTDOWN:
-                self._shut_down(instance, guest, timeout, retry_interval)
-            guest.stop()
-            self._clear_suspended(guest)
+            try:
+                guest = self._guests.active(instance)
+                if timeout > 0 and guest.power_state != power_state.SHUTDOWN:
+                    self._shut_down(instance, guest, timeout, retry_interval)
+                guest.stop()
+                self._clear_suspended(guest)
+            except errors.InstanceNotFound as exc:
+                LOG.warning('Nothing to power off: %s', exc,
+                            instance=instance)
 
     @staticmethod
     def _shut_down(instance: objects.Instance, guest: lxd_guest.Guest,

@@ -170,13 +170,14 @@ class ConnectionTestCase(session_case.SessionTestCase):
 class ErrorsTestCase(session_case.SessionTestCase):
 
     def test_not_found(self):
-        error = self.refused(errors.NotFound, self.session.get, 'instances',
-                             'nope')
+        error = self.refused(errors.InstanceNotFound, self.session.get,
+                             'instances', 'nope')
         self.assertEqual(404, error.code)
         self.assertIn('Instance not found', str(error))
         self.assertIn('instances/nope', str(error))
-        self.refused(errors.NotFound, self.session.put, *STATE, body=START)
-        self.refused(errors.NotFound, self.session.delete, 'instances', 'c1')
+        self.refused(errors.InstanceNotFound, self.session.put, *STATE, body=START)
+        self.refused(errors.InstanceNotFound, self.session.delete, 'instances',
+                     'c1')
 
     def test_exists_already_by_code(self):
         self.refused(errors.AlreadyExists, self.session.post, 'projects',
@@ -259,9 +260,9 @@ class ErrorsTestCase(session_case.SessionTestCase):
                           'c1', 'files', params={'path': '/root/x'})
 
     def test_odd_names_stay_in_their_segment(self):
-        self.refused(errors.NotFound, self.session.get, 'instances',
+        self.refused(errors.InstanceNotFound, self.session.get, 'instances',
                      '../projects/nova')
-        self.refused(errors.NotFound, self.session.get, 'instances',
+        self.refused(errors.InstanceNotFound, self.session.get, 'instances',
                      'a?project=default')
         self.refused(errors.NotFound, self.session.get, 'images', 'aliases',
                      'a b/c%2f#d')
@@ -492,7 +493,7 @@ class TextsTestCase(testtools.TestCase):
     def test_texts(self):
         for text, code, failed, expected in (
                 ('Failed to fetch instance "x" in project "default": '
-                 'Instance not found', 404, False, errors.NotFound),
+                 'Instance not found', 404, False, errors.InstanceNotFound),
                 ('Instance "x" already exists', 400, True,
                  errors.AlreadyExists),
                 ('Alias already exists: a', 400, True, errors.AlreadyExists),
