@@ -77,20 +77,45 @@ class InterfaceOps:
         """
         with self._guests.changing(instance):
             for guest in self._guests.of(instance):
-                guest.update(devices={vif_manager.device_name(vif): None})
+                self._remove_device(instance, guest, vif)
             # LXD has moved the inner end back to the host.
             self._vifs.unplug(instance, [vif])
 
+    def _remove_device(self, instance: objects.Instance,
+                       guest: lxd_guest.Guest, vif: network_model.VIF
+                       ) -> None:
+        """Remove the LXD device of a port.
+
+        LXD moves the network device from a running guest to the host by its
+        name. If the guest's root has renamed or deleted it, LXD removes the
+        NIC only if the host has a device with the name of the inner end.
+        """
+        name = vif_manager.device_name(vif)
+        device = guest.devices.get(name)
+        if device is None:
+            return
+        network = guest.state().get('network')
+        if network and device.get('name') not in network:
+            LOG.info('Recreating the network device of port %s to detach it: '
+                     'the guest has renamed or deleted it', vif['id'],
+                     instance=instance)
+            self._vifs.recreate(instance, vif)
+        guest.update(devices={name: None})
+
 
 def _guest_name(guest: lxd_guest.Guest, vif: network_model.VIF) -> str:
-    """Return the name that a port has in the guest, or the first ``ethN``
-    that no NIC of the guest is given."""
+    """Return the name of a port in the guest, or the first free ``ethN``.
+
+    A free name is neither in use by a network device now, nor of a NIC that
+    the next start brings back.
+    """
     names = {key: device.get('name') for key, device in guest.devices.items()
              if device.get('type') == 'nic'}
     present = names.get(vif_manager.device_name(vif))
     if present:
         return present
+    used = {*names.values(), *(guest.state().get('network') or ())}
     number = 0
-    while f'eth{number}' in names.values():
+    while f'eth{number}' in used:
         number += 1
     return f'eth{number}'

@@ -112,6 +112,18 @@ class VIFManager:
                         'port': vif['id'],
                         'kind': type(error).__name__}) from error
 
+    def recreate(self, instance: objects.Instance, vif: model.VIF) -> None:
+        """Replace the host's devices of a port that a guest may hold.
+
+        The guest loses its network device.
+
+        :param instance: the instance that the port is bound to.
+        :param vif: the port; Neutron may have deleted it already.
+        :raises nova.exception.VirtualInterfacePlugException: if the port
+            cannot be plugged.
+        """
+        self.plug(instance, [self._as_bound(vif)], guest_stopped=True)
+
     def unplug(self, instance: objects.Instance,
                network_info: Iterable[model.VIF] | None) -> None:
         """Unplug each port. Idempotent; raises nothing.
