@@ -81,6 +81,17 @@ RESTART_KEYS = frozenset({
 #: by which the driver finds it.
 _NO_LOOP_CONTROL = 'ioctl errno 1 [1,0x4c00,SCMP_CMP_MASKED_EQ,0xffffff00]'
 
+#: Denies guests to create btrfs subvolumes and snapshots
+#: (``BTRFS_IOC_SNAP_CREATE``, ``_SUBVOL_CREATE``, ``_SNAP_CREATE_V2`` and
+#: ``_SUBVOL_CREATE_V2``). The quota of a root or ephemeral disk on a btrfs
+#: pool does not include them, so a guest could fill the pool. The error is
+#: ENOTTY, that of another filesystem, at which systemd-tmpfiles makes plain
+#: directories. The mask is there because the kernel ignores the upper half of
+#: the argument.
+_NO_SUBVOLUMES = '\n'.join(
+    f'ioctl errno 25 [1,{request:#x},SCMP_CMP_MASKED_EQ,0xffffffff]'
+    for request in (0x50009401, 0x5000940e, 0x50009417, 0x50009418))
+
 #: The kernel's default ``cpu.shares``, which equals an allowance of 100 % in
 #: LXD.
 DEFAULT_SHARES = 1024
@@ -341,7 +352,7 @@ def _security(request: Request) -> _Config:
         'security.nesting': _lxd_bool(flag(request.flavor, SPEC_NESTED)),
         'security.privileged': _lxd_bool(
             flag(request.flavor, SPEC_PRIVILEGED)),
-        'security.syscalls.deny': _NO_LOOP_CONTROL,
+        'security.syscalls.deny': f'{_NO_LOOP_CONTROL}\n{_NO_SUBVOLUMES}',
     }
 
 

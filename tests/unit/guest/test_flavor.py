@@ -80,10 +80,14 @@ class ConfigTestCase(FlavorTestCase):
             'security.devlxd': 'false',
             'security.nesting': 'false',
             'security.privileged': 'false',
-            # No LOOP_* ioctl, even if the guest sets bits that only seccomp
-            # sees.
+            # No LOOP_* ioctl and no btrfs subvolume, even if the guest sets
+            # bits that only seccomp sees.
             'security.syscalls.deny':
-                'ioctl errno 1 [1,0x4c00,SCMP_CMP_MASKED_EQ,0xffffff00]',
+                'ioctl errno 1 [1,0x4c00,SCMP_CMP_MASKED_EQ,0xffffff00]\n'
+                'ioctl errno 25 [1,0x50009401,SCMP_CMP_MASKED_EQ,0xffffffff]\n'
+                'ioctl errno 25 [1,0x5000940e,SCMP_CMP_MASKED_EQ,0xffffffff]\n'
+                'ioctl errno 25 [1,0x50009417,SCMP_CMP_MASKED_EQ,0xffffffff]\n'
+                'ioctl errno 25 [1,0x50009418,SCMP_CMP_MASKED_EQ,0xffffffff]',
         }, self.config())
 
     def test_foreign_extra_specs(self) -> None:
