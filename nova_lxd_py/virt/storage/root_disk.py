@@ -90,6 +90,7 @@ class RootDiskManager:
             # Booted from a volume: the root disk is empty and not used.
             devices = {name: device for name, device in devices.items()
                        if name != DEVICE}
+        devices = self._keep_pool(instance, guest, devices)
         devices = self._keep_quota_if_too_small(instance, guest, devices)
         try:
             guest.update(config, devices)
@@ -148,6 +149,23 @@ class RootDiskManager:
         guest.update(devices={
             DEVICE: {**root, 'size': f'{size + QUOTA_EXTENSION}B'}})
 
+    @staticmethod
+    def _keep_pool(instance: objects.Instance, guest: lxd_guest.Guest,
+                   devices: _Devices) -> _Devices:
+        """Keep a root disk in the pool to which an operator has moved it.
+
+        LXD does not change the pool of a root disk by an update.
+        """
+        root = devices.get(DEVICE)
+        present = guest.devices.get(DEVICE)
+        if not root or not present or root['pool'] == present['pool']:
+            return devices
+        LOG.info('Root disk is in storage pool %(present)s, not in '
+                 '%(configured)s ([lxd] storage_pool)',
+                 {'present': present['pool'], 'configured': root['pool']},
+                 instance=instance)
+        return _with_root(devices, {**root, 'pool': present['pool']})
+
     def _keep_quota_if_too_small(
             self, instance: objects.Instance, guest: lxd_guest.Guest,
             devices: _Devices) -> _Devices:
@@ -196,7 +214,8 @@ class RootDiskManager:
         :raises errors.LXDError: if a request fails.
         """
         size = _size(root)
-        if size is None or self._session.storage_pool()['driver'] != 'btrfs':
+        pool = self._session.storage_pool(guest.devices[DEVICE]['pool'])
+        if size is None or pool['driver'] != 'btrfs':
             return True
         if size <= SHRINK_MARGIN:
             return False
