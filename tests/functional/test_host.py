@@ -67,13 +67,13 @@ class HostTest(unittest.TestCase):
 
     def test_dir_pool(self) -> None:
         host = driver_host.DriverHost(lxd_daemon.shared('dir'))
-        self.addCleanup(lxd_host.cleanUp)
-        lxd_host.setUp()
+        self.addCleanup(host.cleanUp)
+        host.setUp()
         # The size of the filesystem it is on.
-        size = os.statvfs(lxd_host.lxd.directory)
+        size = os.statvfs(host.lxd.directory)
         self.assertEqual(
             size.f_blocks * size.f_frsize >> 30,
-            lxd_host.driver.get_available_resource(self.node)['local_gb'])
+            host.driver.get_available_resource(self.node)['local_gb'])
         self.assertIn('CUSTOM_LXD_POOL_DIR', self.traits(host))
 
     def test_uptime(self) -> None:
@@ -88,7 +88,7 @@ class HostTest(unittest.TestCase):
 
     def traits(self, host: driver_host.DriverHost) -> set[str]:
         tree = self.tree()
-        lxd_host.driver.update_provider_tree(tree, self.node)
+        host.driver.update_provider_tree(tree, self.node)
         return tree.data(self.node).traits
 
     def test_inventory(self) -> None:
