@@ -37,9 +37,9 @@ usage() {
 Usage: ./run_tests.sh [stage]... [-- pytest option...]
        ./run_tests.sh tempest [regular expression]
 
-Without a stage all of them run: "functional" and then "cloud", and all others
-beside "functional". Those marked with * need root: the script runs itself with
-sudo if it is not root already.
+Without arguments all stages run: "functional" and then "cloud", and the others
+at the same time as "functional". Those marked with * need root: the script runs
+itself with sudo if it is not root already.
 
   pep8         style, order of imports, shell scripts, spelling
   mypy         types
@@ -47,20 +47,19 @@ sudo if it is not root already.
   unit         unit tests, twice: Nova 34 with native threads, Nova 32 with
                eventlet
   threads, eventlet
-               one of the two
-  packaging    Nova loads the driver after every way of installing it; as root
-               with Debian's packages as well
-  functional * a real LXD and a real Open vSwitch
-  cloud      * a real cloud, end to end. One that devstack/quickstart.sh has
-               brought up is used and left alone, otherwise one is made and
-               taken away again
+               one of both
+  packaging    every way to install the driver with Nova; as root with Debian's
+               packages as well
+  functional * tests with a real LXD and a real Open vSwitch
+  cloud      * end-to-end tests with the quickstart cloud. A cloud that
+               devstack/quickstart.sh has started is used and kept, otherwise
+               one is started and removed afterwards
 
-The last one runs only when it is named, because it takes an hour:
+The last one takes an hour and runs only if it is named:
 
-  tempest    * OpenStack's own tests, those of Nova and of scenarios, and
+  tempest    * tempest with the same cloud: the compute and scenario tests and
                those of this project's plugin, or what the regular expression
-               selects, against the same cloud; what is left of them is in
-               .venv/tempest/run
+               selects; its files are in .venv/tempest/run
 
 Results and the durations of all tests are left in .venv/results.
 
@@ -77,8 +76,8 @@ is_root() { ((EUID == 0)); }
 
 # -- environments -------------------------------------------------------------
 
-# install PYTHON ARGUMENT...: with uv where it can be had, else with pip. uv
-# takes seconds where pip takes a minute, but does not read pip's settings.
+# install PYTHON ARGUMENT...: uses uv if it is available, which takes seconds, or
+# else pip, which takes a minute. uv does not read pip's settings.
 install() {
     local python=$1 index bundle=${SSL_CERT_FILE:-${PIP_CERT:-}}
     shift
@@ -90,7 +89,7 @@ install() {
             ${bundle:+SSL_CERT_FILE="$bundle"} UV_HTTP_TIMEOUT=180 \
             "$TOOLS/bin/uv" pip install --quiet --python "$python" "$@" &&
             return 0
-        echo 'uv failed, trying pip.'
+        echo 'uv failed; trying pip.'
     fi
     "$python" -m pip install --quiet --disable-pip-version-check "$@"
 }
@@ -100,24 +99,25 @@ make_tools() {
     rm -rf "$TOOLS"
     mkdir -p "$ENVS"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        fail "Python 3.11 or later is needed; PYTHON=... names another one."
+        fail "Python 3.11 or later is needed; set PYTHON to another one."
     "$PYTHON" -m venv "$TOOLS" ||
-        fail 'python3 cannot make virtual environments (package python3-venv).'
+        fail 'python3 cannot create virtual environments (package python3-venv).'
     if [[ -z ${NOVA_LXD_TEST_NO_UV:-} ]]; then
         "$TOOLS/bin/python" -m pip install --quiet \
             --disable-pip-version-check uv ||
-            echo 'uv cannot be had here; pip does it, in more time.'
+            echo 'uv is not available; using pip, which is slower.'
     fi
     touch "$TOOLS/.complete"
 }
 
-# What an environment is made of: when it changes, so must the environment.
+# Prints a checksum of what an environment is made from.
 stamp() {
     cat pyproject.toml setup.cfg ./*requirements.txt doc/requirements.txt \
         "$@" | cksum
 }
 
-# make_env DIRECTORY CONSTRAINTS... -- ARGUMENT...: what uv or pip installs.
+# make_env DIRECTORY CONSTRAINTS... -- ARGUMENT...: creates a virtual environment
+# with what the arguments of "pip install" name.
 make_env() {
     local directory=$1 wanted
     local -a files=() pins=()
@@ -154,8 +154,8 @@ need_tempest() {
     make_env "$TEMPEST" constraints.txt -- --editable '.[tempest]' openstacksdk
 }
 
-# need_packages [MORE...]: the distribution's packages that tests with root need,
-# without letting the services among them start.
+# need_packages [MORE...]: installs the distribution's packages for tests that need
+# root; their services are not started.
 need_packages() (
     set -e
     # shellcheck source=devstack/quickstart/packages.sh
@@ -194,8 +194,8 @@ run_pytest() {
 # use anything of the machine that another file uses, but daemons of its own.
 run_shared() {
     local name=$1 number pid count=$PROCESSES status=0
-    local -a pids=()
-    # Options may select a few tests, or a debugger.
+    local -A pids=()
+    # Options may select a few tests, or start a debugger.
     ((${#PYTEST_OPTIONS[@]} == 0)) || count=1
     if ((count == 1)); then
         run_pytest "$@"
@@ -207,10 +207,13 @@ run_shared() {
             run_pytest "$name-$number" "${@:2}" \
             > >(sed --unbuffered "s/^/$number| /") 2>&1 &
         JOBS+=($!)
-        pids+=($!)
+        pids[$!]=$number
     done
-    for pid in "${pids[@]}"; do
-        wait "$pid" || status=1
+    while ((${#pids[@]})); do
+        wait -n -p pid "${!pids[@]}" || status=1
+        unset "pids[$pid]"
+        # There is a processor to spare as soon as one has ended.
+        prepare_cloud
     done
     return "$status"
 }
@@ -270,13 +273,34 @@ stage_cloud() {
     run_pytest cloud "$NOVA34/bin/python" tests/cloud 900
 }
 
-# Both stages that need a cloud use the same.
+# Starts the cloud in the background if run_all asks for it.
+prepare_cloud() {
+    local status=0
+    [[ -n ${PREPARE_CLOUD:-} ]] || return 0
+    PREPARE_CLOUD=''
+    "$QUICKSTART" status >/dev/null 2>&1 || status=$?
+    # 3: there is none.
+    ((status == 3)) || return 0
+    CLOUD_IS_OURS=yes
+    "$QUICKSTART" up --with-cinder >"$RESULTS/quickstart.log" 2>&1 &
+    CLOUD_JOB=$!
+    JOBS+=("$CLOUD_JOB")
+}
+
+# The stages "cloud" and "tempest" use the same cloud.
 need_cloud() {
+    if [[ -n ${CLOUD_JOB:-} ]]; then
+        local job=$CLOUD_JOB status=0
+        CLOUD_JOB=''
+        wait "$job" || status=$?
+        cat "$RESULTS/quickstart.log"
+        return "$status"
+    fi
     if "$QUICKSTART" status >/dev/null 2>&1; then
         echo 'Using the quickstart cloud of this machine.'
     else
         local was=$?
-        # It is somebody's: neither repaired nor taken away here.
+        # It belongs to the user: neither repaired nor removed here.
         ((was == 3)) || {
             echo "There is a quickstart cloud here that does not work" \
                 "($QUICKSTART status tells why)."
@@ -287,7 +311,7 @@ need_cloud() {
     fi
 }
 
-# Tests of Nova, and the scenarios: servers, with volumes and networks.
+# Tests of Nova, and scenarios: servers with volumes and networks.
 readonly TEMPEST_DEFAULT='^(tempest\.(api\.compute|scenario)|nova_lxd_py)\.'
 
 stage_tempest() {
@@ -305,7 +329,7 @@ run_tempest() (
     PYTHONWARNINGS=ignore "$TEMPEST/bin/tempest" run \
         --config-file "$run/tempest.conf" --exclude-list "$run/skips" \
         --regex "${TEMPEST_REGEX:-$TEMPEST_DEFAULT}" --concurrency 2 || status=1
-    say 'What tempest found'
+    say 'Results of tempest'
     "$TEMPEST/bin/stestr" last --subunit |
         "${python[@]}" "$parts/summary.py" "$RESULTS/tempest.xml" || status=1
     exit "$status"
@@ -342,7 +366,8 @@ run_stage() {
     fi
     took=$((SECONDS - took))
     shopt -s nullglob
-    reports=("$RESULTS/$name".xml "$RESULTS/$name"-[0-9].xml)
+    # Patterns: a file that does not exist is left out.
+    reports=("$RESULTS/$name"[.]xml "$RESULTS/$name"-[0-9].xml)
     if ((${#reports[@]})); then
         read -r passed failed skipped <<<"$(counts "${reports[@]}")"
     elif ((status == 0)); then
@@ -361,8 +386,8 @@ run_stages() {
     done
 }
 
-# All stages. What a real LXD does takes more time than work, so that all else
-# fits beside it.
+# Runs all stages. The functional tests mostly wait for LXD, so that the others
+# can run at the same time.
 run_all() {
     local -a aside=() rest=()
     local name pid
@@ -372,13 +397,15 @@ run_all() {
         *) aside+=("$name") ;;
         esac
     done
-    # They share these, which only one may make at a time.
+    # The stages share these, which must not be made twice at the same time.
     { need_packages && need_nova34 && need_nova32; } ||
-        fail 'The test environments could not be made.'
+        fail 'Cannot create the test environments.'
     run_stages "${aside[@]}" >"$RESULTS/aside.log" 2>&1 &
     pid=$!
     JOBS+=("$pid")
+    PREPARE_CLOUD=yes
     run_stages "${rest[0]}"
+    PREPARE_CLOUD=''
     say "Meanwhile: ${aside[*]}"
     wait "$pid" || :
     cat "$RESULTS/aside.log"
@@ -404,7 +431,7 @@ summary() {
     local -i all_passed=0 all_failed=0 all_skipped=0
     say Summary
     for name in "$@"; do
-        # Nothing is known of one that was cut off.
+        # An interrupted stage has no result.
         read -r took passed failed skipped \
             <<<"$(cat "$RESULTS/$name.result" 2>/dev/null || echo 0 0 1 0)"
         printf '%-12s %4d s  %5d passed %4d failed %4d skipped\n' \
