@@ -49,12 +49,9 @@ from nova_lxd_py.virt.storage import ephemeral_disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import interfaces
 from nova_lxd_py.virt.vif import manager as vif_manager
-from nova_lxd_py.virt.volume import attachments
-from nova_lxd_py.virt.volume import boot_volumes
-from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import manager as volume_manager
+from nova_lxd_py.virt.volume import attachment
+from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import provisioning
-from nova_lxd_py.virt.volume import root_volumes
 from nova_lxd_py.virt.volume import server_volumes
 from nova_lxd_py.virt.volume import usage
 
@@ -131,6 +128,7 @@ def build(virtapi: nova_virtapi.VirtAPI,
     template_store = templates.TemplateStore(session, guests)
     guest_configs = guest_config.GuestConfigBuilder(session, host, vifs)
     volumes = _volumes(session, guests, images)
+    watcher.on_reconnect = volumes.reconcile
     config_drives = config_drive.ConfigDriveManager(session)
     ephemeral = ephemeral_disks.EphemeralDiskManager(session)
     disks = local_disks.LocalDisks(config_drives, ephemeral)
@@ -165,13 +163,10 @@ def build(virtapi: nova_virtapi.VirtAPI,
 
 def _volumes(session: lxd.Session, guests: registry.GuestRegistry,
              images: image_cache.ImageStore) -> server_volumes.ServerVolumes:
-    options = session.options
-    connections = volume_manager.VolumeManager(options)
-    users = usage.VolumeUsage(guests, connections)
+    host_connections = connections.VolumeConnections(session.options)
+    volume_usage = usage.VolumeUsage(guests, host_connections)
     return server_volumes.ServerVolumes(
-        attachments.Attachments(guests, connections,
-                                filesystems.Filesystems(options), users),
-        boot_volumes.BootVolumes(
-            session, guests,
-            root_volumes.RootVolumes(options, connections, users),
-            provisioning.VolumeProvisioner(session, guests, images)))
+        guests, host_connections, volume_usage,
+        attachment.VolumeAttacher(session.options, host_connections,
+                                  volume_usage),
+        provisioning.VolumeProvisioner(session, guests, images))

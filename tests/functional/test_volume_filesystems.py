@@ -22,7 +22,6 @@ from typing import Any
 import unittest
 from unittest import mock
 
-import fixtures
 from nova import exception
 
 from nova_lxd_py.virt.privileged import user_namespaces
@@ -50,13 +49,7 @@ class FilesystemCases:
         self.options = {'volume_filesystems': [self.filesystem],
                         'volume_mode': 'filesystem', **self.options}
         super().setUp()
-        self.metadata: dict[str, str] = {}
-        for patch in (
-                fixtures.MonkeyPatch(
-                    'nova.volume.cinder.API.get',
-                    lambda *args: {'volume_metadata': self.metadata}),):
-            patch.setUp()
-            self.addCleanup(patch.cleanUp)
+        self.metadata = self.storage.metadata
 
     def fill(self, server, name: str = 'data') -> str:
         self.host.run(server, 'sh', '-c',
@@ -337,37 +330,33 @@ class PrivilegedVolumeTest(test_volumes.Host, unittest.TestCase):
     options = {'volume_filesystems': ['ext4'], 'volume_mode': 'filesystem'}
 
     def test_owner(self) -> None:
-        with fixtures.MonkeyPatch('nova.volume.cinder.API.get',
-                                  lambda *args: {}):
-            image = self.host.image()
-            server = self.host.spawn(self.host.instance(
-                image, {'lxd:privileged_allowed': 'true'}), image)
-            connection = self.attach(server, self.storage.volume())
-            self.host.run(server, 'touch', '/mnt/vdb/x')
-            self.assertEqual('0', self.host.run(
-                server, 'busybox', 'stat', '-c', '%u', '/mnt/vdb/x').strip())
-            self.detach(server, connection)
+        image = self.host.image()
+        server = self.host.spawn(self.host.instance(
+            image, {'lxd:privileged_allowed': 'true'}), image)
+        connection = self.attach(server, self.storage.volume())
+        self.host.run(server, 'touch', '/mnt/vdb/x')
+        self.assertEqual('0', self.host.run(
+            server, 'busybox', 'stat', '-c', '%u', '/mnt/vdb/x').strip())
+        self.detach(server, connection)
 
     def test_detach_after_a_reboot_of_the_host(self) -> None:
         """Another server has mounted what is at the volume's device now."""
-        with fixtures.MonkeyPatch('nova.volume.cinder.API.get',
-                                  lambda *args: {}):
-            first, second = self.host.spawn(), self.host.spawn()
-            one = self.storage.volume()
-            mine = self.attach(first, one)
-            self.host.driver.power_off(first)
-            subprocess.run(['umount', os.path.join(
-                lab_volumes.CONF.lxd.volume_mount_directory, one.id)],
-                check=True)
-            lab_volumes.reboot_host(self.host)
-            self.host.restart_driver()
-            connection = self.attach(second, self.storage.volume(),
-                                     device_path=one.device)
-            self.host.run(second, 'touch', '/mnt/vdb/x')
-            self.detach(first, mine)
-            self.assertEqual({}, self.devices(first))
-            self.host.run(second, 'ls', '/mnt/vdb/x')
-            self.detach(second, connection)
+        first, second = self.host.spawn(), self.host.spawn()
+        one = self.storage.volume()
+        mine = self.attach(first, one)
+        self.host.driver.power_off(first)
+        subprocess.run(['umount', os.path.join(
+            lab_volumes.CONF.lxd.volume_mount_directory, one.id)],
+            check=True)
+        lab_volumes.reboot_host(self.host)
+        self.host.restart_driver()
+        connection = self.attach(second, self.storage.volume(),
+                                 device_path=one.device)
+        self.host.run(second, 'touch', '/mnt/vdb/x')
+        self.detach(first, mine)
+        self.assertEqual({}, self.devices(first))
+        self.host.run(second, 'ls', '/mnt/vdb/x')
+        self.detach(second, connection)
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

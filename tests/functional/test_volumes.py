@@ -116,8 +116,13 @@ class Host:
 
     def attach(self, server, volume, path: str = PATH, **data: Any) -> dict:
         connection = volume.connection(**data)
-        self.host.driver.attach_volume(self.host.context, connection, server,
-                                       path, 'virtio', 'disk')
+        self.storage.refused.discard((volume.id, server.uuid))
+        try:
+            self.host.driver.attach_volume(self.host.context, connection,
+                                           server, path, 'virtio', 'disk')
+        except Exception:
+            self.storage.refused.add((volume.id, server.uuid))
+            raise
         return connection
 
     def detach(self, server, connection: dict, path: str = PATH) -> None:
@@ -782,7 +787,7 @@ class FileVolumeTest(VolumeCases, unittest.TestCase):
         written = self.write(server)
         self.host.driver.power_off(server)
         share = os.path.join(
-            self.host.driver._services.volumes._data._volumes._plugins['nfs']
+            self.host.driver._services.volumes._connections._plugins['nfs']
             .options.volume_share_directory,
             hashlib.md5(f'fileserver:{volume.file.parent}'.encode()
                         ).hexdigest())

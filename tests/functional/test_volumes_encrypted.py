@@ -110,7 +110,6 @@ class EncryptedCases(test_volumes.Host):
             lab_volumes.CONF.set_override(name, value, 'key_manager')
             self.addCleanup(lab_volumes.CONF.clear_override, name,
                             'key_manager')
-        self._patch('nova.volume.cinder.API.get', lambda *args: {})
         self._patch('nova.volume.cinder.API.get_volume_encryption_metadata',
                     lambda *args: self._describe(args[-1]))
 

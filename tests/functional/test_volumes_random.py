@@ -28,7 +28,6 @@ import threading
 import time
 import unittest
 
-import fixtures
 from nova import exception
 from oslo_utils import units
 
@@ -65,10 +64,6 @@ class RandomStepsTest(test_volumes.Host, unittest.TestCase):
         self.addCleanup(daemon.cleanUp)
         self.daemon_of_its_own = daemon.lxd
         super().setUp()
-        patch = fixtures.MonkeyPatch('nova.volume.cinder.API.get',
-                                     lambda *args: {})
-        patch.setUp()
-        self.addCleanup(patch.cleanUp)
         self.seed = SEED or random.randrange(1, 1 << 30)
         self.random = random.Random(self.seed)
         self.mappings: dict[int, test_volumes.Mapping] = {}

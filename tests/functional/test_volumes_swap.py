@@ -10,15 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Volumes exchanged for others below a server, with a real LXD."""
+"""Volumes of servers swapped with others, with a real LXD."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
-import os
-import pathlib
 import time
 from typing import Any
 import unittest
@@ -28,7 +25,7 @@ from nova.compute import power_state
 from nova import exception
 from oslo_utils import units
 
-from nova_lxd_py.virt.privileged import mounts
+from nova_lxd_py.virt.privileged import block_copy
 from tests.fixtures import faulty_proxy
 from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
@@ -39,8 +36,6 @@ NO_LXD = lxd_daemon.missing()
 
 Mapping = test_volumes.Mapping
 PATH = test_volumes.PATH
-# From linux/fs.h.
-FIFREEZE, FITHAW = 0xc0045877, 0xc0045878
 described = test_volumes.described
 
 
@@ -53,10 +48,6 @@ class SwapCases(test_volumes.Host):
 
     def setUp(self) -> None:
         super().setUp()
-        patch = fixtures.MonkeyPatch('nova.volume.cinder.API.get',
-                                     lambda *args: {})
-        patch.setUp()
-        self.addCleanup(patch.cleanUp)
 
     def swap(self, server, old: dict, new: lab_volumes.Volume,
              size_gb: int = 0, **data: Any) -> dict:
@@ -195,19 +186,39 @@ class SwapCases(test_volumes.Host):
         self.detach(server, new)
 
     def test_lxd_fails(self) -> None:
-        """At each of the changes that an exchange consists of."""
+        """At each of the changes that a swap consists of."""
         server = self.host.spawn()
         first = self.volume()
         old = self.attach(server, first)
         filled = self.fill(server)
         for how in faulty_proxy.Spoil:
-            # Mark it, freeze it, give it the other one.
-            for number in range(3):
+            # Detach the old one, attach the new one.
+            for number in range(2):
                 self.proxy.spoil(number, how)
                 self.assertRaises(exception.NovaException, self.swap, server,
                                   old, self.volume())
+                self.assertIsNotNone(self.proxy.spoilt)
                 self.proxy.behave()
                 self.assert_as_before(server, first, filled)
+        self.detach(server, old)
+
+    def test_lxd_is_gone_for_good(self) -> None:
+        """The old volume is attached again as soon as LXD is back."""
+        server = self.host.spawn()
+        first = self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        for how in (faulty_proxy.Spoil.LOSE_ANSWER,
+                    faulty_proxy.Spoil.REFUSE):
+            second = self.volume()
+            self.proxy.refuse_from('PUT', how)
+            self.assertRaises(exception.NovaException, self.swap, server, old,
+                              second)
+            self.proxy.behave()
+            self.wait_for_lxd()
+            self.host.driver._services.volumes.reconcile()
+            self.assert_as_before(server, first, filled)
+            self.assertNotIn(second.id, str(self.storage.left_on_host()))
         self.detach(server, old)
 
     def test_lxd_has_crashed_while_it_switched(self) -> None:
@@ -218,36 +229,91 @@ class SwapCases(test_volumes.Host):
         filled = self.fill(server)
         self.host.run(server, 'busybox', 'umount', '-l',
                       self.where.removesuffix('/file'))
-        self.proxy.spoil(2, faulty_proxy.Spoil.LOSE_REQUEST)
+        self.proxy.spoil(0, faulty_proxy.Spoil.LOSE_REQUEST)
         self.assertRaises(exception.NovaException, self.swap, server, old,
                           self.volume())
         self.proxy.behave()
         self.assert_as_before(server, first, filled)
         self.detach(server, old)
 
-    def test_nova_compute_is_killed(self) -> None:
-        """Marking, freezing, copying, and after the switch."""
+    def test_server_runs_during_the_copy(self) -> None:
+        server = self.host.spawn()
+        old = self.attach(server, self.volume())
+        filled = self.fill(server)
+        seen = []
+
+        def copy(*args: Any) -> int:
+            seen.append((self.host.state(server), list(self.devices(server)),
+                         self.host.run(server, 'echo', 'runs')))
+            return copied(*args)
+        copied = block_copy.copy
+        with fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.privileged.block_copy.copy', copy):
+            new = self.swap(server, old, self.volume())
+        self.assertEqual((power_state.RUNNING, [], 'runs\n'), seen[0])
+        self.assertEqual(filled, self.sum(server))
+        self.detach(server, new)
+
+    def test_old_volume_cannot_be_disconnected(self) -> None:
+        """It does not come back, and Nova is not told that it has."""
         server = self.host.spawn()
         first, second = self.volume(), self.volume()
         old = self.attach(server, first)
         filled = self.fill(server)
-        for number in range(1, 4):
+
+        def refuse(_self: Any, identifier: str, *args: Any, **kwargs: Any
+                   ) -> None:
+            raise OSError(errno.EBUSY, 'test')
+        kind = type(self.host.driver._services.volumes._connections._plugins[
+            first.kind])
+        with fixtures.MonkeyPatch(
+                f'{kind.__module__}.{kind.__name__}.disconnect', refuse):
+            new = self.swap(server, old, second)
+        self.assertIn('could not be disconnected', self.log.output)
+        self.assertEqual([f'volume-{second.id}'], list(self.devices(server)))
+        self.assertEqual(filled, self.sum(server))
+        # The next time it is.
+        self.host.driver._services.volumes.reconcile()
+        self.assertNotIn(first.id, str(self.storage.left_on_host()))
+        self.assertEqual(filled, self.sum(server))
+        self.detach(server, new)
+
+    def test_nova_compute_is_killed(self) -> None:
+        """Before the first change of the guest, during the copy, and after
+        the new volume has been attached: the guest has one of them, whole."""
+        server = self.host.spawn()
+        first, second = self.volume(), self.volume()
+        old = self.attach(server, first)
+        filled = self.fill(server)
+        for number in range(3):
             self.proxy.behave()
             self.assertTrue(killed_process.run(
                 lambda: self.host.make_driver().swap_volume(
                     self.host.context, dict(old), second.connection(), server,
                     PATH, 0),
-                lambda: self._changes() >= number), number)
-            # What it had sent, LXD does.
-            time.sleep(2)
-            self.host.lxd.wait_for_operations()
+                lambda: self._changes() >= number and self.begun(second)),
+                number)
+            self.wait_for_lxd()
             self.host.restart_driver()
-            self.assert_as_before(server, first, filled)
-            # Nova gives the new one back to Cinder.
-            self.detach(server, second.connection())
-        new = self.swap(server, old, second)
-        self.assertEqual(filled, self.sum(server))
-        self.detach(server, new)
+            if number < 2:
+                self.assert_as_before(server, first, filled)
+                # Nova gives the new one back to Cinder.
+                self.detach(server, second.connection())
+        self.assert_as_before(server, second, filled)
+        self.detach(server, second.connection())
+        self.assertEqual(set(), self.storage.left_on_host())
+        # What Nova does then.
+        self.detach(server, old)
+
+    def wait_for_lxd(self) -> None:
+        """LXD does what it has been sent."""
+        time.sleep(2)
+        self.host.lxd.wait_for_operations()
+
+    def begun(self, volume: lab_volumes.Volume) -> bool:
+        """Whether the host has a connection to a volume."""
+        return (not isinstance(volume, lab_volumes.FileVolume) or
+                volume.id in str(self.storage.left_on_host()))
 
     def _changes(self) -> int:
         return sum(request.method != 'GET' for request in self.proxy.seen)
@@ -276,8 +342,8 @@ class FilesystemSwapTest(SwapCases, unittest.TestCase):
         lab_volumes.CONF.set_override('volume_filesystems', ['xfs'], 'lxd')
         super().test_larger()
 
-    def test_nova_compute_is_killed_while_it_is_paused(self) -> None:
-        """What it has frozen runs on, whatever is wrong with other guests."""
+    def test_nova_compute_is_killed_while_it_copies(self) -> None:
+        """The server gets its volume back, whatever is wrong with others."""
         other, server = self.host.spawn(), self.host.spawn()
         first, second = self.volume(), self.volume()
         old = self.attach(server, first)
@@ -289,43 +355,16 @@ class FilesystemSwapTest(SwapCases, unittest.TestCase):
                 self.host.context, dict(old), second.connection(), server,
                 PATH, 0),
             lambda: second.file.stat().st_blocks > empty))
-        self.assertTrue(self._is_frozen(first))
         self.host.lxd.api.must(
             'PATCH', f'/1.0/instances/{other.name}',
             {'config': {'user.nova.volume_swap': 'nonsense'}},
             params={'project': self.host.project})
         self.host.restart_driver()
-        self.assertIn(f'of {other.name} cannot be put right', self.log.output)
-        self.assertFalse(self._is_frozen(first))
+        self.assertIn(f'of {other.name}; hard reboot', self.log.output)
         self.host.driver.unpause(server)
         self.assert_as_before(server, first, filled)
         self.detach(server, second.connection())
         self.detach(server, self.swap(server, old, self.volume()))
-
-    def _is_frozen(self, volume: lab_volumes.Volume) -> bool:
-        """Whether the filesystem on it stands still, as it does afterwards if
-        it did before."""
-        for line in pathlib.Path('/proc/self/mountinfo').read_text(
-                ).splitlines():
-            target = line.split()[4]
-            if target.endswith(f'/{volume.id}'):
-                break
-        else:
-            self.fail('It is not mounted')
-        folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.ioctl(folder, FIFREEZE, 0)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            # Nobody may be left waiting if this test fails.
-            self.addCleanup(mounts.thaw, target)
-            return True
-        else:
-            fcntl.ioctl(folder, FITHAW, 0)
-            return False
-        finally:
-            os.close(folder)
 
     def test_mounted_elsewhere(self) -> None:
         """No process is to be seen that uses it."""

@@ -104,6 +104,8 @@ class EventWatcher:
         self._thread: threading.Thread | None = None
         self._delayed: dict[str, threading.Timer] = {}
         guests.on_change(self.forget)
+        #: Called in a thread of its own when LXD has been reached again.
+        self.on_reconnect: Callable[[], None] | None = None
 
     # -- life of the listener -----------------------------------------------
 
@@ -130,6 +132,7 @@ class EventWatcher:
 
     def _listen(self) -> None:
         pause = RECONNECT_FIRST
+        was_connected = False
         while not self._stopping.is_set():
             try:
                 self._channel = self._session.websocket(
@@ -137,6 +140,11 @@ class EventWatcher:
                 try:
                     # Events from here on are queued, so nothing is missed.
                     self._seed()
+                    if was_connected and self.on_reconnect is not None:
+                        threading.Thread(target=self.on_reconnect,
+                                         name='lxd-reconnect',
+                                         daemon=True).start()
+                    was_connected = True
                     pause = RECONNECT_FIRST
                     self._read(self._channel)
                 finally:

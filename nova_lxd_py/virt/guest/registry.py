@@ -198,6 +198,15 @@ class GuestRegistry:
         """
         self._forget = forget
 
+    @staticmethod
+    def lock(uuid: str) -> contextlib.AbstractContextManager[Any]:
+        """Keep operations on one instance from being interleaved.
+
+        :param uuid: UUID of the instance.
+        :returns: a context manager that holds the lock.
+        """
+        return lockutils.lock(f'lxd-instance-{uuid}', lock_file_prefix=None)
+
     @contextlib.contextmanager
     def changing(self, instance: Any) -> Iterator[None]:
         """Hold the lock of one instance while it is changed, and drop its
@@ -208,8 +217,7 @@ class GuestRegistry:
 
         :param instance: the :class:`nova.objects.Instance`.
         """
-        with lockutils.lock(f'lxd-instance-{instance.uuid}',
-                            lock_file_prefix=None):
+        with self.lock(instance.uuid):
             try:
                 yield
             finally:

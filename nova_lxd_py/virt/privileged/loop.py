@@ -96,6 +96,12 @@ def _opened(path: str, flags: int) -> Iterator[int]:
 
 def _find(label: bytes) -> _Loop | None:
     """Find the loop device of a volume."""
+    return next((device for found, device in _labelled() if found == label),
+                None)
+
+
+def _labelled() -> Iterator[tuple[bytes, _Loop]]:
+    """List all loop devices with their labels."""
     for name in os.listdir('/sys/block'):
         if not os.path.exists(f'/sys/block/{name}/loop/backing_file'):
             continue
@@ -109,9 +115,8 @@ def _find(label: bytes) -> _Loop | None:
             LOG.debug('Loop device %s cannot be queried: %s', path, error)
             continue
         fields = _INFO.unpack(bytes(answer))
-        if fields[9].rstrip(b'\0') == label:
-            return _Loop(path, fields[0], fields[1], fields[8])
-    return None
+        yield fields[9].rstrip(b'\0'), _Loop(path, fields[0], fields[1],
+                                             fields[8])
 
 
 def _node(number: int) -> str:
@@ -216,12 +221,49 @@ def share_path(volume_id: str) -> str | None:
         the volume has no loop device.
     """
     found = _find(_label(volume_id))
-    if found is None:
-        return None
-    with open(f'/sys/block/{os.path.basename(found.path)}/loop/backing_file',
-              encoding='utf-8') as stream:
-        path = os.path.dirname(stream.read().strip())
+    return _share(found) if found else None
+
+
+@privileged.context.entrypoint_with_timeout(TIMEOUT)
+def volumes(directory: str) -> dict[str, str]:
+    """List the volumes with loop devices on shares that are mounted below a
+    directory.
+
+    :param directory: where os-brick mounts the shares.
+    :returns: paths of loop devices by volume IDs.
+    """
+    found = {}
+    for label, device in _labelled():
+        volume_id = label.decode('ascii', 'replace').removeprefix(_LABEL)
+        share = _share(device)
+        if (label.startswith(_LABEL.encode()) and _UUID.fullmatch(volume_id)
+                and share and os.path.dirname(share) == directory):
+            found[volume_id] = device.path
+    return found
+
+
+def _share(device: _Loop) -> str | None:
+    """Return the mount of the share on which a loop device's file lies."""
+    path = os.path.dirname(_backing_file(os.path.basename(device.path)))
     return path if _SHARE.fullmatch(path) else None
+
+
+def _backing_file(name: str) -> str:
+    with contextlib.suppress(OSError):
+        with open(f'/sys/block/{name}/loop/backing_file',
+                  encoding='utf-8') as stream:
+            return stream.read().strip()
+    return ''
+
+
+def is_used_below(directory: str) -> bool:
+    """Whether there is a loop device for a file below a directory. This needs
+    no privileges.
+
+    :param directory: path of the directory.
+    """
+    return any(_backing_file(name).startswith(f'{directory}/')
+               for name in os.listdir('/sys/block'))
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
@@ -250,12 +292,8 @@ def release_share(path: str) -> bool:
     if (not isinstance(path, str) or not _SHARE.fullmatch(path) or
             os.path.normpath(path) != path):
         raise ValueError(f'{path!r} is not the mount point of a share')
-    for name in os.listdir('/sys/block'):
-        with contextlib.suppress(OSError):
-            with open(f'/sys/block/{name}/loop/backing_file',
-                      encoding='utf-8') as stream:
-                if stream.read().startswith(path + '/'):
-                    return False
+    if is_used_below(path):
+        return False
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), 0):
         number = ctypes.get_errno()

@@ -13,21 +13,22 @@
 """How a Cinder volume becomes a block device of the host.
 
 One plugin per family of connection types, see
-:mod:`nova_lxd_py.virt.volume.manager` for how it is found. Third parties can
-add theirs under the stevedore namespace ``nova_lxd_py.volume``; the name of
-the entry point is the ``driver_volume_type`` of Cinder's connection.
+:mod:`nova_lxd_py.virt.volume.connections` for how it is found. Third parties
+can add theirs under the stevedore namespace ``nova_lxd_py.volume``; the name
+of the entry point is the ``driver_volume_type`` of Cinder's connection.
 """
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
 from oslo_config import cfg
 
 
-#: Under this key of a connection its block device is kept. Some back ends have
-#: a path of their own, which must stay, in the connection's data.
+#: Key of a connection: path of the block device. Some back ends have a path of
+#: their own in the connection's data, which must stay.
 DEVICE_PATH = 'lxd_device_path'
 
 
@@ -41,9 +42,8 @@ class Refused(Exception):
 class VolumePlugin(abc.ABC):
     """What the driver asks of one family of connection types.
 
-    Every method is idempotent. What goes wrong is raised as it is: the
-    manager makes a Nova exception of it, without what the storage must not
-    tell.
+    Every method is idempotent, and raises errors as they are: the driver
+    converts them to Nova exceptions without the secrets of the storage.
 
     :param options: the ``[lxd]`` option group.
     """
@@ -55,10 +55,10 @@ class VolumePlugin(abc.ABC):
     def connect(self, volume_id: str, connection_info: dict[str, Any]) -> str:
         """Connect the host to a volume.
 
-        :param volume_id: Cinder's id of the volume.
+        :param volume_id: Cinder's ID of the volume.
         :param connection_info: Cinder's description of the connection. What
-            :meth:`disconnect` needs to know may be added to it: Nova keeps it
-            as long as the volume is attached.
+            :meth:`disconnect` needs may be added to it: Nova stores it as long
+            as the volume is attached.
         :returns: path of the block device on the host.
         :raises Exception: if there is no such device afterwards.
         """
@@ -70,7 +70,7 @@ class VolumePlugin(abc.ABC):
 
         Nothing uses the device any more.
 
-        :param volume_id: Cinder's id of the volume.
+        :param volume_id: Cinder's ID of the volume.
         :param connection_info: Cinder's description of the connection.
         :param force: the server is being deleted: lose data that could not be
             written rather than keep the device.
@@ -79,28 +79,38 @@ class VolumePlugin(abc.ABC):
 
     @abc.abstractmethod
     def extend(self, volume_id: str, connection_info: dict[str, Any]) -> None:
-        """Have the host see the new size of a connected volume.
+        """Make the host see the new size of a connected volume.
 
-        :param volume_id: Cinder's id of the volume.
+        :param volume_id: Cinder's ID of the volume.
         :param connection_info: Cinder's description of the connection.
-        :raises Exception: if it does not see it.
+        :raises Exception: if the host does not see it.
         """
 
     def forget(self, volume_id: str) -> None:
         """Remove what can be found of a volume without its connection.
 
-        Its server is gone, and Nova no longer knows what it had.
+        No guest has the volume, and Nova does not know its connection.
 
-        :param volume_id: Cinder's id of the volume, perhaps one that another
+        :param volume_id: Cinder's ID of the volume, perhaps one that another
             plugin has connected.
         :raises Exception: if something was left behind.
         """
 
+    def find_connected(self) -> Mapping[str, str]:
+        """List the volumes to which the host is connected, as far as that can
+        be told without their connections.
 
-def device_path(connection_info: dict[str, Any]) -> str | None:
-    """Tell where the block device of a volume was when it was connected.
+        :meth:`forget` is called for those that no guest has.
 
-    :param connection_info: as the manager left it.
+        :returns: paths of block devices by Cinder's IDs of the volumes.
+        """
+        return {}
+
+
+def device_path(connection_info: Mapping[str, Any]) -> str | None:
+    """Return where the block device of a volume was when it was connected.
+
+    :param connection_info: Cinder's description of the connection.
     :returns: a path, which a reboot of the host may have made wrong.
     """
     return connection_info.get(DEVICE_PATH)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Volumes that os-brick turns into block devices: iSCSI, FC and so on."""
+"""Volumes that os-brick connects as block devices: iSCSI, FC and so on."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from nova_lxd_py.virt.volume import base
 
 LOG = logging.getLogger(__name__)
 
-#: Under this key of the connection os-brick's account of the device is kept.
+#: Key of a connection: os-brick's description of the device.
 _DEVICE_INFO = 'lxd_device_info'
 
 
 class BlockDevicePlugin(base.VolumePlugin):
-    """Leaves all the work to os-brick's connector of the same name."""
+    """Delegates to os-brick's connector of the same name."""
 
-    #: More arguments for os-brick's connector.
+    #: Additional arguments for os-brick's connector.
     arguments: dict[str, Any] = {}
 
     def connect(self, volume_id: str, connection_info: dict[str, Any]) -> str:
@@ -74,8 +74,8 @@ class BlockDevicePlugin(base.VolumePlugin):
 class RBDPlugin(BlockDevicePlugin):
     """Ceph volumes, through the kernel's rbd driver.
 
-    The host needs ceph-common, and the volumes' image features have to be
-    those that its kernel knows.
+    The host needs ceph-common, and its kernel must support the image features
+    of the volumes.
     """
 
     arguments = {'do_local_attach': True}

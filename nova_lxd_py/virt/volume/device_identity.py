@@ -71,6 +71,15 @@ def size(path: str) -> int:
     return int(_attribute(device_number(path), 'size') or 0) * 512
 
 
+def is_read_only(path: str) -> bool:
+    """Whether the kernel refuses to write to a block device.
+
+    :param path: path of the device on the host.
+    :raises WrongDevice: if it is not a block device.
+    """
+    return _attribute(device_number(path), 'ro') == '1'
+
+
 def check(path: str, connection_info: dict[str, Any], size_gb: int | None
           ) -> None:
     """See that a device is the volume of a connection.

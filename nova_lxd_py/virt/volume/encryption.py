@@ -64,7 +64,7 @@ class VolumeEncryption:
         self._options = options
         self._cinder = cinder.API()
 
-    def metadata(self, context: nova_context.RequestContext | None,
+    def metadata(self, context: nova_context.RequestContext,
                  connection_info: dict[str, Any],
                  given: dict[str, Any] | None) -> dict[str, Any]:
         """Find out how a volume is encrypted, and that this host can open it.
@@ -78,8 +78,6 @@ class VolumeEncryption:
         """
         if not connection_info['data'].get('encrypted'):
             return {}
-        if context is None:
-            raise base.Refused('servers cannot boot from encrypted volumes')
         if not given:
             # Cinder may have given it another id since it was connected.
             given = encryptors.get_encryption_metadata(
@@ -95,7 +93,7 @@ class VolumeEncryption:
                                f'it: {lacking}')
         return dict(given)
 
-    def open(self, context: nova_context.RequestContext | None,
+    def open(self, context: nova_context.RequestContext,
              connection_info: dict[str, Any], identifier: str, path: str,
              metadata: dict[str, Any]) -> str:
         """Open a volume that the host is connected to; again is no change.
@@ -157,7 +155,17 @@ class VolumeEncryption:
         if os.path.lexists(self._link(identifier)):
             self._close(identifier, encryptors.LUKS)
 
-    def extend(self, context: nova_context.RequestContext | None,
+    def opened(self) -> list[str]:
+        """List the volumes that may be open.
+
+        :returns: Cinder's IDs of the volumes.
+        """
+        try:
+            return os.listdir(self._options.volume_encryption_directory)
+        except FileNotFoundError:
+            return []
+
+    def extend(self, context: nova_context.RequestContext,
                connection_info: dict[str, Any], identifier: str) -> None:
         """Have an open volume take the new size of the device below it.
 

@@ -154,9 +154,3 @@ def choose_path(requested: str | None, taken: Iterable[str | None]) -> str:
         if ending != 'a' and f'/dev/sd{ending}' not in used:
             return f'/dev/sd{ending}'
     raise exception.TooManyDiskDevices(maximum=len(used))
-
-
-def holders(guests: Iterable[lxd_guest.Guest], identifier: str
-            ) -> list[lxd_guest.Guest]:
-    """Find all guests that have a volume to which the host is connected."""
-    return [guest for guest in guests if name(identifier) in connected(guest)]

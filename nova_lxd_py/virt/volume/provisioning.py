@@ -52,15 +52,15 @@ from oslo_utils import uuidutils
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.image import cache as image_cache
+from nova_lxd_py.virt.image import placeholder
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.privileged import probe
 from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.volume import base
-from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import manager
-from nova_lxd_py.virt.volume import root_volumes
+from nova_lxd_py.virt.volume import connections
+from nova_lxd_py.virt.volume import modes
 
 LOG = logging.getLogger(__name__)
 
@@ -96,6 +96,15 @@ class VolumeProvisioner:
         self._images = image_store
         self._cinder = cinder.API()
 
+    def placeholder_source(self) -> dict[str, str]:
+        """Return what the LXD instance of a volume-backed server is made from.
+
+        :returns: the ``source`` for LXD's ``POST /1.0/instances``.
+        :raises errors.LXDError: if LXD does not take the image for it.
+        """
+        return {'type': 'image',
+                'fingerprint': placeholder.ensure(self._session)}
+
     def prepare(self, context: nova_context.RequestContext,
                 instance: objects.Instance,
                 connection_info: dict[str, Any]) -> None:
@@ -112,23 +121,23 @@ class VolumeProvisioner:
             written.
         :raises errors.LXDError: LXD cannot unpack the image.
         """
-        identifier = manager.volume_id(connection_info)
+        identifier = connections.volume_id(connection_info)
         path = base.device_path(connection_info) or ''
-        with manager.lock(identifier):
+        with connections.lock(identifier):
             first = _FirstBoot(
                 self._options, self._images, instance, identifier, path,
                 self._cinder.get(context, identifier))
-            with manager.explained('boot from', instance, identifier,
+            with connections.map_exceptions('boot from', instance, identifier,
                                    exception.VolumeAttachFailed):
                 ready = first.is_ready()
             if not ready:
                 fingerprint = first.fetch(context)
-                with manager.explained('make a filesystem on', instance,
+                with connections.map_exceptions('make a filesystem on', instance,
                                        identifier,
                                        exception.VolumeAttachFailed):
                     first.make_filesystem()
                 self._unpack(instance, identifier, first, fingerprint)
-            connection_info[filesystems.KEY_KIND] = first.kind
+            connection_info[modes.KEY_KIND] = first.kind
 
     def _unpack(self, instance: objects.Instance, identifier: str,
                 first: _FirstBoot, fingerprint: str) -> None:
@@ -137,7 +146,7 @@ class VolumeProvisioner:
         self.drop_pool(identifier)
         failure = (instance, identifier, exception.VolumeAttachFailed)
         with contextlib.ExitStack() as undo:
-            with manager.explained('mount', *failure):
+            with connections.map_exceptions('mount', *failure):
                 workshop = first.open()
             undo.callback(first.close)
             undo.callback(self.drop_pool, identifier)
@@ -165,7 +174,7 @@ class VolumeProvisioner:
                 raise self._images.explain_create_failure(
                     exc, instance, first.image) from exc
             undo.callback(self._discard, guest)
-            with manager.explained('complete', *failure):
+            with connections.map_exceptions('complete', *failure):
                 first.complete()
         LOG.info('Made the root filesystem on volume %(volume)s of image '
                  '%(image)s in %(seconds).1f seconds',
@@ -181,18 +190,20 @@ class VolumeProvisioner:
     # -- what crashes leave -------------------------------------------------
 
     def recover(self) -> None:
-        """Remove what first boots have left in LXD that nova-compute's end
-        interrupted."""
+        """Remove what interrupted first boots have left in LXD."""
         try:
-            for guest in self._guests.all():
-                if guest.role == lxd_guest.ROLE_UNPACKED:
-                    self._discard(guest)
-            for pool in self._session.get('storage-pools',
-                                          params={'recursion': 1}):
-                if pool['name'].startswith(POOL_PREFIX):
-                    self.drop_pool(pool['name'].removeprefix(POOL_PREFIX))
+            pools = {pool['name'] for pool in self._session.get(
+                'storage-pools', params={'recursion': 1})}
         except errors.LXDError as exc:
-            LOG.warning('A left-over storage pool stays for now: %s', exc)
+            LOG.warning('Could not look for storage pools of interrupted '
+                        'first boots: %s', exc)
+            return
+        for pool in pools:
+            if pool.startswith(POOL_PREFIX):
+                identifier = pool.removeprefix(POOL_PREFIX)
+                # A first boot that is under way has the lock.
+                with connections.lock(identifier):
+                    self.drop_pool(identifier)
 
     def drop_pool(self, identifier: str) -> None:
         """Let go of a volume that an image was being unpacked to.
@@ -283,9 +294,9 @@ class _FirstBoot:
         if found:
             self._holds_image = self._is_the_image()
             if not self._holds_image:
-                raise self.refusal(root_volumes.refusal(found, allowed))
+                raise self.refusal(modes.root_refusal(found, allowed))
         elif not self._about.get('image_id'):
-            raise self.refusal(root_volumes.refusal('', allowed))
+            raise self.refusal(modes.root_refusal('', allowed))
         return False
 
     def _is_the_image(self) -> bool:

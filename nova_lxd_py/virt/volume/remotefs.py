@@ -10,11 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Volumes that are files on a share, such as NFS: through loop devices."""
+"""Volumes that are files on a share such as NFS, used through loop devices."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import contextlib
+import os
 from typing import Any
 
 from nova import utils
@@ -27,7 +29,7 @@ from nova_lxd_py.virt.volume import base
 
 LOG = logging.getLogger(__name__)
 
-#: What mounts the shares; the key is Cinder's connection type.
+#: os-brick's clients, which mount the shares, by Cinder's connection type.
 _CLIENTS = {'nfs': remotefs.RemoteFsClient,
             'quobyte': remotefs.RemoteFsClient,
             'vzstorage': remotefs.VZStorageRemoteFSClient}
@@ -76,10 +78,17 @@ class FilePlugin(base.VolumePlugin):
 
     def forget(self, volume_id: str) -> None:
         """See :meth:`.base.VolumePlugin.forget`."""
-        folder = loop.share_path(volume_id)
+        share = loop.share_path(volume_id)
         loop.detach(volume_id, True)
-        if folder is not None:
-            loop.release_share(folder)
+        if share is not None:
+            loop.release_share(share)
+
+    def find_connected(self) -> Mapping[str, str]:
+        """See :meth:`.base.VolumePlugin.find_connected`."""
+        directory = os.path.realpath(self.options.volume_share_directory)
+        if not loop.is_used_below(directory):
+            return {}
+        return loop.volumes(directory)
 
     def _client(self, connection_info: dict[str, Any]) -> Any:
         kind = connection_info['driver_volume_type']
@@ -93,6 +102,6 @@ class FilePlugin(base.VolumePlugin):
 
 
 def _share_lock(data: dict[str, Any]) -> contextlib.AbstractContextManager:
-    """Keep a share from going while another volume on it is coming."""
+    """Keep a share mounted while a volume on it is being connected."""
     return lockutils.lock(f'lxd-share-{data["export"]}',
                           lock_file_prefix=None)

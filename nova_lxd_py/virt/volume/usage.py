@@ -10,12 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Who has a volume, without a list of all servers for each one attached.
+"""Which guests have a volume, without listing all guests for each attachment.
 
-No server can have a volume to which this host has no connection. All are made
-in this process, or are seen on the instances when it begins; so LXD has to be
-asked only about a volume that the host is connected to already. What stopped
-servers had before a reboot of the host, they do not have until they start.
+No guest can have a volume to which this host is not connected. This process
+records each connection that it makes, and reads those of earlier ones from the
+LXD instances. So LXD is asked only about volumes to which the host may be
+connected. What stopped guests had before a reboot of the host, they do not
+have until they start.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import device_identity
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import manager
 
 LOG = logging.getLogger(__name__)
 
@@ -40,64 +41,67 @@ class VolumeUsage:
     """Finds the guests that have a volume.
 
     :param guests: the driver's LXD instances.
-    :param volumes: knows what this process has connected.
+    :param host_connections: records what the host is connected to.
     """
 
     def __init__(self, guests: registry.GuestRegistry,
-                 volumes: manager.VolumeManager) -> None:
+                 host_connections: connections.VolumeConnections) -> None:
         self._guests = guests
-        self._volumes = volumes
+        self._host_connections = host_connections
         self._lock = threading.Lock()
-        self._begun = False
+        self._seeded = False
 
-    def of(self, identifier: str) -> list[lxd_guest.Guest]:
+    def users(self, identifier: str) -> list[lxd_guest.Guest]:
         """Find all guests that have a volume.
 
-        :param identifier: Cinder's id of the volume.
+        :param identifier: Cinder's ID of the volume.
         """
-        if identifier not in self._connections():
+        if identifier not in self.connections():
             return []
-        return lxd_devices.holders(self._guests.all(), identifier)
+        name = lxd_devices.name(identifier)
+        return [guest for guest in self._guests.all()
+                if name in lxd_devices.connected(guest)]
 
-    def others(self, instance: objects.Instance, identifier: str
-               ) -> list[lxd_guest.Guest]:
-        """Find the guests of other servers that have a volume.
+    def other_users(self, instance: objects.Instance, identifier: str
+                    ) -> list[lxd_guest.Guest]:
+        """Find the guests of other instances that have a volume.
 
-        :param instance: the server that is left out.
-        :param identifier: Cinder's id of the volume.
+        :param instance: the instance to leave out.
+        :param identifier: Cinder's ID of the volume.
         """
-        return [guest for guest in self.of(identifier)
+        return [guest for guest in self.users(identifier)
                 if guest.uuid != instance.uuid]
 
     def check_exclusive(self, instance: objects.Instance, identifier: str,
                         sharing: bool = False) -> bool:
-        """See that a server may have a volume.
+        """Check that an instance may have a volume.
 
-        :param instance: the server.
-        :param identifier: Cinder's id of the volume.
-        :param sharing: whether other servers may have it, too.
-        :returns: whether any has it already, this one or another: the host is
-            connected to it then, and has to stay so.
-        :raises nova.exception.VolumeAttachFailed: another server has it.
+        :param instance: the instance.
+        :param identifier: Cinder's ID of the volume.
+        :param sharing: whether other instances may have it as well.
+        :returns: whether any guest has it already, this one or another: then
+            the host is connected to it and must stay so.
+        :raises nova.exception.VolumeAttachFailed: if another instance has it.
         """
-        having = self.of(identifier)
+        users = self.users(identifier)
         if not sharing and any(guest.uuid != instance.uuid
-                               for guest in having):
+                               for guest in users):
             raise exception.VolumeAttachFailed(
                 volume_id=identifier,
                 reason='another server on the host still has it')
-        return bool(having)
+        return bool(users)
 
-    def check_device_conflict(self, instance: objects.Instance, identifier: str,
-                              source: str) -> None:
-        """See that a device is not the one of another volume as well.
+    def check_device_conflict(self, instance: objects.Instance,
+                              identifier: str, source: str) -> None:
+        """Check that a block device is not the one of another volume as well.
 
-        :param instance: the server that is to have it.
-        :param identifier: Cinder's id of the volume that it should be.
+        :param instance: the instance that is to have the volume.
+        :param identifier: Cinder's ID of the volume.
         :param source: path of the block device.
-        :raises nova.exception.VolumeAttachFailed: it is.
+        :raises nova.exception.VolumeAttachFailed: if a guest has the device as
+            another volume.
         """
-        for guest, name in self._of_same_device(identifier, source):
+        for guest, name in self._users_of_device(identifier, source):
             LOG.error('%(path)s turned up as volume %(volume)s, but is device '
                       '%(name)s of %(guest)s; the host has a stale '
                       'connection', {'path': source, 'volume': identifier,
@@ -107,32 +111,38 @@ class VolumeUsage:
                 volume_id=identifier,
                 reason='the host takes it for another volume')
 
-    def _of_same_device(self, identifier: str, source: str
-                        ) -> list[tuple[lxd_guest.Guest, str]]:
+    def _users_of_device(self, identifier: str, source: str
+                         ) -> list[tuple[lxd_guest.Guest, str]]:
         """Find guests that have a block device as another volume.
 
         :returns: guests with the names of their LXD devices.
         """
         number = device_identity.device_number(source)
-        if not any(_is_device(path, number) for other, path
-                   in self._connections().items() if other != identifier):
+        if not any(_is_device(connection.path, number) for other, connection
+                   in self.connections().items() if other != identifier):
             return []
         return [(guest, name) for guest in self._guests.all()
                 for name, device in lxd_devices.connected(guest).items()
                 if name != lxd_devices.name(identifier) and
                 _is_device(lxd_devices.source(device), number)]
 
-    def _connections(self) -> dict[str, str]:
-        """List what the host may be connected to: paths of block devices by
-        volume."""
+    def connections(self) -> dict[str, connections.Connection]:
+        """List what the host may be connected to.
+
+        :returns: connections by Cinder's IDs of the volumes.
+        """
         with self._lock:
-            if not self._begun:
+            if not self._seeded:
+                known = self._host_connections.known()
                 for guest in self._guests.all():
                     for name, device in lxd_devices.connected(guest).items():
-                        self._volumes.note(lxd_devices.volume(name),
-                                           lxd_devices.source(device))
-                self._begun = True
-        return self._volumes.connections()
+                        identifier = lxd_devices.volume(name)
+                        if identifier not in known:
+                            self._host_connections.note(
+                                identifier, connections.Connection(
+                                    lxd_devices.source(device)))
+                self._seeded = True
+        return self._host_connections.known()
 
 
 def _is_device(path: str, number: int) -> bool:

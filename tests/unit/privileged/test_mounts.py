@@ -26,7 +26,7 @@ from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.privileged import probe
 from nova_lxd_py.virt.privileged import validation
 from nova_lxd_py.virt.volume import base as volume_base
-from nova_lxd_py.virt.volume import filesystems
+from nova_lxd_py.virt.volume import modes
 
 VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
 TARGET = f'/var/lib/nova/volumes/{VOLUME}'
@@ -103,12 +103,12 @@ class IdRangeTestCase(base.BaseTestCase):
                 'Maprange': 65536}
 
     def test_ranges(self) -> None:
-        self.assertEqual((100, 200, 65536), filesystems.id_range(self.guest(
+        self.assertEqual((100, 200, 65536), modes.id_range(self.guest(
             [self.entry(True, False, 100), self.entry(False, True, 200)])))
-        self.assertEqual((100, 100, 65536), filesystems.id_range(self.guest(
+        self.assertEqual((100, 100, 65536), modes.id_range(self.guest(
             [self.entry(True, True, 100)])))
-        self.assertEqual((0, 0, 0), filesystems.id_range(self.guest(
+        self.assertEqual((0, 0, 0), modes.id_range(self.guest(
             None, **{'security.privileged': 'true'})))
         for idmap in (None, [], [self.entry(True, False, 100)]):
-            self.assertRaises(volume_base.Refused, filesystems.id_range,
+            self.assertRaises(volume_base.Refused, modes.id_range,
                               self.guest(idmap))

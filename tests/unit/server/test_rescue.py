@@ -18,7 +18,6 @@ import json
 from nova import exception
 from nova import objects
 
-from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import password
 from nova_lxd_py.virt.guest import registry
@@ -27,11 +26,8 @@ from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.server import rescue
+from nova_lxd_py.virt import services
 from nova_lxd_py.virt.vif import manager as vif_manager
-from nova_lxd_py.virt.volume import attachments
-from nova_lxd_py.virt.volume import filesystems
-from nova_lxd_py.virt.volume import manager as volume_manager
-from nova_lxd_py.virt.volume import usage
 from tests.fixtures.fake_lxd import fixture
 from tests.fixtures import session_case
 
@@ -64,8 +60,6 @@ class RescueTestCase(session_case.SessionTestCase):
         self.cfg.config(group='lxd', directory='/srv/lxd',
                         inject_password=False)
         self.guests = registry.GuestRegistry(self.session)
-        options = conf.CONF.lxd
-        volumes = volume_manager.VolumeManager(options)
         vifs = vif_manager.VIFManager()
         self.rescues = rescue.RescueOps(
             self.session, self.guests,
@@ -74,9 +68,7 @@ class RescueTestCase(session_case.SessionTestCase):
             vifs, _Images(self.session),
             config_drive.ConfigDriveManager(self.session),
             password.AdminPassword(self.session, self.guests),
-            attachments.Attachments(self.guests, volumes,
-                                    filesystems.Filesystems(options),
-                                    usage.VolumeUsage(self.guests, volumes)))
+            services._volumes(self.session, self.guests, None))
         self.server = objects.Instance(
             id=1, uuid=UUID, project_id='p', user_id='u', display_name='s',
             image_ref='', config_drive='', system_metadata={}, task_state=None,

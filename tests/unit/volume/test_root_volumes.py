@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any
 from unittest import mock
 
 import fixtures
@@ -27,10 +26,9 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.image import placeholder
 from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.server import guest_config
-from nova_lxd_py.virt.volume import attachments
-from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import root_volumes
+from nova_lxd_py.virt.volume import modes
+from nova_lxd_py.virt.volume import server_volumes
 
 objects.register_all()
 
@@ -47,7 +45,7 @@ def guest(**config: str) -> lxd_guest.Guest:
 
 
 class RootsTestCase(base.BaseTestCase):
-    """nova_lxd_py.virt.volume.root_volumes and what knows of root volumes."""
+    """Root mode and what else knows of root volumes."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -61,28 +59,26 @@ class RootsTestCase(base.BaseTestCase):
 
     def test_which_volume(self) -> None:
         self.assertIs(self.info['block_device_mapping'][1],
-                      root_volumes.find(self.info))
-        self.assertIsNone(root_volumes.find(None))
-        self.assertIsNone(root_volumes.find({'block_device_mapping': [
+                      server_volumes._root(self.info))
+        self.assertIsNone(server_volumes._root(None))
+        self.assertIsNone(server_volumes._root({'block_device_mapping': [
             self.info['block_device_mapping'][0]]}))
         self.assertEqual(VOLUME, lxd_guest.root_volume(self.stub))
         self.assertIsNone(lxd_guest.root_volume(guest()))
         self.assertIsNone(lxd_guest.root_volume(None))
         # It is none of those that a server has beside it.
         self.assertEqual([self.info['block_device_mapping'][0]],
-                         attachments._mapping(self.info))
+                         server_volumes._data(self.info))
 
     def test_it_counts_as_held_while_connected(self) -> None:
-        self.assertEqual([self.stub],
-                         lxd_devices.holders([guest(), self.stub], VOLUME))
+        self.assertIn(f'volume-{VOLUME}', lxd_devices.connected(self.stub))
         found = lxd_devices.of_guest(self.stub)
         self.assertEqual({f'volume-{VOLUME}', f'volume-{OTHER}'}, set(found))
         self.assertEqual(
             '/dev/y',
-            lxd_devices.source(
-                found[f'volume-{VOLUME}']))
+            lxd_devices.source(found[f'volume-{VOLUME}']))
         released = guest(**{lxd_guest.KEY_ROOT_VOLUME: VOLUME})
-        self.assertEqual([], lxd_devices.holders([released], VOLUME))
+        self.assertNotIn(f'volume-{VOLUME}', lxd_devices.connected(released))
 
     def test_keys_survive_corrections(self) -> None:
         wanted = guest_config.GuestConfig({}, {})
@@ -94,34 +90,26 @@ class RootsTestCase(base.BaseTestCase):
 
     def test_policy(self) -> None:
         options = mock.Mock(volume_filesystems=['ext4'])
-        volumes = root_volumes.RootVolumes(options, mock.Mock(), mock.Mock())
+        mode = modes.RootMode(options)
         server = objects.Instance(uuid=OTHER)
-        volume: dict[str, Any] = {'connection_info': {'data': {}}}
-        volumes.check(server, volume)
+        mode.check(server, {'data': {}}, VOLUME)
         for info, allowed, reason in (
                 ({'data': {'access_mode': 'ro'}}, ['ext4'], 'read-only'),
                 ({'data': {}, 'multiattach': True}, ['xfs'], 'multiattach'),
                 ({'data': {}}, [], 'volume_filesystems')):
             options.volume_filesystems = allowed
-            volume['connection_info'] = info
             error = self.assertRaises(exception.BuildAbortException,
-                                      volumes.check, server, volume)
+                                      mode.check, server, info, VOLUME)
             self.assertIn(reason, str(error))
 
     def test_places(self) -> None:
-        volumes = root_volumes.RootVolumes(
-            conf.CONF.lxd, mock.Mock(), mock.Mock())
-        target = volumes.target(VOLUME)
+        target = modes.RootMode(conf.CONF.lxd).target(VOLUME)
         self.assertEqual(target, rootfs._root_target(target))
-        self.assertTrue(root_volumes.is_root({filesystems.KEY_MODE: 'root'}))
-        self.assertFalse(root_volumes.is_root({filesystems.KEY_MODE: 'block'}))
 
     def test_refusals_say_what_to_do(self) -> None:
-        self.assertIn('it is empty', root_volumes.refusal('', ['ext4']))
+        self.assertIn('it is empty', modes.root_refusal('', ['ext4']))
         self.assertIn(
-            'it holds dos', root_volumes.refusal(
-                'dos', [
-                    'ext4', 'xfs']))
+            'it holds dos', modes.root_refusal('dos', ['ext4', 'xfs']))
 
     def test_stub_is_always_the_same(self) -> None:
         self.assertEqual(

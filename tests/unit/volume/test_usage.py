@@ -27,13 +27,14 @@ from stevedore import extension
 from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
-from nova_lxd_py.virt.volume import attach_steps
+from nova_lxd_py.virt.volume import attachment
 from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import device_identity
-from nova_lxd_py.virt.volume import filesystems
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import manager
-from nova_lxd_py.virt.volume import root_volumes
+from nova_lxd_py.virt.volume import modes
+from nova_lxd_py.virt.volume import provisioning
+from nova_lxd_py.virt.volume import server_volumes
 from nova_lxd_py.virt.volume import usage
 from tests.fixtures import session_case
 
@@ -62,7 +63,7 @@ class Plugin(base.VolumePlugin):
         pass
 
 
-class HoldersTestCase(session_case.SessionTestCase):
+class UsageTestCase(session_case.SessionTestCase):
 
     def setUp(self) -> None:
         super().setUp()
@@ -102,12 +103,13 @@ class HoldersTestCase(session_case.SessionTestCase):
 
     def start_driver(self) -> None:
         options = conf.CONF.lxd
-        self.volumes = manager.VolumeManager(options)
-        self.holders = usage.VolumeUsage(self.guests, self.volumes)
-        self.roots = root_volumes.RootVolumes(
-            options, self.volumes, self.holders)
-        self.steps = attach_steps.AttachSteps(
-            self.volumes, filesystems.Filesystems(options), self.holders)
+        self.connections = connections.VolumeConnections(options)
+        self.usage = usage.VolumeUsage(self.guests, self.connections)
+        self.attacher = attachment.VolumeAttacher(
+            options, self.connections, self.usage)
+        self.volumes = server_volumes.ServerVolumes(
+            self.guests, self.connections, self.usage, self.attacher,
+            provisioning.VolumeProvisioner(self.session, self.guests, None))
 
     def make(self, uuid: str, device: dict[str, str] | None = None,
              start: bool = False, **config: str) -> lxd_guest.Guest:
@@ -130,15 +132,28 @@ class HoldersTestCase(session_case.SessionTestCase):
 
     def connection(self, identifier: str) -> dict[str, Any]:
         return {'driver_volume_type': 'pigeon', 'serial': identifier,
-                'data': {}, filesystems.KEY_MODE: filesystems.BLOCK}
+                'data': {}}
 
-    def root_of(self, identifier: str) -> dict[str, Any]:
-        return {'connection_info': self.connection(identifier)}
+    def root_info(self, identifier: str) -> dict[str, Any]:
+        """Describe the disks of a server that boots from a volume."""
+        return {'block_device_mapping': [
+            {'connection_info': self.connection(identifier), 'boot_index': 0,
+             'mount_device': '/dev/vda'}]}
 
-    def is_mixed_up(self) -> bool:
+    def connect_root(self, uuid: str, identifier: str) -> dict[str, str]:
+        return self.volumes.connect(
+            None, self.server(uuid), None, self.root_info(identifier)).config
+
+    def known(self) -> dict[str, str]:
+        """Paths of the devices of all recorded connections."""
+        return {identifier: connection.path for identifier, connection
+                in self.usage.connections().items()}
+
+    def has_conflict(self) -> bool:
         """Whether another volume is refused the same device."""
         try:
-            self.holders.check_device_conflict(self.server(NEIGHBOUR), OTHER, DEVICE)
+            self.usage.check_device_conflict(self.server(NEIGHBOUR), OTHER,
+                                             DEVICE)
         except exception.VolumeAttachFailed:
             return True
         return False
@@ -147,27 +162,29 @@ class HoldersTestCase(session_case.SessionTestCase):
 
     def test_record_of_this_boot(self) -> None:
         guest = self.make(SERVER, {lxd_devices.KEY_BOOT: 'first'})
-        self.assertTrue(self.is_mixed_up())
+        self.assertTrue(self.has_conflict())
         self.assertEqual([SERVER],
-                         [found.uuid for found in self.holders.of(VOLUME)])
-        self.assertEqual({VOLUME: DEVICE}, self.volumes.connections())
-        self.assertRaises(exception.VolumeAttachFailed, self.holders.check_exclusive,
-                          self.server(NEIGHBOUR), VOLUME)
-        self.assertTrue(self.holders.check_exclusive(self.server(NEIGHBOUR), VOLUME,
-                                                     sharing=True))
+                         [found.uuid for found in self.usage.users(VOLUME)])
+        self.assertEqual({VOLUME: DEVICE}, self.known())
+        self.assertRaises(exception.VolumeAttachFailed,
+                          self.usage.check_exclusive, self.server(NEIGHBOUR),
+                          VOLUME)
+        self.assertTrue(self.usage.check_exclusive(
+            self.server(NEIGHBOUR), VOLUME, sharing=True))
         self.assertTrue(lxd_devices.connected(guest))
 
     def test_record_without_a_boot(self) -> None:
         self.make(SERVER, {'user.x': 'y'})
-        self.assertTrue(self.is_mixed_up())
+        self.assertTrue(self.has_conflict())
 
     def test_record_of_another_boot(self) -> None:
         guest = self.make(SERVER, {lxd_devices.KEY_BOOT: 'first'})
         self.reboot('second')
-        self.assertFalse(self.is_mixed_up())
-        self.assertEqual([], self.holders.of(VOLUME))
-        self.assertEqual({}, self.volumes.connections())
-        self.assertFalse(self.holders.check_exclusive(self.server(SERVER), VOLUME))
+        self.assertFalse(self.has_conflict())
+        self.assertEqual([], self.usage.users(VOLUME))
+        self.assertEqual({}, self.known())
+        self.assertFalse(self.usage.check_exclusive(self.server(SERVER),
+                                                    VOLUME))
         self.assertEqual({}, lxd_devices.connected(guest))
         self.assertEqual([lxd_devices.name(VOLUME)],
                          list(lxd_devices.of_guest(guest)))
@@ -175,26 +192,26 @@ class HoldersTestCase(session_case.SessionTestCase):
     def test_running_server_has_what_it_has(self) -> None:
         self.make(SERVER, {lxd_devices.KEY_BOOT: 'first'}, start=True)
         self.reboot('second')
-        self.assertTrue(self.is_mixed_up())
+        self.assertTrue(self.has_conflict())
 
     def test_root_of_another_boot(self) -> None:
-        keys = self.roots.connect(self.server(SERVER), self.root_of(VOLUME))
+        keys = self.connect_root(SERVER, VOLUME)
         self.assertEqual('first', keys[lxd_guest.KEY_ROOT_BOOT])
         # What comes later counts: not mapped again by liblxc.
         self.assertEqual('lxc.rootfs.options =',
                          keys['raw.lxc'].splitlines()[0])
         guest = self.make(SERVER, **keys)
-        self.assertTrue(self.is_mixed_up())
+        self.assertTrue(self.has_conflict())
         self.assertRaisesRegex(
             exception.VolumeAttachFailed, 'for another volume',
-            self.roots.connect, self.server(NEIGHBOUR), self.root_of(OTHER))
+            self.connect_root, NEIGHBOUR, OTHER)
         self.reboot('second')
         self.start_driver()
-        self.roots.connect(self.server(NEIGHBOUR), self.root_of(OTHER))
+        self.connect_root(NEIGHBOUR, OTHER)
         self.patch_root('rootfs.unmount', lambda *args: False)
         self.patch_root('rootfs.close_staging', lambda *args: None)
-        self.roots.release(self.server(SERVER), guest,
-                           self.connection(VOLUME))
+        self.volumes.release(self.server(SERVER), guest,
+                             self.root_info(VOLUME))
         self.assertEqual({}, lxd_devices.of_guest(guest.reload()))
         self.assertNotIn(lxd_guest.KEY_ROOT_BOOT, guest.config)
 
@@ -203,16 +220,18 @@ class HoldersTestCase(session_case.SessionTestCase):
         self.make(SERVER, {lxd_devices.KEY_BOOT: 'first'})
         self.reboot('second')
         with contextlib.ExitStack() as undo:
-            device = self.steps.connect(
-                None, self.server(NEIGHBOUR), self.connection(OTHER),
+            changes = self.attacher.connect(
+                None, self.server(NEIGHBOUR),
+                {**self.connection(OTHER), modes.KEY_MODE: modes.BLOCK},
                 '/dev/vdb', 1, undo)
             undo.pop_all()
-        self.assertEqual('second', device[lxd_devices.KEY_BOOT])
+        self.assertEqual('second', changes.devices[lxd_devices.name(OTHER)][
+            lxd_devices.KEY_BOOT])
 
     def test_detached_after_a_reboot(self) -> None:
         """What another server has mounted does not keep it attached."""
         self.patch_root('mounts.is_in_use', lambda path: True)
-        self.patch('filesystems._PATIENCE', 0)
+        self.patch('modes._RELEASE_TIMEOUT', 0)
         for boot in ('first', 'second'):
             guest = self.make(SERVER, {
                 'type': 'disk', 'path': '/mnt/vdb', 'source': '/x',
@@ -220,8 +239,9 @@ class HoldersTestCase(session_case.SessionTestCase):
             self.reboot(boot)
 
             def detach_device() -> None:
-                self.steps.detach_device(self.server(SERVER), guest,
-                                         self.connection(VOLUME), '/dev/vdb')
+                self.attacher.detach_device(
+                    self.server(SERVER), guest, self.connection(VOLUME),
+                    '/dev/vdb')
             if boot == 'first':
                 self.assertRaises(exception.DeviceDetachFailed, detach_device)
                 guest.delete()
@@ -231,27 +251,26 @@ class HoldersTestCase(session_case.SessionTestCase):
 
     # -- failures -----------------------------------------------------------
 
-    def test_failure_takes_back_what_it_has_connected(self) -> None:
+    def test_failure_disconnects(self) -> None:
         self.patch('usage.VolumeUsage.check_device_conflict', self.fail_once)
-        self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
-                          self.server(SERVER), self.root_of(VOLUME))
+        self.assertRaises(exception.VolumeAttachFailed, self.connect_root,
+                          SERVER, VOLUME)
         self.assertEqual(0, self.plugin.connected)
-        self.assertEqual({}, self.volumes.connections())
+        self.assertEqual({}, self.known())
 
     def test_failure_leaves_what_was_connected(self) -> None:
-        self.make(SERVER, **self.roots.connect(self.server(SERVER),
-                                               self.root_of(VOLUME)))
+        self.make(SERVER, **self.connect_root(SERVER, VOLUME))
         self.plugin.connected = 1
         self.patch('device_identity.size', lambda path: 0)
-        self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
-                          self.server(SERVER), self.root_of(VOLUME))
+        self.assertRaises(exception.VolumeAttachFailed, self.connect_root,
+                          SERVER, VOLUME)
         self.assertEqual(2, self.plugin.connected)
         self.patch('device_identity.size', lambda path: 1 << 30)
         self.patch('usage.VolumeUsage.check_device_conflict', self.fail_once)
-        self.assertRaises(exception.VolumeAttachFailed, self.roots.connect,
-                          self.server(SERVER), self.root_of(VOLUME))
+        self.assertRaises(exception.VolumeAttachFailed, self.connect_root,
+                          SERVER, VOLUME)
         self.assertEqual(3, self.plugin.connected)
-        self.assertEqual({VOLUME: DEVICE}, self.volumes.connections())
+        self.assertEqual({VOLUME: DEVICE}, self.known())
 
     @staticmethod
     def fail_once(*_args: Any) -> None:

@@ -29,9 +29,9 @@ from nova_lxd_py import conf
 from nova_lxd_py.virt.privileged import fuser
 from nova_lxd_py.virt.privileged import loop
 from nova_lxd_py.virt.volume import base as volume_base
+from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import device_identity
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import manager
 
 VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
 SECRET = 'open-sesame-77aa'
@@ -52,7 +52,7 @@ class Plugin(volume_base.VolumePlugin):
         raise self.error
 
 
-class ManagerTestCase(base.BaseTestCase):
+class ConnectionsTestCase(base.BaseTestCase):
 
     def setUp(self) -> None:
         super().setUp()
@@ -64,21 +64,25 @@ class ManagerTestCase(base.BaseTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             'stevedore.extension.ExtensionManager',
             lambda *args, **kwargs: found))
-        self.manager = manager.VolumeManager(conf.CONF.lxd)
+        self.connections = connections.VolumeConnections(conf.CONF.lxd)
 
     def connection(self, **changes: Any) -> dict[str, Any]:
         return {'driver_volume_type': 'pigeon', 'serial': VOLUME,
                 'data': {'auth_password': SECRET}, **changes}
 
+    def connect(self, **changes: Any) -> str:
+        return self.connections.connect(None, self.connection(**changes), 1,
+                                        context=None)
+
     def test_plugins(self) -> None:
-        self.assertEqual(['pigeon'], self.manager.supported_types)
+        self.assertEqual(['pigeon'], self.connections.supported_types)
         self.assertIn('is not a VolumePlugin', self.log.output)
 
     def test_types(self) -> None:
         for kind in ('broken', 'iscsi', '', None):
             error = self.assertRaises(
-                exception.VolumeDriverNotFound, self.manager.connect, None,
-                self.connection(driver_volume_type=kind), 1)
+                exception.VolumeDriverNotFound, self.connect,
+                driver_volume_type=kind)
             self.assertIn('Supported types: pigeon', str(error))
 
     def test_secrets_of_commands(self) -> None:
@@ -86,11 +90,12 @@ class ManagerTestCase(base.BaseTestCase):
             cmd=f'iscsiadm --password {SECRET} --op update',
             stderr=f'auth_password={SECRET} is wrong')
         for call, kind in (
-                (lambda: self.manager.connect(None, self.connection(), 1),
+                (self.connect,
                  exception.VolumeAttachFailed),
-                (lambda: self.manager.disconnect(None, self.connection()),
+                (lambda: self.connections.disconnect(None, self.connection()),
                  exception.VolumeDetachFailed),
-                (lambda: self.manager.extend(None, self.connection(), 1),
+                (lambda: self.connections.extend(None, self.connection(), 1,
+                                                 None),
                  exception.VolumeExtendFailed)):
             error = self.assertRaises(kind, call)
             self.assertNotIn(SECRET, str(error))
@@ -101,19 +106,17 @@ class ManagerTestCase(base.BaseTestCase):
     def test_reasons_for_owners(self) -> None:
         self.plugin.error = volume_base.Refused('it is upside down')
         error = self.assertRaises(exception.VolumeAttachFailed,
-                                  self.manager.connect, None,
-                                  self.connection(), 1)
+                                  self.connect)
         self.assertIn('upside down', str(error))
         self.plugin.error = device_identity.WrongDevice('/dev/sdx is not')
         error = self.assertRaises(exception.VolumeAttachFailed,
-                                  self.manager.connect, None,
-                                  self.connection(), 1)
+                                  self.connect)
         self.assertNotIn('/dev/sdx', str(error))
 
     def test_force_ignores_errors(self) -> None:
-        self.manager.disconnect(None, self.connection(), force=True)
+        self.connections.disconnect(None, self.connection(), force=True)
         self.assertIn('may be left on this host', self.log.output)
-        self.manager.forget(None, VOLUME)
+        self.connections.forget(None, VOLUME, force=True)
 
     def test_what_cannot_be_closed(self) -> None:
         """It stays open; with force, the host is disconnected all the same."""
@@ -126,21 +129,22 @@ class ManagerTestCase(base.BaseTestCase):
         conf.CONF.set_override('volume_encryption_directory', folder, 'lxd')
         self.addCleanup(conf.CONF.clear_override,
                         'volume_encryption_directory', 'lxd')
-        self.manager.note(VOLUME, '/dev/loop0')
+        self.connections.note(VOLUME,
+                              connections.Connection('/dev/loop0'))
         self.assertRaises(exception.VolumeDetachFailed,
-                          self.manager.disconnect, None, self.connection())
+                          self.connections.disconnect, None, self.connection())
         self.assertEqual([], done)
-        self.manager.disconnect(None, self.connection(), force=True)
+        self.connections.disconnect(None, self.connection(), force=True)
         self.assertEqual([True], done)
-        self.assertIn(VOLUME, self.manager.connections())
+        self.assertIn(VOLUME, self.connections.known())
         self.assertIn('may be left on this host', self.log.output)
 
     def test_ids(self) -> None:
         for serial in ('', None, 'x', '../' + VOLUME, VOLUME + '\n',
                        VOLUME.upper()):
-            self.assertRaises(exception.InvalidVolume, manager.volume_id,
+            self.assertRaises(exception.InvalidVolume, connections.volume_id,
                               {'serial': serial, 'data': {}})
-        self.assertEqual(VOLUME, manager.volume_id(
+        self.assertEqual(VOLUME, connections.volume_id(
             {'serial': 'other', 'data': {'volume_id': VOLUME}}))
 
 

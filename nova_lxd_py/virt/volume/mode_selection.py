@@ -1,0 +1,126 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Which mode a volume is attached in. See :mod:`.modes` for what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import os
+import re
+from typing import Any
+
+from nova import exception
+from nova import objects
+from oslo_config import cfg
+
+from nova_lxd_py.virt.guest import flavor as lxd_flavor
+from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import lxd_devices
+from nova_lxd_py.virt.volume import modes
+
+#: Key of metadata by which tenants and administrators choose a mode.
+METADATA = 'lxd_volume_mode'
+
+_UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+
+
+class ModeSelection:
+    """The modes, and the choice among them.
+
+    :param options: the ``[lxd]`` option group.
+    """
+
+    def __init__(self, options: cfg.ConfigOpts.GroupAttr) -> None:
+        self._options = options
+        self.block = modes.BlockMode(options)
+        self.filesystem = modes.FilesystemMode(options)
+        self.root = modes.RootMode(options)
+        self._by_name: dict[str, modes.Mode] = {
+            mode.name: mode for mode in (self.block, self.filesystem,
+                                         self.root)}
+
+    def of(self, connection_info: Mapping[str, Any]) -> modes.Mode:
+        """Return the mode in which a volume has been attached."""
+        return self._by_name[connection_info.get(modes.KEY_MODE, modes.BLOCK)]
+
+    def choose(self, instance: objects.Instance,
+               connection_info: Mapping[str, Any], identifier: str,
+               metadata: Callable[[], Mapping[str, str]]) -> modes.Mode:
+        """Choose the mode of a data volume, unless it has one already.
+
+        What the volume says counts before what the server says, then come
+        its flavor, its image and the host.
+
+        :param instance: the instance that is to have the volume.
+        :param connection_info: Cinder's description of the connection.
+        :param identifier: Cinder's ID of the volume.
+        :param metadata: returns the metadata of the volume.
+        :raises nova.exception.VolumeAttachFailed: if there is no such mode.
+        """
+        if connection_info.get(modes.KEY_MODE) in (modes.BLOCK,
+                                                   modes.FILESYSTEM):
+            return self.of(connection_info)
+        if not self._options.volume_filesystems:
+            return self.block
+        name = (metadata().get(METADATA) or
+                instance.metadata.get(METADATA) or
+                instance.flavor.extra_specs.get(
+                    lxd_flavor.SPEC_VOLUME_MODE) or
+                instance.system_metadata.get(f'image_{METADATA}') or
+                self._options.volume_mode)
+        if name not in (modes.BLOCK, modes.FILESYSTEM):
+            raise exception.VolumeAttachFailed(
+                volume_id=identifier,
+                reason=f'{METADATA} is "{name}", which is neither '
+                       f'"{modes.BLOCK}" nor "{modes.FILESYSTEM}"')
+        return self._by_name[name]
+
+    def unmount_all(self, identifier: str, force: bool) -> None:
+        """Unmount a volume of which only the ID is known.
+
+        :param identifier: Cinder's ID of the volume.
+        :param force: even while something uses it.
+        :raises OSError: if something uses it, without force.
+        """
+        # The first one also unmounts where a first boot was interrupted.
+        self.filesystem.unmount(identifier, force)
+        self.root.unmount(identifier, force)
+
+    def mounted(self) -> set[str]:
+        """List the volumes that are mounted on the host.
+
+        :returns: Cinder's IDs of the volumes.
+        """
+        found = set()
+        with open('/proc/self/mountinfo', encoding='utf-8') as stream:
+            for line in stream:
+                path = line.split()[4]
+                identifier = os.path.basename(path)
+                if _UUID.fullmatch(identifier) and path in (
+                        self.filesystem.target(identifier),
+                        self.root.target(identifier)):
+                    found.add(identifier)
+        return found
+
+
+def connection_of(device: Mapping[str, str]) -> dict[str, Any]:
+    """Describe the connection of a volume by its LXD device.
+
+    :param device: the LXD device of a connected data volume.
+    :returns: as much as :meth:`.modes.Mode.mount` needs.
+    """
+    return {modes.KEY_MODE: (modes.FILESYSTEM if device['type'] == 'disk'
+                             else modes.BLOCK),
+            base.DEVICE_PATH: lxd_devices.source(device),
+            'data': {'access_mode': 'ro' if device.get('readonly') == 'true'
+                     else 'rw'}}

@@ -1,0 +1,140 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the end of nova-compute or LXD has interrupted, completed or removed.
+
+The state of the host (loop devices, opened encrypted volumes, mounts) and the
+connections that this process has made are compared with what LXD says that
+its instances have, when nova-compute starts and when LXD is reached again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+
+from nova import exception
+from oslo_log import log as logging
+
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.volume import attachment
+from nova_lxd_py.virt.volume import connections
+from nova_lxd_py.virt.volume import lxd_devices
+from nova_lxd_py.virt.volume import swap
+from nova_lxd_py.virt.volume import usage
+
+LOG = logging.getLogger(__name__)
+
+#: Names of LXD devices in the note of a swap.
+_VOLUME = re.compile(lxd_devices.PREFIX + '([0-9a-f-]{36})')
+
+
+class Reconciler:
+    """Removes what no guest uses and rolls back interrupted swaps.
+
+    :param guests: the driver's LXD instances.
+    :param host_connections: records what the host is connected to.
+    :param volume_usage: knows which guests have a volume.
+    :param attacher: disconnects volumes.
+    :param swapper: rolls back swaps.
+    """
+
+    def __init__(self, guests: registry.GuestRegistry,
+                 host_connections: connections.VolumeConnections,
+                 volume_usage: usage.VolumeUsage,
+                 attacher: attachment.VolumeAttacher,
+                 swapper: swap.VolumeSwapper) -> None:
+        self._guests = guests
+        self._connections = host_connections
+        self._usage = volume_usage
+        self._attacher = attacher
+        self._swapper = swapper
+        self._running = threading.Lock()
+
+    def run(self) -> None:
+        """Reconcile once; what fails is logged and left for the next time."""
+        if not self._running.acquire(blocking=False):
+            return
+        try:
+            self._roll_back_swaps()
+            self._remove_unused()
+        except errors.LXDError as error:
+            LOG.warning('Could not reconcile volumes, since LXD does not list '
+                        'its instances: %s', error)
+        except Exception:
+            LOG.exception('Could not reconcile volumes')
+        finally:
+            self._running.release()
+
+    def _roll_back_swaps(self) -> None:
+        for guest in self._guests.all():
+            if swap.KEY_SWAP not in guest.config:
+                continue
+            try:
+                with self._guests.lock(guest.uuid):
+                    # A swap that is under way has the lock.
+                    self._swapper.restore(guest.reload())
+            except Exception as error:
+                LOG.error('Could not roll back the interrupted swap of a '
+                          'volume of %(guest)s; hard reboot the server: '
+                          '%(kind)s: %(error)s', {
+                              'guest': guest.name,
+                              'kind': type(error).__name__, 'error': error})
+
+    def _remove_unused(self) -> None:
+        known = self._usage.connections()
+        found = (set(known) | self._connections.find_unrecorded() |
+                 self._attacher.modes.mounted())
+        if not found:
+            return
+        unused = found - _attached(self._guests.all())
+        for identifier in sorted(unused):
+            try:
+                self._remove(identifier, known.get(identifier))
+            except exception.NovaException as error:
+                LOG.error('Volume %(volume)s, which no guest has, stays '
+                          'connected: %(error)s',
+                          {'volume': identifier, 'error': error})
+
+    def _remove(self, identifier: str,
+                connection: connections.Connection | None) -> None:
+        """Disconnect the host from a volume, unless it is in use by now."""
+        with contextlib.ExitStack() as locks:
+            instance = connection.instance if connection else None
+            if instance is not None:
+                # No operation that has connected it is under way then.
+                locks.enter_context(self._guests.changing(instance))
+            locks.enter_context(connections.lock(identifier))
+            if (self._connections.known().get(identifier) is not connection or
+                    identifier in _attached(self._guests.all())):
+                return
+            LOG.warning('Disconnecting volume %s, which no guest has',
+                        identifier, instance=instance)
+            if connection is not None and connection.connection_info:
+                assert instance is not None
+                self._attacher.drop(instance, connection.connection_info,
+                                    force=False)
+            else:
+                self._attacher.forget(None, identifier, force=False)
+
+
+def _attached(guests: list[lxd_guest.Guest]) -> set[str]:
+    """List the volumes that guests have, or had before an interrupted swap."""
+    found: set[str] = set()
+    for guest in guests:
+        found.update(lxd_devices.volume(name)
+                     for name in lxd_devices.of_guest(guest))
+        found.update(_VOLUME.findall(guest.config.get(swap.KEY_SWAP, '')))
+    return found
