@@ -299,6 +299,17 @@ class Ext4VolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
     filesystem = 'ext4'
     options = {'idmap_isolation': 'server'}
 
+    def test_unsafe_superblock(self) -> None:
+        """The kernel would sleep in mount(2) for hours."""
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        subprocess.run(['mkfs.ext4', '-q', '-O', 'mmp', volume.file],
+                       check=True)
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'multiple mount protection',
+            self.attach, server, volume)
+        self.assertEqual(set(), self.storage.left_on_host())
+
 
 @unittest.skipIf(NO_LXD or not shutil.which('mkfs.xfs'),
                  NO_LXD or 'mkfs.xfs is not installed (package xfsprogs)')

@@ -32,6 +32,7 @@ import re
 
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.privileged import command
+from nova_lxd_py.virt.privileged import superblock
 from nova_lxd_py.virt.privileged import user_namespaces
 from nova_lxd_py.virt.privileged import validation
 
@@ -162,13 +163,25 @@ def attach_plain(device: str, kind: str, target: str, flags: int) -> None:
     :param kind: one of MAKERS.
     :param target: path of the mount point.
     :param flags: flags for mount(2).
-    :raises OSError: if the kernel refuses.
+    :raises OSError: with errno EPERM if the superblock has a feature that
+        must not be mounted; if the kernel refuses.
     """
     path = os.path.realpath(validation.checked_device(device))
     kind = _kind(kind)
+    _check_superblock(path, kind)
     _checked(_libc.mount(
         os.fsencode(path), os.fsencode(target), kind.encode('ascii'),
         ctypes.c_ulong(flags), _MOUNT_DATA[kind].encode('ascii')), 'mount')
+
+
+def _check_superblock(path: str, kind: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        feature = superblock.refusal(descriptor, kind)
+    finally:
+        os.close(descriptor)
+    if feature:
+        raise OSError(errno.EPERM, f'{kind} with {feature} is not mounted')
 
 
 def detach_mounts(target: str, force: bool) -> bool:

@@ -23,6 +23,7 @@ import re
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.privileged import blkid
 from nova_lxd_py.virt.privileged import command
+from nova_lxd_py.virt.privileged import superblock
 from nova_lxd_py.virt.privileged import validation
 
 #: Name that os-brick gives to the opened device of an encrypted volume.
@@ -38,8 +39,9 @@ def content(device: str) -> str:
     """Identify the content of a volume.
 
     :param device: path of its block device.
-    :returns: name of the filesystem; '' if the volume is empty; another
-        string, such as ``unknown``, for any other content.
+    :returns: name of the filesystem, if it can be mounted safely; '' if the
+        volume is empty; another description, such as ``unknown`` or ``ext4
+        with an external journal``, for any other content.
     :raises OSError: if the volume cannot be read.
     """
     return _content(device)
@@ -57,6 +59,9 @@ def _content(device: str) -> str:
                         for line in signatures.splitlines()) and (
                 _begins_blank(stream.fileno()))
             return '' if blank else 'unknown'
+        feature = superblock.refusal(stream.fileno(), found.get('TYPE', ''))
+    if feature:
+        return f'{found["TYPE"]} with {feature}'
     if found.get('USAGE') == 'filesystem':
         return found.get('TYPE', 'unknown')
     return found.get('PTTYPE') or found.get('TYPE') or 'unknown'
