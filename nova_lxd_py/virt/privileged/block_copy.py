@@ -21,6 +21,7 @@ import os
 import stat
 
 from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import children
 
 #: Maximum bytes of one call.
 CHUNK = 64 << 20
@@ -29,6 +30,7 @@ _BLANK = bytes(_BLOCK)
 
 #: Seconds for one chunk; slower storage is considered dead.
 TIMEOUT = 300
+_DEADLINE = 240
 
 
 def _opened(path: str, flags: int) -> int:
@@ -42,6 +44,7 @@ def _opened(path: str, flags: int) -> int:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
+@children.killable(_DEADLINE)
 def copy(source: str, target: str, offset: int, length: int) -> int:
     """Copy a part of a device and flush it to the storage.
 

@@ -17,25 +17,54 @@ This module is imported by the privileged daemon: it must not import nova.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import subprocess
 
-#: Timeout in seconds; replaying a long journal takes time.
+#: Timeout of a privileged function in seconds; replaying a long journal takes
+#: time.
 TIMEOUT = 300
+#: Seconds after which a program or child process of one is killed.
+DEADLINE = 240
+
+# From linux/prctl.h.
+_PR_SET_NO_NEW_PRIVS = 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _limit_privileges() -> None:
+    """Keep a program that is executed as root from gaining capabilities.
+
+    The kernel gives a program of uid 0 all capabilities otherwise, not only
+    those of the daemon.
+    """
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), ctypes.c_ulong(0),
+                   ctypes.c_ulong(0), ctypes.c_ulong(0)):
+        raise OSError(ctypes.get_errno(), 'prctl')
 
 
 def run(*command: str) -> str:
-    """Run a program of the host.
+    """Run a program of the host with the capabilities of the daemon.
 
     :param command: program and arguments.
     :returns: its standard output.
-    :raises OSError: if it fails.
+    :raises OSError: if it fails, or does not finish in time.
     """
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=TIMEOUT, env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin',
-                              'LC_ALL': 'C'})
-    if done.returncode:
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, preexec_fn=_limit_privileges,
+        env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin', 'LC_ALL': 'C'})
+    try:
+        output, errors = process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        # It is not waited for: it may be in an uninterruptible system call.
+        # The subprocess module reaps it when it starts another program.
+        process.kill()
+        raise TimeoutError(
+            errno.ETIMEDOUT, f'{command[0]} did not finish within '
+            f'{DEADLINE} seconds') from None
+    if process.returncode:
         raise OSError(errno.EIO, f'{command[0]} failed '
-                      f'({done.returncode}): {done.stderr.strip()}')
-    return done.stdout
+                      f'({process.returncode}): {errors.strip()}')
+    return output

@@ -23,15 +23,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import ctypes
+import errno
 import fcntl
 import itertools
 import os
 import re
 
 from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import children
 
 #: Timeout of a scan of all processes of the host, in seconds.
 TIMEOUT = 60
+#: Seconds after which the child process that scans is killed.
+_DEADLINE = 45
+
+#: Maximum number of links and mappings of a guest's processes that are
+#: examined. It takes a few seconds; a guest can have any number of them.
+_MOST_LINKS = 500_000
+#: Maximum number of a guest's processes among which its init is looked for.
+_MOST_MEMBERS = 20_000
 
 #: Mount points of cgroup v2, alone and beside cgroup v1.
 _HIERARCHIES = ('/sys/fs/cgroup', '/sys/fs/cgroup/unified')
@@ -40,6 +51,38 @@ _NAME = re.compile(r'[^/\s]{1,255}')
 
 # From linux/nsfs.h.
 _NS_GET_PARENT = 0xB702
+
+# From linux/fcntl.h and linux/stat.h.
+_AT_FDCWD, _AT_STATX_DONT_SYNC = -100, 0x4000
+_STATX_TYPE = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Statx(ctypes.Structure):
+    _fields_ = [('before', ctypes.c_uint64 * 16),
+                ('rdev_major', ctypes.c_uint32),
+                ('rdev_minor', ctypes.c_uint32),
+                ('dev_major', ctypes.c_uint32),
+                ('dev_minor', ctypes.c_uint32),
+                ('after', ctypes.c_uint64 * 14)]
+
+
+def _devices(path: str) -> tuple[int, int]:
+    """Return st_dev and st_rdev of a file.
+
+    Unlike stat(2), it does not ask the server of a FUSE or network filesystem,
+    which belongs to the guest and may never answer.
+
+    :raises OSError: if there is no such file.
+    """
+    found = _Statx()
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC,
+                   _STATX_TYPE, ctypes.byref(found)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return (os.makedev(found.dev_major, found.dev_minor),
+            os.makedev(found.rdev_major, found.rdev_minor))
 
 
 class _Namespaces:
@@ -77,6 +120,20 @@ class _Namespaces:
             os.close(descriptor)
 
 
+class _TooMany(OSError):
+    """The guest has more open files than are examined."""
+
+
+def _links(process: str) -> Iterator[str]:
+    """List the links of a process to files."""
+    yield f'/proc/{process}/cwd'
+    yield f'/proc/{process}/root'
+    with contextlib.suppress(OSError), os.scandir(
+            f'/proc/{process}/fd') as entries:
+        for entry in entries:
+            yield entry.path
+
+
 class _Use:
     """Detection of the use of a volume by a process.
 
@@ -89,6 +146,7 @@ class _Use:
         self._device = device
         self._filesystem = filesystem
         self._others: set[str] = set()
+        self._examined = 0
 
     def by(self, process: str) -> bool:
         """Return whether a process uses the volume.
@@ -96,21 +154,21 @@ class _Use:
         It does if it has it open or mapped, or has its working or root
         directory on it.
         """
-        links = [f'/proc/{process}/cwd', f'/proc/{process}/root']
-        with contextlib.suppress(OSError):
-            links += [f'/proc/{process}/fd/{name}'
-                      for name in os.listdir(f'/proc/{process}/fd')]
-        return any(self._leads(link) for link in links) or self._mapped(
-            process)
+        return any(self._leads(link) for link in _links(process)) or (
+            self._mapped(process))
 
     def _leads(self, link: str) -> bool | None:
         """Return whether a link leads to the volume; None if it is gone."""
+        self._examined += 1
+        if self._examined > _MOST_LINKS:
+            raise _TooMany(errno.E2BIG, 'The processes of the guest have too '
+                           'many open files')
         try:
-            about = os.stat(link)
+            filesystem, device = _devices(link)
         except OSError:
             return None
-        return bool(self._device and about.st_rdev == self._device or
-                    self._filesystem and about.st_dev == self._filesystem)
+        return bool(self._device and device == self._device or
+                    self._filesystem and filesystem == self._filesystem)
 
     def _mapped(self, process: str) -> bool:
         """Return whether a process has mapped a file of the volume.
@@ -172,6 +230,7 @@ def _has(process: str, volume: str, filesystem: int) -> bool:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
+@children.killable(_DEADLINE)
 def find_init(container: str, volume: str, filesystem: int) -> int:
     """Find the init process of a guest with a volume.
 
@@ -190,7 +249,7 @@ def find_init(container: str, volume: str, filesystem: int) -> int:
             raise ValueError(f'{text!r} is not a name')
     if not isinstance(filesystem, int) or filesystem < 0:
         raise ValueError(f'{filesystem!r} is not a number')
-    for process in _members(container):
+    for process in itertools.islice(_members(container), _MOST_MEMBERS):
         with contextlib.suppress(OSError):
             if _is_first(process):
                 return (int(process) if _has(process, volume, filesystem)
@@ -199,6 +258,7 @@ def find_init(container: str, volume: str, filesystem: int) -> int:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
+@children.killable(_DEADLINE)
 def find_users(init: int, device: int, filesystem: int) -> list[int]:
     """Find the processes of a guest that use a volume.
 
@@ -207,6 +267,8 @@ def find_users(init: int, device: int, filesystem: int) -> list[int]:
     :param filesystem: device number of the filesystem (``st_dev``); 0 for
         none.
     :returns: process ids on the host; empty if the guest has stopped.
+    :raises OSError: with errno E2BIG if its processes have too many open
+        files; with errno ETIMEDOUT if the scan takes too long.
     """
     for number in (init, device, filesystem):
         if not isinstance(number, int) or number < 0:
@@ -220,7 +282,12 @@ def find_users(init: int, device: int, filesystem: int) -> list[int]:
     for process in os.listdir('/proc'):
         if not process.isdecimal():
             continue
-        with contextlib.suppress(OSError):
+        try:
             if guest.contains(process) and use.by(process):
                 found.append(int(process))
+        except _TooMany as error:
+            raise OSError(*error.args) from None
+        except OSError:
+            # The process has ended.
+            continue
     return found

@@ -39,11 +39,14 @@ import time
 from oslo_log import log as logging
 
 from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import children
 
 LOG = logging.getLogger(__name__)
 
 #: Timeout of one change in seconds; the storage may be slow to answer.
 TIMEOUT = 120
+#: Seconds after which a child process that makes it is killed.
+_DEADLINE = 100
 
 # From linux/loop.h.
 _CLR_FD = 0x4C01
@@ -154,6 +157,7 @@ def _set_up(file: int, label: bytes, read_only: bool) -> str:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
+@children.killable(_DEADLINE)
 def attach(path: str, volume_id: str, read_only: bool) -> str:
     """Attach a loop device to the file of a volume. Idempotent.
 
@@ -183,6 +187,7 @@ def attach(path: str, volume_id: str, read_only: bool) -> str:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
+@children.killable(_DEADLINE)
 def detach(volume_id: str, force: bool) -> bool:
     """Detach the loop device of a volume.
 
@@ -213,6 +218,7 @@ def detach(volume_id: str, force: bool) -> bool:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
+@children.killable(_DEADLINE)
 def share_path(volume_id: str) -> str | None:
     """Return the mount point of the share with the file of a volume.
 
@@ -267,6 +273,7 @@ def is_used_below(directory: str) -> bool:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
+@children.killable(_DEADLINE)
 def update_size(volume_id: str) -> None:
     """Update the size of a volume's loop device to the size of its file.
 
@@ -281,6 +288,7 @@ def update_size(volume_id: str) -> None:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
+@children.killable(_DEADLINE)
 def release_share(path: str) -> bool:
     """Unmount a share unless a loop device uses it.
 

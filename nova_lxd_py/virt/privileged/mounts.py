@@ -23,14 +23,17 @@ This module is imported by the privileged daemon: it must not import nova.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import re
 
 from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import children
 from nova_lxd_py.virt.privileged import command
 from nova_lxd_py.virt.privileged import superblock
 from nova_lxd_py.virt.privileged import user_namespaces
@@ -131,7 +134,7 @@ def place_tree(tree: int, target: str) -> None:
         _MOVE_MOUNT_F_EMPTY_PATH), 'move_mount')
 
 
-def _map_ids(target: str, uid_base: int, gid_base: int, size: int) -> None:
+def _map_ids(target: str, namespace: int) -> None:
     """Replace a mount by an idmapped one."""
     directory = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -139,10 +142,8 @@ def _map_ids(target: str, uid_base: int, gid_base: int, size: int) -> None:
     finally:
         os.close(directory)
     try:
-        with user_namespaces.user_namespace(
-                uid_base, gid_base, size) as namespace:
-            set_attributes(tree, MountAttributes(
-                attr_set=MOUNT_ATTR_IDMAP, userns_fd=namespace))
+        set_attributes(tree, MountAttributes(
+            attr_set=MOUNT_ATTR_IDMAP, userns_fd=namespace))
         _checked(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW),
                  'umount')
         place_tree(tree, target)
@@ -265,18 +266,45 @@ def mount(device: str, kind: str, target: str, read_only: bool,
     path = os.path.realpath(validation.checked_device(device))
     kind = _kind(kind)
     make_directory(target)
-    detach_mounts(validation.checked_target(target), False)
     flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
-    attach_plain(path, kind, target, flags)
-    if size:
-        try:
-            _map_ids(target, uid_base, gid_base, size)
-        except OSError:
-            _libc.umount2(os.fsencode(target), _MNT_DETACH)
-            raise
+
+    def place(namespace: int | None) -> None:
+        detach_mounts(validation.checked_target(target), False)
+        attach_plain(path, kind, target, flags)
+        if namespace is not None:
+            try:
+                _map_ids(target, namespace)
+            except OSError:
+                _libc.umount2(os.fsencode(target), _MNT_DETACH)
+                raise
+
+    with_namespace(place, uid_base, gid_base, size)
+
+
+def with_namespace(function: Callable[[int | None], None], uid_base: int,
+                   gid_base: int, size: int) -> None:
+    """Call a function in a child process, with a user namespace of a guest.
+
+    :param function: the function; it gets the namespace's file descriptor, or
+        None if ids are not mapped.
+    :param uid_base: host uid of root in the guest.
+    :param gid_base: host gid of root in the guest.
+    :param size: number of mapped ids in both ranges; 0 disables mapping.
+    :raises OSError: if the function fails, or does not finish in time.
+    """
+    if not size:
+        children.run(command.DEADLINE, functools.partial(function, None),
+                     name='mount')
+        return
+    # Opened in the daemon, which caches namespaces.
+    with user_namespaces.user_namespace(uid_base, gid_base,
+                                        size) as namespace:
+        children.run(command.DEADLINE, functools.partial(function, namespace),
+                     keep=(namespace,), name='mount')
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def unmount(target: str, force: bool) -> bool:
     """Unmount the filesystem of a volume.
 
@@ -292,6 +320,7 @@ def unmount(target: str, force: bool) -> bool:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def is_in_use(device: str) -> bool:
     """Return whether the kernel uses a device, for example as a filesystem.
 
@@ -327,6 +356,7 @@ def grow(device: str, kind: str, target: str) -> None:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def freeze(target: str) -> bool:
     """Freeze a filesystem, so that its device can be copied. Idempotent.
 
@@ -338,6 +368,7 @@ def freeze(target: str) -> bool:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def thaw(target: str) -> bool:
     """Thaw a frozen filesystem. Idempotent.
 

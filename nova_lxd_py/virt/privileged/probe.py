@@ -22,6 +22,7 @@ import re
 
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.privileged import blkid
+from nova_lxd_py.virt.privileged import children
 from nova_lxd_py.virt.privileged import command
 from nova_lxd_py.virt.privileged import superblock
 from nova_lxd_py.virt.privileged import validation
@@ -35,6 +36,7 @@ _BEGINNING = 1 << 20
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def content(device: str) -> str:
     """Identify the content of a volume.
 
@@ -81,6 +83,7 @@ def _begins_blank(descriptor: int) -> bool:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def make_blank(device: str) -> None:
     """Zero the beginning of a volume that has just been encrypted.
 

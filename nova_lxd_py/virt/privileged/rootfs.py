@@ -29,19 +29,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import shutil
 import stat
 
 from nova_lxd_py.virt import privileged
+from nova_lxd_py.virt.privileged import children
 from nova_lxd_py.virt.privileged import command
 from nova_lxd_py.virt.privileged import mounts
-from nova_lxd_py.virt.privileged import user_namespaces
 from nova_lxd_py.virt.privileged import validation
 
 #: Timeout for reading the image on a volume, in seconds.
 READ_TIMEOUT = 3600
+_READ_DEADLINE = 3500
 
 #: Directory on a volume with the root filesystem of an instance.
 ROOT_DIRECTORY = 'rootfs'
@@ -83,6 +85,7 @@ def _root_target(target: str) -> str:
 # -- what is on a volume ----------------------------------------------------
 
 @privileged.context.entrypoint_with_timeout(READ_TIMEOUT)
+@children.killable(_READ_DEADLINE)
 def contains_image(device: str, size: int, checksum: str) -> bool:
     """Return whether a volume begins with exactly the bytes of an image.
 
@@ -111,6 +114,7 @@ def _digest(path: str, size: int) -> str:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def read(device: str, position: int, size: int) -> bytes:
     """Read a part of the image on a volume.
 
@@ -127,6 +131,7 @@ def read(device: str, position: int, size: int) -> bytes:
 
 
 @privileged.context.entrypoint_with_timeout(READ_TIMEOUT)
+@children.killable(_READ_DEADLINE)
 def wipe_image(device: str, size: int, checksum: str) -> None:
     """Remove the image on a volume, and nothing else.
 
@@ -189,6 +194,7 @@ def _find(directory: int) -> str:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def root_state(device: str, kind: str, target: str) -> str:
     """Check whether an instance can boot from the filesystem of a volume.
 
@@ -209,6 +215,7 @@ def root_state(device: str, kind: str, target: str) -> str:
 # -- unpacking --------------------------------------------------------------
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def open_staging(device: str, kind: str, target: str) -> str:
     """Mount a volume with an empty directory for LXD to unpack an image to.
 
@@ -238,6 +245,7 @@ def _clear(target: str) -> None:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def complete(target: str) -> None:
     """Turn what LXD has unpacked into the root filesystem of the volume.
 
@@ -264,6 +272,7 @@ def complete(target: str) -> None:
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def close_staging(target: str) -> None:
     """Remove the staging directory and unmount the volume. Idempotent.
 
@@ -303,6 +312,12 @@ def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
     with contextlib.suppress(FileExistsError):
         os.mkdir(directory, mode=0o100)
     os.chown(directory, uid_base if size else 0, -1, follow_symlinks=False)
+    mounts.with_namespace(functools.partial(_place, device, kind, target),
+                          uid_base, gid_base, size)
+
+
+def _place(device: str, kind: str, target: str, namespace: int | None
+           ) -> None:
     _attach(device, kind, target, mounts.MS_NOSUID | mounts.MS_NODEV)
     with contextlib.ExitStack() as stack:
         stack.callback(mounts.detach_mounts, target, True)
@@ -317,18 +332,17 @@ def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
         tree = mounts.clone_tree(source)
     try:
         attributes = mounts.MountAttributes(attr_clr=mounts.MOUNT_ATTR_NOSUID)
-        with contextlib.ExitStack() as stack:
-            if size:
-                attributes.attr_set = mounts.MOUNT_ATTR_IDMAP
-                attributes.userns_fd = stack.enter_context(
-                    user_namespaces.user_namespace(uid_base, gid_base, size))
-            mounts.set_attributes(tree, attributes)
+        if namespace is not None:
+            attributes.attr_set = mounts.MOUNT_ATTR_IDMAP
+            attributes.userns_fd = namespace
+        mounts.set_attributes(tree, attributes)
         mounts.place_tree(tree, target)
     finally:
         os.close(tree)
 
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+@children.killable(command.DEADLINE)
 def unmount(target: str, force: bool) -> bool:
     """Unmount the root filesystem of a guest. Idempotent.
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Features in the superblocks of tenants' filesystems that must not be mounted.
+"""Features in superblocks of tenants for which they must not be mounted.
 
 mount(2) of some filesystems sleeps for a time that the superblock defines, or
 opens another device of the host that the superblock names. A tenant can write
