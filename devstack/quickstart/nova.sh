@@ -131,7 +131,7 @@ volume_filesystems = ext4
 EOF
         privsep_sections "$file" nova_sys_admin privsep_osbrick \
             vif_plug_ovs_privileged vif_plug_linux_bridge_privileged \
-            nova_lxd_py_privileged
+            nova_lxd_py_privileged nova_lxd_py_privileged_network
     } >"$file"
 }
 

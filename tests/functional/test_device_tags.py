@@ -57,8 +57,9 @@ class DeviceTagsTest(test.TestCase):
         # Nova's fixtures turn SQLAlchemy 2.1's warnings about Nova's own
         # queries into errors.
         warnings.filterwarnings('ignore', message=r'The noload\(\) option')
-        privileged.context.set_client_mode(False)
-        self.addCleanup(privileged.context.set_client_mode, True)
+        for context in (privileged.context, privileged.network_context):
+            context.set_client_mode(False)
+            self.addCleanup(context.set_client_mode, True)
         self.proxy = self.useFixture(
             faulty_proxy.FaultyProxy(lxd_daemon.shared().endpoint))
         self.host = self.useFixture(driver_host.DriverHost(

@@ -42,7 +42,7 @@ class PrivilegedDaemonTestCase(lab.VIFTestCase):
     def test_plug_and_unplug(self) -> None:
         guest, other = self.make_guests()
         guest.plug()
-        self.assertIsNotNone(privileged.context.channel)
+        self.assertIsNotNone(privileged.network_context.channel)
         guest.stop()
         guest.unplug()
         guest.unplug()

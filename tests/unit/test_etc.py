@@ -59,13 +59,14 @@ class RootwrapFiltersTestCase(base.BaseTestCase):
         return ['privsep-helper', *options, '--privsep_context', context,
                 '--privsep_sock_path', socket]
 
-    def test_own_context(self):
-        path = privileged.context.pypath
-        self.assertTrue(self._allowed(
-            *self._helper(path, '/etc/nova/nova.conf')))
-        self.assertTrue(self._allowed(
-            *self._helper(path, '/etc/nova/nova.conf',
-                          '/etc/nova/nova-compute.conf')))
+    def test_own_contexts(self):
+        for context in (privileged.context, privileged.network_context):
+            path = context.pypath
+            self.assertTrue(self._allowed(
+                *self._helper(path, '/etc/nova/nova.conf')))
+            self.assertTrue(self._allowed(
+                *self._helper(path, '/etc/nova/nova.conf',
+                              '/etc/nova/nova-compute.conf')))
 
     def test_os_vif_context(self):
         self.assertTrue(self._allowed(*self._helper(

@@ -125,7 +125,7 @@ def _disable_ipv6(name: str) -> None:
             sysctl.write('1')
 
 
-@privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def create_veth(outer: str, inner: str, mac: str | None, mtu: int,
                 routed: bool) -> None:
     """Create a veth pair.
@@ -153,7 +153,7 @@ def create_veth(outer: str, inner: str, mac: str | None, mtu: int,
         netlink.link('set', index=_index(netlink, outer), state='up')
 
 
-@privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def delete_device(name: str) -> bool:
     """Delete the device of a port, with its peer if it is a veth.
 
@@ -175,7 +175,7 @@ def delete_device(name: str) -> bool:
         return True
 
 
-@privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def set_mtu(name: str, mtu: int) -> None:
     """Set the MTU of the device of a port.
 
@@ -188,7 +188,7 @@ def set_mtu(name: str, mtu: int) -> None:
                      mtu=_mtu(mtu))
 
 
-@privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def add_to_bridge(name: str, bridge: str) -> None:
     """Add a device to a Linux bridge. Idempotent.
 
@@ -203,7 +203,7 @@ def add_to_bridge(name: str, bridge: str) -> None:
                      master=_index(netlink, bridge))
 
 
-@privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def disable_checksum_offload(name: str) -> None:
     """Disable transmit checksum offload (``ethtool -K tx off``).
 
@@ -223,7 +223,7 @@ def disable_checksum_offload(name: str) -> None:
         fcntl.ioctl(control, _SIOCETHTOOL, request)
 
 
-@privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def join(one: str, other: str) -> None:
     """Redirect packets received on each of two devices to the other one.
 
@@ -249,7 +249,7 @@ def join(one: str, other: str) -> None:
                                'action': 'redirect', 'ifindex': target})
 
 
-@privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def set_limit(name: str, rate: int, peak: int, burst: int) -> None:
     """Limit the transmit rate of a device; replaces an earlier limit.
 
@@ -276,7 +276,7 @@ def set_limit(name: str, rate: int, peak: int, burst: int) -> None:
                    cburst=min(burst, max(peak // 100, 65536)), quantum=60000)
 
 
-@privileged.context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
 def remove_limit(name: str) -> None:
     """Remove the limit of :func:`set_limit`, if there is one.
 

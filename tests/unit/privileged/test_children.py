@@ -13,8 +13,10 @@
 """Child processes for work that can block on tenants' data."""
 
 import errno
+import importlib
 import logging
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import time
 from unittest import mock
 
 import fixtures
+from oslo_privsep import capabilities
 from oslotest import base
 
 from nova_lxd_py.virt import privileged
@@ -198,3 +201,32 @@ class FuserTestCase(base.BaseTestCase):
         self.assertEqual((about.st_dev, about.st_rdev),
                          fuser._devices('/dev/null'))
         self.assertRaises(FileNotFoundError, fuser._devices, '/no-such-file')
+
+
+class ContextsTestCase(base.BaseTestCase):
+    """Storage and network have daemons of their own."""
+
+    def test_capabilities(self) -> None:
+        storage, network = (
+            set(context.conf.capabilities) for context in
+            (privileged.context, privileged.network_context))
+        self.assertEqual({capabilities.CAP_NET_ADMIN}, network)
+        self.assertNotIn(capabilities.CAP_NET_ADMIN, storage)
+
+    def test_threads(self) -> None:
+        self.assertEqual(
+            (32, 16), (privileged.context.conf.thread_pool_size,
+                       privileged.network_context.conf.thread_pool_size))
+
+    def test_entry_points(self) -> None:
+        for module in pkgutil.iter_modules(privileged.__path__):
+            loaded = importlib.import_module(
+                f'{privileged.__name__}.{module.name}')
+            for name, member in vars(loaded).items():
+                for context in (privileged.context,
+                                privileged.network_context):
+                    self.assertEqual(
+                        context.is_entrypoint(member) and
+                        context is privileged.network_context,
+                        context.is_entrypoint(member) and
+                        module.name == 'network', f'{module.name}.{name}')
