@@ -37,6 +37,21 @@ from oslo_config import cfg
 from oslo_privsep import capabilities
 from oslo_privsep import priv_context
 
+
+def _available(*wanted: int) -> list[int]:
+    """Return those of some capabilities that root has.
+
+    In a container, it may lack some. oslo.privsep does not start a daemon that
+    lacks any of its capabilities, so that those which only single functions
+    need are optional.
+    """
+    with open('/proc/self/status', encoding='ascii',
+              errors='replace') as stream:
+        (bounding,) = (int(line.split()[1], 16) for line in stream
+                       if line.startswith('CapBnd:'))
+    return [capability for capability in wanted if bounding >> capability & 1]
+
+
 #: Storage: loop devices, filesystems on volumes, and processes that use them.
 context = priv_context.PrivContext(
     __name__,
@@ -49,8 +64,6 @@ context = priv_context.PrivContext(
         capabilities.CAP_DAC_OVERRIDE,
         capabilities.CAP_DAC_READ_SEARCH,
         capabilities.CAP_FOWNER,
-        # Nodes of loop devices on hosts without udev.
-        capabilities.CAP_MKNOD,
         # Id maps of user namespaces.
         capabilities.CAP_SETGID,
         capabilities.CAP_SETUID,
@@ -58,8 +71,11 @@ context = priv_context.PrivContext(
         capabilities.CAP_SYS_ADMIN,
         # Open files of the processes of guests.
         capabilities.CAP_SYS_PTRACE,
-        # Growing of mounted ext4 filesystems.
-        capabilities.CAP_SYS_RESOURCE,
+        *_available(
+            # Nodes of loop devices on hosts without udev.
+            capabilities.CAP_MKNOD,
+            # Growing of mounted ext4 filesystems.
+            capabilities.CAP_SYS_RESOURCE),
     ],
 )
 

@@ -14,6 +14,7 @@
 
 import errno
 import importlib
+import json
 import logging
 import os
 import pkgutil
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 from unittest import mock
 
 import fixtures
@@ -206,17 +208,31 @@ class FuserTestCase(base.BaseTestCase):
 class ContextsTestCase(base.BaseTestCase):
     """Storage and network have daemons of their own."""
 
-    def test_capabilities(self) -> None:
-        storage, network = (
-            set(context.conf.capabilities) for context in
-            (privileged.context, privileged.network_context))
-        self.assertEqual({capabilities.CAP_NET_ADMIN}, network)
-        self.assertNotIn(capabilities.CAP_NET_ADMIN, storage)
+    def daemon(self, context: str) -> list[Any]:
+        """Import a context as its daemon does, and return its options."""
+        return json.loads(subprocess.run(
+            [sys.executable, '-c',
+             'import json\n'
+             'from nova_lxd_py.virt import privileged\n'
+             f'conf = privileged.{context}.conf\n'
+             'print(json.dumps([conf.capabilities, conf.thread_pool_size]))'],
+            check=True, capture_output=True).stdout)
 
-    def test_threads(self) -> None:
-        self.assertEqual(
-            (32, 16), (privileged.context.conf.thread_pool_size,
-                       privileged.network_context.conf.thread_pool_size))
+    def test_capabilities_and_threads(self) -> None:
+        self.assertEqual([[capabilities.CAP_NET_ADMIN], 16],
+                         self.daemon('network_context'))
+        storage, threads = self.daemon('context')
+        self.assertNotIn(capabilities.CAP_NET_ADMIN, storage)
+        self.assertIn(capabilities.CAP_SYS_ADMIN, storage)
+        self.assertEqual(32, threads)
+
+    def test_capabilities_that_root_lacks(self) -> None:
+        """A daemon that lacks one of its capabilities does not start."""
+        bounding = 1 << capabilities.CAP_MKNOD
+        with mock.patch('builtins.open', mock.mock_open(
+                read_data=f'Name:\tx\nCapBnd:\t{bounding:016x}\n')):
+            self.assertEqual([capabilities.CAP_MKNOD], privileged._available(
+                capabilities.CAP_MKNOD, capabilities.CAP_SYS_RESOURCE))
 
     def test_entry_points(self) -> None:
         for module in pkgutil.iter_modules(privileged.__path__):
