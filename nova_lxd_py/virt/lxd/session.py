@@ -261,7 +261,8 @@ class Session:
                  params: Mapping[str, Any] | None = None,
                  headers: Mapping[str, str] | None = None,
                  etag: str | None = None, timeout: float | None = None,
-                 stream: bool = False) -> requests.Response:
+                 stream: bool = False, send_timeout: float | None = None
+                 ) -> requests.Response:
         if self._client is None:
             self.connect()
         assert self._client is not None
@@ -270,7 +271,7 @@ class Session:
             node = node[parse.quote(str(segment), safe='')]
         kwargs: dict[str, Any] = {
             'params': {'project': self.project, **(params or {})},
-            'timeout': (CONNECT_TIMEOUT,
+            'timeout': (send_timeout or CONNECT_TIMEOUT,
                         timeout or self._conf.request_timeout)}
         sent = dict(headers or {})
         if etag:
@@ -326,9 +327,12 @@ class Session:
         began = time.monotonic()
         source = _Chunks(chunks, began + timeout)
         try:
+            # In urllib3, the timeout for the connection is also the one for
+            # each write to it, and LXD may pause for longer, for example
+            # while its storage is slow.
             answer = self._decoded('post', path, self._request(
                 'post', path, data=iter(source), headers=headers,
-                timeout=timeout))
+                timeout=timeout, send_timeout=timeout))
         except errors.LXDError:
             # An exception of the source breaks the connection: raise it.
             if source.error is not None:
@@ -342,17 +346,19 @@ class Session:
 
     @contextlib.contextmanager
     def download(self, *path: str, params: Mapping[str, Any] | None = None,
-                 chunk_size: int = 1 << 20,
+                 chunk_size: int = 1 << 20, timeout: float | None = None,
                  ) -> Iterator[tuple[Mapping[str, str], Iterator[bytes]]]:
         """Receive a stream.
 
         :param path: path segments below ``/1.0``.
         :param params: query parameters.
         :param chunk_size: maximum number of bytes of a chunk.
+        :param timeout: seconds to wait for the answer, and for each chunk.
         :returns: a context manager that yields the headers and the chunks.
         :raises errors.LXDError: if the request fails, also while reading.
         """
-        response = self._request('get', path, params=params, stream=True)
+        response = self._request('get', path, params=params, stream=True,
+                                 timeout=timeout)
         what = responses.describe('get', path)
 
         def body() -> Iterator[bytes]:
@@ -457,7 +463,9 @@ class Session:
                          ) -> errors.LXDError:
         text = str(exc)
         if isinstance(exc, (requests.exceptions.ReadTimeout,
-                            websocket.WebSocketTimeoutException)):
+                            websocket.WebSocketTimeoutException)) or (
+                not isinstance(exc, requests.exceptions.ConnectTimeout) and
+                'timed out' in text):
             return errors.DeadlineExceeded(
                 f'LXD at {self.endpoint} did not answer "{what}" in time')
         if 'Permission denied' in text:

@@ -14,7 +14,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import threading
 import time
 
 import fixtures
@@ -26,6 +29,48 @@ from nova_lxd_py.virt.lxd import session
 from tests.fixtures import fake_lxd
 from tests.fixtures.fake_lxd import certificates
 from tests.fixtures import session_case
+
+
+class _SlowProxy(fixtures.Fixture):
+    """Passes connections on, and pauses once in the first large request."""
+
+    def __init__(self, target, pause):
+        super().__init__()
+        self._target = target
+        self._pause = pause
+        self.has_paused = False
+
+    def _setUp(self):
+        self.path = os.path.join(
+            self.useFixture(fixtures.TempDir()).path, 'socket')
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.path)
+        self._listener.listen()
+        self.addCleanup(self._listener.close)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _address = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            server.connect(self._target)
+            for pair in ((client, server), (server, client)):
+                threading.Thread(target=self._copy, args=pair,
+                                 daemon=True).start()
+
+    def _copy(self, source, target):
+        total = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                total += len(data)
+                if total > 1 << 20 and not self.has_paused:
+                    self.has_paused = True
+                    time.sleep(self._pause)
+            target.shutdown(socket.SHUT_RDWR)
 
 
 class StreamsTestCase(session_case.SessionTestCase):
@@ -51,6 +96,29 @@ class StreamsTestCase(session_case.SessionTestCase):
                 if str(entry) == 'POST /1.0/images'][0]
         self.assertEqual('chunked', sent.headers['transfer-encoding'])
         self.assertEqual(self.content, sent.body)
+
+    def test_upload_to_a_slow_lxd(self):
+        """LXD may read nothing for longer than a connection may take."""
+        proxy = self.useFixture(_SlowProxy(self.lxd.endpoint, pause=1.0))
+        self.useFixture(fixtures.MockPatchObject(
+            session, 'CONNECT_TIMEOUT', 0.3))
+        self.cfg.config(group='lxd', endpoint=proxy.path)
+        self.content = fake_lxd.fixture.unified_image(
+            {'etc/a': os.urandom(4 << 20)})
+        slow = session.Session(self.cfg.conf.lxd)
+        slow.upload('images', chunks=self.chunks(), headers=self.OCTETS)
+        self.assertTrue(proxy.has_paused)
+        self.assertEqual(2, self.images())
+
+    def test_upload_that_lxd_does_not_read(self):
+        proxy = self.useFixture(_SlowProxy(self.lxd.endpoint, pause=3.0))
+        self.cfg.config(group='lxd', endpoint=proxy.path)
+        self.content = fake_lxd.fixture.unified_image(
+            {'etc/a': os.urandom(4 << 20)})
+        slow = session.Session(self.cfg.conf.lxd)
+        self.assertRaises(errors.DeadlineExceeded, slow.upload, 'images',
+                          chunks=self.chunks(), headers=self.OCTETS,
+                          timeout=0.5)
 
     def test_empty_chunks_do_not_end_the_stream(self):
         half = len(self.content) // 2
