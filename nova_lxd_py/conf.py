@@ -109,10 +109,11 @@ neither.
 timeout_opts = [
     cfg.IntOpt(
         'startup_timeout',
-        default=30, min=0, max=3600,
+        default=120, min=0, max=3600,
         help="""
-Seconds to wait at start-up for LXD to answer, for example after a reboot of
-the host. nova-compute exits if LXD does not answer in time.
+Seconds to wait at start-up for LXD to answer. nova-compute exits if LXD does
+not answer in time. The default allows for a reboot of the host, after which an
+LXD with many instances takes a while to answer.
 """),
     cfg.IntOpt(
         'request_timeout',
@@ -194,14 +195,6 @@ Keep a stopped template instance of each image in use, with the ownership of
 its files shifted, and clone new instances from it. This applies if instances
 share a uid range and the storage pool can clone. Templates take hardly any
 space on such pools, and are deleted with the cached image.
-"""),
-    cfg.BoolOpt(
-        'boot_network_wait',
-        default=True,
-        help="""
-Wait for Neutron's ``network-vif-plugged`` events before a new instance is
-started, for up to ``[DEFAULT] vif_plugging_timeout`` seconds. Disable this
-only for a network back end that does not send these events.
 """),
     cfg.BoolOpt(
         'cloud_init_keys',

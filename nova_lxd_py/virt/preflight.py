@@ -20,6 +20,7 @@ are created.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import os
 import re
 import shlex
@@ -31,6 +32,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt import exception_mapping
 from nova_lxd_py.virt.host import cpus
+from nova_lxd_py.virt.host import device_activation
 from nova_lxd_py.virt.host import passthrough
 from nova_lxd_py.virt.host import subordinate_ids
 from nova_lxd_py.virt.lxd import errors
@@ -88,21 +90,18 @@ def check(session: lxd.Session, conf: Any) -> None:
     check_instances_path(conf.instances_path)
     check_console_command(conf.lxd.serial_console_command)
     check_config_drives(session, conf.lxd)
-    connect(session, conf.lxd.startup_timeout)
-    try:
+
+    def check_lxd() -> None:
+        session.connect()
         check_extensions(session, conf.lxd)
         check_project(session, conf)
         check_pool(session, conf.lxd)
         check_cpus(session, conf)
         check_devices(session, conf.lxd)
-    except errors.PermissionDenied as exc:
-        raise exception_mapping.StartupError(
-            f'LXD at {session.endpoint} denies nova-compute access that it '
-            f'needs: {exc}') from exc
-    except errors.LXDError as exc:
-        raise exception_mapping.StartupError(
-            f'LXD at {session.endpoint} cannot be used: {exc}') from exc
+
+    wait_for_lxd(session, conf.lxd.startup_timeout, check_lxd)
     report_uid_ranges(session, conf.lxd)
+    report_device_activation(session)
 
 
 # -- connection -------------------------------------------------------------
@@ -114,26 +113,49 @@ def connect(session: lxd.Session, timeout: float) -> None:
     :param timeout: seconds to wait for an LXD that does not answer.
     :raises StartupError: if LXD does not answer or refuses the connection.
     """
+    wait_for_lxd(session, timeout, session.connect)
+
+
+def wait_for_lxd(session: lxd.Session, timeout: float,
+                 step: Callable[[], None]) -> None:
+    """Call a function until LXD answers all of its requests.
+
+    An LXD that is starting may not listen yet, may close connections, or may
+    answer later than ``[lxd] request_timeout`` while it starts instances.
+
+    :param session: the LXD session.
+    :param timeout: seconds to wait for LXD.
+    :param step: the function, which may be called repeatedly.
+    :raises StartupError: if LXD does not answer in time, or an answer shows
+        that waiting longer is useless.
+    """
     deadline = time.monotonic() + timeout
     waiting = False
     while True:
         try:
-            session.connect()
+            step()
             return
         except (errors.Unreachable, errors.DeadlineExceeded) as exc:
             if time.monotonic() >= deadline:
                 waited = (f' (after {timeout:.0f} seconds, [lxd] '
                           f'startup_timeout)' if timeout else '')
                 raise exception_mapping.StartupError(
-                    f'{exc}{waited}') from exc
+                    f'LXD at {session.endpoint} cannot be used: {exc}'
+                    f'{waited}') from exc
             if not waiting:
-                LOG.info('Waiting up to %d seconds for LXD: %s', timeout, exc)
+                LOG.warning('LXD does not answer yet; waiting for up to %d '
+                            'seconds ([lxd] startup_timeout): %s', timeout,
+                            exc)
                 waiting = True
             time.sleep(min(RETRY_DELAY,
                            max(0.0, deadline - time.monotonic())))
+        except errors.PermissionDenied as exc:
+            raise exception_mapping.StartupError(
+                f'LXD at {session.endpoint} denies nova-compute access that '
+                f'it needs: {exc}') from exc
         except errors.LXDError as exc:
             raise exception_mapping.StartupError(
-                str(exc)) from exc
+                f'LXD at {session.endpoint} cannot be used: {exc}') from exc
 
 
 def check_extensions(session: lxd.Session, options: Any) -> None:
@@ -460,3 +482,18 @@ def report_uid_ranges(session: lxd.Session, options: Any) -> None:
         return
     LOG.info('Host has %d ranges of host uids for instances; extend '
              '/etc/subuid and /etc/subgid for more', ranges)
+
+
+# -- volumes ----------------------------------------------------------------
+
+def report_device_activation(session: lxd.Session) -> None:
+    """Log whether the host would activate what tenants write on volumes.
+
+    :param session: the connected LXD session.
+    """
+    missing = device_activation.missing_settings() if session.is_local else ()
+    if missing:
+        LOG.warning('Host may activate LVM, MD or btrfs signatures that '
+                    'tenants write on volumes; it lacks %s. See "Volumes and '
+                    "the host's udev\" in the security guide.",
+                    ', '.join(missing))

@@ -185,7 +185,18 @@ class ConnectionTestCase(PreflightTestCase):
         timer.start()
         self.addCleanup(timer.join)
         self.check()
-        self.assertEqual(1, self.log.output.count('Waiting up to 30 seconds'))
+        self.assertEqual(
+            1, self.log.output.count('waiting for up to 30 seconds'))
+
+    def test_waits_for_a_slow_answer(self) -> None:
+        """LXD listens, but closes connections or answers late."""
+        self.cfg.config(group='lxd', startup_timeout=30)
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.preflight.RETRY_DELAY', 0.01))
+        for path in ('/1.0', '/1.0/projects/*', '/1.0/storage-pools/*'):
+            self.lxd.drop_connection('GET', path)
+            self.check()
+        self.assertEqual(3, self.log.output.count('LXD does not answer yet'))
 
     def test_does_not_wait_for_ever(self) -> None:
         self.cfg.config(group='lxd', startup_timeout=1)
