@@ -391,7 +391,9 @@ class ImageSource:
     def _opened(self) -> Iterator[bytes]:
         if self._chunks is None:
             headers, self._chunks = self._stack.enter_context(
-                self._session.download('images', self._fingerprint, 'export'))
+                self._session.download(
+                    'images', self._fingerprint, 'export',
+                    timeout=self._session.options.image_timeout))
             self.size = int(headers['Content-Length'])
         return self._chunks
 

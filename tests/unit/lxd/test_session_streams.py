@@ -120,6 +120,20 @@ class StreamsTestCase(session_case.SessionTestCase):
                           chunks=self.chunks(), headers=self.OCTETS,
                           timeout=0.5)
 
+    def test_download_from_a_slow_lxd(self):
+        """LXD may send nothing for longer than a request may take."""
+        proxy = self.useFixture(_SlowProxy(self.lxd.endpoint, pause=2.0))
+        self.content = fake_lxd.fixture.unified_image(
+            {'etc/a': os.urandom(4 << 20)})
+        fingerprint = self.session.upload(
+            'images', chunks=self.chunks(), headers=self.OCTETS)['fingerprint']
+        self.cfg.config(group='lxd', endpoint=proxy.path, request_timeout=1)
+        slow = session.Session(self.cfg.conf.lxd)
+        with slow.download('images', fingerprint, 'export', timeout=10) as (
+                _headers, chunks):
+            self.assertEqual(self.content, b''.join(chunks))
+        self.assertTrue(proxy.has_paused)
+
     def test_empty_chunks_do_not_end_the_stream(self):
         half = len(self.content) // 2
         self.session.upload('images', headers=self.OCTETS, chunks=[
