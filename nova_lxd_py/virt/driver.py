@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nova.compute import utils as compute_utils
 from nova import exception
 from nova.virt import driver
 from nova.virt import hardware
@@ -220,9 +221,11 @@ class LXDDriver(driver.ComputeDriver):
         return self._services.host.volume_connector()
 
     def get_device_name_for_instance(self, instance, bdms, block_device_obj):
+        taken = {instance.root_device_name,
+                 *(bdm.device_name for bdm in bdms)} - {None}
+        compute_utils.check_max_disk_devices_to_attach(len(taken) + 1)
         return lxd_devices.choose_path(
-            block_device_obj.get('device_name'),
-            [instance.root_device_name, *(bdm.device_name for bdm in bdms)])
+            block_device_obj.get('device_name'), taken)
 
     def attach_volume(self, context, connection_info, instance, mountpoint,
                       disk_bus=None, device_type=None, encryption=None):
