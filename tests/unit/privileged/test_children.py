@@ -41,12 +41,12 @@ class ChildTestCase(base.BaseTestCase):
 
     def test_result(self) -> None:
         self.assertEqual(
-            [b'\0', {'x': 1}], children.run(5, lambda: [b'\0', {'x': 1}]))
-        large = children.run(5, lambda: bytes(4 << 20))
+            [b'\0', {'x': 1}], children.run(60, lambda: [b'\0', {'x': 1}]))
+        large = children.run(60, lambda: bytes(4 << 20))
         self.assertEqual(4 << 20, len(large))
 
     def test_decorator(self) -> None:
-        @children.killable(5)
+        @children.killable(60)
         def example(one: int, *, other: int) -> tuple[int, int]:
             return one + other, os.getpid()
 
@@ -59,7 +59,7 @@ class ChildTestCase(base.BaseTestCase):
         def refuse() -> None:
             raise FileNotFoundError(errno.ENOENT, 'no such thing', '/x')
 
-        error = self.assertRaises(FileNotFoundError, children.run, 5, refuse)
+        error = self.assertRaises(FileNotFoundError, children.run, 60, refuse)
         self.assertEqual((errno.ENOENT, 'no such thing', '/x'),
                          (error.errno, error.strerror, error.filename))
 
@@ -75,16 +75,16 @@ class ChildTestCase(base.BaseTestCase):
 
         def hang() -> None:
             # What it has started ends as well.
-            other = subprocess.Popen(['sleep', '60'])
+            other = subprocess.Popen(['sleep', '600'])
             os.write(write, str(other.pid).encode())
             signal.pause()
 
         begin = time.monotonic()
         self.assertRaises(TimeoutError, children.run, 0.5, hang, (write,))
-        self.assertLess(time.monotonic() - begin, 3)
+        self.assertLess(time.monotonic() - begin, 60)
         os.close(write)
         started = int(os.read(read, 16))
-        for _attempt in range(100):
+        for _attempt in range(1000):
             if not os.path.exists(f'/proc/{started}') or (
                     ') Z ' in open(f'/proc/{started}/stat').read()):
                 break
@@ -99,8 +99,8 @@ class ChildTestCase(base.BaseTestCase):
             self.assertRaises(TimeoutError, children.run, 0.1, signal.pause)
         (left,) = children._left
         os.kill(left, signal.SIGKILL)
-        for _attempt in range(100):
-            children.run(5, int)
+        for _attempt in range(1000):
+            children.run(60, int)
             if not children._left:
                 break
             time.sleep(0.02)
@@ -111,7 +111,7 @@ class ChildTestCase(base.BaseTestCase):
         read, write = os.pipe()
         self.addCleanup(os.close, read)
         self.addCleanup(os.close, write)
-        found = children.run(5, lambda: os.listdir('/proc/self/fd'), (read,))
+        found = children.run(60, lambda: os.listdir('/proc/self/fd'), (read,))
         self.assertIn(str(read), found)
         self.assertNotIn(str(write), found)
 
@@ -131,7 +131,7 @@ class ChildTestCase(base.BaseTestCase):
         thread.start()
         held.wait()
         threading.Timer(0.5, done.set).start()
-        children.run(5, lambda: logging.getLogger('x').warning('a %s', 'b'))
+        children.run(60, lambda: logging.getLogger('x').warning('a %s', 'b'))
         thread.join()
         self.assertIn('a b', logger.output)
 
@@ -141,8 +141,8 @@ class CommandTestCase(base.BaseTestCase):
     def test_deadline(self) -> None:
         self.useFixture(fixtures.MockPatchObject(command, 'DEADLINE', 0.3))
         begin = time.monotonic()
-        self.assertRaises(TimeoutError, command.run, 'sleep', '30')
-        self.assertLess(time.monotonic() - begin, 5)
+        self.assertRaises(TimeoutError, command.run, 'sleep', '600')
+        self.assertLess(time.monotonic() - begin, 60)
 
     def test_privileges(self) -> None:
         """Programs do not gain capabilities by being executed as root."""
@@ -174,7 +174,7 @@ class EntryPointsTestCase(base.BaseTestCase):
         begin = time.monotonic()
         self.assertRaises(TimeoutError, mounts.mount, '/dev/x', 'ext4',
                           target, False, 0, 0, 0)
-        self.assertLess(time.monotonic() - begin, 5)
+        self.assertLess(time.monotonic() - begin, 60)
 
 
 class FuserTestCase(base.BaseTestCase):
