@@ -27,6 +27,7 @@ from nova.compute import power_state
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
+from nova_lxd_py.virt.guest import mount_points
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import metrics
 from nova_lxd_py.virt.lxd import session as lxd
@@ -233,7 +234,17 @@ class Guest:
 
         :raises errors.LXDError: it cannot be started.
         """
-        self._change_state('start', 'already running')
+        try:
+            self._change_state('start', 'already running')
+        except errors.OperationFailed:
+            changes = mount_points.resolve(self._session, self.name,
+                                           self.devices)
+            if not changes:
+                raise
+            LOG.info('Mounting %s of %s where links in the guest lead to',
+                     ', '.join(changes), self.name)
+            self.update(devices=changes)
+            self._change_state('start', 'already running')
 
     def shut_down(self, timeout: int) -> None:
         """Let the guest shut itself down.
