@@ -493,7 +493,17 @@ def check_not_in_use(guest: lxd_guest.Guest, init: int,
     except (device_identity.WrongDevice, OSError):
         # What does not exist cannot be in use.
         return
-    using = fuser.find_users(init, number, filesystem)
+    try:
+        using = fuser.find_users(init, number, filesystem)
+    except OSError as error:
+        LOG.warning('Processes of %(guest)s that use %(device)s cannot be '
+                    'determined: %(error)s', {
+                        'device': mountpoint, 'guest': guest.name,
+                        'error': error})
+        raise exception.DeviceDetachFailed(
+            device=mountpoint,
+            reason='its processes have too many open files to check whether '
+                   'they use the volume') from error
     if using:
         LOG.info('%(device)s of %(guest)s is open in processes %(pids)s of '
                  'the host', {'device': mountpoint, 'guest': guest.name,

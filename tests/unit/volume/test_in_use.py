@@ -1,0 +1,57 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Check for processes of a guest before a volume is detached."""
+
+from __future__ import annotations
+
+import errno
+import os
+import types
+
+import fixtures
+from nova import exception
+from oslotest import base
+
+from nova_lxd_py.virt.privileged import fuser
+from nova_lxd_py.virt.volume import attachment
+
+
+class InUseTestCase(base.BaseTestCase):
+
+    def check(self, answer: object) -> None:
+        def find_users(init: int, device: int, filesystem: int) -> object:
+            self.assertEqual(os.stat(directory).st_dev, filesystem)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        directory = self.useFixture(fixtures.TempDir()).path
+        self.useFixture(fixtures.MockPatchObject(
+            fuser, 'find_users', find_users))
+        attachment.check_not_in_use(
+            types.SimpleNamespace(name='guest'), 1,
+            {'type': 'disk', 'source': directory}, '/dev/sdb')
+
+    def test_unused(self) -> None:
+        self.check([])
+
+    def test_used(self) -> None:
+        self.assertRaises(exception.DeviceDetachFailed, self.check, [1, 2])
+
+    def test_too_many_files(self) -> None:
+        """A guest whose use cannot be determined keeps its volume."""
+        error = self.assertRaises(
+            exception.DeviceDetachFailed, self.check,
+            OSError(errno.E2BIG, 'The processes of the guest have too many '
+                    'open files'))
+        self.assertIn('too many open files', str(error))
