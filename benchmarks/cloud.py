@@ -88,7 +88,7 @@ def raw_launch(image_id: str) -> float:
     api = raw_lxd.Client(str(cloud.PREFIX / 'lxd' / 'unix.socket'),
                          cloud.LXD_PROJECT)
     fingerprint = api.must(
-        'GET', f'/1.0/images/aliases/nova-{image_id}')['target']
+        'GET', f'/1.0/images/aliases/glance-{image_id}')['target']
     name = 'benchmark-' + uuid.uuid4().hex[:8]
     began = time.perf_counter()
     api.must('POST', '/1.0/instances', {

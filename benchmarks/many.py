@@ -77,7 +77,7 @@ def compare(lxd: lxd_daemon.RealLXD, content: bytes, title: str,
             host.driver.destroy(host.context, host.spawn(
                 host.instance(image), image), [])
         raw = spawn.Raw(host, host.lxd.api.must(
-            'GET', f'/1.0/images/aliases/nova-{image.id}',
+            'GET', f'/1.0/images/aliases/glance-{image.id}',
             params={'project': host.project})['target'])
         for _ in range(options.rounds):
             servers = [host.instance(image, memory_mb=64)

@@ -131,7 +131,7 @@ def compare(lxd: lxd_daemon.RealLXD, content: bytes, rounds: int, title: str,
                             image)
         host.driver.destroy(host.context, server, [])
         fingerprint = host.lxd.api.must(
-            'GET', f'/1.0/images/aliases/nova-{image.id}',
+            'GET', f'/1.0/images/aliases/glance-{image.id}',
             params={'project': host.project})['target']
         raw = Raw(host, fingerprint)
         raw.delete(raw.launch(CONFIG))

@@ -283,7 +283,7 @@ class TransferTest(ImageTestCase):
                         for image in (first, second)}
         self.assertEqual(1, len(fingerprints))
         image, = self.images()
-        self.assertEqual({f'nova-{first.id}', f'nova-{second.id}'},
+        self.assertEqual({f'glance-{first.id}', f'glance-{second.id}'},
                          {alias['name'] for alias in image['aliases']})
 
     def test_large_image_takes_little_memory(self) -> None:

@@ -11,10 +11,14 @@
 #    under the License.
 """Glance images in LXD's image store.
 
-An LXD image with the alias ``nova-<Glance image id>`` is the whole record of
-an image being here. It is set last, so that nothing half done is ever used;
+An LXD image with the alias ``glance-<Glance image id>`` is the whole record
+of an image being here. It is set last, so that nothing half done is ever used;
 what a crash leaves without an alias is used by the next import of the same
 image, or ages out.
+
+Earlier versions passed the metadata of tenants' images on to LXD. Their
+aliases begin with ``nova-``; such images are transferred again when they are
+needed, and age out.
 """
 
 from __future__ import annotations
@@ -41,8 +45,11 @@ from nova_lxd_py.virt.lxd import session as lxd
 CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
 
-#: What the aliases of the driver's images begin with.
-ALIAS_PREFIX = 'nova-'
+#: What the aliases of the driver's images begin with. An image can bring
+#: properties, but not an alias: it says that this version has checked it.
+ALIAS_PREFIX = 'glance-'
+#: What they began with before images were checked.
+_OLD_ALIAS_PREFIX = 'nova-'
 
 #: LXD image properties. LXD shows them to an instance's owner as ``image.*``,
 #: so they hold nothing confidential.
@@ -391,7 +398,8 @@ class ImageStore:
         """Remove the driver's names of an image, and the image itself where
         the driver brought it and nobody else has given it a name."""
         ours = [alias['name'] for alias in image['aliases']
-                if alias['name'].startswith(ALIAS_PREFIX)]
+                if alias['name'].startswith((ALIAS_PREFIX,
+                                             _OLD_ALIAS_PREFIX))]
         with contextlib.suppress(errors.NotFound):
             if (PROPERTY_IMAGE in image['properties'] and
                     len(ours) == len(image['aliases'])):
@@ -428,6 +436,10 @@ def _glance_ids(image: dict[str, Any]) -> set[str]:
     ids = {alias['name'].removeprefix(ALIAS_PREFIX)
            for alias in image['aliases']
            if alias['name'].startswith(ALIAS_PREFIX)}
+    # Nothing is made from images of an earlier version any more, whatever
+    # servers use: the id with its prefix is no server's.
+    ids.update(alias['name'] for alias in image['aliases']
+               if alias['name'].startswith(_OLD_ALIAS_PREFIX))
     if not image['aliases'] and PROPERTY_IMAGE in image['properties']:
         # Left by an import that was interrupted just before its end.
         ids.add(image['properties'][PROPERTY_IMAGE])

@@ -42,6 +42,13 @@ PIECE = 1 << 18
 MAX_MEMORY = 256 << 20
 MAX_ZSTD_WINDOW = 1 << 27
 
+#: Memory that a single small block may ask for.
+_BLOCK_MEMORY = 16 << 20
+
+_BLOCK_ERRORS: tuple[type[Exception], ...] = (
+    zlib.error, lzma.LZMAError, EOFError,
+    (_zstd_stdlib or zstandard).ZstdError)  # type: ignore[assignment]
+
 #: How a compressed stream begins.
 MAGICS: dict[str, tuple[bytes, ...]] = {
     'gzip': (b'\x1f\x8b\x08',),
@@ -192,6 +199,43 @@ _ENGINES: dict[str, Callable[[], _Engine]] = {
         (lzma.LZMAError,)),
     'zstd': _zstd_engine,
 }
+
+
+def decompress_block(compression: str, data: bytes, limit: int) -> bytes:
+    """Decompress a block of known largest size.
+
+    :param compression: ``gzip`` (here: zlib), ``xz`` or ``zstd``.
+    :param data: the whole compressed block.
+    :param limit: bytes that may come out.
+    :raises Corrupt: if it is damaged, or more would come out.
+    """
+    try:
+        if compression == 'zstd' and _zstd_stdlib is None:
+            return _zstandard_block(data, limit)
+        engine: Any
+        if compression == 'gzip':
+            engine = zlib.decompressobj()
+        elif compression == 'xz':
+            engine = lzma.LZMADecompressor(lzma.FORMAT_XZ,
+                                           memlimit=_BLOCK_MEMORY)
+        else:
+            engine = _zstd_stdlib.ZstdDecompressor()
+        found = engine.decompress(data, limit + 1)
+    except _BLOCK_ERRORS as exc:
+        raise Corrupt(str(exc)) from exc
+    if len(found) > limit or not engine.eof:
+        raise Corrupt('a block is larger than the format allows, or broken '
+                      'off')
+    return found
+
+
+def _zstandard_block(data: bytes, limit: int) -> bytes:
+    # What a frame says of its size, the library would allocate.
+    if zstandard.frame_content_size(data) > limit:
+        raise Corrupt('a block is larger than the format allows')
+    return zstandard.ZstdDecompressor(
+        max_window_size=MAX_ZSTD_WINDOW).decompress(
+            data, max_output_size=limit)
 
 
 def detect(head: bytes) -> str | None:

@@ -9,21 +9,28 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What an image is, told from its bytes while they pass by.
+"""Recognizing and checking an image by its bytes while they pass by.
 
 Glance's ``disk_format`` says little: containers' root filesystems are uploaded
 as ``raw``, like disks. So the content decides, and what is no container image
 is refused by name before LXD gets to see its end.
+
+Tenants give a root filesystem and nothing else. The archive of one is checked
+member by member (:mod:`.rootfs_rules`); from an LXD image, which brings
+metadata and templates as well, it is taken out (:mod:`.repack`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 import enum
 
 import yaml
 
 from nova_lxd_py.virt.image import decompression
+from nova_lxd_py.virt.image import repack
+from nova_lxd_py.virt.image import rootfs_rules
 from nova_lxd_py.virt.image import squashfs as image_squashfs
 from nova_lxd_py.virt.image import tar as image_tar
 
@@ -74,7 +81,7 @@ _ROOT_NAMES = frozenset((
     'root', 'run', 'sbin', 'snap', 'srv', 'sys', 'tmp', 'usr', 'var'))
 #: Any of these makes a tree a root filesystem that something can run in.
 _ROOT_ESSENTIALS = frozenset(('bin', 'etc', 'nix', 'sbin', 'usr'))
-_PROGRAM_FOLDERS = ('bin/', 'sbin/', 'usr/bin/', 'usr/sbin/')
+_PROGRAM_DIRECTORIES = ('bin/', 'sbin/', 'usr/bin/', 'usr/sbin/')
 _LXD_NAMES = frozenset(('metadata.yaml', 'rootfs', 'templates'))
 _OCI_NAMES = frozenset(('oci-layout', 'manifest.json', 'index.json', 'blobs',
                         'repositories'))
@@ -98,9 +105,14 @@ _ELF_MACHINES: dict[int, tuple[str, ...]] = {
 }
 _ELF_HEADER = 20
 
+#: How many times larger than allowed an LXD image may be with its holes.
+_MAX_WITH_HOLES = 4
+#: Names at the top of an archive to remember for the message.
+_MAX_TOPS = 20
+
 
 class UnacceptableImage(Exception):
-    """It is no image that a container can be made from.
+    """No container can be made from the image.
 
     :param reason: what it is instead and what to do, for the tenant.
     """
@@ -111,13 +123,14 @@ class UnacceptableImage(Exception):
 
 
 class Kind(enum.Enum):
-    """The ways in which LXD takes container images."""
+    """What an image can be."""
 
-    #: One archive of metadata.yaml and rootfs/, as LXD exports them.
+    #: One archive of metadata.yaml and rootfs/, as LXD exports them. LXD gets
+    #: what is in rootfs/ as an archive of a root filesystem.
     UNIFIED = 'LXD image'
-    #: An archive of a root filesystem; LXD wants metadata beside it.
+    #: An archive of a root filesystem, passed on to LXD as it is.
     ROOTFS = 'root filesystem archive'
-    #: A squashfs of a root filesystem; LXD wants metadata beside it.
+    #: A squashfs of a root filesystem, passed on to LXD as it is.
     SQUASHFS = 'root filesystem squashfs'
 
 
@@ -125,7 +138,7 @@ class Kind(enum.Enum):
 class Content:
     """What was found out about an image that passed by completely.
 
-    :ivar kind: how LXD is to take it.
+    :ivar kind: what it is.
     :ivar architecture: what its metadata says, in LXD's terms; None where it
         brings no metadata.
     :ivar programs: architectures that its programs were built for, where they
@@ -172,7 +185,7 @@ def describe(head: bytes) -> str:
 
 
 class Inspector:
-    """Looks at an image while it is transferred.
+    """Checks an image while it is transferred, in bounded memory.
 
     :param max_size: bytes that it may have when unpacked.
     """
@@ -184,51 +197,85 @@ class Inspector:
         self._inner = bytearray()
         self._compression: str | None = None
         self._decompressor: decompression.Decompressor | None = None
-        self._squashfs: image_squashfs.Sizer | None = None
-        self._archive = image_tar.Walker(self._member, self._content)
+        self._squashfs: image_squashfs.Reader | None = None
+        self._archive = image_tar.Walker(self._member)
+        self._rules = rootfs_rules.Checker()
+        self._repacker = repack.Repacker()
         self._unpacked = 0
         self._tops: dict[str, None] = {}
-        self._metadata: bytes | None = None
         self._programs: set[str] = set()
-        #: How LXD is to take the image; None until that is certain.
+        #: What the image is; None until that is certain.
         self.kind: Kind | None = None
+        #: What its metadata says, as far as it has been seen.
+        self.architecture: str | None = None
+        #: What was found when the image was at its end.
+        self.content: Content | None = None
 
-    def feed(self, data: bytes) -> None:
-        """Give the next part of the image.
+    def process(self, data: bytes) -> Iterator[bytes]:
+        """Inspect the next part of the image.
+
+        Nothing happens unless the result is consumed.
 
         :param data: any number of bytes.
-        :raises UnacceptableImage: as soon as it is certain that no container can
-            be made of it.
+        :returns: for an LXD image, the next parts of the archive of its root
+            filesystem; nothing for other kinds, which are passed on as they
+            are.
+        :raises UnacceptableImage: as soon as it is certain that no container
+            can be made of it.
         """
         if not self._started:
             self._head += data
             if len(self._head) < HEAD:
                 return
             data = self._start()
-        self._go_on(data)
+        yield from self._inspect(data)
 
-    def finish(self) -> Content:
-        """Say that the image is at its end.
+    def end(self) -> Iterator[bytes]:
+        """Note that the image is at its end, and set :attr:`content`.
 
-        :returns: what it is.
-        :raises UnacceptableImage: it is incomplete, or no container image.
+        :returns: as :meth:`process`.
+        :raises UnacceptableImage: if it is incomplete, or no container image.
         """
         if not self._started:
-            self._go_on(self._start())
+            yield from self._inspect(self._start())
         try:
             if self._squashfs is not None:
                 size = self._squashfs.finish()
                 self._check_size(size)
-                return Content(Kind.SQUASHFS, None, frozenset(), size)
+                self.content = Content(Kind.SQUASHFS, None, frozenset(), size)
+                return
             if self._decompressor is not None:
                 self._decompressor.finish()
             self._archive.finish()
         except image_tar.NotTar:
             raise self._no_archive() from None
+        except rootfs_rules.Forbidden as exc:
+            raise UnacceptableImage(exc.reason) from exc
         except (image_squashfs.Damaged, decompression.Corrupt,
                 image_tar.Damaged) as exc:
             raise self._damaged(exc) from exc
-        return self._archive_content()
+        self.content = self._archive_content()
+        yield from self._repacker.take()
+
+    def feed(self, data: bytes) -> None:
+        """Inspect the next part of an image that is passed on as it is.
+
+        :param data: any number of bytes.
+        :raises UnacceptableImage: as for :meth:`process`.
+        """
+        for _piece in self.process(data):
+            pass
+
+    def finish(self) -> Content:
+        """Note that an image that is passed on as it is is at its end.
+
+        :returns: what it is.
+        :raises UnacceptableImage: as for :meth:`end`.
+        """
+        for _piece in self.end():
+            pass
+        assert self.content is not None
+        return self.content
 
     # -- by kind ------------------------------------------------------------
 
@@ -238,10 +285,10 @@ class Inspector:
         self._started = True
         if head.startswith(image_squashfs.MAGIC):
             if len(head) < image_squashfs.SUPERBLOCK:
-                raise UnacceptableImage('it is a squashfs that breaks off in its '
-                                        'first bytes; upload it again')
+                raise UnacceptableImage('it is a squashfs that breaks off in '
+                                        'its first bytes; upload it again')
             try:
-                self._squashfs = image_squashfs.Sizer(head)
+                self._squashfs = image_squashfs.Reader(head)
             except image_squashfs.Unsupported as exc:
                 raise UnacceptableImage(str(exc)) from exc
             except image_squashfs.Damaged as exc:
@@ -258,18 +305,22 @@ class Inspector:
             raise self._no_archive()
         return head
 
-    def _go_on(self, data: bytes) -> None:
+    def _inspect(self, data: bytes) -> Iterator[bytes]:
         if self._squashfs is not None:
             self._squashfs.feed(data)
             return
         try:
             if self._decompressor is None:
                 self._unpack(data)
+                yield from self._repacker.take()
             else:
                 for piece in self._decompressor.feed(data):
                     self._unpack(piece)
+                    yield from self._repacker.take()
         except image_tar.NotTar:
             raise self._no_archive() from None
+        except rootfs_rules.Forbidden as exc:
+            raise UnacceptableImage(exc.reason) from exc
         except (decompression.Corrupt, image_tar.Damaged) as exc:
             raise self._damaged(exc) from exc
         if self.kind is None and self._unpacked > UNDECIDED:
@@ -277,10 +328,14 @@ class Inspector:
 
     def _unpack(self, piece: bytes) -> None:
         self._unpacked += len(piece)
-        self._check_size(self._unpacked)
         if len(self._inner) < HEAD:
             self._inner += piece[:HEAD - len(self._inner)]
         self._archive.feed(piece)
+        if self.kind is Kind.UNIFIED:
+            self._check_size(max(self._unpacked // _MAX_WITH_HOLES,
+                                 self._repacker.size))
+        else:
+            self._check_size(self._unpacked)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_size:
@@ -291,38 +346,66 @@ class Inspector:
 
     # -- archives -----------------------------------------------------------
 
-    def _member(self, member: image_tar.Member) -> int | None:
-        """Take note of a member of the archive.
+    def _member(self, member: image_tar.Member
+                ) -> image_tar.ContentSink | None:
+        """Check a member of the archive.
 
-        :returns: how many bytes of its content to look at, if any.
+        :returns: what receives its content, if anything.
         """
-        if member.top:
-            self._tops.setdefault(member.top)
+        rootfs_rules.check_name(member.name)
+        top = member.top
+        if top and (len(self._tops) < _MAX_TOPS or
+                    top in _LXD_NAMES | _ROOT_NAMES | _OCI_NAMES):
+            self._tops.setdefault(top)
         if self.kind is None:
-            if member.top in _LXD_NAMES:
+            if top in _LXD_NAMES:
                 self.kind = Kind.UNIFIED
-            elif member.top in _ROOT_NAMES:
+                self._rules = rootfs_rules.Checker('rootfs')
+            elif top in _ROOT_NAMES:
                 self.kind = Kind.ROOTFS
-        if not member.regular:
-            return None
         if self.kind is Kind.UNIFIED:
-            if member.path != 'metadata.yaml':
-                return None
-            if member.size > MAX_METADATA:
-                raise UnacceptableImage('its metadata.yaml is larger than any real '
-                                        'one')
-            return member.size
-        if member.path.startswith(_PROGRAM_FOLDERS):
-            return _ELF_HEADER
+            return self._unified_member(member)
+        path = self._rules.check(member)
+        if member.regular and path.startswith(_PROGRAM_DIRECTORIES):
+            return image_tar.Capture(_ELF_HEADER, self._program)
         return None
 
-    def _content(self, member: image_tar.Member, content: bytes) -> None:
-        if member.path == 'metadata.yaml':
-            self._metadata = content
-        elif content.startswith(b'\x7fELF') and len(content) == _ELF_HEADER:
+    def _unified_member(self, member: image_tar.Member
+                        ) -> image_tar.ContentSink | None:
+        if member.top == 'rootfs':
+            path = self._rules.check(member)
+            link = ''
+            if member.kind == image_tar.HARD_LINK:
+                link = self._rules.link_target(member)
+            return self._repacker.add(member, path, link)
+        # All else that an LXD image can bring, such as templates, properties
+        # and an expiry date, ends here.
+        if (member.path == 'metadata.yaml' and member.regular and
+                self.architecture is None):
+            if member.size > MAX_METADATA:
+                raise UnacceptableImage('its metadata.yaml is larger than any '
+                                        'real one')
+            return image_tar.Capture(MAX_METADATA, self._metadata)
+        return None
+
+    def _program(self, content: bytes) -> None:
+        """Note which processors a program is for."""
+        if content.startswith(b'\x7fELF') and len(content) == _ELF_HEADER:
             machine = int.from_bytes(
                 content[18:20], 'big' if content[5] == 2 else 'little')
             self._programs.update(_ELF_MACHINES.get(machine, ()))
+
+    def _metadata(self, content: bytes) -> None:
+        """Note the architecture that metadata.yaml states."""
+        try:
+            # Not the loader in C: deep nesting would crash the process.
+            stated = yaml.safe_load(content)['architecture']
+        except (yaml.YAMLError, LookupError, TypeError, ValueError,
+                RecursionError):
+            stated = None
+        if not isinstance(stated, str) or not stated.strip():
+            raise UnacceptableImage('its metadata.yaml names no architecture')
+        self.architecture = canonical_architecture(stated)
 
     def _archive_content(self) -> Content:
         if self.kind is Kind.UNIFIED:
@@ -330,28 +413,18 @@ class Inspector:
                 raise UnacceptableImage(
                     'it is only the metadata half of an LXD image; upload '
                     'the root filesystem (the other file) instead')
-            return Content(self.kind, self._stated_architecture(),
-                           frozenset(), self._unpacked)
+            if self.architecture is None:
+                raise UnacceptableImage(
+                    'it has rootfs/ like an LXD image but no metadata.yaml; '
+                    'upload the content of rootfs/ as a plain tarball, or add '
+                    'metadata.yaml')
+            self._repacker.finish()
+            return Content(self.kind, self.architecture, frozenset(),
+                           self._repacker.size)
         if self.kind is None or not _ROOT_ESSENTIALS.intersection(self._tops):
             raise self._unknown_archive()
         return Content(self.kind, None, frozenset(self._programs),
                        self._unpacked)
-
-    def _stated_architecture(self) -> str:
-        if self._metadata is None:
-            raise UnacceptableImage(
-                'it has rootfs/ like an LXD image but no metadata.yaml; '
-                'upload the content of rootfs/ as a plain tarball, or add '
-                'metadata.yaml')
-        try:
-            # Not the loader in C: deep nesting would crash the process.
-            stated = yaml.safe_load(self._metadata)['architecture']
-        except (yaml.YAMLError, LookupError, TypeError, ValueError,
-                RecursionError):
-            stated = None
-        if not isinstance(stated, str) or not stated.strip():
-            raise UnacceptableImage('its metadata.yaml names no architecture')
-        return canonical_architecture(stated)
 
     # -- reasons ------------------------------------------------------------
 
@@ -369,9 +442,11 @@ class Inspector:
                 'one root filesystem (for example with "docker export") and '
                 'upload that')
         if any(top.lower().endswith(_DISK_SUFFIXES) for top in tops):
-            return UnacceptableImage(f'it is an archive of a disk image ({tops[0]})'
-                                     f'; {ADVICE}')
-        names = ', '.join(top[:40] for top in tops[:5]) or 'nothing'
+            return UnacceptableImage(
+                f'it is an archive of a disk image '
+                f'({rootfs_rules.shown(tops[0])}); {ADVICE}')
+        names = ', '.join(rootfs_rules.shown(top) for top in tops[:5]
+                          ) or 'nothing'
         return UnacceptableImage(
             f'it is an archive, but not of a root filesystem: at its top are '
             f'{names} rather than etc/, usr/, bin/; make it with '

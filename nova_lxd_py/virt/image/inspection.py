@@ -52,8 +52,8 @@ class Inspection:
         """Give the next part, waiting until there is room for it.
 
         :param part: any number of bytes.
-        :raises image_format.UnacceptableImage: no container can be made of what
-            has been inspected so far.
+        :raises format_inspector.UnacceptableImage: if no container can be
+            made of what has been inspected so far.
         """
         self._put(part)
 
@@ -62,8 +62,9 @@ class Inspection:
 
         :param timeout: seconds.
         :returns: what the image is.
-        :raises image_format.UnacceptableImage: no container can be made of it.
-        :raises errors.DeadlineExceeded: it takes too long.
+        :raises format_inspector.UnacceptableImage: if no container can be
+            made of it.
+        :raises errors.DeadlineExceeded: if it takes too long.
         """
         self._put(None)
         self._thread.join(timeout)

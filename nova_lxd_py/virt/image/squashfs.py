@@ -9,10 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Reading how large a squashfs filesystem is when unpacked.
+"""Reading the inodes of a squashfs filesystem while it passes by.
 
-Its superblock does not say. The inode table does, and stands behind all file
-content, so that it is kept while the image passes by and added up at the end.
+They tell how large it is when unpacked, which its superblock does not say, and
+which device nodes it has. Their table stands behind all file content, so that
+it is kept while the image passes by and read at the end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import zlib
 
 from nova_lxd_py.virt.image import decompression
+from nova_lxd_py.virt.image import rootfs_rules
 
 MAGIC = b'hsqs'
 SUPERBLOCK = 96
@@ -44,6 +46,9 @@ _BLOCK_RAW = 1 << 24
 #: variable part. Types 1, 2 and 3 and their long forms are handled apart.
 _FIXED = {4: 8, 5: 8, 6: 4, 7: 4, 11: 12, 12: 12, 13: 8, 14: 8}
 _HEADER = 16
+_DIRECTORY, _LONG_DIRECTORY = 1, 8
+_BLOCK_DEVICES = (4, 11)
+_DEVICES = (4, 5, 11, 12)
 
 
 class Damaged(Exception):
@@ -51,20 +56,20 @@ class Damaged(Exception):
 
 
 class Unsupported(Exception):
-    """It is one whose size cannot be told."""
+    """It is one that cannot be checked."""
 
 
-class Sizer:
+class Reader:
     """Follows a squashfs filesystem as it passes by.
 
     :param head: its first SUPERBLOCK bytes or more.
-    :raises Damaged: the superblock makes no sense.
-    :raises Unsupported: its compressor is not one of gzip, xz and zstd.
+    :raises Damaged: if the superblock makes no sense.
+    :raises Unsupported: if its compressor is not one of gzip, xz and zstd.
     """
 
     def __init__(self, head: bytes) -> None:
         (magic, self._inodes, _time, self._block_size, _fragments,
-         compressor, _block_log, _flags, _ids, major, _minor, _root,
+         compressor, _block_log, _flags, _ids, major, _minor, self._root,
          self._length, _id_table, _xattrs, self._inode_table,
          self._directory_table) = struct.unpack_from('<4sIIIIHHHHHHQQQQQQ',
                                                      head)
@@ -86,7 +91,7 @@ class Sizer:
         self._table = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Give the next part, from the very beginning on.
+        """Read the next part, from the very beginning on.
 
         :param data: any number of bytes.
         """
@@ -96,10 +101,12 @@ class Sizer:
         self._position += len(data)
 
     def finish(self) -> int:
-        """Say that the filesystem is at its end.
+        """Note that the filesystem is at its end.
 
         :returns: bytes of file content when unpacked; holes do not count.
-        :raises Damaged: it should have gone on, or cannot be read.
+        :raises Damaged: if it should have gone on, or cannot be read.
+        :raises rootfs_rules.Forbidden: if it has a device node that a
+            container must not have.
         """
         if self._position < self._length:
             raise Damaged('the squashfs breaks off before its end')
@@ -111,31 +118,46 @@ class Sizer:
                           ) from exc
 
     def _decompressed_table(self) -> bytes:
+        """Decompress the table of inodes.
+
+        :raises ValueError: if there is no directory where the root must be.
+        """
+        root_block, root_offset = self._root >> 16, self._root & 0xffff
+        root = None
         result = bytearray()
-        for block in self._table_blocks():
+        for position, block in self._table_blocks():
+            if position == root_block:
+                root = len(result) + root_offset
             result += block
             if len(result) > MAX_INODES:
                 raise Damaged('its squashfs inode table is damaged (it does '
                               'not end)')
+        if root is None or struct.unpack_from('<H', result, root)[0] not in (
+                _DIRECTORY, _LONG_DIRECTORY):
+            raise ValueError('its root is no directory')
         return bytes(result)
 
-    def _table_blocks(self) -> Iterator[bytes]:
-        table, position = bytes(self._table), 0
+    def _table_blocks(self) -> Iterator[tuple[int, bytes]]:
+        """Decompress the table block by block.
+
+        :returns: where each block begins in the table, and its content.
+        """
+        table, position = memoryview(self._table), 0
         while position < len(table):
+            start = position
             header, = struct.unpack_from('<H', table, position)
             position += 2
             size = header & (_UNCOMPRESSED - 1)
-            block = table[position:position + size]
+            block = bytes(table[position:position + size])
             if len(block) < size:
                 raise ValueError('short block')
             position += size
-            if header & _UNCOMPRESSED:
-                yield block
-            elif self._compressor == 'gzip':
-                yield zlib.decompressobj().decompress(block, _METADATA_BLOCK)
-            else:
-                yield b''.join(decompression.Decompressor(
-                    self._compressor).feed(block))
+            if not header & _UNCOMPRESSED:
+                block = decompression.decompress_block(
+                    self._compressor, block, _METADATA_BLOCK)
+            if len(block) > _METADATA_BLOCK:
+                raise ValueError('large block')
+            yield start, block
 
     def _content_size(self, inodes: bytes) -> int:
         total, position = 0, 0
@@ -145,14 +167,16 @@ class Sizer:
             if kind in (2, 9):
                 size, position = self._file(inodes, position, kind)
                 total += size
-            elif kind == 1:
+            elif kind == _DIRECTORY:
                 position += 16
-            elif kind == 8:
+            elif kind == _LONG_DIRECTORY:
                 position = _long_directory(inodes, position)
             elif kind in (3, 10):
                 length, = struct.unpack_from('<I', inodes, position + 4)
                 position += 8 + length + (4 if kind == 10 else 0)
             else:
+                if kind in _DEVICES:
+                    _check_device(kind, inodes, position)
                 position += _FIXED[kind]
         return total
 
@@ -184,6 +208,14 @@ class Sizer:
         if tail and (not in_block or filled[count]):
             content += tail
         return content, end
+
+
+def _check_device(kind: int, inodes: bytes, position: int) -> None:
+    device, = struct.unpack_from('<I', inodes, position + 4)
+    # As the kernel's new_encode_dev().
+    rootfs_rules.check_device(
+        kind in _BLOCK_DEVICES, (device & 0xfff00) >> 8,
+        (device & 0xff) | ((device >> 12) & 0xfff00), 'a file')
 
 
 def _long_directory(inodes: bytes, position: int) -> int:

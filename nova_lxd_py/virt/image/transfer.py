@@ -27,6 +27,7 @@ import dataclasses
 import errno
 import hashlib
 import io
+import itertools
 import queue
 import tarfile
 import threading
@@ -170,6 +171,7 @@ class Transfer:
         self._content: format_inspector.Content | None = None
         self._inspection: image_inspection.Inspection | None = None
         self._is_complete = False
+        self._told: str | None = None
         self._digest = hashlib.sha256()
         self._received = 0
         self._began = time.monotonic()
@@ -247,17 +249,11 @@ class Transfer:
 
     def _upload(self, source: Iterator[bytes], properties: dict[str, str]
                 ) -> Imported:
-        head = self._until_known(source)
-        body = self._checked(head, source)
-        headers = {'X-LXD-properties': parse.urlencode(properties)}
-        if self._inspector.kind is format_inspector.Kind.UNIFIED:
-            headers['Content-Type'] = 'application/octet-stream'
-            chunks = self._hashed(body)
-        else:
-            boundary = uuid.uuid4().hex
-            headers['Content-Type'] = (f'multipart/form-data; boundary='
-                                       f'{boundary}')
-            chunks = self._multipart(boundary, body)
+        body = self._body(source)
+        boundary = uuid.uuid4().hex
+        headers = {'X-LXD-properties': parse.urlencode(properties),
+                   'Content-Type': f'multipart/form-data; boundary={boundary}'}
+        chunks = self._multipart(boundary, body)
         existed = False
         try:
             result = self._session.upload(
@@ -295,25 +291,54 @@ class Transfer:
         """Seconds that are left, at least one."""
         return max(1.0, self._timeout - (time.monotonic() - self._began))
 
-    def _until_known(self, source: Iterator[bytes]) -> list[bytes]:
-        """Read until it is certain in which way LXD wants the image."""
-        head = []
+    def _body(self, source: Iterator[bytes]) -> Iterator[bytes]:
+        """Read until it is certain what the image is.
+
+        :returns: its root filesystem in the form that LXD gets.
+        """
+        head: list[bytes] = []
+        pieces = self._rewritten(source, head)
+        first = next(pieces, None)
+        if first is None:
+            return self._passed_on(head, source)
+        return self._held_back(itertools.chain([first], pieces))
+
+    def _rewritten(self, source: Iterator[bytes], head: list[bytes]
+                   ) -> Iterator[bytes]:
+        """Yield the root filesystem of an LXD image.
+
+        :param head: gets what was read of an image of another kind, of which
+            nothing is yielded.
+        """
         for chunk in source:
             self._count(chunk)
-            self._inspector.feed(chunk)
-            head.append(chunk)
-            if self._inspector.kind is not None:
-                break
-        else:
-            self._check_length()
-            self._content = self._inspector.finish()
-            self._check_architecture(self._content)
-        return head
+            if self._inspector.kind is None:
+                head.append(chunk)
+            yield from self._inspector.process(chunk)
+            if self._inspector.kind in (format_inspector.Kind.ROOTFS,
+                                        format_inspector.Kind.SQUASHFS):
+                return
+        self._check_length()
+        yield from self._inspector.end()
+        self._content = self._inspector.content
+        self._check_architecture()
 
-    def _checked(self, head: list[bytes], source: Iterator[bytes]
-                 ) -> Iterator[bytes]:
-        """Yield the image, and its last part only when Glance and Nova are
-        content with all of it."""
+    def _held_back(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield what is rewritten, and its last part only when Glance, Nova
+        and the inspection are content with all of it."""
+        held = bytearray()
+        for piece in pieces:
+            if len(held) >= BATCH:
+                yield bytes(held)
+                held.clear()
+            held += piece
+        self._is_complete = True
+        yield bytes(held)
+
+    def _passed_on(self, head: list[bytes], source: Iterator[bytes]
+                   ) -> Iterator[bytes]:
+        """Yield the image as it is, and its last part only when Glance and
+        Nova are content with all of it."""
         held = bytearray().join(head)
         if self._content is None:
             self._inspection = image_inspection.Inspection(
@@ -334,7 +359,7 @@ class Transfer:
         if self._content is None:
             assert self._inspection is not None
             self._content = self._inspection.finish(self._left())
-            self._check_architecture(self._content)
+            self._check_architecture()
         return self._content
 
     def _count(self, chunk: bytes) -> None:
@@ -373,7 +398,8 @@ class Transfer:
                    ) -> Iterator[bytes]:
         """Yield a form of generated metadata and the image, in the order
         that LXD wants."""
-        metadata = metadata_archive(self._architecture())
+        self._told = self._architecture()
+        metadata = metadata_archive(self._told)
         self._digest.update(metadata)
         yield (_part(boundary, 'metadata', 'metadata.tar') + metadata +
                b'\r\n' + _part(boundary, 'rootfs', 'rootfs'))
@@ -388,20 +414,27 @@ class Transfer:
             'architectures', ()))
 
     def _architecture(self) -> str:
-        """What to say of an image that says nothing itself."""
-        stated = self._meta.properties.get('hw_architecture')
+        """Return the architecture that the image gets in LXD."""
+        stated = (self._inspector.architecture or
+                  self._meta.properties.get('hw_architecture'))
         if stated:
             return format_inspector.canonical_architecture(stated)
         return self._architectures()[0]
 
-    def _check_architecture(self, content: format_inspector.Content) -> None:
+    def _check_architecture(self) -> None:
+        content = self._content
+        assert content is not None
         known = self._architectures()
         names = ' and '.join(known)
-        stated = content.architecture or self._architecture()
+        stated = self._architecture()
         if stated not in known:
             raise format_inspector.UnacceptableImage(
                 f'it is for {stated}, this host runs {names}; boot it on '
                 f'another host, or use an image for this one')
+        if self._told not in (None, stated):
+            raise format_inspector.UnacceptableImage(
+                f'it is for {stated}, which comes too late in its archive; '
+                f'put metadata.yaml before rootfs/')
         if content.programs and not content.programs.intersection(known):
             raise format_inspector.UnacceptableImage(
                 f'its programs are for {" or ".join(sorted(content.programs))}'

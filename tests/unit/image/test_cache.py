@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import os
 import random
+import tarfile
 import threading
 import time
 from typing import Any
@@ -119,7 +121,7 @@ class EnsureTestCase(ImageTestCase):
         data = rootfs()
         image_id = self.glance.add(data, name='tiny')
         fingerprint = self.ensure(image_id)
-        self.assertEqual({f'nova-{image_id}': fingerprint}, self.aliases)
+        self.assertEqual({f'glance-{image_id}': fingerprint}, self.aliases)
         image = self.lxd_images[fingerprint]
         self.assertEqual('x86_64', image['architecture'])
         self.assertEqual(
@@ -135,12 +137,21 @@ class EnsureTestCase(ImageTestCase):
             'devices': {'root': {'type': 'disk', 'path': '/',
                                  'pool': 'default'}}})
 
-    def test_unified_is_passed_on_as_it_is(self) -> None:
-        data = test_format_inspector.unified()
-        fingerprint = self.ensure(self.glance.add(data))
-        with self.session.download('images', fingerprint, 'export') as (
-                _headers, chunks):
-            self.assertEqual(data, b''.join(chunks))
+    def test_unified_is_split(self) -> None:
+        """LXD gets the driver's metadata and the tenant's root filesystem."""
+        data = test_format_inspector.unified(
+            b'architecture: x86_64\ncreation_date: 7\nexpiry_date: 8\n'
+            b'properties: {nova.checked: x}\n'
+            b'templates: {/etc/hostname: {when: [create], template: x}}\n')
+        fingerprint = self.ensure(self.glance.add(gzip.compress(data)))
+        image = self.lxd.daemon.store.images['nova', fingerprint]
+        metadata, root = image.parts
+        self.assertEqual(image_transfer.metadata_archive('x86_64'),
+                         metadata[2])
+        with tarfile.open(fileobj=io.BytesIO(root[2])) as archive:
+            self.assertEqual(['.', *ROOTFS], archive.getnames())
+        self.assertEqual(len(root[2]), int(self.lxd_images[fingerprint][
+            'properties']['nova.unpacked_bytes']))
 
     def test_rootfs_is_passed_on_as_it_is(self) -> None:
         data = rootfs(3 << 20)
@@ -172,7 +183,7 @@ class EnsureTestCase(ImageTestCase):
         fingerprint = self.ensure(first)
         self.assertEqual(fingerprint, self.ensure(second))
         self.assertEqual([fingerprint], list(self.lxd_images))
-        self.assertEqual({f'nova-{first}', f'nova-{second}'},
+        self.assertEqual({f'glance-{first}', f'glance-{second}'},
                          set(self.aliases))
 
     def test_left_by_a_crash(self) -> None:
@@ -188,7 +199,7 @@ class EnsureTestCase(ImageTestCase):
         self.assertEqual({}, self.aliases)
         fingerprint = self.ensure(image_id)
         self.assertEqual([fingerprint], list(self.lxd_images))
-        self.assertEqual({f'nova-{image_id}': fingerprint}, self.aliases)
+        self.assertEqual({f'glance-{image_id}': fingerprint}, self.aliases)
 
     def test_context_and_certificates_reach_glance(self) -> None:
         seen: list[Any] = []
@@ -275,7 +286,7 @@ class ConcurrencyTestCase(ImageTestCase):
     def test_many_servers_one_transfer(self) -> None:
         image_id = self.glance.add(rootfs(1 << 20))
         results = self.run_all([lambda: self.ensure(image_id)] * 8)
-        self.assertEqual([self.aliases[f'nova-{image_id}']] * 8, results)
+        self.assertEqual([self.aliases[f'glance-{image_id}']] * 8, results)
         self.assertEqual([image_id], self.glance.downloads)
         self.assertEqual(1, self.lxd.count('POST', '/1.0/images'))
 
@@ -332,7 +343,7 @@ class ConcurrencyTestCase(ImageTestCase):
         results = self.run_all(
             [lambda one=one: self.ensure(one) for one in ids])
         self.assertEqual(1, len(set(results)), results)
-        self.assertEqual({f'nova-{one}' for one in ids}, set(self.aliases))
+        self.assertEqual({f'glance-{one}' for one in ids}, set(self.aliases))
 
 
 @ddt.ddt
@@ -568,7 +579,7 @@ class ExplainTestCase(ImageTestCase):
         text = 'Failed to run: tar: Disk quota exceeded'
         self.assertIs(self.explain(text), self.error)
         self.session.patch(
-            'images', self.aliases[f'nova-{self.image_id}'],
+            'images', self.aliases[f'glance-{self.image_id}'],
             body={'properties': {'nova.unpacked_bytes': str(900 << 20)}})
         self.assertIsInstance(self.explain(text),
                               exception.FlavorDiskSmallerThanImage)
@@ -688,9 +699,11 @@ class PruneTestCase(ImageTestCase):
         self.assertEqual({'mine': self.fingerprint}, self.aliases)
 
     def test_operators_image_with_our_name(self) -> None:
-        data = test_format_inspector.unified()
-        self.lxd.add_image(data, project='nova')
-        image_id = self.glance.add(data)
+        """The operator has brought the same content before."""
+        image_id = self.glance.add(rootfs())
+        image_transfer.Transfer(
+            self.session, self.glance, self.glance.meta(image_id), 1 << 30,
+            60, None).run(self.context, None, {})
         fingerprint = self.ensure(image_id)
         self.prune()
         self.pass_time(DAY + 1)
@@ -699,7 +712,7 @@ class PruneTestCase(ImageTestCase):
         self.assertEqual([fingerprint], list(self.lxd_images))
 
     def test_left_by_a_crash(self) -> None:
-        self.session.delete('images', 'aliases', f'nova-{self.image_id}')
+        self.session.delete('images', 'aliases', f'glance-{self.image_id}')
         self.assertEqual([], self.prune())
         self.pass_time(DAY + 1)
         self.assertEqual([self.fingerprint], self.prune())
