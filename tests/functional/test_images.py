@@ -247,6 +247,21 @@ class RefusalTest(ImageTestCase):
         data[200:20000] = random.randbytes(19800)
         self.check('upload it again', bytes(data))
 
+    def test_init_that_cannot_be_run(self) -> None:
+        """What liblxc finds out at the start ends the build with a reason."""
+        for reason, init in (
+                ('no /sbin/init in it', '/bin/missing'),
+                ('not executable', '/etc/passwd'),
+                ('not a program for the processors', '/etc/program')):
+            self.check_start(reason, busybox_image.rootfs(
+                {'sbin/init': init, 'etc/program': b'#!'}))
+
+    def check_start(self, reason: str, content: bytes) -> None:
+        image = self.host.image(content)
+        with self.assertRaisesRegex(exception.ImageUnacceptable, reason):
+            self.host.spawn(self.host.instance(image), image)
+        self.assertEqual([], self.host.driver.list_instances())
+
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class TransferTest(ImageTestCase):

@@ -37,6 +37,7 @@ from nova import objects
 from oslo_concurrency import lockutils
 from oslo_log import log as logging
 
+from nova_lxd_py.virt.image import failures
 from nova_lxd_py.virt.image import signatures
 from nova_lxd_py.virt.image import transfer as image_transfer
 from nova_lxd_py.virt.lxd import errors
@@ -59,24 +60,6 @@ PROPERTY_UNUSED = 'nova.unused_since'
 PROPERTY_CHECKED = 'nova.checked'
 
 _LONGEST_NAME = 255
-
-#: What LXD says where it could not make a root disk of an image, and what
-#: that means to the image's owner. The first match wins.
-_CREATE_FAILURES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("architecture isn't supported",),
-     'it is for processors that this host does not have'),
-    (('unsupported compression', 'unsupported image format'),
-     'LXD on this host cannot unpack it; upload it as a rootfs tarball '
-     'compressed with gzip or xz'),
-    (('executable file not found', 'unsquashfs: not found'),
-     'this host lacks the tool that unpacks it; the operator has to install '
-     'squashfs-tools, xz or zstd, or upload it compressed with gzip'),
-    (('unpack failed', 'failed to unpack', 'failed unpacking',
-      'error unpacking', 'failed to run: tar', 'failed to run: unsquashfs',
-      'failed to extract'),
-     'LXD could not unpack it; its content is damaged, upload it again'),
-)
-_DISK_FULL = ('disk quota exceeded', 'no space left on device', 'qgroup')
 
 
 class ImageStore:
@@ -276,28 +259,49 @@ class ImageStore:
     def explain_create_failure(self, error: errors.LXDError,
                                instance: objects.Instance,
                                image_meta: objects.ImageMeta) -> Exception:
-        """Find what to raise where LXD could not make a server's root disk.
+        """Find what to raise when LXD could not create a root disk.
 
-        An image that LXD cannot unpack is forgotten, so that a later server
-        gets what Glance has then.
+        An image that LXD cannot unpack is removed from LXD, so that a later
+        server gets what Glance has then.
 
-        :param error: what LXD said.
-        :param instance: the server.
+        :param error: the error from LXD.
+        :param instance: the instance.
         :param image_meta: its image.
-        :returns: the exception: Nova's where the image or the flavor is to
-            blame, else the error itself.
+        :returns: the exception: Nova's if the image or the flavor is to
+            blame, otherwise the error itself.
         """
-        text = error.message.lower()
-        if any(phrase in text for phrase in _DISK_FULL):
+        if failures.is_disk_full(error):
             return self._explain_full_disk(error, instance, image_meta)
-        for phrases, reason in _CREATE_FAILURES:
-            if any(phrase in text for phrase in phrases):
-                LOG.error('LXD could not make a root disk of image %s: %s',
-                          image_meta.id, error, instance=instance)
-                self.forget(image_meta.id)
-                return exception.ImageUnacceptable(image_id=image_meta.id,
-                                                   reason=reason)
-        return error
+        reason = failures.create_reason(error)
+        if reason is None:
+            return error
+        LOG.error('LXD could not make a root disk of image %s: %s',
+                  image_meta.id, error, instance=instance)
+        self.forget(image_meta.id)
+        return exception.ImageUnacceptable(image_id=image_meta.id,
+                                           reason=reason)
+
+    def explain_start_failure(self, error: errors.LXDError,
+                              instance: objects.Instance,
+                              image_meta: objects.ImageMeta, name: str
+                              ) -> Exception:
+        """Find what to raise when LXD could not start a new instance.
+
+        :param error: the error from LXD.
+        :param instance: the instance.
+        :param image_meta: its image.
+        :param name: name of the LXD instance.
+        :returns: the exception: Nova's if the image is to blame, so that the
+            build is not tried again on other hosts, otherwise the error
+            itself.
+        """
+        reason = failures.start_reason(self._session, name)
+        if reason is None:
+            return error
+        LOG.error('Image %s cannot be started: %s: %s', image_meta.id, reason,
+                  error, instance=instance)
+        return exception.ImageUnacceptable(image_id=image_meta.id,
+                                           reason=reason)
 
     def _explain_full_disk(self, error: errors.LXDError,
                            instance: objects.Instance,

@@ -131,7 +131,7 @@ class SpawnOps:
                     files.inject(instance, guest, injected_files)
             if power_on:
                 self._volumes.mount(instance, guest, block_device_info)
-                guest.start()
+                self._start(instance, guest, image_meta)
                 if on_volume:
                     # The root on the volume is there only while it runs.
                     files.inject(instance, guest, injected_files)
@@ -155,6 +155,14 @@ class SpawnOps:
         LOG.warning('Removing LXD instance %s, left by an interrupted build',
                     name, instance=instance)
         self._guests.delete_all(instance)
+
+    def _start(self, instance: objects.Instance, guest: lxd_guest.Guest,
+               image_meta: objects.ImageMeta) -> None:
+        try:
+            guest.start()
+        except errors.OperationFailed as exc:
+            raise self._images.explain_start_failure(
+                exc, instance, image_meta, guest.name) from exc
 
     def _create(self, instance: objects.Instance,
                 image_meta: objects.ImageMeta, fingerprint: str,
