@@ -214,6 +214,42 @@ class RootTest(HostileTestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+class ReplacedRootTest(HostileTestCase):
+    """The root of a server becomes a link after it was made."""
+
+    def replaced(self) -> objects.Instance:
+        image = self.host.image(busybox_image.rootfs())
+        server = self.host.spawn(self.host.instance(image), image)
+        self.host.driver.power_off(server)
+        root = (f'{self.host.lxd.directory}/storage-pools/'
+                f'{self.host.lxd.pool}/containers/{self.host.project}_'
+                f'{server.name}/rootfs')
+        os.rename(root, f'{root}-moved')
+        os.symlink(self.canary, root)
+        self.addCleanup(os.unlink, root)
+        self.addCleanup(shutil.rmtree, f'{root}-moved')
+        return server
+
+    def test_no_image_of_it(self) -> None:
+        """It would upload files of the host to Glance."""
+        server = self.replaced()
+        image = self.host.glance.create(None, {'name': 'stolen'})
+        with self.assertRaises(exception.NovaException):
+            self.host.driver.snapshot(self.host.context, server, image['id'],
+                                      lambda **kwargs: None)
+        self.assertEqual(0, self.host.glance.get(None, image['id'])['size'])
+
+    def test_no_rescue_of_it(self) -> None:
+        """It would show files of the host in the rescue instance."""
+        server = self.replaced()
+        rescue = self.host.image(busybox_image.rootfs({'rescue': b'x'}))
+        with self.assertRaises(exception.NovaException):
+            self.host.driver.rescue(self.host.context, server, [], rescue,
+                                    None, None, None)
+        self.assertNotIn(f'{server.name}-rescue', self.host.lxd_instances())
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
 class MemberTest(HostileTestCase):
     """Members that are written or linked outside the root."""
 

@@ -28,6 +28,7 @@ from oslo_log import log as logging
 from oslo_utils import timeutils
 
 from nova_lxd_py.virt.guest import mount_points
+from nova_lxd_py.virt.guest import root_check
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import metrics
 from nova_lxd_py.virt.lxd import session as lxd
@@ -218,6 +219,14 @@ class Guest:
         """
         self._session.get('instances', self.name, 'files',
                           params={'path': '/'})
+
+    def ensure_own_root(self) -> None:
+        """Check that its root is a directory on its pool; before LXD reads or
+        writes in it as root. See :mod:`.root_check`.
+
+        :raises errors.OperationFailed: if it is a link, or no directory.
+        """
+        root_check.ensure_own_root(self._session, self)
 
     def write_file(self, path: str, content: bytes, *, mode: int,
                    kind: str = 'file') -> None:

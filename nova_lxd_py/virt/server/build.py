@@ -128,6 +128,7 @@ class SpawnOps:
                 else:
                     guest = self._create(instance, image_meta, fingerprint,
                                          wanted, devices)
+                    guest.ensure_own_root()
                     files.inject(instance, guest, injected_files)
             if power_on:
                 self._volumes.mount(instance, guest, block_device_info)

@@ -41,6 +41,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import password as lxd_password
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import root_check
 from nova_lxd_py.virt.image import cache as image_cache
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
@@ -87,7 +88,6 @@ class RescueOps:
                  passwords: lxd_password.AdminPassword,
                  volumes: server_volumes.ServerVolumes) -> None:
         self._session = session
-        self._options = session.options
         self._guests = guests
         self._guest_configs = guest_configs
         self._vifs = vifs
@@ -232,7 +232,8 @@ class RescueOps:
     def _root_of(self, instance: objects.Instance, own: lxd_guest.Guest
                  ) -> dict[str, str]:
         """Describe the server's root disk as a device of another instance."""
-        folder = self._directory()
+        own.ensure_own_root()
+        folder = root_check.lxd_directory(self._session)
         if not folder:
             raise exception.InstanceNotRescuable(
                 instance_id=instance.uuid,
@@ -250,13 +251,6 @@ class RescueOps:
             # root disks idmapped and can do the same with this mount.
             device['shift'] = 'true'
         return device
-
-    def _directory(self) -> str:
-        if self._options.directory:
-            return self._options.directory
-        if self._session.is_local:
-            return os.path.dirname(os.path.realpath(self._session.endpoint))
-        return ''
 
     def _start(self, instance: objects.Instance, own: lxd_guest.Guest,
                guest: lxd_guest.Guest) -> None:

@@ -144,6 +144,7 @@ class SnapshotOps:
             except errors.NotFound as exc:
                 raise exception.InstanceNotRunning(
                     instance_id=instance.uuid) from exc
+            guest.ensure_own_root()
             # LXD takes over all devices that it is not told otherwise of;
             # a volume could not be deleted as long as the copy had it too.
             devices = {device: {'type': 'none'} for device in guest.devices}

@@ -105,8 +105,8 @@ class SnapshotTestCase(session_case.SessionTestCase):
         self.assert_clean()
 
     def test_packing_takes_too_long(self):
-        self.session.options = _Options(image_timeout=1,
-                                        snapshot_compression='zstd')
+        self.session.options = _Options(
+            image_timeout=1, snapshot_compression='zstd', directory='')
         snapshots = snapshot.SnapshotOps(self.session, self.guests,
                                          self.glance)
         hang = self.lxd.hang_operation('POST', '/1.0/images')
@@ -236,7 +236,7 @@ class SnapshotTestCase(session_case.SessionTestCase):
 
 
 class _Options:
-    """The two options that matter, below the limits that operators have."""
+    """The options that matter, below the limits that operators have."""
 
     def __init__(self, **values):
         self.__dict__.update(values)
