@@ -383,6 +383,27 @@ expiry_date: 1700000001""")
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+class SparseTest(HostileTestCase):
+
+    def test_image_of_a_server_with_a_sparse_file(self) -> None:
+        """It fits into the flavor of the server that it was made of, as when
+        a shelved server comes back."""
+        image = self.host.image(busybox_image.rootfs())
+        server = self.host.spawn(self.host.instance(image, root_gb=1), image)
+        self.host.run(server, 'dd', 'if=/dev/urandom', 'of=/root/sparse',
+                      'bs=1M', 'seek=1500', 'count=1')
+        made = self.host.glance.create(None, {'name': 'shelved'})
+        self.host.driver.snapshot(self.host.context, server, made['id'],
+                                  lambda **kwargs: None)
+        meta = self.host.glance.meta(made['id'])
+        copy = self.host.spawn(self.host.instance(meta, root_gb=1), meta)
+        size, blocks = self.host.run(
+            copy, 'stat', '-c', '%s %b', '/root/sparse').split()
+        self.assertEqual(1501 << 20, int(size))
+        self.assertLess(int(blocks) * 512, 3 << 20)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
 @unittest.skipUnless(shutil.which('mksquashfs'), 'mksquashfs is missing')
 class SquashfsTest(HostileTestCase):
 
