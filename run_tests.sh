@@ -55,8 +55,10 @@ itself with sudo if it is not root already.
                devstack/quickstart.sh has started is used and kept, otherwise
                one is started and removed afterwards
 
-The last one takes an hour and runs only if it is named:
+These run only if they are named; the last one takes an hour:
 
+  fuzz         what reads images, for FUZZ_SECONDS (default: 600); see
+               tests/fuzz/README.rst
   tempest    * tempest with the same cloud: the compute and scenario tests and
                those of this project's plugin, or what the regular expression
                selects; its files are in .venv/tempest/run
@@ -264,6 +266,18 @@ stage_packaging() {
     need_nova34 && run_pytest packaging "$NOVA34/bin/python" tests/packaging 1200
 }
 
+stage_fuzz() {
+    local found=$ENVS/fuzz
+    need_nova34 || return
+    install "$NOVA34/bin/python" --requirement tests/fuzz/requirements.txt ||
+        return
+    mkdir -p "$found/corpus"
+    PYTHONPATH=$REPO "$NOVA34/bin/python" tests/fuzz/fuzz_images.py \
+        -max_total_time="${FUZZ_SECONDS:-600}" -timeout=20 \
+        -rss_limit_mb=1024 -max_len=65536 -artifact_prefix="$found/" \
+        "$found/corpus" tests/fuzz/corpus
+}
+
 stage_functional() {
     need_packages && need_nova34 &&
         run_shared functional "$NOVA34/bin/python" tests/functional 600
@@ -355,7 +369,7 @@ counts() {
 
 readonly -a STAGES=(pep8 mypy docs threads eventlet packaging functional cloud)
 
-is_stage() { [[ " ${STAGES[*]} unit tempest " == *" $1 "* ]]; }
+is_stage() { [[ " ${STAGES[*]} unit fuzz tempest " == *" $1 "* ]]; }
 
 run_stage() {
     local name=$1 status=0 passed=0 failed=0 skipped=0 took=$SECONDS
