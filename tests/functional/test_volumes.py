@@ -21,6 +21,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 import unittest
 
@@ -33,9 +34,11 @@ from nova.network import model as network_model
 from nova import objects
 from oslo_utils import units
 
+from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.privileged import fuser
 from tests.fixtures import driver_host
 from tests.fixtures import faulty_proxy
+from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
 
@@ -193,6 +196,10 @@ class Host:
         return {name: device for name, device in
                 self.host.lxd_instances()[server.name]['devices'].items()
                 if name.startswith('volume-')}
+
+
+def _fail(*_args: Any, **_kwargs: Any) -> None:
+    raise errors.OperationFailed('test')
 
 
 class VolumeCases(Host):
@@ -559,8 +566,9 @@ class VolumeCases(Host):
         # Nova is told when the host is connected, before LXD is.
         mapping.save = lambda: self.detach(second, shared[1])
         self.assertRaisesRegex(
-            exception.VolumeAttachFailed, 'let go', self.host.driver.power_on,
-            self.host.context, first, [], described(mapping))
+            exception.VolumeAttachFailed, 'released',
+            self.host.driver.power_on, self.host.context, first, [],
+            described(mapping))
         mapping.save = lambda: None
         self.host.driver.power_on(self.host.context, first, [],
                                   described(mapping))
@@ -655,6 +663,53 @@ class VolumeCases(Host):
         self.assertEqual(written, volume.checksum(2 * units.Mi))
         self.assertEqual(set(), self.storage.left_on_host())
 
+    def test_nova_compute_is_killed_while_it_attaches(self) -> None:
+        """Nova knows nothing of the connection, so it is removed at start."""
+        server = self.host.spawn()
+        kept = self.attach(server, self.storage.volume())
+        written = self.write(server)
+        attached = self.storage.left_on_host()
+        volume = self.storage.volume()
+
+        def attach_and_hang() -> None:
+            with fixtures.MonkeyPatch(
+                    'nova_lxd_py.virt.volume.attachment.add_device',
+                    lambda *args: time.sleep(60)):
+                self.host.make_driver().attach_volume(
+                    self.host.context, volume.connection(), server,
+                    '/dev/vdc')
+        self.assertTrue(killed_process.run(
+            attach_and_hang, lambda: self.is_connected(volume)))
+        self.host.restart_driver()
+        self.assertEqual(attached, self.storage.left_on_host())
+        self.assertEqual(written, self.read(server))
+        self.detach(server, kept)
+        self.detach(server, self.attach(server, volume))
+
+    def is_connected(self, volume: lab_volumes.Volume) -> bool:
+        """Whether the host has something of the connection that it makes."""
+        return volume.kind == 'local' or volume.id in str(
+            self.storage.left_on_host())
+
+    def test_build_that_cannot_be_undone(self) -> None:
+        """The server runs on, and so do its volumes."""
+        mapping = Mapping(self.storage.volume())
+        server = self.host.instance(self.host.image())
+        with fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.guest.guest.Guest.delete', _fail), \
+            fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.guest.password.AdminPassword.give', _fail):
+            self.assertRaises(exception.NovaException, self.host.spawn,
+                              server, block_device_info=described(mapping))
+        written = self.write(server)
+        self.assertEqual(written, self.read(server))
+        self.assertIn('stays connected after a failed build', self.log.output)
+        self.host.driver._services.volumes.reconcile()
+        self.assertEqual(written, self.read(server))
+        # Nova does so later ([DEFAULT] running_deleted_instance_action).
+        self.destroy(server, described(mapping))
+        self.assertEqual(set(), self.storage.left_on_host())
+
     def test_server_is_gone(self) -> None:
         server = self.host.instance(self.host.image())
         self.assertRaises(exception.InstanceNotFound, self.attach, server,
@@ -718,6 +773,16 @@ class MappedVolumeTest(unittest.TestCase):
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class LocalVolumeTest(VolumeCases, unittest.TestCase):
     kind = lab_volumes.LocalVolume
+
+    def test_read_only(self) -> None:
+        """Nothing keeps a guest from writing to such a device."""
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'cannot enforce', self.attach,
+            server, volume, access_mode='ro')
+        self.assertEqual({}, self.devices(server))
+        self.detach(server, self.attach(server, volume))
 
     def test_device_of_another_volume(self) -> None:
         """What a stale connection of the host leads to."""

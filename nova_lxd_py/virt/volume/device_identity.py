@@ -12,9 +12,9 @@
 
 """Whether a block device of the host is the volume that it should be.
 
-Names such as ``/dev/sdb`` go to the next device once the first one is gone. A
-connection that was not cut properly has led to servers with other tenants'
-volumes (CVE-2023-2088), so nothing is taken for a volume because of its name.
+Names such as ``/dev/sdb`` are reused as soon as a device is gone. Connections
+that were not removed properly have given servers other tenants' volumes
+(CVE-2023-2088), so no device is trusted because of its name.
 """
 
 from __future__ import annotations
@@ -27,46 +27,45 @@ from typing import Any
 
 from oslo_utils import units
 
-#: Folder of names that stay with a device wherever it turns up.
+#: Directory of persistent names of devices.
 _BY_ID = '/dev/disk/by-id'
-#: Kinds of such names, the most certain first.
+#: Prefixes of such names, the most reliable first.
 _CERTAIN = ('dm-uuid-', 'wwn-', 'nvme-', 'scsi-')
 
-#: Names that the kernel gives to whatever comes next.
+#: Names that the kernel assigns in order of appearance.
 _FLEETING = re.compile(r'/dev/(?:sd[a-z]+|dm-\d+|nvme\d+n\d+|vd[a-z]+)')
 
-#: Where connections say what a device must call itself, and the kernel's file
-#: that tells what it does call itself.
+#: Keys of connections with the identifier of a device, and the attribute in
+#: sysfs with the identifier that the device reports.
 _NAMES = {'volume_nguid': 'nguid', 'nguid': 'nguid', 'vol_uuid': 'uuid',
           'volume_uuid': 'uuid', 'wwn': 'wwid', 'wwid': 'wwid'}
 
 
 class WrongDevice(Exception):
-    """A device is not what it should be; the message says what it is."""
+    """A device is not the expected one; the message says what it is."""
 
 
 def device_number(path: str) -> int:
-    """Read the number of a block device.
+    """Return the number of a block device.
 
     :param path: a path on the host; links are followed.
     :returns: its ``st_rdev``.
-    :raises WrongDevice: it is not a block device.
+    :raises WrongDevice: if it is not a block device.
     """
     try:
         about = os.stat(path)
     except OSError as error:
-        raise WrongDevice(f'{path} is not there: {error.strerror}') from None
+        raise WrongDevice(f'{path} is missing: {error.strerror}') from None
     if not stat.S_ISBLK(about.st_mode):
         raise WrongDevice(f'{path} is not a block device')
     return about.st_rdev
 
 
 def size(path: str) -> int:
-    """Read the size of a block device.
+    """Return the size of a block device in bytes.
 
     :param path: a path on the host.
-    :returns: bytes.
-    :raises WrongDevice: it is not a block device.
+    :raises WrongDevice: if it is not a block device.
     """
     return int(_attribute(device_number(path), 'size') or 0) * 512
 
@@ -82,13 +81,13 @@ def is_read_only(path: str) -> bool:
 
 def check(path: str, connection_info: dict[str, Any], size_gb: int | None
           ) -> None:
-    """See that a device is the volume of a connection.
+    """Validate that a device is the volume of a connection.
 
-    :param path: of the device.
+    :param path: path of the device.
     :param connection_info: Cinder's description of the connection.
-    :param size_gb: GiB that the volume has, if that is known. A back end may
-        have made it somewhat larger.
-    :raises WrongDevice: saying how it is another one.
+    :param size_gb: size of the volume in GiB, None if unknown. The back end
+        may have made it somewhat larger.
+    :raises WrongDevice: if it is another one.
     """
     number = device_number(path)
     found = size(path)
@@ -99,18 +98,25 @@ def check(path: str, connection_info: dict[str, Any], size_gb: int | None
     for key, file in _NAMES.items():
         wanted = connection_info['data'].get(key)
         named = (_attribute(number, file) or
-                 _attribute(number, f'device/{file}'))
+                 _attribute(number, f'device/{file}') or
+                 _multipath_name(number))
         if wanted and named and _plain(str(wanted)) not in _plain(named):
             raise WrongDevice(
                 f'{path} calls itself {named} and not {wanted}')
 
 
-def stable_path(path: str) -> str:
-    """Find a name for a device that another one will not get.
+def _multipath_name(number: int) -> str | None:
+    """Return the WWID of a multipath device, of which the name is made."""
+    name = _attribute(number, 'dm/uuid') or ''
+    return name.removeprefix('mpath-') if name.startswith('mpath-') else None
 
-    :param path: of the device.
-    :returns: a name by what the device says of itself if there is one, else
-        the path as it is; in ``/dev``, as LXD wants it.
+
+def stable_path(path: str) -> str:
+    """Find a persistent name of a device.
+
+    :param path: path of the device.
+    :returns: a name by the identifier that the device reports if there is one,
+        else the path as it is; in ``/dev``, as LXD requires.
     """
     if not os.path.normpath(path).startswith('/dev/'):
         path = os.path.realpath(path)
@@ -131,9 +137,9 @@ def stable_path(path: str) -> str:
 
 
 def is_fleeting(path: str) -> bool:
-    """Whether the name of a device may be another one's tomorrow.
+    """Whether the name of a device may become another one's.
 
-    :param path: of the device.
+    :param path: path of the device.
     """
     return _FLEETING.fullmatch(path) is not None
 
@@ -148,5 +154,5 @@ def _attribute(number: int, name: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """Reduce an identifier to what all ways of writing it have in common."""
+    """Normalize an identifier to its hexadecimal digits."""
     return re.sub(r'[^0-9a-f]', '', name.lower().removeprefix('0x'))

@@ -12,10 +12,10 @@
 
 """Encrypted volumes, opened on the host: the guest never has the key.
 
-os-brick's encryptors run ``cryptsetup``, to which the passphrase goes through
-a pipe. They want a link of their own to the volume's device, and lead it to
-the opened one; here it lies in a folder of the driver, so that nothing of the
-storage's is touched.
+os-brick's encryptors run ``cryptsetup`` and pass the passphrase through a
+pipe. They need a link of their own to the volume's device, which they point to
+the opened one. It is in a directory of the driver, so that nothing of the
+storage is changed.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from nova_lxd_py.virt.volume import base
 
 LOG = logging.getLogger(__name__)
 
-#: Under these keys of a connection is kept how the volume is encrypted, and
-#: the device below.
+#: Keys of a connection: the encryption provider of the volume, and the block
+#: device below the opened one.
 _PROVIDER = 'lxd_encryption'
 _BELOW = 'lxd_encrypted_device'
 
-#: What is on a volume that os-brick may open, or format if it is empty.
+#: Content of volumes that os-brick may open, or format if they are empty.
 _CONTENT = {'luks': ('', 'crypto_LUKS'), 'luks2': ('', 'crypto_LUKS')}
 
 MAPPER = '/dev/mapper'
-#: Where the kernel lists what it has, and what it can load.
+#: Where the kernel lists its drivers, and directory of its modules.
 MISC_DEVICES = '/proc/misc'
 MODULES = '/lib/modules'
 _PROGRAM_PATH = '/usr/sbin:/usr/bin:/sbin:/bin'
@@ -67,19 +67,21 @@ class VolumeEncryption:
     def metadata(self, context: nova_context.RequestContext,
                  connection_info: dict[str, Any],
                  given: dict[str, Any] | None) -> dict[str, Any]:
-        """Find out how a volume is encrypted, and that this host can open it.
+        """Return how a volume is encrypted, and validate that this host can
+        open it.
 
-        :param context: for asking Cinder.
-        :param connection_info: Cinder's description of the connection.
-        :param given: what Nova says of it, None where it says nothing.
-        :returns: what os-brick's encryptors want to know; nothing if the host
-            has nothing to do.
-        :raises base.Refused: the host cannot do it; nothing is connected yet.
+        :param context: for requests to Cinder.
+        :param connection_info: Cinder's description of the connection, which
+            has not been made yet.
+        :param given: Nova's encryption metadata, None if Nova passes none.
+        :returns: arguments of os-brick's encryptors; empty if the host does
+            not have to open the volume.
+        :raises base.Refused: if the host cannot open it.
         """
         if not connection_info['data'].get('encrypted'):
             return {}
         if not given:
-            # Cinder may have given it another id since it was connected.
+            # Cinder may have changed its ID since it was connected.
             given = encryptors.get_encryption_metadata(
                 context, self._cinder,
                 block_device.get_volume_id(connection_info), connection_info)
@@ -96,16 +98,17 @@ class VolumeEncryption:
     def open(self, context: nova_context.RequestContext,
              connection_info: dict[str, Any], identifier: str, path: str,
              metadata: dict[str, Any]) -> str:
-        """Open a volume that the host is connected to; again is no change.
+        """Open a volume to which the host is connected; no change if it is
+        open.
 
-        :param context: for asking the key manager.
-        :param connection_info: Cinder's description of the connection, which
-            gets what :meth:`close` needs to know.
-        :param identifier: Cinder's id of the volume.
-        :param path: its block device.
+        :param context: for requests to the key manager.
+        :param connection_info: Cinder's description of the connection; what
+            :meth:`close` needs is added to it.
+        :param identifier: Cinder's ID of the volume.
+        :param path: path of its block device.
         :param metadata: what :meth:`metadata` returned.
-        :returns: path of the block device with the plain content.
-        :raises Exception: it cannot be opened; nothing is left open.
+        :returns: path of the block device with the decrypted content.
+        :raises Exception: if it cannot be opened; nothing is left open.
         """
         provider = encryptors.LEGACY_PROVIDER_CLASS_TO_FORMAT_MAP.get(
             metadata['provider'], metadata['provider'])
@@ -115,7 +118,7 @@ class VolumeEncryption:
         if os.path.exists(opened):
             if _lies_on(opened, path):
                 return opened
-            # A connection before this one has left it.
+            # Left by an earlier connection.
             self._close(identifier, provider)
         found = probe.content(path)
         if found not in _CONTENT.get(provider, (found,)):
@@ -125,8 +128,8 @@ class VolumeEncryption:
             self._encryptor(identifier, metadata).attach_volume(
                 context, **metadata)
             if not found and provider in _CONTENT:
-                # os-brick has just formatted it. What was blank is noise
-                # through the cipher, which would be taken for content.
+                # os-brick has just formatted it. Blank blocks are noise after
+                # decryption, which would be taken for content.
                 probe.make_blank(opened)
         except Exception:
             self._close(identifier, provider)
@@ -134,23 +137,23 @@ class VolumeEncryption:
         return opened
 
     def close(self, connection_info: dict[str, Any], identifier: str) -> None:
-        """Close a volume, before the host is disconnected; again is a
-        success.
+        """Close a volume before the host is disconnected; success if it is
+        not open.
 
         :param connection_info: Cinder's description of the connection.
-        :param identifier: Cinder's id of the volume.
-        :raises Exception: something uses it.
+        :param identifier: Cinder's ID of the volume.
+        :raises Exception: if something uses it.
         """
         provider = connection_info.get(_PROVIDER)
-        # Without the one there may be the other: nova-compute has crashed.
+        # If nova-compute has crashed there is a link without a record.
         if provider or os.path.lexists(self._link(identifier)):
             self._close(identifier, provider or encryptors.LUKS)
 
     def forget(self, identifier: str) -> None:
-        """Close a volume of which nothing else is known, if it is open.
+        """Close a volume of which only the ID is known, if it is open.
 
-        :param identifier: Cinder's id of the volume.
-        :raises Exception: something uses it.
+        :param identifier: Cinder's ID of the volume.
+        :raises Exception: if something uses it.
         """
         if os.path.lexists(self._link(identifier)):
             self._close(identifier, encryptors.LUKS)
@@ -167,12 +170,12 @@ class VolumeEncryption:
 
     def extend(self, context: nova_context.RequestContext,
                connection_info: dict[str, Any], identifier: str) -> None:
-        """Have an open volume take the new size of the device below it.
+        """Grow an open volume to the new size of the device below it.
 
-        :param context: for asking Cinder and the key manager.
+        :param context: for requests to Cinder and the key manager.
         :param connection_info: Cinder's description of the connection.
-        :param identifier: Cinder's id of the volume.
-        :raises Exception: it does not.
+        :param identifier: Cinder's ID of the volume.
+        :raises Exception: if that fails.
         """
         if not connection_info.get(_PROVIDER):
             return
@@ -186,7 +189,7 @@ class VolumeEncryption:
         if not os.path.lexists(link):
             self._point_link(identifier, self._mapping(identifier))
         if missing():
-            # Nothing can be open, and nothing could close it.
+            # Without these no volume can have been opened.
             os.unlink(link)
             return
         self._encryptor(identifier, {
@@ -197,7 +200,7 @@ class VolumeEncryption:
     def _encryptor(self, identifier: str, metadata: dict[str, Any]) -> Any:
         return encryptors.get_volume_encryptor(
             root_helper=utils.get_root_helper(),
-            # Nothing else of the connection is of use to it.
+            # The encryptor uses nothing else of the connection.
             connection_info={'driver_volume_type': 'local',
                              'serial': identifier, 'data': {
                                  'device_path': self._link(identifier)}},
@@ -209,7 +212,7 @@ class VolumeEncryption:
 
     @staticmethod
     def _mapping(identifier: str) -> str:
-        # As os-brick names it, after the link.
+        # os-brick names it after the link.
         return f'{MAPPER}/crypt-{identifier}'
 
     def _point_link(self, identifier: str, path: str) -> None:
@@ -221,7 +224,7 @@ class VolumeEncryption:
 
 
 def device_below(connection_info: dict[str, Any]) -> str | None:
-    """Tell which block device an encrypted volume has been opened on.
+    """Return the block device on which an encrypted volume was opened.
 
     :param connection_info: as :meth:`VolumeEncryption.open` left it.
     """
@@ -229,16 +232,16 @@ def device_below(connection_info: dict[str, Any]) -> str | None:
 
 
 def missing() -> str | None:
-    """Say what a host lacks for opening encrypted volumes, if anything."""
+    """Describe what the host lacks to open encrypted volumes, if anything."""
     if shutil.which('cryptsetup', path=os.pathsep.join(
             (os.environ.get('PATH', ''), _PROGRAM_PATH))) is None:
         return 'cryptsetup is not installed'
     lines = _lines(MISC_DEVICES)
     if any(line.split()[1:] == ['device-mapper'] for line in lines):
         return None
-    folder = os.path.join(MODULES, os.uname().release)
+    directory = os.path.join(MODULES, os.uname().release)
     for name in ('modules.builtin', 'modules.dep'):
-        for line in _lines(os.path.join(folder, name)):
+        for line in _lines(os.path.join(directory, name)):
             if '/dm-mod.ko' in line.split(':')[0]:
                 return None
     return 'its kernel has no device-mapper'

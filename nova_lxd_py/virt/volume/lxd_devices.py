@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Volumes as devices of LXD instances: their names and their places."""
+"""LXD devices of volumes: their names and paths."""
 
 from __future__ import annotations
 
@@ -26,45 +26,45 @@ from nova import exception
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 
-#: Names of the LXD devices begin so; the volume's id follows.
+#: Prefix of the names of LXD devices, before the volume's ID.
 PREFIX = 'volume-'
 
-#: Key of an LXD device with a mounted volume: the volume's block device.
+#: Key of an LXD device with a mounted volume: path of the block device.
 KEY_SOURCE = 'user.nova.device'
 
-#: Key of an LXD device: the host's boot id when it was connected.
+#: Key of an LXD device: boot ID of the host when it was connected.
 KEY_BOOT = 'user.nova.boot'
 
 _BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 
-#: Type of what stands for the volume that a server has booted from, which is
-#: no device of LXD's.
+#: Type of the entry for the volume from which a server boots, for which there
+#: is no LXD device.
 ROOT = 'root'
 
-#: Where a tenant may ask for a volume in the guest: the names that disks have
-#: there, not those of /dev/null and the like.
+#: Paths in the guest that tenants may request: names of disks, not /dev/null
+#: and the like.
 _GUEST_PATH = re.compile(r'/dev/(?:sd|vd|hd|xvd)[a-z]{1,2}(?:[1-9][0-9]?)?')
 
 
 def name(identifier: str) -> str:
-    """Name the LXD device of a volume.
+    """Return the name of the LXD device of a volume.
 
-    :param identifier: Cinder's id of the volume.
+    :param identifier: Cinder's ID of the volume.
     """
     return PREFIX + identifier
 
 
 def volume(device: str) -> str:
-    """Tell which volume an LXD device is.
+    """Return which volume an LXD device is.
 
     :param device: its name, see :func:`name`.
-    :returns: Cinder's id of the volume.
+    :returns: Cinder's ID of the volume.
     """
     return device.removeprefix(PREFIX)
 
 
 def source(device: Mapping[str, str]) -> str:
-    """Tell which block device of the host an LXD device leads to."""
+    """Return the path of the block device of an LXD device on the host."""
     return device.get(KEY_SOURCE) or device['source']
 
 
@@ -89,18 +89,18 @@ def of_guest(guest: lxd_guest.Guest
 
 
 def boot_id() -> str:
-    """Tell the boots of the host apart."""
+    """Return an ID that changes with each boot of the host."""
     return _BOOT_ID.read_text(encoding='ascii').strip()
 
 
 def is_current(guest: lxd_guest.Guest, device: Mapping[str, str]) -> bool:
-    """Whether an LXD device still tells what a volume is on the host.
+    """Whether the block device of an LXD device is still the volume's.
 
-    A reboot of the host cuts all connections, and what had been the block
-    device of a volume may be another volume's then. LXD keeps the device
-    until Nova starts the server, which connects the volume anew.
+    A reboot of the host ends all connections, after which the block device may
+    be another volume's. LXD keeps the device until Nova starts the server and
+    connects the volume again.
 
-    :param guest: the guest that has it, just read.
+    :param guest: the guest with the device, just read.
     :param device: the LXD device.
     """
     noted = device.get(KEY_BOOT)
@@ -119,11 +119,11 @@ def connected(guest: lxd_guest.Guest) -> dict[str, Mapping[str, str]]:
 
 
 def guest_path(mountpoint: str) -> str:
-    """Tell where the guest finds a volume.
+    """Return the path at which the guest finds a volume.
 
-    :param mountpoint: the device name that Nova or the tenant chose.
+    :param mountpoint: device name that Nova or the tenant chose.
     :returns: the same as an absolute path.
-    :raises nova.exception.InvalidDevicePath: it is none that a disk has.
+    :raises nova.exception.InvalidDevicePath: if it is no name of a disk.
     """
     path = block_device.prepend_dev(mountpoint) or ''
     if not _GUEST_PATH.fullmatch(path):
@@ -132,14 +132,13 @@ def guest_path(mountpoint: str) -> str:
 
 
 def choose_path(requested: str | None, taken: Iterable[str | None]) -> str:
-    """Name a disk that is to be attached.
+    """Choose the device name of a disk that is to be attached.
 
-    :param requested: what the tenant has asked for, if anything.
+    :param requested: name that the tenant has requested, if any.
     :param taken: names of the disks that the server has.
-    :returns: the name that was asked for, or the first of the ``/dev/sdX``
-        that is free.
-    :raises nova.exception.InvalidDevicePath: it is none that a disk has.
-    :raises nova.exception.DevicePathInUse: another disk has it.
+    :returns: the requested name, or the first free one of ``/dev/sdX``.
+    :raises nova.exception.InvalidDevicePath: if it is no name of a disk.
+    :raises nova.exception.DevicePathInUse: if another disk has it.
     """
     used = {block_device.prepend_dev(path) for path in taken if path}
     if requested:
@@ -150,7 +149,7 @@ def choose_path(requested: str | None, taken: Iterable[str | None]) -> str:
     letters = string.ascii_lowercase
     for ending in itertools.chain(letters, map(''.join, itertools.product(
             letters, repeat=2))):
-        # The first is the root disk's, whatever Nova calls that.
+        # The first is the root disk's, whatever name Nova gives it.
         if ending != 'a' and f'/dev/sd{ending}' not in used:
             return f'/dev/sd{ending}'
     raise exception.TooManyDiskDevices(maximum=len(used))

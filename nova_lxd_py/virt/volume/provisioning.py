@@ -13,22 +13,22 @@
 """The first boot of a volume that Cinder has made from an image.
 
 Cinder copies the image to the volume byte by byte. For a virtual machine that
-is a disk; for a container it is an archive, of which the driver makes a
-filesystem before the server boots:
+is a disk; for a container it is an archive, which the driver replaces by a
+filesystem with its content before the server boots:
 
-1. The volume is compared with what Cinder knows of its image. If it holds
+1. The volume is compared with Cinder's checksum of its image. If it holds
    anything else, that is never overwritten.
-2. The image is brought into LXD's image store, as for any other server; from
-   the volume itself if Glance does not have it any more. From here on there
-   are two copies, so the one on the volume can give way to a filesystem.
-3. LXD itself unpacks the image to the volume: the volume is a storage pool of
-   LXD's for this moment. The driver never unpacks what a tenant has packed.
+2. The image is imported into LXD's image store, as for any other server; from
+   the volume itself if it has been deleted in Glance. Now there are two
+   copies, so the one on the volume can be overwritten.
+3. LXD unpacks the image to the volume, which is a storage pool of LXD for that
+   purpose. The driver never unpacks what a tenant has packed.
 4. What LXD has unpacked gets the name ``rootfs``, as the last step. A volume
-   without that is one whose first boot was interrupted; the next boot does it
-   again, on any host, with the image from Glance.
+   without it is one whose first boot was interrupted; the next boot repeats
+   it, on any host, with the image from Glance.
 
-From then on the volume is like any other one with a root on it: it boots
-wherever it is attached to, and so do its snapshots and clones.
+From then on the volume is like any other one with a root filesystem: servers
+boot from it on any host, and from its snapshots and clones.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ from nova_lxd_py.virt.volume import modes
 
 LOG = logging.getLogger(__name__)
 
-#: LXD's storage pools begin so while an image is unpacked to a volume; the
-#: volume's id follows.
+#: Prefix of the names of storage pools through which LXD unpacks an image to a
+#: volume, before the volume's ID.
 POOL_PREFIX = 'nova-boot-'
-#: Key of such a pool: the LXD project whose nova-compute has made it.
+#: Key of such a pool: the LXD project whose nova-compute has created it.
 KEY_POOL_OWNER = 'user.nova.lxd_project'
 
 _LABEL_LENGTH = 12
-#: Bytes of an image to read from a volume at a time; many wait to be sent.
+#: Bytes of an image to read from a volume at a time; many are buffered.
 _PART = 512 << 10
-#: LXD's name for the progress of unpacking.
+#: Key of LXD's operations with the progress of unpacking.
 _PROGRESS = 'create_instance_from_image_unpack_progress'
 _NO_SPACE = 'no space left'
 _TOO_SMALL = 'its image, unpacked, does not fit into it; use a larger volume'
@@ -82,14 +82,14 @@ _TOO_SMALL = 'its image, unpacked, does not fit into it; use a larger volume'
 class VolumeProvisioner:
     """Makes root filesystems of the images that volumes hold.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param guests: the driver's LXD instances.
     :param image_store: images in LXD.
     """
 
     def __init__(self, session: lxd.Session,
-                 guests: registry.GuestRegistry, image_store: image_cache.ImageStore
-                 ) -> None:
+                 guests: registry.GuestRegistry,
+                 image_store: image_cache.ImageStore) -> None:
         self._session = session
         self._options = session.options
         self._guests = guests
@@ -108,18 +108,18 @@ class VolumeProvisioner:
     def prepare(self, context: nova_context.RequestContext,
                 instance: objects.Instance,
                 connection_info: dict[str, Any]) -> None:
-        """See that there is a root on the volume that a new server boots
-        from; make it of the volume's image if there is not.
+        """Ensure that there is a root filesystem on the volume from which a
+        new server boots; make it of the volume's image if there is none.
 
-        :param context: for asking Cinder and Glance.
-        :param instance: the server, whose lock must be held.
-        :param connection_info: how the host is connected to the volume; gets
-            what is on it, so that it need not be looked for again.
-        :raises nova.exception.BuildAbortException: no server can boot from
+        :param context: for requests to Cinder and Glance.
+        :param instance: the instance, whose lock must be held.
+        :param connection_info: connection of the volume; the filesystem is
+            added to it, so that it need not be probed again.
+        :raises nova.exception.BuildAbortException: if no server can boot from
             what is on the volume, which is left as it is.
-        :raises nova.exception.VolumeAttachFailed: it cannot be read or
-            written.
-        :raises errors.LXDError: LXD cannot unpack the image.
+        :raises nova.exception.VolumeAttachFailed: if the volume cannot be read
+            or written.
+        :raises errors.LXDError: if LXD cannot unpack the image.
         """
         identifier = connections.volume_id(connection_info)
         path = base.device_path(connection_info) or ''
@@ -127,34 +127,33 @@ class VolumeProvisioner:
             first = _FirstBoot(
                 self._options, self._images, instance, identifier, path,
                 self._cinder.get(context, identifier))
-            with connections.map_exceptions('boot from', instance, identifier,
-                                   exception.VolumeAttachFailed):
+            failure = (instance, identifier, exception.VolumeAttachFailed)
+            with connections.map_exceptions('boot from', *failure):
                 ready = first.is_ready()
             if not ready:
                 fingerprint = first.fetch(context)
-                with connections.map_exceptions('make a filesystem on', instance,
-                                       identifier,
-                                       exception.VolumeAttachFailed):
+                with connections.map_exceptions('make a filesystem on',
+                                                *failure):
                     first.make_filesystem()
                 self._unpack(instance, identifier, first, fingerprint)
             connection_info[modes.KEY_KIND] = first.kind
 
     def _unpack(self, instance: objects.Instance, identifier: str,
                 first: _FirstBoot, fingerprint: str) -> None:
-        """Have LXD unpack an image to a volume."""
+        """Unpack an image to a volume through LXD."""
         began = time.monotonic()
         self.drop_pool(identifier)
         failure = (instance, identifier, exception.VolumeAttachFailed)
         with contextlib.ExitStack() as undo:
             with connections.map_exceptions('mount', *failure):
-                workshop = first.open()
+                staging = first.open()
             undo.callback(first.close)
             undo.callback(self.drop_pool, identifier)
             pool = POOL_PREFIX + identifier
             self._session.post('storage-pools', body={
                 'name': pool, 'driver': 'dir',
-                'description': 'A volume that gets its root filesystem',
-                'config': {'source': workshop,
+                'description': 'Volume to which an image is unpacked',
+                'config': {'source': staging,
                            KEY_POOL_OWNER: self._session.project}})
             report = _Report(instance, identifier)
             try:
@@ -185,9 +184,10 @@ class VolumeProvisioner:
         try:
             guest.delete()
         except errors.LXDError as exc:
-            LOG.warning('LXD instance %s stays for now: %s', guest.name, exc)
+            LOG.warning('Could not delete LXD instance %s: %s', guest.name,
+                        exc)
 
-    # -- what crashes leave -------------------------------------------------
+    # -- leftovers ----------------------------------------------------------
 
     def recover(self) -> None:
         """Remove what interrupted first boots have left in LXD."""
@@ -206,9 +206,10 @@ class VolumeProvisioner:
                     self.drop_pool(identifier)
 
     def drop_pool(self, identifier: str) -> None:
-        """Let go of a volume that an image was being unpacked to.
+        """Delete the storage pool through which an image was being unpacked to
+        a volume, if there is one.
 
-        :param identifier: Cinder's id of the volume.
+        :param identifier: Cinder's ID of the volume.
         """
         name = POOL_PREFIX + identifier
         try:
@@ -223,19 +224,19 @@ class VolumeProvisioner:
         except errors.NotFound:
             return
         except errors.LXDError as exc:
-            LOG.warning('The storage pool %(pool)s of LXD, through which an '
-                        'image was unpacked to a volume, stays for now: '
+            LOG.warning('Could not delete storage pool %(pool)s of LXD, '
+                        'through which an image was unpacked to a volume: '
                         '%(error)s', {'pool': name, 'error': exc})
 
 
 class _FirstBoot:
-    """What is to be done with one volume.
+    """The first boot of one volume.
 
     :param options: the ``[lxd]`` option group.
     :param image_store: images in LXD.
-    :param instance: the server.
-    :param identifier: Cinder's id of the volume.
-    :param path: of its block device.
+    :param instance: the instance.
+    :param identifier: Cinder's ID of the volume.
+    :param path: path of its block device.
     :param volume: Cinder's description of it.
     """
 
@@ -252,19 +253,18 @@ class _FirstBoot:
         self._about: Mapping[str, str] = (
             volume.get('volume_image_metadata') or {})
         if not uuidutils.is_uuid_like(self._about.get('image_id')):
-            # Its owner may have written anything there.
+            # The owner of the volume can write anything there.
             self._about = {}
         self._target = os.path.join(options.volume_mount_directory,
                                     identifier)
         self._holds_image = False
-        #: The filesystem that is on the volume by now.
+        #: The filesystem on the volume, once there is one.
         self.kind = ''
-        #: The image of which the volume gets its root.
+        #: The image of which the root filesystem is made.
         self.image: objects.ImageMeta = objects.ImageMeta()
 
     def refusal(self, reason: str) -> exception.BuildAbortException:
-        """Say why a server cannot boot from the volume; no other host could
-        do it.
+        """Return the exception for a volume from which no host can boot.
 
         :param reason: what is wrong with the volume.
         """
@@ -274,11 +274,10 @@ class _FirstBoot:
                    f'{reason}')
 
     def is_ready(self) -> bool:
-        """Look what is on the volume.
+        """Whether a server can boot from the volume as it is.
 
-        :returns: whether a server can boot from it as it is.
-        :raises nova.exception.BuildAbortException: no server can.
-        :raises OSError: it cannot be read.
+        :raises nova.exception.BuildAbortException: if it never can.
+        :raises OSError: if the volume cannot be read.
         """
         allowed = self._options.volume_filesystems
         found = probe.content(self._path)
@@ -300,8 +299,7 @@ class _FirstBoot:
         return False
 
     def _is_the_image(self) -> bool:
-        """Whether there is nothing on the volume but what Cinder has copied
-        to it."""
+        """Whether the volume holds exactly what Cinder has copied to it."""
         checksum, size = self._checksum()
         if not checksum or not size or not self._about.get('image_id'):
             return False
@@ -316,14 +314,14 @@ class _FirstBoot:
                 int(size) if size.isdecimal() else 0)
 
     def fetch(self, context: nova_context.RequestContext) -> str:
-        """Have the image of the volume in LXD.
+        """Import the image of the volume into LXD.
 
-        :param context: for Glance.
+        :param context: for requests to Glance.
         :returns: LXD's fingerprint of it.
-        :raises nova.exception.BuildAbortException: it cannot be had, or does
-            not fit.
-        :raises nova.exception.NovaException: as
-            :meth:`.images.ImageStore.ensure`.
+        :raises nova.exception.BuildAbortException: if it is gone, or does not
+            fit.
+        :raises nova.exception.NovaException: see
+            :meth:`.cache.ImageStore.ensure`.
         """
         image_id = self._about['image_id']
         try:
@@ -344,9 +342,9 @@ class _FirstBoot:
                 f'its image {image_id}, of which its root filesystem has to '
                 f'be made at the first boot, is not in Glance any more')
         checksum, size = self._checksum()
-        # Whoever has the volume can change what Cinder says of its image. So
-        # this must not become the image of that id for other servers, nor be
-        # taken for one of them that the host has already.
+        # The owner of the volume can change its image metadata in Cinder. So
+        # this must neither become the image with that ID for other servers
+        # nor be replaced by one that the host has already.
         self.image = objects.ImageMeta.from_dict({
             'id': str(uuid.uuid5(uuid.UUID(self._identifier), checksum)),
             'size': size, 'name': self._about.get(
@@ -354,10 +352,9 @@ class _FirstBoot:
         return _CopyOnVolume(self._path, size)
 
     def make_filesystem(self) -> None:
-        """Put a filesystem in place of the image, unless there is one.
+        """Replace the image by an empty filesystem, unless there is one.
 
-        :raises OSError: there is something else by now, or it cannot be
-            written.
+        :raises OSError: if the volume has been changed, or cannot be written.
         """
         if self.kind:
             return
@@ -371,35 +368,35 @@ class _FirstBoot:
     def open(self) -> str:
         """Mount the volume for unpacking.
 
-        :returns: path of an empty folder on it.
-        :raises OSError: it cannot be mounted.
+        :returns: path of an empty directory on it.
+        :raises OSError: if it cannot be mounted.
         """
         return rootfs.open_staging(self._path, self.kind, self._target)
 
     def complete(self) -> None:
-        """Make what LXD has unpacked the root.
+        """Make what LXD has unpacked the root filesystem.
 
-        :raises OSError: it cannot be done.
+        :raises OSError: if that fails.
         """
         rootfs.complete(self._target)
 
     def close(self) -> None:
-        """Unmount the volume. What keeps it from that says so when the root
-        is mounted, or with the next attempt."""
+        """Unmount the volume; an error is logged only, since it is raised
+        again when the root filesystem is mounted."""
         try:
             rootfs.close_staging(self._target)
         except OSError as error:
-            LOG.warning('Volume %(volume)s cannot be unmounted after '
-                        'unpacking: %(error)s',
+            LOG.warning('Could not unmount volume %(volume)s after unpacking: '
+                        '%(error)s',
                         {'volume': self._identifier, 'error': error},
                         instance=self._instance)
 
 
 class _CopyOnVolume:
-    """The image that a volume holds, as Glance would give it.
+    """The image on a volume, with the interface of Glance's client.
 
-    :param path: of the volume's block device.
-    :param size: bytes of the image.
+    :param path: path of the volume's block device.
+    :param size: size of the image in bytes.
     """
 
     def __init__(self, path: str, size: int) -> None:
@@ -420,15 +417,16 @@ class _CopyOnVolume:
 
 
 class _Report:
-    """Tells of the progress in the log."""
+    """Logs the progress of unpacking."""
 
     def __init__(self, instance: objects.Instance, identifier: str) -> None:
         self._instance = instance
         self._identifier = identifier
 
     def unpacking(self, operation: Mapping[str, Any]) -> None:
-        """Report what LXD says of the operation that unpacks the image."""
-        said = (operation.get('metadata') or {}).get(_PROGRESS, 'under way')
+        """Log what LXD reports of the operation that unpacks the image."""
+        progress = (operation.get('metadata') or {}).get(_PROGRESS,
+                                                         'under way')
         LOG.info('Unpacking the image to volume %(volume)s: %(progress)s',
-                 {'volume': self._identifier, 'progress': said},
+                 {'volume': self._identifier, 'progress': progress},
                  instance=self._instance)

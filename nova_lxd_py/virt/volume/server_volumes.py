@@ -170,7 +170,7 @@ class ServerVolumes:
                 if identifier not in self._connections.known():
                     raise exception.VolumeAttachFailed(
                         volume_id=identifier,
-                        reason='another server on the host has just let go of '
+                        reason='another server on the host has just released '
                                'it; start this one again')
                 if connection_info[modes.KEY_MODE] != modes.BLOCK:
                     self._attacher.mount(instance, guest.reload(),
@@ -310,7 +310,8 @@ class ServerVolumes:
                 attachment.CinderVolume(context, connection_info).size_gb,
                 undo, encryption=encryption)
             if recorded is not None and recorded.tag:
-                undo.callback(device_tags.unpublish_volume, instance, identifier)
+                undo.callback(device_tags.unpublish_volume, instance,
+                              identifier)
                 device_tags.publish_volume(instance, recorded)
             name = lxd_devices.name(identifier)
             if name not in lxd_devices.connected(guest):
