@@ -27,7 +27,6 @@ from collections.abc import Callable
 import contextlib
 import ctypes
 import errno
-import fcntl
 import functools
 import os
 import re
@@ -52,8 +51,6 @@ _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _AT_EMPTY_PATH, _AT_FDCWD = 0x1000, -100
 MOUNT_ATTR_NOSUID, MOUNT_ATTR_IDMAP = 0x2, 0x00100000
-# From linux/fs.h.
-_FIFREEZE, _FITHAW = 0xc0045877, 0xc0045878
 # The same on every architecture.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 
@@ -353,41 +350,3 @@ def grow(device: str, kind: str, target: str) -> None:
         command.run('xfs_growfs', '-d', target)
     else:
         command.run('resize2fs', path)
-
-
-@privileged.context.entrypoint_with_timeout(command.TIMEOUT)
-@children.killable(command.DEADLINE)
-def freeze(target: str) -> bool:
-    """Freeze a filesystem, so that its device can be copied. Idempotent.
-
-    :param target: path of the mount point.
-    :returns: whether it is mounted.
-    :raises OSError: if the kernel refuses.
-    """
-    return _freeze(target, _FIFREEZE, errno.EBUSY)
-
-
-@privileged.context.entrypoint_with_timeout(command.TIMEOUT)
-@children.killable(command.DEADLINE)
-def thaw(target: str) -> bool:
-    """Thaw a frozen filesystem. Idempotent.
-
-    :param target: path of the mount point.
-    :returns: whether it is mounted.
-    :raises OSError: if the kernel refuses.
-    """
-    return _freeze(target, _FITHAW, errno.EINVAL)
-
-
-def _freeze(target: str, request: int, already: int) -> bool:
-    if not is_mounted(validation.checked_target(target)):
-        return False
-    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(descriptor, request, 0)
-    except OSError as error:
-        if error.errno != already:
-            raise
-    finally:
-        os.close(descriptor)
-    return True
