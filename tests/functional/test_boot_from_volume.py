@@ -94,7 +94,12 @@ class BootHost(test_volumes.Host):
         with open(volume.file, 'r+b') as stream:
             stream.write(data + bytes(-len(data) % 512))
             os.fsync(stream.fileno())
-        self.about[volume.id] = {
+        self.about[volume.id] = self.image_metadata(image)
+
+    def image_metadata(self, image: objects.ImageMeta) -> dict[str, Any]:
+        """What Cinder notes of the image on a volume that it makes of it."""
+        data = self.host.glance.data(image.id)
+        return {
             'image_id': image.id, 'size': str(len(data)),
             'checksum': hashlib.md5(data, usedforsecurity=False).hexdigest(),
             'disk_format': 'raw', 'container_format': 'bare'}

@@ -18,14 +18,18 @@ import os
 import pathlib
 import shutil
 import subprocess
+import time
 from typing import Any
 import unittest
 from unittest import mock
 
+import fixtures
 from nova import exception
+from oslo_utils import units
 
 from nova_lxd_py.virt.privileged import user_namespaces
 from tests.fixtures import faulty_proxy
+from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
 from tests.functional import test_volumes
@@ -213,6 +217,27 @@ class FilesystemCases:
         self.fill(server)
         self.detach(server, connection)
 
+    def test_nova_compute_is_killed_while_it_attaches(self) -> None:
+        """The mount and the loop device are removed at start."""
+        server, volume = self.host.spawn(), self.storage.volume()
+        target = os.path.join(lab_volumes.CONF.lxd.volume_mount_directory,
+                              volume.id)
+
+        def attach_and_hang() -> None:
+            with fixtures.MonkeyPatch(
+                    'nova_lxd_py.virt.volume.attachment.add_device',
+                    lambda *args: time.sleep(60)):
+                self.host.make_driver().attach_volume(
+                    self.host.context, volume.connection(), server, PATH)
+        self.assertTrue(killed_process.run(
+            attach_and_hang, lambda: target in str(
+                self.storage.left_on_host())))
+        self.host.restart_driver()
+        self.assertEqual(set(), self.storage.left_on_host())
+        connection = self.attach(server, volume)
+        self.fill(server)
+        self.detach(server, connection)
+
     def test_lxd_has_crashed_while_it_attached(self) -> None:
         server, volume = self.host.spawn(), self.storage.volume()
         filled, left = self.fill_and_detach(server, volume)
@@ -315,6 +340,19 @@ class Ext4VolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
                  NO_LXD or 'mkfs.xfs is not installed (package xfsprogs)')
 class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
     filesystem = 'xfs'
+
+    def test_extended_while_detached(self) -> None:
+        first, second = self.host.spawn(), self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach(first, volume)
+        filled = self.fill(first)
+        before = self._size(first)
+        self.detach(first, connection)
+        volume.extend(2 * units.Gi)
+        connection = self.attach(second, volume)
+        self.assertGreater(self._size(second), before + 900 * 1024)
+        self.assertEqual(filled, self.sum(second))
+        self.detach(second, connection)
 
     def test_extend(self) -> None:
         server = self.host.spawn()

@@ -32,6 +32,7 @@ from oslo_utils import units
 
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
+from tests.functional import test_boot_from_volume
 from tests.functional import test_volumes
 
 NO_LXD = lxd_daemon.missing()
@@ -332,3 +333,32 @@ class EncryptedFilesystemTest(EncryptedCases, unittest.TestCase):
             self.assert_closed(volume)
         # Cinder's own link to the device is as it was.
         self.assertEqual(volume.device, os.path.realpath(volume.link))
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class EncryptedBootTest(test_boot_from_volume.BootHost, EncryptedCases,
+                        unittest.TestCase):
+    """Servers that boot from encrypted volumes."""
+
+    def test_boot_and_reboot(self) -> None:
+        self.install()
+        volume = self.storage.volume()
+        server = self.host.spawn()
+        connection = self.attach_encrypted(server, volume)
+        # Cinder puts the image into the encrypted volume.
+        data = self.host.glance.data(self.image.id)
+        with open(connection['lxd_device_path'], 'r+b') as stream:
+            stream.write(data + bytes(-len(data) % 512))
+            os.fsync(stream.fileno())
+        self.detach(server, connection)
+        self.about[volume.id] = self.image_metadata(self.image)
+        info = self.described(volume)
+        for mapping in info['block_device_mapping']:
+            mapping['connection_info']['data']['encrypted'] = True
+        server = self.boot(volume, info=info)
+        filled = self.fill(server)
+        self.reboot(server, info)
+        self.assertEqual(filled, self.sum(server))
+        self.destroy(server, info)
+        self.assert_closed(volume)
+        self.assert_clean()
