@@ -32,6 +32,10 @@ LOG = logging.getLogger(__name__)
 _PUBLIC_REASON = ('LXD could not carry out "{operation}" on this server; the '
                   'log of nova-compute has the reason')
 
+_DISK_FULL = ('the root disk of this server is full: delete files in it, in a '
+              'rescue instance if it does not start, or resize the server to '
+              'a flavor with a larger disk')
+
 #: Nova takes InstanceNotFound from these methods for a server that has been
 #: deleted meanwhile, records no fault and leaves it in BUILD or "deleting".
 _NEVER_MISSING = frozenset({'cleanup', 'destroy', 'spawn'})
@@ -61,6 +65,8 @@ def convert_exception(exc: errors.LXDError, operation: str, instance: Any
     if isinstance(exc, (errors.Unreachable, errors.PermissionDenied)):
         # Never a wrong power state, for which Nova would stop servers.
         return exception.HypervisorUnavailable(host=cfg.CONF.host)
+    if isinstance(exc, errors.DiskFull):
+        return LXDRequestFailed(reason=_DISK_FULL)
     return LXDRequestFailed(
         reason=_PUBLIC_REASON.format(operation=operation))
 

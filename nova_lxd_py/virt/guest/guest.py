@@ -10,16 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""One LXD instance as Nova sees it, and the ones that are Nova's.
+"""One LXD instance of the driver.
 
 A :class:`Guest` is a thin handle: LXD holds the state, and what the driver has
-to remember of an instance stands in its ``user.nova.*`` keys.
+to remember of an instance is stored in its ``user.nova.*`` keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import datetime
+import functools
 import time
 from typing import Any, TypeVar
 
@@ -29,15 +30,16 @@ from oslo_utils import timeutils
 
 from nova_lxd_py.virt.guest import mount_points
 from nova_lxd_py.virt.guest import root_check
+from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import metrics
 from nova_lxd_py.virt.lxd import session as lxd
 
 LOG = logging.getLogger(__name__)
 
-#: Marks an LXD instance as the driver's; holds the Nova instance's uuid.
+#: Marks an LXD instance as the driver's; UUID of the Nova instance.
 KEY_UUID = 'user.nova.uuid'
-#: What the LXD instance is for, see the ROLE constants.
+#: Purpose of the LXD instance, see the ROLE constants.
 KEY_ROLE = 'user.nova.role'
 #: OpenStack project of the server.
 KEY_PROJECT = 'user.nova.project_id'
@@ -52,35 +54,40 @@ KEY_SUSPENDED = 'user.nova.suspended'
 #: 'true' while the server is frozen for a snapshot that asks for it.
 KEY_QUIESCED = 'user.nova.quiesced'
 #: On a server that is resized on this host, until that is confirmed or
-#: reverted: which of Nova's migrations it is.
+#: reverted: ID of Nova's migration record.
 KEY_RESIZE = 'user.nova.resize'
-#: Which volume a server boots from, for as long as its LXD instance exists;
-#: its block device on the host while that is connected, and the host's boot
-#: id at the time.
+#: Quota of the root disk by the flavor; the disk may have a temporary
+#: extension (:mod:`.root_quota`).
+KEY_ROOT_QUOTA = 'user.nova.root_quota'
+#: Written and removed to learn whether LXD can write to the root disk.
+KEY_SPACE_CHECK = 'user.nova.space_check'
+#: Cinder's ID of the volume that a server boots from, for as long as its LXD
+#: instance exists; its block device on the host while that is connected, and
+#: the host's boot ID at the time.
 KEY_ROOT_VOLUME = 'user.nova.root_volume'
 KEY_ROOT_DEVICE = 'user.nova.root_device'
 KEY_ROOT_BOOT = 'user.nova.root_boot'
-#: TCP port of a server's serial console, so that a restarted nova-compute
-#: gives it the same one and nobody else gets it.
+#: TCP port of a server's serial console: it survives a restart of
+#: nova-compute, and no other server gets it.
 KEY_SERIAL_PORT = 'user.nova.serial_port'
 
 ROLE_SERVER = 'server'
 ROLE_RESCUE = 'rescue'
-#: A copy of a server's root disk that an image is being made of.
+#: A copy of a server that an image is being made of.
 ROLE_SNAPSHOT = 'snapshot'
-#: A copy of a server's root disk that tells whether it fits a smaller quota.
+#: A copy of a server that shows whether its root disk fits a smaller quota.
 ROLE_PROBE = 'probe'
 ROLE_TEMPLATE = 'template'
-#: An image that is being unpacked to a volume.
+#: An instance through which LXD unpacks an image to a volume.
 ROLE_UNPACKED = 'unpacked'
 
 _SUFFIXES = {ROLE_SERVER: '', ROLE_RESCUE: '-rescue',
              ROLE_SNAPSHOT: '-snapshot', ROLE_PROBE: '-probe',
              ROLE_UNPACKED: '-unpacked'}
 
-#: LXD's instance status to Nova's power state. Whatever is not listed, such as
-#: LXD's Error, says nothing certain about the guest: Nova only warns about
-#: NOSTATE, while it would stop servers for a wrong SHUTDOWN.
+#: LXD's instance status to Nova's power state. Any other status, such as LXD's
+#: Error, becomes NOSTATE: Nova only warns about that, while it would stop
+#: servers for a wrong SHUTDOWN.
 POWER_STATES = {
     'Running': power_state.RUNNING,
     'Ready': power_state.RUNNING,
@@ -90,18 +97,17 @@ POWER_STATES = {
 
 #: Seconds between attempts while another operation holds an instance.
 BUSY_POLL = 0.1
-#: Attempts at a change that keeps colliding with other changes.
+#: Attempts at an update that collides with other updates (ETag mismatch).
 UPDATE_ATTEMPTS = 10
 
 _T = TypeVar('_T')
 
 
 def lxd_name(instance: Any, role: str = ROLE_SERVER) -> str:
-    """Name the LXD instance of a server.
+    """Return the name of the LXD instance of a server.
 
     :param instance: the :class:`nova.objects.Instance`.
     :param role: one of the ROLE constants.
-    :returns: the name that its LXD instance gets.
     """
     return instance.name + _SUFFIXES[role]
 
@@ -109,7 +115,7 @@ def lxd_name(instance: Any, role: str = ROLE_SERVER) -> str:
 class Guest:
     """A handle on one LXD instance.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param info: LXD's description of the instance.
     """
 
@@ -122,28 +128,28 @@ class Guest:
 
     @property
     def name(self) -> str:
-        """LXD's name of the instance."""
+        """Name of the LXD instance."""
         return self._info['name']
 
     @property
     def container(self) -> str:
-        """LXC's name of the container, of which LXD is the user."""
+        """Name of the container in liblxc, which LXD uses."""
         project = self._session.project
         return self.name if project == 'default' else f'{project}_{self.name}'
 
     @property
     def uuid(self) -> str:
-        """Uuid of the Nova instance, or '' for what serves none."""
+        """UUID of the Nova instance, '' if there is none."""
         return self.config.get(KEY_UUID, '')
 
     @property
     def role(self) -> str:
-        """What the instance is for, see the ROLE constants."""
+        """Purpose of the instance, see the ROLE constants."""
         return self.config.get(KEY_ROLE, ROLE_SERVER)
 
     @property
     def is_ours(self) -> bool:
-        """Whether the driver made it; all others are never touched."""
+        """Whether the driver created it; it never changes any other."""
         return KEY_ROLE in self.config or KEY_UUID in self.config
 
     @property
@@ -158,7 +164,7 @@ class Guest:
 
     @property
     def status(self) -> str:
-        """LXD's word for the state when last read, such as 'Running'."""
+        """LXD's status when last read, such as 'Running'."""
         return self._info['status']
 
     @property
@@ -172,30 +178,30 @@ class Guest:
 
     @property
     def started_at(self) -> datetime.datetime | None:
-        """When it was started last, None for one that is not running."""
+        """Time of the last start, None if it is not running."""
         if POWER_STATES.get(self.status) == power_state.SHUTDOWN:
             return None
         try:
             started = timeutils.parse_isotime(self._info['last_used_at'])
         except (KeyError, ValueError):
             return None
-        # So LXD says that it never was.
+        # LXD's value for an instance that was never started.
         return started if started.year > 1970 else None
 
     def reload(self) -> Guest:
         """Read the instance again.
 
         :returns: itself.
-        :raises errors.NotFound: it is gone.
+        :raises errors.InstanceNotFound: if it is gone.
         """
         self._info = self._session.get('instances', self.name)
         return self
 
     def state(self) -> dict[str, Any]:
-        """Read the live figures: processes, memory, disk, network.
+        """Read the current usage: processes, memory, disks, network.
 
         :returns: LXD's instance state.
-        :raises errors.NotFound: it is gone.
+        :raises errors.InstanceNotFound: if it is gone.
         """
         return self._session.get('instances', self.name, 'state')
 
@@ -209,13 +215,13 @@ class Guest:
         return metrics.read(self._session, self.name)
 
     def ensure_root_mounted(self) -> None:
-        """Let LXD mount the root disk of a stopped instance for the next
+        """Have LXD mount the root disk of a stopped instance for the next
         seconds.
 
-        LXD does so for whoever looks at the files in it. On pools whose root
-        disks are always mounted nothing changes.
+        LXD mounts it for a request about its files. On pools whose root disks
+        are always mounted nothing changes.
 
-        :raises errors.LXDError: LXD cannot mount it.
+        :raises errors.LXDError: if LXD cannot mount it.
         """
         self._session.get('instances', self.name, 'files',
                           params={'path': '/'})
@@ -230,18 +236,18 @@ class Guest:
 
     def write_file(self, path: str, content: bytes, *, mode: int,
                    kind: str = 'file') -> None:
-        """Write a file that belongs to the guest's root. See
+        """Write a file owned by root in the guest. See
         :meth:`nova_lxd_py.virt.lxd.session.Session.write_file`.
         """
-        self._session.write_file(self.name, path, content, mode=mode,
-                                 kind=kind)
+        self._with_space(lambda: self._session.write_file(
+            self.name, path, content, mode=mode, kind=kind))
 
     # -- power --------------------------------------------------------------
 
     def start(self) -> None:
-        """Start it; a running one is left alone.
+        """Start the guest; a running one is a success.
 
-        :raises errors.LXDError: it cannot be started.
+        :raises errors.LXDError: if it cannot be started.
         """
         try:
             self._change_state('start', 'already running')
@@ -256,40 +262,46 @@ class Guest:
             self._change_state('start', 'already running')
 
     def shut_down(self, timeout: int) -> None:
-        """Let the guest shut itself down.
+        """Ask the guest to shut down and wait for it.
 
-        :param timeout: seconds that it gets.
-        :raises errors.OperationFailed: it still runs then.
+        :param timeout: seconds to wait.
+        :raises errors.OperationFailed: if it still runs then.
         """
         self._change_state('stop', 'already stopped', timeout=timeout)
 
     def stop(self) -> None:
-        """Stop it by force; a stopped one is left alone.
+        """Stop the guest by force; a stopped one is a success.
 
-        :raises errors.LXDError: it cannot be stopped.
+        :raises errors.LXDError: if it cannot be stopped.
         """
-        self._change_state('stop', 'already stopped', force=True)
+        try:
+            self._change_state('stop', 'already stopped', force=True)
+        except errors.LXDError as exc:
+            # LXD stops a guest with a full root disk, and then cannot write.
+            if (not root_quota.is_exceeded(exc) or
+                    self.reload().power_state != power_state.SHUTDOWN):
+                raise
 
     def reboot(self, timeout: int) -> None:
-        """Let the guest shut itself down and start it again.
+        """Ask the guest to shut down and start it again.
 
-        :param timeout: seconds that the guest gets to shut down.
-        :raises errors.OperationFailed: it still runs then.
+        :param timeout: seconds to wait for the shutdown.
+        :raises errors.OperationFailed: if it still runs then.
         """
         self._change_state('restart', '', timeout=timeout)
 
     def freeze(self) -> None:
-        """Stop all its processes from running; a frozen one stays so."""
+        """Freeze all processes of the guest; a frozen one is a success."""
         self._change_state('freeze', 'already frozen')
 
     def unfreeze(self) -> None:
-        """Let its processes run on; a running one is left alone."""
+        """Thaw the processes of the guest; a running one is a success."""
         self._change_state('unfreeze', 'already running')
 
     def _change_state(self, action: str, already: str, force: bool = False,
                       timeout: int = -1) -> None:
         body = {'action': action, 'force': force, 'timeout': timeout}
-        # LXD answers within the guest's time plus its own.
+        # The guest's time plus LXD's own.
         patience = self._session.operation_timeout + max(timeout, 0)
 
         def change() -> None:
@@ -301,10 +313,15 @@ class Guest:
                     raise
         # LXD reports an instance as stopped before it has cleaned up after
         # it, and refuses to start it until then.
-        self._when_free(change)
+        if action == 'stop':
+            # Without an extension, which may fail: it has to stop anyway.
+            self._when_free(change)
+        else:
+            self._with_space(lambda: self._when_free(change))
 
     def _when_free(self, change: Callable[[], _T]) -> _T:
-        """Do something as soon as no other operation holds the instance."""
+        """Call a function, again while another operation holds the
+        instance."""
         deadline = time.monotonic() + self._session.operation_timeout
         while True:
             try:
@@ -323,8 +340,28 @@ class Guest:
 
         :param config: new values; None removes a key.
         :param devices: new devices; None removes one.
-        :raises errors.LXDError: LXD refuses the result; nothing is changed.
+        :raises errors.DiskFull: if the root disk is full.
+        :raises errors.LXDError: if LXD refuses the result; nothing is changed
+            then.
         """
+        def change() -> None:
+            wanted = devices
+            if root is not None and wanted and wanted.get(root_quota.DEVICE):
+                wanted = {**wanted, root_quota.DEVICE: root_quota.extended(
+                    wanted[root_quota.DEVICE] or {}, root)}
+            self._update(config, wanted)
+
+        root: int | None = None
+
+        def note(size: int) -> None:
+            nonlocal root
+            root = size
+
+        self._with_space(change, note)
+
+    def _update(self, config: Mapping[str, str | None] | None,
+                devices: Mapping[str, Mapping[str, str] | None] | None
+                ) -> None:
         for attempt in range(UPDATE_ATTEMPTS):
             info, etag = self._session.get_with_etag('instances', self.name)
             self._info = info
@@ -347,26 +384,27 @@ class Guest:
             return
 
     def add_devices(self, devices: Mapping[str, Mapping[str, str]]) -> None:
-        """Add or replace devices, and keep all others. Takes LXD less time
-        than :meth:`update`.
+        """Add or replace devices, and keep all others; faster than
+        :meth:`update`.
 
         :param devices: the devices.
-        :raises errors.LXDError: LXD refuses it, or may have done it.
+        :raises errors.DiskFull: if the root disk is full.
+        :raises errors.LXDError: if LXD refuses it, or may have done it.
         """
         if all(self.devices.get(key) == value
                for key, value in devices.items()):
             return
         added = {key: dict(value) for key, value in devices.items()}
-        self._when_free(lambda: self._session.patch(
+        self._with_space(lambda: self._when_free(lambda: self._session.patch(
             'instances', self.name, body={'devices': added},
-            timeout=self._session.operation_timeout))
+            timeout=self._session.operation_timeout)))
         self._info = {**self._info, 'devices': {**self.devices, **added}}
 
     def delete(self) -> None:
-        """Stop it by force and delete it with its root disk; one that is gone
-        already is a success.
+        """Stop the guest by force and delete it with its root disk; one that
+        is gone is a success.
 
-        :raises errors.LXDError: LXD cannot delete it.
+        :raises errors.LXDError: if LXD cannot delete it.
         """
         deadline = time.monotonic() + self._session.operation_timeout
         while True:
@@ -375,21 +413,109 @@ class Guest:
                 self._when_free(lambda: self._session.delete(
                     'instances', self.name))
                 return
-            except errors.NotFound:
+            except errors.InstanceNotFound:
                 return
             except (errors.InvalidRequest, errors.OperationLost) as exc:
-                # Started meanwhile by its own reboot, or LXD has restarted.
+                # A reboot by the guest itself has started it meanwhile, or
+                # LXD has restarted.
                 if time.monotonic() > deadline:
                     raise
-                LOG.debug('Deleting %s once more after: %s', self.name, exc)
+                LOG.debug('Retrying to delete LXD instance %s after: %s',
+                          self.name, exc)
                 time.sleep(BUSY_POLL)
+
+    # -- full root disks ----------------------------------------------------
+
+    def extend_full_root(self) -> bool:
+        """Extend the root disk if it is so full that LXD cannot write to it.
+
+        :returns: whether it was.
+        :raises errors.DiskFull: if it may not be extended any more.
+        :raises errors.LXDError: if LXD refuses it.
+        """
+        return self._extend_if_full(lambda size: None)
+
+    def _extend_if_full(self, on_extension: Callable[[int], None]) -> bool:
+        extended = False
+
+        def note(size: int) -> None:
+            nonlocal extended
+            extended = True
+            on_extension(size)
+
+        # LXD writes to the disk for an update only if that changes something.
+        self._with_space(functools.partial(
+            self._update, {KEY_SPACE_CHECK: str(time.time())}, None), note)
+        self._with_space(functools.partial(
+            self._update, {KEY_SPACE_CHECK: None}, None), note)
+        return extended
+
+    def _with_space(self, change: Callable[[], _T],
+                    on_extension: Callable[[int], None] = lambda size: None
+                    ) -> _T:
+        """Call a function that changes the instance; extend its root disk and
+        call it again if the disk is full.
+
+        :param change: the function.
+        :param on_extension: called with the new size in bytes.
+        :returns: the function's result.
+        """
+        while True:
+            try:
+                return change()
+            except errors.LXDError as exc:
+                if root_quota.is_exceeded(exc):
+                    on_extension(self._extend_root(exc))
+                elif not (root_quota.may_be_exceeded(exc) and
+                          self._extend_if_full(on_extension)):
+                    raise
+
+    def _extend_root(self, cause: errors.LXDError) -> int:
+        """Extend the quota of the root disk by as much as is necessary.
+
+        :param cause: raised if the disk has no quota that could be extended.
+        :returns: the new size in bytes.
+        """
+        self.reload()
+        root = self.devices.get(root_quota.DEVICE, {})
+        size = root_quota.size_bytes(root)
+        if size is None:
+            raise cause
+        own = self.config.get(KEY_ROOT_QUOTA, root['size'])
+        limit = (root_quota.size_bytes({'size': own}) or
+                 size) + root_quota.MAX_EXTENSION
+        if size >= limit:
+            raise errors.DiskFull(
+                f'The root disk of LXD instance {self.name} is full, and LXD '
+                f'needs space in it: {cause.message}') from cause
+        LOG.warning('Root disk of LXD instance %s is full, which keeps LXD '
+                    'from changing it; extending its quota of %s until its '
+                    'next start with enough free space', self.name, own,
+                    instance_uuid=self.uuid)
+        while True:
+            size += root_quota.EXTENSION
+            larger = root_quota.extended(root, size)
+            try:
+                self._update({KEY_ROOT_QUOTA: own},
+                             {root_quota.DEVICE: larger})
+                return size
+            except errors.LXDError as exc:
+                # btrfs refuses a quota below the usage, which can exceed the
+                # present quota by much.
+                if not root_quota.is_exceeded(exc):
+                    raise
+                if size >= limit:
+                    raise errors.DiskFull(
+                        f'The quota of the root disk of LXD instance '
+                        f'{self.name} cannot be extended: {exc.message}'
+                        ) from exc
 
 
 def root_volume(guest: Guest | None) -> str | None:
-    """Return which volume a guest boots from.
+    """Return the volume that a guest boots from.
 
-    :param guest: the guest, just read.
-    :returns: Cinder's ID of the volume, None for a root disk of LXD's.
+    :param guest: the guest, freshly read.
+    :returns: Cinder's ID of the volume, None for a root disk in LXD's pool.
     """
     return guest.config.get(KEY_ROOT_VOLUME) if guest else None
 

@@ -75,6 +75,9 @@ class AdminPassword:
         if guest.power_state != power_state.RUNNING:
             raise exception.InstanceAgentNotEnabled()
         result = self._chpasswd(instance, guest, password)
+        if (result.code not in (0, lxd_exec.NOT_FOUND) and
+                guest.extend_full_root()):
+            result = self._chpasswd(instance, guest, password)
         if result.code == lxd_exec.NOT_FOUND:
             LOG.warning('The image of this server has no chpasswd, with which '
                         'its password would be set', instance=instance)

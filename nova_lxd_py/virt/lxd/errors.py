@@ -76,6 +76,11 @@ class OperationFailed(LXDError):
     """LXD accepted the request, and the operation failed."""
 
 
+class DiskFull(OperationFailed):
+    """The root disk of an instance is full, and its quota has been extended
+    as far as it may be."""
+
+
 class OperationLost(OperationFailed):
     """LXD does not know the operation any more; its outcome is unknown.
 

@@ -120,7 +120,11 @@ class GuestConfigBuilder:
         if self._options.cloud_init_keys:
             config.update(cloud_init.config(instance, network_info))
         config.update(_identity(instance))
-        return GuestConfig(config, {**self.flavor_devices(flavor),
+        devices = self.flavor_devices(flavor)
+        if 'size' in devices[root_disk.DEVICE]:
+            config[lxd_guest.KEY_ROOT_QUOTA] = devices[root_disk.DEVICE][
+                'size']
+        return GuestConfig(config, {**devices,
                                     **self._vifs.devices(network_info)})
 
     def flavor_devices(self, flavor: objects.Flavor

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -85,7 +86,9 @@ class PowerOps:
                 if timeout > 0 and guest.power_state != power_state.SHUTDOWN:
                     self._shut_down(instance, guest, timeout, retry_interval)
                 guest.stop()
-                self._clear_suspended(guest)
+                with contextlib.suppress(errors.DiskFull):
+                    # The key is removed again when the guest is started.
+                    self._clear_suspended(guest)
             except errors.InstanceNotFound as exc:
                 LOG.warning('Nothing to power off: %s', exc,
                             instance=instance)
@@ -247,4 +250,4 @@ class PowerOps:
         self._root_disks.update(instance, guest, config, devices)
         if guest.role != lxd_guest.ROLE_RESCUE:
             self._volumes.mount(instance, guest, block_device_info)
-        self._root_disks.start(instance, guest)
+        guest.start()

@@ -46,6 +46,7 @@ from oslo_utils import units
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
 
@@ -148,8 +149,12 @@ class SnapshotOps:
             # LXD takes over all devices that it is not told otherwise of;
             # a volume could not be deleted as long as the copy had it too.
             devices = {device: {'type': 'none'} for device in guest.devices}
-            devices.update({device: dict(value) for device, value in
-                            guest.devices.items() if value.get('path') == '/'})
+            # LXD needs some space in the copy even if the disk is full.
+            devices.update({device: root_quota.extended(
+                value, (root_quota.size_bytes(value) or 0) +
+                root_quota.MAX_EXTENSION)
+                for device, value in guest.devices.items()
+                if value.get('path') == '/'})
             cleanup.callback(_quietly, lambda: self._delete_copy(instance))
             with self._quiesced(instance, guest):
                 return self._guests.create(

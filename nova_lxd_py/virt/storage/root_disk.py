@@ -10,58 +10,43 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Root disk quotas, and the states of a root disk that LXD cannot handle.
+"""Smaller quotas of root disks.
 
-Two things can go wrong on a btrfs pool:
-
-* LXD refuses a quota below the usage of a disk, but the quota takes effect
-  nevertheless. From then on neither the guest nor LXD can write to the disk,
-  and the quota cannot be raised again. So a smaller quota is tried on a copy
-  of the instance first.
-* LXD keeps a file of its own (``backup.yaml``) on the disk. If the guest has
-  filled the disk, LXD can neither change nor start the instance. So the quota
-  is extended temporarily.
+On a btrfs pool LXD refuses a quota below the usage of a disk, but the quota
+takes effect nevertheless. From then on neither the guest nor LXD can write to
+the disk, and the quota cannot be raised again. So a smaller quota is tried on
+a copy of the instance first. Quotas are made smaller by a resize, and after a
+temporary extension (:mod:`nova_lxd_py.virt.guest.root_quota`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-import re
 from typing import Any
 
 from nova import objects
 from oslo_log import log as logging
 from oslo_utils import units
 
-from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
 
 LOG = logging.getLogger(__name__)
 
 #: Name of the root disk's LXD device.
-DEVICE = 'root'
+DEVICE = root_quota.DEVICE
 
 #: Bytes that must remain free below a smaller quota, since the guest may
 #: write meanwhile.
 SHRINK_MARGIN = 64 * units.Mi
-#: Bytes by which the quota of a full disk is extended at a time, and in total.
-QUOTA_EXTENSION = 64 * units.Mi
-MAX_QUOTA_EXTENSION = 4 * QUOTA_EXTENSION
-
-#: LXD's size suffixes.
-_UNITS = {'': 1, 'B': 1}
-for _power, _letter in enumerate('KMGTPE', 1):
-    _UNITS[f'{_letter}iB'] = 1024 ** _power
-    _UNITS[f'{_letter if _power > 1 else "k"}B'] = 1000 ** _power
-
 _Devices = Mapping[str, Mapping[str, str] | None]
 
 
 class RootDiskManager:
-    """Updates and starts guests despite full or oversized root disks.
+    """Updates guests without a quota that their root disks exceed.
 
     :param session: LXD session.
     :param guests: registry of the driver's LXD instances.
@@ -70,7 +55,6 @@ class RootDiskManager:
     def __init__(self, session: lxd.Session,
                  guests: registry.GuestRegistry) -> None:
         self._session = session
-        self._options = session.options
         self._guests = guests
 
     def update(self, instance: objects.Instance, guest: lxd_guest.Guest,
@@ -95,59 +79,15 @@ class RootDiskManager:
         try:
             guest.update(config, devices)
         except errors.LXDError as exc:
-            if _is_full(exc):
-                self._extend_quota(instance, guest)
-                guest.update(config, _with_root(
-                    devices, guest.reload().devices[DEVICE]))
-            elif _shrinks(guest, devices):
-                # Other pools refuse without side effects, some of them only
-                # while the guest runs.
-                LOG.info('LXD refused to shrink the root disk: %s', exc,
-                         instance=instance)
-                guest.update(config, _with_root(
-                    devices, self._with_present_quota(instance, guest,
-                                                      devices)))
-            else:
+            if (isinstance(exc, errors.DiskFull) or
+                    not _shrinks(guest, devices)):
                 raise
-
-    def start(self, instance: objects.Instance, guest: lxd_guest.Guest
-              ) -> None:
-        """Start a guest, even if its root disk is full.
-
-        :param instance: the instance.
-        :param guest: its LXD instance.
-        :raises errors.LXDError: if LXD cannot start it.
-        """
-        try:
-            guest.start()
-        except errors.LXDError as exc:
-            if not _is_full(exc):
-                raise
-            self._extend_quota(instance, guest.reload())
-            guest.start()
-
-    def _extend_quota(self, instance: objects.Instance,
-                      guest: lxd_guest.Guest) -> None:
-        """Extend the quota of a full disk, so that LXD can write to it.
-
-        :raises errors.OperationFailed: if it has been extended too often.
-        """
-        root = guest.devices.get(DEVICE) or {}
-        size = _size(root)
-        flavor_size = _size(lxd_flavor.root_device(instance.flavor,
-                                                   self._options))
-        if (size is None or flavor_size is None or
-                size - flavor_size >= MAX_QUOTA_EXTENSION):
-            raise errors.OperationFailed(
-                'The root disk of the server is full, and LXD needs some '
-                'space on it: rescue the server to delete files, or resize '
-                'it to a larger flavor')
-        LOG.warning('Root disk is full, extending its quota by %d MiB so that '
-                    'LXD can update the instance; the first start with enough '
-                    'free space ends the extension',
-                    QUOTA_EXTENSION // units.Mi, instance=instance)
-        guest.update(devices={
-            DEVICE: {**root, 'size': f'{size + QUOTA_EXTENSION}B'}})
+            # Other pools refuse without side effects, some of them only while
+            # the guest runs.
+            LOG.info('LXD refused to shrink the root disk: %s', exc,
+                     instance=instance)
+            guest.update(config, _with_root(
+                devices, self._with_present_quota(instance, guest, devices)))
 
     @staticmethod
     def _keep_pool(instance: objects.Instance, guest: lxd_guest.Guest,
@@ -213,7 +153,7 @@ class RootDiskManager:
         :returns: False if it is known not to fit.
         :raises errors.LXDError: if a request fails.
         """
-        size = _size(root)
+        size = root_quota.size_bytes(root)
         pool = self._session.storage_pool(guest.devices[DEVICE]['pool'])
         if size is None or pool['driver'] != 'btrfs':
             return True
@@ -247,25 +187,14 @@ class RootDiskManager:
             probe.delete()
 
 
-def _is_full(exc: errors.LXDError) -> bool:
-    return 'quota exceeded' in exc.message.lower()
-
-
-def _size(device: Mapping[str, str]) -> int | None:
-    """Return the quota of a disk device in bytes; None means no quota."""
-    match = re.fullmatch(r'(\d+) ?([A-Za-z]*)', device.get('size', ''))
-    if match is None or match[2] not in _UNITS:
-        return None
-    return int(match[1]) * _UNITS[match[2]]
-
-
 def _shrinks(guest: lxd_guest.Guest, devices: _Devices) -> bool:
     """Return whether an update reduces the quota of the root disk."""
     root = devices.get(DEVICE)
     present = guest.devices.get(DEVICE)
     if not root or not present:
         return False
-    new, old = _size(root), _size(present)
+    new = root_quota.size_bytes(root)
+    old = root_quota.size_bytes(present)
     return new is not None and (old is None or new < old)
 
 
