@@ -22,7 +22,7 @@ query reads the instance once. So a late event can do no harm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import json
@@ -96,8 +96,10 @@ class EventWatcher:
         self._shutdown_delay = shutdown_delay
         self._lock = threading.Lock()
         self._known: dict[str, _Known] = {}
-        #: Counts events per name, to notice one that comes while asking.
+        #: Changes per name, to notice one that comes while LXD is asked; of
+        #: instances that are not known only as long as that takes.
         self._changes: dict[str, int] = {}
+        self._questions = 0
         self._connected = False
         self._stopping = threading.Event()
         self._channel: websocket.WebSocket | None = None
@@ -206,33 +208,34 @@ class EventWatcher:
         name = _instance_name(metadata.get('source', ''))
         if name is None or not action.startswith('instance-'):
             return
+        with self._asking():
+            self._handle_change(action, name)
+
+    def _handle_change(self, action: str, name: str) -> None:
         with self._lock:
-            self._changes[name] = self._changes.get(name, 0) + 1
             known = self._known.get(name)
-            if known is not None:
-                known.fresh = False
+            self._outdate(name)
             if action == 'instance-deleted':
                 self._known.pop(name, None)
-                self._changes.pop(name, None)
                 timer = self._delayed.pop(name, None)
                 if timer is not None:
                     timer.cancel()
                 return
             changes = self._changes[name]
         if known is None:
-            # Made or renamed just now: learn whose it is, once. LXD says so
-            # of an instance, too, that it then fails to make, and never that
-            # it is gone: it counts only once somebody has asked for it.
+            # Created or renamed just now: learn once whose it is. LXD sends
+            # the event also for an instance that it then fails to create, and
+            # none for its end: it counts only once somebody asks for it.
             with contextlib.suppress(errors.NotFound):
-                self._remember(self._newcomer(name), changes, fresh=False)
+                self._remember(self._new_guest(name), changes, fresh=False)
             return
         transition = TRANSITIONS.get(action)
         if transition is not None:
             self._report(name, known, transition)
 
-    def _newcomer(self, name: str) -> lxd_guest.Guest:
-        """Learn of an instance that was not known; LXD need not be asked of
-        those that the driver itself is making."""
+    def _new_guest(self, name: str) -> lxd_guest.Guest:
+        """Return an instance that was not known; LXD need not be asked for one
+        that the driver itself is creating."""
         config = self._guests.pending.expect(name)
         if config is None:
             return self._guests.by_name(name)
@@ -309,16 +312,39 @@ class EventWatcher:
 
     def _ask(self, instance: Any, role: str) -> lxd_guest.Guest:
         name = lxd_guest.lxd_name(instance, role)
-        with self._lock:
-            changes = self._changes.get(name, 0)
-        try:
-            guest = self._guests.get(instance, role)
-        except errors.NotFound:
+        with self._asking():
             with self._lock:
-                self._known.pop(name, None)
-            raise
-        self._remember(guest, changes)
+                changes = self._changes.get(name, 0)
+            try:
+                guest = self._guests.get(instance, role)
+            except errors.NotFound:
+                with self._lock:
+                    self._known.pop(name, None)
+                raise
+            self._remember(guest, changes)
         return guest
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Count changes while LXD is asked, also those of new instances."""
+        with self._lock:
+            self._questions += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._questions -= 1
+                if not self._questions:
+                    for name in self._changes.keys() - self._known.keys():
+                        del self._changes[name]
+
+    def _outdate(self, name: str) -> None:
+        """Note a change of an instance; the lock is held."""
+        if name in self._known:
+            self._known[name].fresh = False
+        elif not self._questions:
+            return
+        self._changes[name] = self._changes.get(name, 0) + 1
 
     def _remember(self, guest: lxd_guest.Guest, changes: int,
                   fresh: bool = True) -> None:
@@ -332,17 +358,13 @@ class EventWatcher:
                     _is_rescued(guest), fresh)
 
     def forget(self, instance: Any) -> None:
-        """Mark what is known of a server as outdated, after changing it.
+        """Drop the cached power state of an instance, after changing it.
 
         :param instance: the :class:`nova.objects.Instance`.
         """
         with self._lock:
             for role in (lxd_guest.ROLE_SERVER, lxd_guest.ROLE_RESCUE):
-                name = lxd_guest.lxd_name(instance, role)
-                self._changes[name] = self._changes.get(name, 0) + 1
-                known = self._known.get(name)
-                if known is not None:
-                    known.fresh = False
+                self._outdate(lxd_guest.lxd_name(instance, role))
 
     def server_count(self) -> int:
         """Count the servers, from memory where all is known for certain.
@@ -355,15 +377,17 @@ class EventWatcher:
                                        in self._known.values()):
                 return sum(known.role == lxd_guest.ROLE_SERVER
                            for known in self._known.values())
-            changes = dict(self._changes)
-        guests = self._guests.all()
-        for guest in guests:
-            self._remember(guest, changes.get(guest.name, 0))
-        present = {guest.name for guest in guests}
-        with self._lock:
-            for name in set(self._known) - present:
-                if self._changes.get(name, 0) == changes.get(name, 0):
-                    del self._known[name]
+        with self._asking():
+            with self._lock:
+                changes = dict(self._changes)
+            guests = self._guests.all()
+            for guest in guests:
+                self._remember(guest, changes.get(guest.name, 0))
+            present = {guest.name for guest in guests}
+            with self._lock:
+                for name in set(self._known) - present:
+                    if self._changes.get(name, 0) == changes.get(name, 0):
+                        del self._known[name]
         return sum(guest.role == lxd_guest.ROLE_SERVER for guest in guests)
 
 
