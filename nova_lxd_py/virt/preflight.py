@@ -31,6 +31,7 @@ from nova import exception
 from oslo_log import log as logging
 
 from nova_lxd_py.virt import exception_mapping
+from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.host import cpus
 from nova_lxd_py.virt.host import device_activation
 from nova_lxd_py.virt.host import passthrough
@@ -71,8 +72,8 @@ RETRY_DELAY = 1.0
 
 #: Names that LXD accepts for instances, which are DNS host names.
 _LXD_NAME = re.compile(r'[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?')
-#: LXD takes 63 characters; a rescue instance is named with 7 more.
-_LONGEST_NAME = 63 - len('-rescue')
+#: LXD takes 63 characters, the suffix of a snapshot's instance included.
+_LONGEST_NAME = 63 - len(lxd_guest.LONGEST_SUFFIX)
 #: Fields of an instance that a tenant cannot choose.
 _NAME_FIELDS = frozenset({'id', 'uuid', 'project_id', 'user_id'})
 

@@ -85,6 +85,9 @@ _SUFFIXES = {ROLE_SERVER: '', ROLE_RESCUE: '-rescue',
              ROLE_SNAPSHOT: '-snapshot', ROLE_PROBE: '-probe',
              ROLE_UNPACKED: '-unpacked'}
 
+#: The longest addition to the name of an instance.
+LONGEST_SUFFIX = max(_SUFFIXES.values(), key=len)
+
 #: LXD's instance status to Nova's power state. Any other status, such as LXD's
 #: Error, becomes NOSTATE: Nova only warns about that, while it would stop
 #: servers for a wrong SHUTDOWN.
