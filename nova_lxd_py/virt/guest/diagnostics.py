@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What LXD measures of a server, for its operators."""
+"""Diagnostics of servers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from oslo_utils import units
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 
-#: Nova knows the drivers of its own only. What runs the server is told beside
-#: it, as the hypervisor.
+#: Nova accepts the names of its own drivers only; the field for the hypervisor
+#: has the real one.
 DRIVER = 'libvirt'
 HYPERVISOR = 'lxd'
 
-#: LXD's counters of a network interface, by Nova's words for them.
+#: LXD's counters of a network interface, by Nova's names.
 _COUNTERS = {
     'rx_octets': 'bytes_received', 'rx_packets': 'packets_received',
     'rx_errors': 'errors_received', 'rx_drop': 'packets_dropped_inbound',
@@ -42,7 +42,7 @@ _COUNTERS = {
 
 
 class Diagnostics:
-    """Tells how servers are doing.
+    """Reads usage figures of servers for operators.
 
     :param guests: the driver's LXD instances.
     """
@@ -60,7 +60,7 @@ class Diagnostics:
 
         :param instance: the server; one that does not run has few figures.
         :returns: CPU time in nanoseconds, memory in MiB, traffic in bytes.
-        :raises errors.NotFound: LXD does not have it.
+        :raises errors.InstanceNotFound: if LXD does not have it.
         """
         guest = self._guests.active(instance)
         state = guest.state()
@@ -90,7 +90,7 @@ class Diagnostics:
         :param instance: the server; one that does not run has few figures.
         :returns: CPU time in nanoseconds, memory in KiB, traffic and disk
             usage in bytes.
-        :raises errors.NotFound: LXD does not have it.
+        :raises errors.InstanceNotFound: if LXD does not have it.
         """
         guest = self._guests.active(instance)
         state = guest.state()
@@ -122,12 +122,12 @@ def _memory(state: Mapping[str, Any], what: str, unit: int) -> int | None:
 
 
 def _measured(value: int) -> int | None:
-    """LXD says -1 where the kernel does not tell."""
+    """Return None for -1, LXD's value for what the kernel does not report."""
     return value if value >= 0 else None
 
 
 def _uptime(guest: lxd_guest.Guest) -> int | None:
-    """Find how long a guest runs, in seconds."""
+    """Return the uptime of a guest in seconds."""
     started = guest.started_at
     if started is None:
         return None

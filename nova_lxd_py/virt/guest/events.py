@@ -10,14 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Knowing the power state of every server without asking for each.
+"""A cache of the power states of all servers, kept current by LXD's events.
 
-One websocket tells what happens to instances; one request seeds the picture
-after each (re)connect. Nova's periodic queries are answered from memory, so
-the load on LXD at rest does not depend on the number of servers.
+One websocket brings the events; one request fills the cache after each
+(re)connect. Nova's periodic queries are answered from memory, so the load on
+LXD at rest does not depend on the number of servers.
 
-An event never sets a state, it only marks what is known as outdated: the next
-query reads the instance once. So a late event can do no harm.
+An event never sets a state, it only marks the cached one as outdated: the next
+query reads the instance once. So a late event does no harm.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from nova_lxd_py.virt.lxd import websockets
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds of silence after which the peer is asked for a sign of life.
+#: Seconds of silence after which a ping is sent.
 QUIET = 30
 #: Seconds between attempts to reach LXD again: first and longest.
 RECONNECT_FIRST, RECONNECT_LONGEST = 0.5, 15.0
 
-#: What LXD's lifecycle events say of the guest, in Nova's terms.
+#: LXD's lifecycle events by Nova's transitions.
 TRANSITIONS = {
     'instance-started': virt_event.EVENT_LIFECYCLE_STARTED,
     'instance-restarted': virt_event.EVENT_LIFECYCLE_STARTED,
@@ -69,7 +69,7 @@ Emit = Callable[[virt_event.LifecycleEvent], None]
 
 @dataclasses.dataclass
 class _Known:
-    """What is known of one LXD instance."""
+    """Cached state of one LXD instance."""
 
     uuid: str
     role: str
@@ -79,9 +79,9 @@ class _Known:
 
 
 class EventWatcher:
-    """Follows LXD's lifecycle events and remembers power states.
+    """Follows LXD's lifecycle events and caches power states.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param guests: the driver's instances.
     :param emit: called with Nova lifecycle events of servers.
     :param shutdown_delay: seconds for which a server must stay down before
@@ -112,7 +112,7 @@ class EventWatcher:
     # -- life of the listener -----------------------------------------------
 
     def start(self) -> None:
-        """Begin to listen, in a daemon thread of its own."""
+        """Start to listen, in a daemon thread of its own."""
         self._stopping.clear()
         self._thread = threading.Thread(
             target=self._listen, name='lxd-events', daemon=True)
@@ -156,8 +156,8 @@ class EventWatcher:
             except (errors.LXDError, websocket.WebSocketException,
                     OSError, ValueError) as exc:
                 if self._connected and not self._stopping.is_set():
-                    LOG.warning('Lost the event stream of LXD, trying to '
-                                'connect again: %s', exc)
+                    LOG.warning('Lost the event stream of LXD, reconnecting: '
+                                '%s', exc)
             except Exception:
                 LOG.exception('Unexpected error in the event stream of LXD, '
                               'connecting again')
@@ -184,7 +184,7 @@ class EventWatcher:
             self._handle(json.loads(text))
 
     def _seed(self) -> None:
-        """Read the state of everything, and report what changed unseen."""
+        """Read all states, and report changes since the last connection."""
         guests = self._guests.all()
         with self._lock:
             before = self._known
@@ -277,14 +277,14 @@ class EventWatcher:
     # -- queries ------------------------------------------------------------
 
     def power_state(self, instance: Any, use_cache: bool = True) -> int:
-        """Tell the power state of a server.
+        """Return the power state of an instance.
 
         :param instance: the :class:`nova.objects.Instance`.
-        :param use_cache: whether what is known may be used; otherwise, and
-            where nothing is known for certain, LXD is asked.
+        :param use_cache: whether the cache may be used; otherwise, and if the
+            cached state is outdated, LXD is asked.
         :returns: a constant of :mod:`nova.compute.power_state`.
-        :raises errors.NotFound: LXD does not have it.
-        :raises errors.Unreachable: LXD does not answer.
+        :raises errors.InstanceNotFound: if LXD does not have it.
+        :raises errors.Unreachable: if LXD does not answer.
         """
         if use_cache:
             with self._lock:
@@ -299,7 +299,7 @@ class EventWatcher:
         return own.power_state
 
     def _current(self, instance: Any) -> _Known | None:
-        """Find what is known for certain; the lock is held."""
+        """Return the cached state if it is current; the lock is held."""
         if not self._connected:
             return None
         known = self._known.get(lxd_guest.lxd_name(instance))
@@ -348,7 +348,7 @@ class EventWatcher:
 
     def _remember(self, guest: lxd_guest.Guest, changes: int,
                   fresh: bool = True) -> None:
-        """Keep what LXD said, unless an event came after the question."""
+        """Cache LXD's answer, unless an event came after the request."""
         if not guest.is_ours:
             return
         with self._lock:
@@ -367,10 +367,9 @@ class EventWatcher:
                 self._outdate(lxd_guest.lxd_name(instance, role))
 
     def server_count(self) -> int:
-        """Count the servers, from memory where all is known for certain.
+        """Count the servers, from the cache if all of it is current.
 
-        :returns: their number.
-        :raises errors.LXDError: LXD has to be asked and does not answer.
+        :raises errors.LXDError: if LXD has to be asked and does not answer.
         """
         with self._lock:
             if self._connected and all(known.fresh for known
@@ -396,7 +395,7 @@ def _is_rescued(guest: lxd_guest.Guest) -> bool:
 
 
 def _instance_name(source: str) -> str | None:
-    """Take the instance's name from an event's source.
+    """Parse the instance's name from an event's source.
 
     :param source: such as ``/1.0/instances/NAME?project=nova``.
     :returns: the name, or None where the event is about something else.

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Files that a tenant wants to find in a new server.
+"""Injection of a tenant's files into a new server.
 
 They are written through LXD, which resolves every link within the guest's
 root, so that no path leads out of it.
@@ -30,20 +30,20 @@ from nova_lxd_py.virt.lxd import errors
 
 LOG = logging.getLogger(__name__)
 
-#: Longest path that the kernel takes.
+#: Longest path that the kernel accepts (PATH_MAX).
 LONGEST_PATH = 4095
 
 FILE_MODE = 0o644
-FOLDER_MODE = 0o755
+DIRECTORY_MODE = 0o755
 
 
 def check(files: Iterable[tuple[str, bytes]]) -> None:
-    """See that files can be written where they are to be.
+    """Check that files can be written to their paths.
 
     A relative path starts at the root of the guest, as with other drivers.
 
     :param files: paths in the guest and contents.
-    :raises nova.exception.InvalidInput: a path is not acceptable.
+    :raises nova.exception.InvalidInput: if a path is not acceptable.
     """
     for path, _content in files:
         parts = path.split('/')
@@ -56,14 +56,14 @@ def check(files: Iterable[tuple[str, bytes]]) -> None:
 
 def inject(instance: objects.Instance, guest: lxd_guest.Guest,
            files: Iterable[tuple[str, bytes]]) -> None:
-    """Write files into a server that has not been started yet.
+    """Write files into an instance that has not been started yet.
 
-    :param instance: the server.
+    :param instance: the instance.
     :param guest: its LXD instance.
     :param files: paths in the guest and contents. They belong to root.
-    :raises nova.exception.InvalidInput: a path is not acceptable, or not in
-        this image.
-    :raises errors.LXDError: LXD could not write one.
+    :raises nova.exception.InvalidInput: if a path is not acceptable, or not
+        possible in this image.
+    :raises errors.LXDError: if LXD cannot write one.
     """
     files = list(files)
     check(files)
@@ -73,13 +73,13 @@ def inject(instance: objects.Instance, guest: lxd_guest.Guest,
             _write(guest, path, content)
         except (errors.InvalidRequest, errors.OperationFailed,
                 errors.NotFound) as exc:
-            LOG.error('Could not write %(path)r into the server: %(error)s',
+            LOG.error('Could not inject file %(path)r: %(error)s',
                       {'path': path, 'error': exc}, instance=instance)
             raise exception.InvalidInput(reason=(
                 f'the file {path!r} could not be written into the '
                 f'image')) from exc
     if files:
-        LOG.info('Wrote %d files into the server', len(files),
+        LOG.info('Injected %d files', len(files),
                  instance=instance)
 
 
@@ -88,16 +88,16 @@ def _write(guest: lxd_guest.Guest, path: str, content: bytes) -> None:
         guest.write_file(path, content, mode=FILE_MODE)
         return
     except errors.NotFound:
-        _make_folders(guest, posixpath.dirname(path))
+        _make_directories(guest, posixpath.dirname(path))
     guest.write_file(path, content, mode=FILE_MODE)
 
 
-def _make_folders(guest: lxd_guest.Guest, path: str) -> None:
-    """Make a folder and those above it, and leave those that are there."""
+def _make_directories(guest: lxd_guest.Guest, path: str) -> None:
+    """Create a directory and its missing parents."""
     if path == '/':
         return
     try:
-        guest.write_file(path, b'', mode=FOLDER_MODE, kind='directory')
+        guest.write_file(path, b'', mode=DIRECTORY_MODE, kind='directory')
     except (errors.NotFound, errors.OperationFailed):
-        _make_folders(guest, posixpath.dirname(path))
-        guest.write_file(path, b'', mode=FOLDER_MODE, kind='directory')
+        _make_directories(guest, posixpath.dirname(path))
+        guest.write_file(path, b'', mode=DIRECTORY_MODE, kind='directory')

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Passwords of guests.
+"""Administrator passwords of guests.
 
-``chpasswd`` in the guest sets them, as the guest's own rules say. It reads
-them from its input: they are in no argument, configuration key or log.
+``chpasswd`` in the guest sets them by the guest's own rules. It reads them
+from its standard input: they are in no argument, configuration key or log.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from nova_lxd_py.virt.lxd import session as lxd
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds that the guest gets to set a password.
+#: Seconds for the guest to set a password.
 TIMEOUT = 30
 
-#: Whose password it is where the image does not say (``os_admin_user``).
+#: The administrator if the image has no ``os_admin_user``.
 DEFAULT_USER = 'root'
 
 _USER = re.compile(r'[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?')
@@ -45,7 +45,7 @@ _USER = re.compile(r'[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?')
 class AdminPassword:
     """Sets the passwords of servers' administrators.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param guests: the driver's LXD instances.
     """
 
@@ -56,21 +56,22 @@ class AdminPassword:
         self._guests = guests
 
     def change(self, instance: objects.Instance, password: str) -> None:
-        """Set the administrator's password of a running server.
+        """Set the administrator's password of a running instance.
 
         See :meth:`nova.virt.driver.ComputeDriver.set_admin_password`.
 
-        :param instance: the server; its image property ``os_admin_user``
-            says who the administrator is, root by default.
+        :param instance: the instance; its image property ``os_admin_user`` is
+            the administrator's name, root by default.
         :param password: the new password.
-        :raises nova.exception.SetAdminPasswdNotSupported: the image has no
+        :raises nova.exception.SetAdminPasswdNotSupported: if the image has no
             ``chpasswd``.
-        :raises nova.exception.InstanceAgentNotEnabled: the server does not
-            run.
-        :raises nova.exception.InstancePasswordSetFailed: the guest refuses.
+        :raises nova.exception.InstanceAgentNotEnabled: if the instance does
+            not run.
+        :raises nova.exception.InstancePasswordSetFailed: if the guest
+            refuses.
         """
-        # Without the server's lock: a snapshot may hold it for long, and
-        # LXD itself runs commands at any time.
+        # Without the lock of the instance: a snapshot may hold it for long,
+        # and LXD runs commands at any time.
         guest = self._guests.active(instance)
         if guest.power_state != power_state.RUNNING:
             raise exception.InstanceAgentNotEnabled()
@@ -79,8 +80,8 @@ class AdminPassword:
                 guest.extend_full_root()):
             result = self._chpasswd(instance, guest, password)
         if result.code == lxd_exec.NOT_FOUND:
-            LOG.warning('The image of this server has no chpasswd, with which '
-                        'its password would be set', instance=instance)
+            LOG.warning('Password not set: the image has no chpasswd',
+                        instance=instance)
             raise exception.SetAdminPasswdNotSupported()
         if result.code:
             raise exception.InstancePasswordSetFailed(
@@ -89,26 +90,26 @@ class AdminPassword:
 
     def give(self, instance: objects.Instance, guest: lxd_guest.Guest,
              password: str | None) -> None:
-        """Set the password that Nova chose for a server that has just been
-        started, if ``[lxd] inject_password`` says so.
+        """Set the password that Nova chose for an instance that has just been
+        started, if ``[lxd] inject_password`` is enabled.
 
-        A guest that cannot set it runs all the same.
+        If the guest cannot set it, a warning is logged only.
 
-        :param instance: the server.
+        :param instance: the instance.
         :param guest: its LXD instance, or its rescue instance.
-        :param password: the password; nothing is done without.
+        :param password: the password, None to set none.
         """
         if not password or not self._options.inject_password:
             return
         try:
             code = self._chpasswd(instance, guest, password).code
         except (errors.LXDError, exception.NovaException) as exc:
-            LOG.warning('The password that Nova gave this server could not be '
-                        'set: %s', exc, instance=instance)
+            LOG.warning('Password chosen by Nova could not be set: %s', exc,
+                        instance=instance)
             return
         if code:
-            LOG.warning('The password that Nova gave this server could not be '
-                        'set: %s', 'its image has no chpasswd'
+            LOG.warning('Password chosen by Nova could not be set: %s',
+                        'the image has no chpasswd'
                         if code == lxd_exec.NOT_FOUND else
                         f'chpasswd in the guest returned {code}',
                         instance=instance)
@@ -118,13 +119,13 @@ class AdminPassword:
                   ) -> lxd_exec.Result:
         user = (instance.image_meta.properties.get('os_admin_user') or
                 DEFAULT_USER)
-        # A line more would be another user's password.
+        # Another line would set another user's password.
         if (_USER.fullmatch(user) is None or
                 any(character in password for character in '\r\n\0')):
             raise exception.InstancePasswordSetFailed(
                 instance=instance.uuid,
-                reason='neither the user name (image property os_admin_user) '
-                       'nor the password may have such characters')
+                reason='the user name (image property os_admin_user) or the '
+                       'password has a character that is not allowed')
         return lxd_exec.run(self._session, guest.name, ['chpasswd'],
                             f'{user}:{password}\n'.encode(errors='replace'),
                             timeout=TIMEOUT)

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""LXD instances that the driver is having made just now.
+"""LXD instances that the driver is creating.
 
-LXD says in an event when a new instance is written down. Whoever makes it can
-wait for that instead of asking again and again, and whoever follows the events
-knows whose it is without asking at all.
+LXD sends an event when it has recorded a new instance. The creator waits for
+it instead of polling, and the watcher of the events knows the configuration of
+the instance without a request.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import session as lxd
 
-#: Seconds between looks at whether a new instance has its uid range, if LXD
-#: does not say so itself.
+#: Seconds between requests for the uid range of a new instance if no event
+#: comes.
 RANGE_POLL = 0.1
 
 
-class _Arrival:
-    """One instance that is to come."""
+class _Pending:
+    """One instance that is being created."""
 
     def __init__(self, config: Mapping[str, str]) -> None:
         self.config = config
@@ -42,57 +42,57 @@ class _Arrival:
 
 
 class PendingInstances:
-    """Instances that are being made, by their names."""
+    """Instances that are being created, by name."""
 
     def __init__(self) -> None:
-        self._expected: dict[str, _Arrival] = {}
+        self._expected: dict[str, _Pending] = {}
 
     @contextlib.contextmanager
     def expected(self, name: str, config: Mapping[str, str]
                  ) -> Iterator[threading.Event]:
-        """Say that an instance is being made, for the time of a block.
+        """Register an instance that is being created, for the time of a block.
 
-        :param name: LXD's name of it.
-        :param config: the configuration that it gets.
-        :returns: an event that is set once LXD has said that it is there.
-            Without a connection for LXD's events it never is.
+        :param name: name of the LXD instance.
+        :param config: its configuration.
+        :returns: set once LXD's event has come; never without a connection for
+            LXD's events.
         """
-        arrival = self._expected[name] = _Arrival(config)
+        pending = self._expected[name] = _Pending(config)
         try:
-            yield arrival.seen
+            yield pending.seen
         finally:
-            if self._expected.get(name) is arrival:
+            if self._expected.get(name) is pending:
                 del self._expected[name]
 
     def expect(self, name: str) -> Mapping[str, str] | None:
-        """Take note that LXD has said that an instance is there.
+        """Record that LXD's event for a new instance has come.
 
-        :param name: LXD's name of it.
-        :returns: its configuration, None for an instance that others make.
+        :param name: name of the LXD instance.
+        :returns: its configuration, None if another client creates it.
         """
-        arrival = self._expected.get(name)
-        if arrival is None:
+        pending = self._expected.get(name)
+        if pending is None:
             return None
-        arrival.seen.set()
-        return arrival.config
+        pending.seen.set()
+        return pending.config
 
 
 def wait_for_range(session: lxd.Session, name: str,
                    operation: operations.Operation, announced: threading.Event,
                    patience: float) -> None:
-    """Wait until LXD has written down the uid range of a new instance, which
-    is one of the first things it does, or has given up.
+    """Wait until LXD has recorded the uid range of a new instance, which is
+    one of its first steps, or has failed.
 
-    :param session: the way to LXD.
-    :param name: LXD's name of the instance.
-    :param operation: what makes it.
-    :param announced: what :meth:`PendingInstances.expected` returned.
+    :param session: the LXD session.
+    :param name: name of the LXD instance.
+    :param operation: the operation that creates it.
+    :param announced: the event of :meth:`PendingInstances.expected`.
     :param patience: seconds to wait at most.
     """
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        # LXD says so after that. If nobody listens, it has to be asked, which
-        # costs it time in which it does not work.
+        # LXD sends the event after that. Without a listener it has to be
+        # asked, which slows it down.
         if announced.wait(RANGE_POLL):
             announced.clear()
         try:

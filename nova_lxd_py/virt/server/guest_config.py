@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the LXD instance of a server has to look like.
+"""The configuration that the LXD instance of a server has to have.
 
-Spawn makes an instance after this picture; a hard reboot puts it right again
-after the same picture, whatever has been done to it by hand.
+Spawn creates an instance with it; a hard reboot restores it, whatever an
+operator has changed by hand.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _STATE_KEYS = (lxd_guest.KEY_RESCUED, lxd_guest.KEY_SUSPENDED,
 #: Through this device a rescue instance has the server's root disk.
 RESCUE_DEVICE = 'rescue'
 
-#: LXD takes longer values, but nothing that a tenant names should.
+#: Longest names of tenants to record; LXD takes longer values.
 _LONGEST_NAME = 255
 
 
@@ -61,9 +61,9 @@ class GuestConfig:
 class GuestConfigBuilder:
     """Describes the LXD instances of servers on this host.
 
-    :param session: the way to LXD.
-    :param host: what the host has to give.
-    :param vifs: knows the LXD devices of ports.
+    :param session: the LXD session.
+    :param host: resources of the host.
+    :param vifs: describes the LXD devices of ports.
     """
 
     def __init__(self, session: lxd.Session, host: lxd_host.Host,
@@ -76,7 +76,7 @@ class GuestConfigBuilder:
     def config(self, flavor: objects.Flavor,
                topology: objects.InstanceNUMATopology | None,
                swap_mb: int | None = None) -> dict[str, str]:
-        """Find what a flavor means on this host.
+        """Return the LXD configuration for a flavor on this host.
 
         :param flavor: the flavor.
         :param topology: CPUs and memory pages of the host that Nova's claim
@@ -144,9 +144,9 @@ class GuestConfigBuilder:
 
 def config_changes(guest: lxd_guest.Guest, wanted: GuestConfig,
                    kept_devices: tuple[str, ...] = ()
-                ) -> tuple[dict[str, str | None],
-                           dict[str, Mapping[str, str] | None]]:
-    """Find what has to change for a guest to fit its definition.
+                   ) -> tuple[dict[str, str | None],
+                              dict[str, Mapping[str, str] | None]]:
+    """Return the changes that restore the configuration of a guest.
 
     :param guest: the guest as it is.
     :param wanted: what it should be.
@@ -172,7 +172,7 @@ def config_changes(guest: lxd_guest.Guest, wanted: GuestConfig,
 
 
 def _identity(instance: objects.Instance) -> dict[str, str]:
-    """Write down whose instance it is, as plain data."""
+    """Return the keys that identify the server and its owner."""
     return {
         lxd_guest.KEY_UUID: instance.uuid,
         lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER,

@@ -10,17 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Rescue: another system that runs in a server's place and sees its disk.
+"""Rescue: another system runs in a server's place and has its root disk.
 
 The rescue instance is an LXD instance of its own, made from the rescue image.
 It has the server's name with ``-rescue``, its ports, its config drive and its
 uid range, and finds the server's root disk at ``/mnt/rescue``, with the right
 owners and writable. The server's own instance stays stopped meanwhile and
-carries a key that says so; :meth:`.guests.GuestRegistry.active` tells which of the
-two the rest of the driver has to do with.
+carries a key for it; :meth:`.registry.GuestRegistry.active` returns the one of
+the two that the rest of the driver works with.
 
 Nothing is moved or renamed, so whatever is interrupted, the server's own
-instance is as it was, and the rescue instance can be thrown away.
+instance is as it was, and the rescue instance can be deleted.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ ROOT_PATH = '/mnt/rescue'
 #: Pools on which the root disks of stopped instances are there to be seen.
 ALWAYS_MOUNTED = frozenset({'btrfs', 'cephfs', 'dir'})
 
-#: What LXD says where it cannot give another instance's files to this one.
+#: LXD's errors if it cannot give another instance's files to this one.
 _NO_SHIFT = 'idmapping abilities'
 _NO_SOURCE = 'missing source path'
 
@@ -67,7 +67,7 @@ _NEXT_IDMAP = 'volatile.idmap.next'
 
 
 class RescueOps:
-    """Puts servers into rescue and back.
+    """Rescues and unrescues servers.
 
     :param session: the LXD session.
     :param guests: the driver's LXD instances.
@@ -102,17 +102,17 @@ class RescueOps:
                instance: objects.Instance, network_info: Any,
                image_meta: objects.ImageMeta, password: str | None
                ) -> lxd_guest.Guest:
-        """Start a rescue instance in a server's place.
+        """Start a rescue instance in place of an instance.
 
         A failure leaves the server's own instance stopped and in charge.
         See :meth:`nova.virt.driver.ComputeDriver.rescue`.
 
         :param image_meta: the image to make the rescue instance from.
-        :param password: what its administrator's password shall be.
+        :param password: the new password of its administrator.
         :returns: the rescue instance, running.
-        :raises nova.exception.InstanceNotRescuable: the root disk cannot be
-            shown to another instance on this host.
-        :raises errors.NotFound: LXD does not have the server.
+        :raises nova.exception.InstanceNotRescuable: if the root disk cannot
+            be given to another LXD instance on this host.
+        :raises errors.InstanceNotFound: if LXD does not have the instance.
         """
         _check_image(instance, image_meta)
         with self._guests.changing(instance), contextlib.ExitStack() as undo:
@@ -130,24 +130,24 @@ class RescueOps:
             self._start(instance, own, guest)
             undo.pop_all()
             self._passwords.give(instance, guest, password)
-        LOG.info('Rescue instance %s runs in its place, made from image %s; '
-                 'its root disk is at %s', guest.name, image_meta.id,
+        LOG.info('Rescue instance %s runs, made from image %s; the root disk '
+                 'of the server is at %s', guest.name, image_meta.id,
                  ROOT_PATH, instance=instance)
         return guest
 
     def unrescue(self, context: nova_context.RequestContext,
                  instance: objects.Instance) -> None:
-        """Throw the rescue instance away and start the server again.
+        """Delete the rescue instance and start the instance again.
 
         See :meth:`nova.virt.driver.ComputeDriver.unrescue`.
 
-        :raises errors.NotFound: LXD does not have the server.
+        :raises errors.InstanceNotFound: if LXD does not have the instance.
         """
         with self._guests.changing(instance):
             own = self._guests.get(instance)
             self._leave(instance, own)
-            # Its devices are still those that it had; after a reboot of the
-            # host some may be missing, or other devices have their names.
+            # It has the devices of before; after a reboot of the host some of
+            # them may be missing, or other devices have their names.
             ports = instance.get_network_info() or ()
             self._vifs.plug(instance, ports, guest_stopped=True)
             own.update(devices={
@@ -156,28 +156,29 @@ class RescueOps:
             own.start()
 
     def finish_interrupted(self, instance: objects.Instance) -> None:
-        """End a rescue that Nova knows nothing of, since it was interrupted.
+        """End an interrupted rescue that Nova does not know of.
 
-        The server's lock must be held.
+        The caller holds the lock of the instance.
 
-        :param instance: the server, about to be started anew.
+        :param instance: the instance, which is about to be started.
         """
         if (instance.vm_state == vm_states.RESCUED or instance.task_state in
                 (task_states.RESCUING, task_states.UNRESCUING)):
             return
         own = self._guests.get(instance)
         if own.config.get(lxd_guest.KEY_RESCUED) == 'true':
-            LOG.warning('Ending its rescue, which Nova knows nothing of',
+            LOG.warning('Ending a rescue that Nova does not know of',
                         instance=instance)
             self._leave(instance, own)
 
     def ensure_root_mounted(self, own: lxd_guest.Guest) -> None:
-        """Have a server's root disk mounted while its rescue instance starts.
+        """Ensure that a server's root disk is mounted while its rescue
+        instance starts.
 
-        On some pools LXD mounts it only while it is in use. The mount that
-        the rescue instance gets then lasts as long as that runs.
+        On some pools LXD mounts it only while it is in use. The mount in the
+        rescue instance lasts as long as that runs.
 
-        :param own: the server's own instance, stopped.
+        :param own: the server's own LXD instance, stopped.
         """
         if self._driver(own) not in ALWAYS_MOUNTED:
             own.ensure_root_mounted()
@@ -192,11 +193,12 @@ class RescueOps:
             for guest in guests:
                 if (guest.role == lxd_guest.ROLE_RESCUE and
                         guest.uuid not in rescued):
-                    LOG.info('Removing rescue instance %s, which an '
-                             'interrupted operation has left', guest.name)
+                    LOG.info('Removing rescue instance %s, left by an '
+                             'interrupted operation', guest.name,
+                             instance_uuid=guest.uuid)
                     guest.delete()
         except errors.LXDError as exc:
-            LOG.warning('A left-over rescue instance stays for now: %s', exc)
+            LOG.warning('Could not remove leftover rescue instances: %s', exc)
 
     # -- steps --------------------------------------------------------------
 
@@ -233,17 +235,17 @@ class RescueOps:
                  ) -> dict[str, str]:
         """Describe the server's root disk as a device of another instance."""
         own.ensure_own_root()
-        folder = root_check.lxd_directory(self._session)
-        if not folder:
+        directory = root_check.lxd_directory(self._session)
+        if not directory:
             raise exception.InstanceNotRescuable(
                 instance_id=instance.uuid,
-                reason='the host does not tell where LXD keeps its data; its '
+                reason='the host does not know where LXD keeps its data; its '
                        'operator has to set [lxd] directory')
         name = own.name
         if self._session.project != 'default':
             name = f'{self._session.project}_{name}'
         device = {'type': 'disk', 'path': ROOT_PATH, 'source': os.path.join(
-            folder, 'storage-pools', _pool(own), 'containers', name,
+            directory, 'storage-pools', _pool(own), 'containers', name,
             'rootfs')}
         if (not _idmap(own, _LAST_IDMAP) and
                 own.config.get('security.privileged') != 'true'):
@@ -260,7 +262,7 @@ class RescueOps:
         except errors.LXDError as exc:
             self._explain(instance, own, exc)
             raise
-        # Whatever the pool: never pretend that the disk is there.
+        # Whatever the pool: check that the disk is there.
         found = None
         with contextlib.suppress(errors.NotFound):
             found = self._session.get('instances', guest.name, 'files',
@@ -279,11 +281,11 @@ class RescueOps:
 
     def _explain(self, instance: objects.Instance, own: lxd_guest.Guest,
                  error: errors.LXDError) -> None:
-        """Raise what says more to the server's owner than LXD does."""
+        """Raise an exception that explains LXD's error to the tenant."""
         said = error.message.lower()
         if _NO_SOURCE in said:
             LOG.error('LXD does not find the root disk of %s where the driver '
-                      'expects it; is [lxd] directory right? %s', own.name,
+                      'expects it; check [lxd] directory: %s', own.name,
                       error, instance=instance)
             raise self._unreachable(instance, own) from error
         if _NO_SHIFT in said:
@@ -297,7 +299,7 @@ class RescueOps:
 
     def _leave(self, instance: objects.Instance, own: lxd_guest.Guest
                ) -> None:
-        """Throw the rescue instance away and put the own one in charge."""
+        """Delete the rescue instance and use the server's own one again."""
         self._discard(instance)
         own.update(config={lxd_guest.KEY_RESCUED: None})
 
@@ -327,13 +329,13 @@ def _pool(guest: lxd_guest.Guest) -> str:
 
 
 def _idmap(guest: lxd_guest.Guest, key: str) -> list[dict[str, Any]]:
-    """Read one of LXD's notes on uid ranges; none for files that have the
-    guest's own ids."""
+    """Return an ID map that LXD has recorded; empty for files that have the
+    guest's own IDs."""
     return json.loads(guest.config.get(key) or '[]')
 
 
 def _uid_range(own: lxd_guest.Guest) -> Mapping[str, str]:
-    """Ask for the uid range that the files of a server have on the disk."""
+    """Return the keys for the uid range of the files on a root disk."""
     config = {key: value for key, value in own.config.items()
               if key.startswith('security.idmap.')}
     if config.get('security.idmap.isolated') != 'true':

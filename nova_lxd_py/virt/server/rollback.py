@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Taking back what was done, when a later step fails."""
+"""Rollback of completed steps when a later step fails."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ INTERVAL = 1.0
 
 
 class Rollback:
-    """Steps that are taken back, the last first, unless all goes well.
+    """Undoes registered steps, the last first, unless :meth:`forget` is
+    called.
 
-    What goes wrong meanwhile is logged: the error that led here has to stay
-    the one raised.
+    Errors meanwhile are logged only: the error that led here has to stay the
+    one raised.
 
-    :param instance: the server for which this is done.
+    :param instance: the instance.
     """
 
     def __init__(self, instance: objects.Instance) -> None:
@@ -54,15 +55,15 @@ class Rollback:
         self._stack.__exit__(*exc_info)
 
     def step(self, what: str, action: Callable[[], None]) -> None:
-        """Register how to take back what comes next.
+        """Register how to undo the next step.
 
-        :param what: completes "could not".
-        :param action: does it; must be fit to be called more than once.
+        :param what: completes "could not" in the log.
+        :param action: undoes it; may be called more than once.
         """
         self._stack.callback(self._attempt, what, action)
 
     def forget(self) -> None:
-        """Keep everything: it has all gone well."""
+        """Keep everything, since all steps have succeeded."""
         self._stack.pop_all()
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
@@ -87,8 +88,8 @@ class Rollback:
     def _is_over(self) -> bool:
         now = time.monotonic()
         if self._deadline is None:
-            LOG.warning('LXD does not answer; waiting up to %d seconds for it '
-                        'to take back a failed build', PATIENCE,
+            LOG.warning('LXD does not answer; waiting up to %d seconds to '
+                        'roll back a failed build', PATIENCE,
                         instance=self._instance)
             self._deadline = now + PATIENCE
         return now > self._deadline

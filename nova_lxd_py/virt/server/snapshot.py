@@ -10,20 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Images of servers: snapshots, backups and what a shelved server leaves.
+"""Images of servers: snapshots, backups and shelved servers.
 
 LXD copies the server's root disk, makes a unified image of the copy, and the
-driver streams that to Glance; nothing is stored by the driver itself. On pools
-that copy on write the copy takes a moment and the guest does not notice.
+driver streams it to Glance without storing it. On pools with copy-on-write the
+copy takes a moment and the guest does not notice.
 
 Why a copy and not one of LXD's snapshots: LXD keeps a snapshot mounted while
-it packs it, can be told to stop neither the packing nor can it delete a server
+it packs it, cannot cancel the packing and cannot delete the instance
 meanwhile. A copy is an LXD instance of its own: the server can be started,
 stopped, resized or deleted at once, and deleting the copy ends the packing.
 
-The copy carries the server's uuid and its own role, the LXD image an alias, so
-that what a crash leaves is found: before the next snapshot, with the server's
-deletion, and when nova-compute starts.
+The copy has the server's UUID and a role of its own, the LXD image an alias,
+so that leftovers of a crash are removed: before the next snapshot, with the
+server's deletion, and when nova-compute starts.
 """
 
 from __future__ import annotations
@@ -69,15 +69,16 @@ UpdateTaskState = Callable[..., None]
 
 
 class SnapshotOps:
-    """Makes Glance images of servers.
+    """Creates Glance images of servers.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param guests: the driver's LXD instances.
     :param image_api: Glance.
     """
 
     def __init__(self, session: lxd.Session,
-                 guests: registry.GuestRegistry, image_api: glance.API) -> None:
+                 guests: registry.GuestRegistry, image_api: glance.API
+                 ) -> None:
         self._session = session
         self._options = session.options
         self._guests = guests
@@ -105,15 +106,15 @@ class SnapshotOps:
         with contextlib.ExitStack() as cleanup:
             copy = self._copy(instance, cleanup)
             copied = time.monotonic()
-            LOG.info('Copied its root disk in %.1f seconds for image %s',
+            LOG.info('Copied the root disk in %.1f seconds for image %s',
                      copied - began, image_id, instance=instance)
             try:
                 fingerprint = self._publish(instance, image_id, copy, cleanup)
             except errors.LXDError as exc:
                 if self._guests.find(
                         instance, lxd_guest.ROLE_SNAPSHOT) is None:
-                    LOG.info('The server is being deleted, giving up making '
-                             'an image of it', instance=instance)
+                    LOG.info('Cancelled image %s: the server is being deleted',
+                             image_id, instance=instance)
                     raise exception.InstanceNotFound(
                         instance_id=instance.uuid) from exc
                 raise
@@ -125,7 +126,7 @@ class SnapshotOps:
                 expected_state=task_states.IMAGE_PENDING_UPLOAD)
             size = self._upload(context, instance, image_id, fingerprint,
                                 _metadata(instance, name))
-        LOG.info('Made image %(image)s of %(size).1f MiB in %(total).1f '
+        LOG.info('Created image %(image)s of %(size).1f MiB in %(total).1f '
                  'seconds (copying %(copy).1f, packing %(pack).1f, uploading '
                  '%(upload).1f)', {
                      'image': image_id, 'size': size / units.Mi,
@@ -227,12 +228,13 @@ class SnapshotOps:
 
     # -- cleaning up --------------------------------------------------------
 
-    def delete_snapshots(self, instance: objects.Instance | None = None) -> None:
-        """Remove what interrupted snapshots have left in LXD.
+    def delete_snapshots(self, instance: objects.Instance | None = None
+                         ) -> None:
+        """Remove leftovers of interrupted snapshots from LXD.
 
-        :param instance: only of this server; otherwise of all, which no
-            snapshot may be under way for then.
-        :raises errors.LXDError: LXD cannot remove it.
+        :param instance: the instance, None for all while no snapshot is
+            running.
+        :raises errors.LXDError: if LXD cannot remove them.
         """
         for guest in self._guests.all():
             if (guest.role == lxd_guest.ROLE_SNAPSHOT and
@@ -242,20 +244,19 @@ class SnapshotOps:
         for url in self._session.get('images', 'aliases'):
             alias = parse.unquote(parse.urlparse(url).path.rpartition('/')[2])
             if alias.startswith(prefix):
-                LOG.info('Removing LXD image %s, which an interrupted '
-                         'snapshot has left', alias, instance=instance)
+                LOG.info('Removing LXD image %s, left by an interrupted '
+                         'snapshot', alias, instance=instance)
                 self._delete_image(alias)
 
     def recover(self) -> None:
-        """Put right what snapshots left that nova-compute's end interrupted.
-
-        Nothing of it keeps nova-compute from starting.
+        """Clean up after snapshots that were interrupted by the end of
+        nova-compute; errors are logged only.
         """
         _quietly(self.delete_snapshots)
         _quietly(self._thaw)
 
     def _thaw(self) -> None:
-        """Let servers run on that were to stand still for a snapshot."""
+        """Thaw servers that were quiesced for a snapshot."""
         for guest in self._guests.servers():
             if lxd_guest.KEY_QUIESCED in guest.config:
                 self._unfreeze(guest)
@@ -274,13 +275,14 @@ class SnapshotOps:
 
     def quiesce(self, instance: objects.Instance,
                 image_meta: objects.ImageMeta) -> None:
-        """Bring the disks of a server to rest and keep them so.
+        """Freeze an instance, so that its disks are consistent.
 
         A container's processes can only be stopped altogether, so this is
         done for servers alone whose image asks for it.
         See :meth:`nova.virt.driver.ComputeDriver.quiesce`.
 
-        :raises nova.exception.InstanceQuiesceNotSupported: the image does not.
+        :raises nova.exception.InstanceQuiesceNotSupported: if the image does
+            not.
         """
         if not _must_quiesce(image_meta):
             # A snapshot of its volumes is made all the same, and gets at
@@ -301,11 +303,11 @@ class SnapshotOps:
                 failure.pop_all()
 
     def _sync(self) -> None:
-        """Write what guests have written and the host has in its memory."""
+        """Flush the page cache of the host to disk."""
         processutils.execute('sync', timeout=self._options.operation_timeout)
 
     def unquiesce(self, instance: objects.Instance) -> None:
-        """Let a server run on after :meth:`quiesce`; again is no change.
+        """Thaw an instance after :meth:`quiesce`; a thawed one is a success.
 
         See :meth:`nova.virt.driver.ComputeDriver.unquiesce`.
         """
@@ -321,8 +323,8 @@ class SnapshotOps:
                 not _must_quiesce(instance.image_meta)):
             yield
             return
-        LOG.info('Freezing it while its root disk is copied, since its image '
-                 'has os_require_quiesce', instance=instance)
+        LOG.info('Freezing the guest while its root disk is copied, since the '
+                 'image has os_require_quiesce', instance=instance)
         try:
             self._freeze(guest)
             yield
@@ -405,7 +407,7 @@ class ImageSource:
 
 
 class _Report:
-    """Tells of the progress in the log, but not all the time."""
+    """Logs the progress every few seconds."""
 
     def __init__(self, instance: objects.Instance, image_id: str) -> None:
         self._instance = instance
@@ -446,8 +448,8 @@ def _metadata(instance: objects.Instance, name: str) -> dict[str, Any]:
 
 
 def _image_properties(copy: lxd_guest.Guest) -> dict[str, str]:
-    """Take over what the server's own image says of itself, such as its
-    operating system, but nothing that the driver has noted on it."""
+    """Return the properties of the server's image, such as its operating
+    system, without those that the driver has added."""
     found = {key.removeprefix('image.'): value
              for key, value in copy.config.items()
              if key.startswith('image.')}
@@ -460,8 +462,9 @@ def _must_quiesce(image_meta: objects.ImageMeta) -> bool:
 
 
 def _quietly(action: Callable[[], None]) -> None:
-    """Clean up; the next snapshot, deletion or start tries again."""
+    """Clean up; errors are logged, and the next snapshot, deletion or start
+    tries again."""
     try:
         action()
     except errors.LXDError as exc:
-        LOG.warning('LXD keeps something of a snapshot for now: %s', exc)
+        LOG.warning('Could not clean up after a snapshot: %s', exc)
