@@ -408,8 +408,8 @@ class SparseTest(HostileTestCase):
 class SquashfsTest(HostileTestCase):
 
     def make(self, *definitions: str) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            tree, made = os.path.join(folder, 'tree'), f'{folder}/image'
+        with tempfile.TemporaryDirectory() as directory:
+            tree, made = os.path.join(directory, 'tree'), f'{directory}/image'
             os.mkdir(tree)
             subprocess.run(['tar', '-C', tree, '-x'], check=True,
                            input=busybox_image.rootfs(mode='w'))

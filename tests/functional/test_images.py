@@ -68,13 +68,13 @@ class StreamingGlance:
 
 def squashfs(compression: str) -> bytes:
     """Make a squashfs of the busybox root filesystem."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = os.path.join(folder, 'tree')
-        archive = os.path.join(folder, 'rootfs.tar')
+    with tempfile.TemporaryDirectory() as directory:
+        tree = os.path.join(directory, 'tree')
+        archive = os.path.join(directory, 'rootfs.tar')
         pathlib.Path(archive).write_bytes(busybox_image.rootfs(mode='w'))
         os.mkdir(tree)
         subprocess.run(['tar', '-C', tree, '-xf', archive], check=True)
-        made = os.path.join(folder, 'image')
+        made = os.path.join(directory, 'image')
         subprocess.run(['mksquashfs', tree, made, '-comp', compression,
                         '-all-root', '-no-progress', '-quiet'], check=True,
                        capture_output=True)
@@ -109,7 +109,7 @@ class ImageTestCase(unittest.TestCase):
         return self.session.get('images', params={'recursion': 1})
 
     def files(self) -> set[str]:
-        """What lies in LXD's image folder, also of uploads under way."""
+        """What is in LXD's image directory, also of uploads under way."""
         assert self.host.lxd.directory is not None
         return set(os.listdir(self.host.lxd.directory / 'images'))
 
@@ -161,8 +161,8 @@ class FormatTest(ImageTestCase):
 
     def test_rootfs_made_by_tar(self) -> None:
         """As people make it: with a ./ in front of everything."""
-        with tempfile.TemporaryDirectory() as folder:
-            tree = os.path.join(folder, 'tree')
+        with tempfile.TemporaryDirectory() as directory:
+            tree = os.path.join(directory, 'tree')
             os.mkdir(tree)
             subprocess.run(['tar', '-C', tree, '-x'], check=True,
                            input=busybox_image.rootfs(mode='w'))

@@ -94,9 +94,9 @@ class TemplateTestCase(unittest.TestCase):
         top = (self.host.lxd.directory / 'storage-pools' / self.host.lxd.pool
                / 'containers' / f'{self.host.project}_{name}' / 'rootfs')
         found = {}
-        for folder, folders, files in os.walk(top):
-            for entry in folders + files:
-                path = os.path.join(folder, entry)
+        for directory, directories, files in os.walk(top):
+            for entry in directories + files:
+                path = os.path.join(directory, entry)
                 status = os.lstat(path)
                 found[os.path.relpath(path, top)] = (
                     status.st_mode, status.st_size, status.st_mtime_ns)

@@ -63,9 +63,9 @@ _LONGEST_NAME = 255
 
 
 class ImageStore:
-    """Brings Glance images into LXD and takes them out again.
+    """Imports Glance images into LXD and removes them again.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param image_api: what Nova talks to Glance with, by default
         :class:`nova.image.glance.API`.
     """
@@ -83,12 +83,12 @@ class ImageStore:
     # -- in -----------------------------------------------------------------
 
     def describe(self, context: Any, image_id: str) -> objects.ImageMeta:
-        """Ask Glance about an image.
+        """Return Glance's description of an image.
 
         :param context: the request's context.
         :param image_id: Glance's id of the image.
         :returns: Nova's description of it.
-        :raises nova.exception.ImageNotFound: Glance does not have it.
+        :raises nova.exception.ImageNotFound: if Glance does not have it.
         """
         return objects.ImageMeta.from_image_ref(context, self._image_api,
                                                 image_id)
@@ -96,25 +96,25 @@ class ImageStore:
     def ensure(self, context: Any, image_meta: objects.ImageMeta,
                instance: objects.Instance, disk_gb: int | None = None,
                source: Any = None) -> str:
-        """Have an image in LXD, for a server to be made from it.
+        """Ensure that LXD has an image for an instance to be created from.
 
         However many servers ask at once, it is transferred once.
 
         :param context: the request's context, for Glance.
         :param image_meta: the image; its id must be set.
-        :param instance: the server.
+        :param instance: the instance.
         :param disk_gb: GiB that the image must fit into, 0 for any number; by
             default what the server's flavor has.
         :param source: what to download it from, where it is not in Glance
             any more; an object with Glance's method ``download``.
         :returns: the image's fingerprint in LXD.
-        :raises nova.exception.FlavorDiskSmallerThanImage: it does not fit.
-        :raises nova.exception.FlavorDiskSmallerThanMinDisk: the image says so
-            itself.
-        :raises nova.exception.ImageUnacceptable: no container can be made
+        :raises nova.exception.FlavorDiskSmallerThanImage: if it does not fit.
+        :raises nova.exception.FlavorDiskSmallerThanMinDisk: if the image
+            says so itself.
+        :raises nova.exception.ImageUnacceptable: if no container can be made
             from it; LXD has kept nothing of it.
-        :raises nova.exception.NovaException: Glance does not give it.
-        :raises errors.LXDError: LXD does not take it.
+        :raises nova.exception.NovaException: if Glance does not deliver it.
+        :raises errors.LXDError: if LXD does not accept it.
         """
         if disk_gb is None:
             disk_gb = instance.flavor.root_gb
@@ -125,7 +125,7 @@ class ImageStore:
         return image['fingerprint']
 
     def cache_image(self, context: Any, image_id: str) -> bool:
-        """Have an image in LXD ahead of servers that will want it.
+        """Transfer an image to LXD before instances are created from it.
 
         See :meth:`nova.virt.driver.ComputeDriver.cache_image`.
 
@@ -205,7 +205,7 @@ class ImageStore:
             raise exception.ImageUnacceptable(
                 image_id=meta.id,
                 reason='its content is not what this host has of it from '
-                       'before; upload it anew, as another image')
+                       'before; upload it again, as another image')
         self._set_properties(image['fingerprint'], {
             PROPERTY_UNUSED: '',
             **self._checked(meta, trusted_certs, image['fingerprint'])})
@@ -213,7 +213,7 @@ class ImageStore:
 
     def _checked(self, meta: objects.ImageMeta, trusted_certs: Any,
                  fingerprint: str) -> dict[str, str]:
-        """Find what to note on an image whose signature was checked."""
+        """Return what to note on an image whose signature was checked."""
         demanded = signatures.required_signature(meta.id, trusted_certs)
         if not demanded:
             return {}
@@ -416,7 +416,7 @@ class ImageStore:
 
 
 def used_images(all_instances: Iterable[objects.Instance]) -> set[str]:
-    """Tell which images servers use.
+    """Return the images that servers use.
 
     :param all_instances: the servers.
     :returns: Glance's ids.
@@ -436,7 +436,7 @@ def _lock(image_id: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def _glance_ids(image: dict[str, Any]) -> set[str]:
-    """Tell which Glance images an LXD image is; none for a foreign one."""
+    """Return the ids of the Glance images that an LXD image came from."""
     ids = {alias['name'].removeprefix(ALIAS_PREFIX)
            for alias in image['aliases']
            if alias['name'].startswith(ALIAS_PREFIX)}

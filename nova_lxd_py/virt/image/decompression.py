@@ -29,7 +29,8 @@ except ImportError:
     import zlib  # type: ignore[no-redef]
 
 try:  # Python >= 3.14 has it in its library.
-    from compression import zstd as _zstd_stdlib  # type: ignore[import-not-found]
+    from compression import (  # type: ignore[import-not-found]
+        zstd as _zstd_stdlib)
     zstandard: Any = None
 except ImportError:
     _zstd_stdlib = None
@@ -267,11 +268,11 @@ class Decompressor:
         self._between = b''
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Give the next part of the stream.
+        """Decompress the next part of the stream.
 
         :param data: compressed bytes.
         :returns: decompressed pieces, each small.
-        :raises Corrupt: the stream is damaged.
+        :raises Corrupt: if the stream is damaged.
         """
         data = self._between + data
         self._between = b''
@@ -297,9 +298,9 @@ class Decompressor:
             self._engine = None
 
     def finish(self) -> None:
-        """Say that the stream is at its end.
+        """Note that the stream is at its end.
 
-        :raises Corrupt: it should have gone on.
+        :raises Corrupt: if it should have gone on.
         """
         if self._engine is not None or self._between:
             raise Corrupt(f'its {self._compression} data breaks off before '

@@ -31,7 +31,7 @@ PATIENCE = 1.0
 
 
 class Inspection:
-    """Feeds an inspector in a thread of its own.
+    """Runs an inspector in a thread of its own.
 
     :param inspector: has seen the beginning of the image.
     :param name: of the thread.
@@ -58,7 +58,7 @@ class Inspection:
         self._put(part)
 
     def finish(self, timeout: float) -> format_inspector.Content:
-        """Say that the image is at its end, and wait for the result.
+        """Note that the image is at its end, and wait for the result.
 
         :param timeout: seconds.
         :returns: what the image is.

@@ -13,7 +13,7 @@
 """The empty image of which LXD instances are made whose root is elsewhere.
 
 LXD cannot start an instance that was made without an image: it misses the
-folder for its root. So the driver brings an image with nothing but that.
+directory for its root. So the driver brings an image with nothing but that.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _DESCRIPTION = 'Empty root disk of servers that boot from volumes'
 
 
 def ensure(session: lxd.Session) -> str:
-    """Have the empty image in LXD.
+    """Ensure that the empty image is in LXD.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :returns: its fingerprint.
-    :raises errors.LXDError: LXD does not take it.
+    :raises errors.LXDError: if LXD does not accept it.
     """
     architecture = session.server['environment']['architectures'][0]
     content = archive(architecture)

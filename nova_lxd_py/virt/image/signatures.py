@@ -49,7 +49,7 @@ def required_signature(image_id: str, trusted_certs: Any) -> str:
 
 
 def is_verified(demanded: str, checked: str | None) -> bool:
-    """Tell whether an image needs no check any more.
+    """Return whether an image needs no further check.
 
     :param demanded: what is demanded of it.
     :param checked: what is noted on it.

@@ -85,9 +85,9 @@ class _Impossible(Exception):
 
 
 class TemplateStore:
-    """Decides what servers are made from, and keeps what it takes.
+    """Decides what instances are created from, and manages templates.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param guests: the driver's LXD instances.
     """
 
@@ -109,20 +109,20 @@ class TemplateStore:
 
     def source_for(self, instance: objects.Instance, fingerprint: str
                    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Tell what to make a server's LXD instance from.
+        """Return what to create an LXD instance from.
 
         The first server of a new image is made from the image: a template
         would delay it, and for many images there is no second one. The next
         server waits until the template of its image and range is made; others
         that come meanwhile wait for the same one.
 
-        :param instance: the server.
+        :param instance: the instance.
         :param fingerprint: LXD's name of its image.
         :returns: the ``source`` for LXD's ``POST /1.0/instances`` and the
             configuration keys that must go with it.
-        :raises nova.exception.NovaException: the flavor asks for a uid range
-            that this host does not have.
-        :raises errors.LXDError: LXD has no uid range to give.
+        :raises nova.exception.NovaException: if the flavor asks for a uid
+            range that this host does not have.
+        :raises errors.LXDError: if LXD has no uid range to give.
         """
         from_image = {'type': 'image', 'fingerprint': fingerprint}
         isolation = self._isolation(instance)
@@ -149,9 +149,9 @@ class TemplateStore:
 
     def create(self, instance: objects.Instance, fingerprint: str,
                make: Callable[[dict[str, Any], dict[str, str]], _T]) -> _T:
-        """Make a server's LXD instance in the fastest way that works.
+        """Create an LXD instance in the fastest way that works.
 
-        :param instance: the server.
+        :param instance: the instance.
         :param fingerprint: LXD's name of its image.
         :param make: makes it, given what :meth:`source_for` returns; called
             once more where a clone cannot be made, for example since somebody
@@ -173,10 +173,10 @@ class TemplateStore:
             return make({'type': 'image', 'fingerprint': fingerprint}, config)
 
     def uid_range(self, instance: objects.Instance) -> dict[str, str]:
-        """Tell which uid range a server gets that comes from elsewhere than
-        an image, such as another host.
+        """Return the uid range of a server that comes from elsewhere than an
+        image, such as another host.
 
-        :param instance: the server.
+        :param instance: the instance.
         :returns: the configuration keys.
         :raises nova.exception.NovaException: as :meth:`source_for`.
         """
@@ -241,10 +241,10 @@ class TemplateStore:
     def _ensure_template(self, name: str, fingerprint: str, owner: str,
                          config: Mapping[str, str],
                          instance: objects.Instance) -> None:
-        """Have a template.
+        """Ensure that there is a template.
 
-        :raises _Useless: LXD shifts nothing.
-        :raises _Impossible: there can be none, for now.
+        :raises _Useless: if LXD shifts nothing.
+        :raises _Impossible: if there can be none, for now.
         """
         guest = self._find_ready(name, fingerprint, config)
         if guest is not None and KEY_UNUSED not in guest.config:

@@ -106,7 +106,7 @@ class _Sink:
     # What the thread around it calls.
 
     def close(self, error: BaseException | None) -> None:
-        """Say that nothing more comes.
+        """Note that nothing more comes.
 
         :param error: what went wrong, if anything did.
         """
@@ -152,12 +152,13 @@ class _Sink:
 class Transfer:
     """The transfer of one image.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param image_api: :class:`nova.image.glance.API` or the like.
     :param image_meta: :class:`nova.objects.ImageMeta` with its id.
     :param max_unpacked: bytes that the image may have when unpacked.
     :param timeout: seconds that the transfer may take.
-    :param instance: the server for which this is done, for the log; or None.
+    :param instance: the instance for which this is done, for the log; or
+        None.
     """
 
     def __init__(self, session: lxd.Session, image_api: Any, image_meta: Any,
@@ -179,17 +180,19 @@ class Transfer:
 
     def run(self, context: Any, trusted_certs: Any,
             properties: dict[str, str]) -> Imported:
-        """Do it.
+        """Transfer the image.
 
         :param context: the request's context, for Glance.
         :param trusted_certs: ids of certificates to which the image's
             signature must lead (:class:`nova.objects.TrustedCerts`), or None.
         :param properties: LXD image properties to give it.
         :returns: what LXD has now.
-        :raises nova.exception.ImageUnacceptable: it is not an image that a
+        :raises nova.exception.ImageUnacceptable: if it is not an image that a
             container can be made from; LXD has kept nothing of it.
-        :raises nova.exception.NovaException: Glance refuses, or breaks off.
-        :raises errors.LXDError: LXD refuses, or breaks off.
+        :raises nova.exception.NovaException: if Glance refuses, or the
+            connection breaks off.
+        :raises errors.LXDError: if LXD refuses, or the connection breaks
+            off.
         """
         sink = _Sink(self._began + self._timeout)
         download = threading.Thread(
@@ -229,7 +232,7 @@ class Transfer:
         if isinstance(exc, crypto_exceptions.InvalidSignature):
             return exception.ImageUnacceptable(
                 image_id=self._meta.id,
-                reason='its signature does not fit its content')
+                reason='its signature does not match its content')
         if isinstance(exc, OSError):
             # glanceclient has no exception of its own for it.
             if exc.errno == errno.EPIPE and 'Corrupt' in str(exc):
@@ -446,7 +449,7 @@ class Transfer:
 def drop_unnamed(session: lxd.Session, fingerprint: str) -> None:
     """Delete an image unless somebody has given it a name meanwhile.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param fingerprint: LXD's name of the image, whose import failed.
     """
     try:

@@ -100,7 +100,7 @@ def tar(members: dict[str, bytes | None], prefix: str = '',
         **kwargs: Any) -> bytes:
     """Make an archive.
 
-    :param members: content by path; None makes a folder.
+    :param members: content by path; None makes a directory.
     :param prefix: of each path.
     :param kwargs: as for tarfile.
     """

@@ -155,12 +155,12 @@ class RepackTestCase(base.BaseTestCase):
 
     def unpack(self, data: bytes) -> pathlib.Path:
         """Unpack with GNU tar, as LXD does."""
-        folder = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         subprocess.run(
-            ['tar', '--restrict', '--force-local', '-C', str(folder),
+            ['tar', '--restrict', '--force-local', '-C', str(directory),
              '--numeric-owner', '--xattrs-include=*', '-xf', '-'],
             input=data, check=True, capture_output=True)
-        return folder
+        return directory
 
     def test_gnu_tar_unpacks_it(self) -> None:
         for dialect in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
@@ -176,23 +176,23 @@ class RepackTestCase(base.BaseTestCase):
 
     def test_sparse_files_stay_sparse(self) -> None:
         """As GNU tar writes them, in all of its formats."""
-        folder = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        (folder / 'rootfs').mkdir()
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        (directory / 'rootfs').mkdir()
         content = random.randbytes(5000)
         name = 'sparse' + 'x' * 120
-        with open(folder / 'rootfs' / name, 'wb') as stream:
+        with open(directory / 'rootfs' / name, 'wb') as stream:
             for position in range(0, 60 * MIB, 2 * MIB):
                 stream.seek(position)
                 stream.write(content)
             stream.truncate(64 * MIB)
-        (folder / 'metadata.yaml').write_bytes(METADATA)
-        expected = (folder / 'rootfs' / name).read_bytes()
+        (directory / 'metadata.yaml').write_bytes(METADATA)
+        expected = (directory / 'rootfs' / name).read_bytes()
         for options in (['--format=gnu'], ['--sparse-version=0.0'],
                         ['--sparse-version=0.1'], ['--sparse-version=1.0']):
             if 'gnu' not in options[0]:
                 options.append('--format=posix')
             data = subprocess.run(
-                ['tar', '-C', str(folder), '--sparse', *options, '-c',
+                ['tar', '-C', str(directory), '--sparse', *options, '-c',
                  'metadata.yaml', 'rootfs'],
                 check=True, capture_output=True).stdout
             found = taken_out(data)
