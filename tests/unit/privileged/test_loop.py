@@ -1,0 +1,114 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""Loop devices of volumes."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from oslotest import base
+
+from nova_lxd_py.virt.privileged import loop
+from tests.fixtures import fake_kernel
+
+VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
+OTHER = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e22'
+
+
+class LoopTest(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.kernel = self.useFixture(fake_kernel.Loops())
+
+    def file(self, name: str = 'volume') -> str:
+        path = os.path.join(self.kernel.directory, name)
+        with open(path, 'wb') as stream:
+            stream.truncate(4096)
+        return path
+
+    def test_once(self) -> None:
+        path = self.file()
+        self.assertEqual('/dev/loop0', loop.attach(path, VOLUME, False))
+        self.assertEqual('/dev/loop0', loop.attach(path, VOLUME, False))
+        self.assertEqual('/dev/loop1', loop.attach(self.file('x'), OTHER,
+                                                   True))
+        self.assertEqual([0, 1], [each.flags for each
+                                  in self.kernel.devices.values()])
+
+    def test_other_file_with_the_label(self) -> None:
+        """The device that bears the volume's id is not the volume."""
+        loop.attach(self.file('stale'), VOLUME, False)
+        error = self.assertRaises(OSError, loop.attach, self.file(), VOLUME,
+                                  False)
+        self.assertEqual(errno.EBUSY, error.errno)
+
+    def test_other_access_mode(self) -> None:
+        path = self.file()
+        loop.attach(path, VOLUME, True)
+        self.assertRaises(OSError, loop.attach, path, VOLUME, False)
+
+    def test_what_is_no_plain_file(self) -> None:
+        link = os.path.join(self.kernel.directory, 'link')
+        os.symlink(self.file(), link)
+        fifo = os.path.join(self.kernel.directory, 'fifo')
+        os.mkfifo(fifo)
+        for path in (link, fifo, '/nonexistent'):
+            self.assertRaises(OSError, loop.attach, path, VOLUME, True)
+        for name in ('../x', '', None, 'volume'):
+            self.assertRaises(ValueError, loop.attach, self.file(), name,
+                              True)
+        self.assertEqual({}, self.kernel.devices)
+
+    def test_another_process_is_faster(self) -> None:
+        self.kernel.taken = 3
+        self.assertEqual('/dev/loop0', loop.attach(self.file(), VOLUME,
+                                                   False))
+        self.kernel.taken = 99
+        self.assertRaises(OSError, loop.attach, self.file('x'), OTHER, False)
+
+    def test_detach(self) -> None:
+        loop.attach(self.file(), VOLUME, False)
+        self.assertFalse(loop.detach(OTHER, False))
+        self.assertTrue(loop.detach(VOLUME, False))
+        self.assertFalse(loop.detach(VOLUME, False))
+
+    def test_detach_of_one_in_use(self) -> None:
+        loop.attach(self.file(), VOLUME, False)
+        self.kernel.held = {0}
+        self.assertRaises(OSError, loop.detach, VOLUME, False)
+        self.assertEqual([0], list(self.kernel.devices))
+        self.assertTrue(loop.detach(VOLUME, True))
+
+    def test_size(self) -> None:
+        self.assertRaises(FileNotFoundError, loop.update_size, VOLUME)
+        loop.attach(self.file(), VOLUME, False)
+        loop.update_size(VOLUME)
+        self.assertEqual(1, self.kernel.devices[0].size_updates)
+
+    def test_share(self) -> None:
+        share = os.path.join(self.kernel.directory, 'f' * 32)
+        os.mkdir(share)
+        self.assertIsNone(loop.share_path(VOLUME))
+        path = self.file(f'{"f" * 32}/volume')
+        loop.attach(path, VOLUME, False)
+        self.assertEqual(share, loop.share_path(VOLUME))
+        # Another volume on it is in use.
+        self.assertFalse(loop.release_share(share))
+        loop.detach(VOLUME, False)
+        # Not mounted.
+        self.assertFalse(loop.release_share(share))
+        for path in ('/', '/mnt', f'{share}/..', None):
+            self.assertRaises(ValueError, loop.release_share, path)
