@@ -48,6 +48,7 @@ itself with sudo if it is not root already.
                eventlet
   threads, eventlet
                one of both
+  cover        like threads, and checks the line coverage of each package
   packaging    every way to install the driver with Nova; as root with Debian's
                packages as well
   functional * tests with a real LXD and a real Open vSwitch
@@ -144,7 +145,7 @@ need_nova34() {
     make_env "$NOVA34" constraints.txt constraints-test.txt -- \
         --requirement test-requirements.txt \
         --requirement lint-requirements.txt --requirement doc/requirements.txt \
-        --editable '.[nova]'
+        --editable '.[nova,tempest]'
 }
 
 need_nova32() {
@@ -185,7 +186,8 @@ need_packages() (
 run_pytest() {
     local name=$1 python=$2 directory=$3 seconds=$4
     shift 4
-    PATH="$TOOLS/bin:$PATH" "$python" -m pytest -q -rs \
+    PATH="$TOOLS/bin:$PATH" \
+        "$python" ${MEASURE:+-m coverage run} -m pytest -q -rs \
         --junit-xml="$RESULTS/$name.xml" -o junit_family=xunit1 \
         --durations=5 --durations-min=5 --timeout="$seconds" "$directory" "$@" \
         ${PYTEST_OPTIONS[@]+"${PYTEST_OPTIONS[@]}"}
@@ -252,6 +254,19 @@ stage_docs() {
 stage_threads() {
     need_nova34 && OS_NOVA_DISABLE_EVENTLET_PATCHING=1 \
         run_pytest threads "$NOVA34/bin/python" tests/unit 120
+}
+
+stage_cover() {
+    local status=0
+    local -x OS_NOVA_DISABLE_EVENTLET_PATCHING=1
+    local -x COVERAGE_FILE=$RESULTS/coverage
+    need_nova34 || return
+    MEASURE=yes run_pytest cover "$NOVA34/bin/python" tests/unit 120 ||
+        status=1
+    "$NOVA34/bin/python" -m coverage json -q -o "$RESULTS/coverage.json" &&
+        "$NOVA34/bin/python" tools/check_coverage.py \
+            "$RESULTS/coverage.json" || status=1
+    return "$status"
 }
 
 stage_eventlet() {
@@ -367,9 +382,9 @@ counts() {
     "$PYTHON" tools/test_results.py counts "$@"
 }
 
-readonly -a STAGES=(pep8 mypy docs threads eventlet packaging functional cloud)
+readonly -a STAGES=(pep8 mypy docs cover eventlet packaging functional cloud)
 
-is_stage() { [[ " ${STAGES[*]} unit fuzz tempest " == *" $1 "* ]]; }
+is_stage() { [[ " ${STAGES[*]} unit threads fuzz tempest " == *" $1 "* ]]; }
 
 run_stage() {
     local name=$1 status=0 passed=0 failed=0 skipped=0 took=$SECONDS
