@@ -21,8 +21,8 @@ from nova.compute import power_state
 from nova import exception
 from nova import objects
 
-from tests.fixtures import fake_block_host
 from tests.fixtures import fake_driver_host
+from tests.fixtures import memory_cinder
 
 
 class PowerTest(fake_driver_host.FakeDriverTestCase):
@@ -105,7 +105,7 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
     def test_on_brings_everything_back(self) -> None:
         """After a reboot of the host there are no devices and mounts."""
         ports, volume = self.host.ports(), self.storage.volume()
-        info = fake_block_host.described(volume.mapping())
+        info = memory_cinder.described(volume.mapping())
         server = self.host.spawn(network_info=ports, block_device_info=info)
         before = self.devices(server)
         self.driver.power_off(server)
@@ -113,7 +113,7 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
             self.network.remove(device)
         self.network.ports.clear()
         self.storage.remove_device(self.storage.device_of(volume))
-        info = fake_block_host.described(volume.mapping())
+        info = memory_cinder.described(volume.mapping())
         self.driver.power_on(self.context, server, ports, info)
         self.assert_state(power_state.RUNNING, server)
         self.assertEqual(set(before), set(self.devices(server)))

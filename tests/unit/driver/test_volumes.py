@@ -26,8 +26,8 @@ from nova import objects
 from os_brick import exception as brick_exception
 from oslo_utils import units
 
-from tests.fixtures import fake_block_host
 from tests.fixtures import fake_driver_host
+from tests.fixtures import memory_cinder
 
 PATH = '/dev/vdb'
 
@@ -54,7 +54,7 @@ class VolumeTestCase(fake_driver_host.FakeDriverTestCase):
                                   server or self.server, path)
 
     def info(self, *mappings: Any) -> dict[str, Any]:
-        return fake_block_host.described(
+        return memory_cinder.described(
             *(mappings or [self.volume.mapping(PATH)]))
 
     def given(self, server: Any = None) -> dict[str, dict[str, str]]:
@@ -104,7 +104,7 @@ class VolumeCases:
             self.assertIsNotNone(self.storage.device_of(self.volume))
         # Nova has forgotten it.
         self.driver.reboot(self.context, self.server, [], 'HARD',
-                           fake_block_host.described())
+                           memory_cinder.described())
         self.assertEqual({}, self.given())
 
     def test_server_in_use(self) -> None:
@@ -379,7 +379,7 @@ class BlockTest(VolumeCases, VolumeTestCase):
         device = self.devices(self.server)[f'volume-{self.volume.id}']
         device['user.nova.boot'] = 'an earlier one'
         stolen = self.storage.device_of(self.volume)
-        stolen.disk = fake_block_host.Disk(units.Gi)
+        stolen.disk = memory_cinder.Disk(units.Gi)
         self.storage.processes = [1]
         self.detach(connection)
         self.assertEqual({}, self.given())
