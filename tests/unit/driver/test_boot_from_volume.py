@@ -109,7 +109,7 @@ class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
     def test_grown_meanwhile(self) -> None:
         server = self.spawn()
         self.driver.destroy(self.context, server, [], self.info())
-        self.volume.disk.size = 3 * units.Gi
+        self.volume.extend(3)
         self.spawn()
         self.assertEqual(3 * units.Gi, self.volume.disk.filesystem_size)
 
@@ -138,7 +138,7 @@ class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
         info = self.info()
         server = self.spawn(info)
         connection = info['block_device_mapping'][0]['connection_info']
-        self.volume.disk.size = 2 * units.Gi
+        self.volume.extend(2)
         self.driver.extend_volume(self.context, connection, server,
                                   2 * units.Gi)
         self.assertEqual(2 * units.Gi, self.volume.disk.filesystem_size)

@@ -134,7 +134,7 @@ class EncryptedVolumesTest(fake_driver_host.FakeDriverTestCase):
     def test_extend(self) -> None:
         connection = self.attach()
         before = self.opened().size
-        self.volume.disk.size = 2 * units.Gi
+        self.volume.extend(2)
         self.driver.extend_volume(self.context, connection, self.server,
                                   2 * units.Gi)
         self.assertLess(before, self.opened().size)
