@@ -14,6 +14,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import ddt
 from oslotest import base
 
@@ -44,3 +47,38 @@ class CreateTestCase(base.BaseTestCase):
                               ('Unsupported compression', False)):
             self.assertEqual(is_full, failures.is_disk_full(
                 errors.OperationFailed(said)))
+
+
+class _Session:
+    """Answers with the log of a start."""
+
+    def __init__(self, log: str) -> None:
+        self._log = log
+
+    @contextlib.contextmanager
+    def download(self, *path: str) -> Any:
+        assert path == ('instances', 'c1', 'logs', 'lxc.log')
+        yield {}, iter([self._log.encode()])
+
+
+@ddt.ddt
+class StartTestCase(base.BaseTestCase):
+
+    #: As liblxc 5.0 writes it.
+    LOG = ('lxc p_c1 20261129 WARN  cgfsng - ../src/lxc/cgfsng.c:f:1619 - No '
+           'such file or directory - Failed to fchownat(34)\n'
+           'lxc p_c1 20261129 ERROR start - ../src/lxc/start.c:start:2197 - '
+           '%s - Failed to exec "/sbin/init"\n')
+
+    @ddt.data(('No such file or directory', 'no /sbin/init in it'),
+              ('Permission denied', 'not executable'),
+              ('Exec format error', 'processors'),
+              ('Text file busy', r'cannot be run \(Text file busy\)'))
+    @ddt.unpack
+    def test_init(self, said: str, reason: str) -> None:
+        session: Any = _Session(self.LOG % said)
+        self.assertRegex(failures.start_reason(session, 'c1') or '', reason)
+
+    def test_something_else(self) -> None:
+        session: Any = _Session(self.LOG.splitlines()[0])
+        self.assertIsNone(failures.start_reason(session, 'c1'))
