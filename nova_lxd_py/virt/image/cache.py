@@ -289,7 +289,7 @@ class ImageStore:
 
         :param error: the error from LXD.
         :param instance: the instance.
-        :param image_meta: its image.
+        :param image_meta: its image; without an ID if it boots from a volume.
         :param name: name of the LXD instance.
         :returns: the exception: Nova's if the image is to blame, so that the
             build is not tried again on other hosts, otherwise the error
@@ -298,6 +298,12 @@ class ImageStore:
         reason = failures.start_reason(self._session, name)
         if reason is None:
             return error
+        if not image_meta.obj_attr_is_set('id'):
+            LOG.error('The root volume cannot be started: %s: %s', reason,
+                      error, instance=instance)
+            return exception.BuildAbortException(
+                instance_uuid=instance.uuid,
+                reason=f'the server cannot boot from its volume: {reason}')
         LOG.error('Image %s cannot be started: %s: %s', image_meta.id, reason,
                   error, instance=instance)
         return exception.ImageUnacceptable(image_id=image_meta.id,
