@@ -76,6 +76,11 @@ class OperationFailed(LXDError):
     """LXD accepted the request, and the operation failed."""
 
 
+class Transient(OperationFailed):
+    """LXD's daemon could not carry out a request for the moment: its database
+    is busy, or it is starting or stopping."""
+
+
 class DiskFull(OperationFailed):
     """The root disk of an instance is full, and its quota has been extended
     as far as it may be."""

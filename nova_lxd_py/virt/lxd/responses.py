@@ -47,6 +47,9 @@ def from_response(what: str, response: requests.Response) -> errors.LXDError:
 #: Parts of error texts of LXD 5.0 to 6.x and Incus for conditions that have
 #: no status code of their own. The first match wins.
 _BY_TEXT: tuple[tuple[str, type[errors.LXDError]], ...] = (
+    ('failed to begin transaction', errors.Transient),
+    ('database is locked', errors.Transient),
+    ('daemon setup in progress', errors.Transient),
     ('already exists', errors.AlreadyExists),
     ('already in use', errors.AlreadyExists),
     ('is busy running', errors.Busy),
@@ -60,6 +63,7 @@ _BY_CODE: dict[int, type[errors.LXDError]] = {
     404: errors.NotFound,
     409: errors.AlreadyExists,
     412: errors.PreconditionFailed,
+    503: errors.Transient,
 }
 
 

@@ -15,6 +15,7 @@
 No other module imports pylxd. It adds to pylxd's transport what a compute
 driver needs: timeouts for every request and operation, errors that distinguish
 conditions that can be recovered from (:mod:`nova_lxd_py.virt.lxd.errors`),
+retries after transient failures (:mod:`nova_lxd_py.virt.lxd.retry`),
 optimistic locking by ETag, and streams.
 """
 
@@ -39,6 +40,8 @@ import websocket
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import responses
+from nova_lxd_py.virt.lxd import retry
+from nova_lxd_py.virt.lxd import streams
 from nova_lxd_py.virt.lxd import tls
 from nova_lxd_py.virt.lxd import unix_adapter
 
@@ -228,15 +231,32 @@ class Session:
         :returns: the metadata of the answer, or of the finished operation.
         :raises errors.LXDError: if the request or the operation fails.
         """
-        answer = self._decoded(method, path, self._request(
-            method, path, body=body, params=params, etag=etag,
-            # PATCH is synchronous: LXD answers when the change is done.
-            timeout=timeout if method == 'patch' else None))
-        if answer.get('type') != 'async':
-            return answer.get('metadata')
-        operation = operations.Operation(
-            self, responses.describe(method, path), answer['metadata'])
-        return operation.wait(timeout or self.operation_timeout, progress)
+        what = responses.describe(method, path)
+        attempts = 0
+
+        def attempt(left: float) -> Any:
+            nonlocal attempts
+            attempts += 1
+            try:
+                answer = self._decoded(method, path, self._request(
+                    method, path, body=body, params=params, etag=etag,
+                    # PATCH is synchronous: LXD answers when the change is
+                    # done.
+                    timeout=timeout and left if method == 'patch' else None))
+                if answer.get('type') != 'async':
+                    return answer.get('metadata')
+                return operations.Operation(
+                    self, what, answer['metadata']).wait(left, progress)
+            except errors.NotFound:
+                if method == 'delete' and attempts > 1:
+                    # Deleted by the attempt that failed.
+                    return None
+                raise
+
+        patience = timeout or self.operation_timeout
+        if not retry.is_repeatable(method, body):
+            return attempt(patience)
+        return retry.transient(attempt, patience, what)
 
     def _wait_for_running_operations(self) -> None:
         """Wait for LXD's running operations after an answer was lost.
@@ -257,22 +277,38 @@ class Session:
                     ).wait_or_log(left)
 
     def _request(self, method: str, path: tuple[str, ...], *,
-                 body: Any = None, data: Any = None,
-                 params: Mapping[str, Any] | None = None,
-                 headers: Mapping[str, str] | None = None,
-                 etag: str | None = None, timeout: float | None = None,
-                 stream: bool = False, send_timeout: float | None = None
-                 ) -> requests.Response:
+                 data: Any = None, timeout: float | None = None,
+                 **kwargs: Any) -> requests.Response:
+        """Send a request, again after a transient failure. See :meth:`_send`.
+        """
         if self._client is None:
             self.connect()
+        timeout = timeout or self._conf.request_timeout
+
+        def attempt(left: float) -> requests.Response:
+            return self._send(method, path, data=data, timeout=left, **kwargs)
+
+        if data is not None and not isinstance(data, bytes):
+            # A stream cannot be sent twice.
+            return attempt(timeout)
+        # An error in LXD's answer means that it has begun nothing, or has
+        # reverted what it had begun.
+        return retry.transient(attempt, timeout,
+                               responses.describe(method, path))
+
+    def _send(self, method: str, path: tuple[str, ...], *,
+              timeout: float, body: Any = None, data: Any = None,
+              params: Mapping[str, Any] | None = None,
+              headers: Mapping[str, str] | None = None,
+              etag: str | None = None, stream: bool = False,
+              send_timeout: float | None = None) -> requests.Response:
         assert self._client is not None
         node = self._client.api
         for segment in path:
             node = node[parse.quote(str(segment), safe='')]
         kwargs: dict[str, Any] = {
             'params': {'project': self.project, **(params or {})},
-            'timeout': (send_timeout or CONNECT_TIMEOUT,
-                        timeout or self._conf.request_timeout)}
+            'timeout': (send_timeout or CONNECT_TIMEOUT, timeout)}
         sent = dict(headers or {})
         if etag:
             sent['If-Match'] = etag
@@ -325,7 +361,7 @@ class Session:
         """
         timeout = timeout or self._conf.image_timeout
         began = time.monotonic()
-        source = _Chunks(chunks, began + timeout)
+        source = streams.UploadSource(chunks, began + timeout)
         try:
             # In urllib3, the timeout for the connection is also the one for
             # each write to it, and LXD may pause for longer, for example
@@ -384,7 +420,7 @@ class Session:
         """
         with self.download('instances', instance, 'files',
                            params={'path': path}) as (_headers, chunks):
-            return _first_bytes(chunks, limit)
+            return streams.first_bytes(chunks, limit)
 
     def write_file(self, instance: str, path: str, content: bytes, *,
                    mode: int = 0o644, uid: int = 0, gid: int = 0,
@@ -483,36 +519,3 @@ class Session:
                 f'certificate in {self._conf.server_certificate}')
         return errors.Unreachable(
             f'LXD at {self.endpoint} does not answer ({what}): {text}')
-
-
-class _Chunks:
-    """Iterator over the source of an upload that keeps its exception."""
-
-    def __init__(self, chunks: Iterable[bytes], deadline: float) -> None:
-        self._chunks = chunks
-        self._deadline = deadline
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            for chunk in self._chunks:
-                if time.monotonic() > self._deadline:
-                    raise errors.DeadlineExceeded(
-                        'The transfer to LXD took too long')
-                if chunk:
-                    yield chunk
-        except Exception as exc:
-            self.error = exc
-            # requests passes other exceptions on unchanged; for LXD, it is a
-            # broken connection.
-            raise requests.exceptions.ConnectionError(
-                'the source of the upload failed') from exc
-
-
-def _first_bytes(chunks: Iterator[bytes], limit: int) -> bytes:
-    got = bytearray()
-    for chunk in chunks:
-        got += chunk
-        if len(got) >= limit:
-            break
-    return bytes(got[:limit])

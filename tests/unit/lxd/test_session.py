@@ -175,7 +175,8 @@ class ErrorsTestCase(session_case.SessionTestCase):
         self.assertEqual(404, error.code)
         self.assertIn('Instance not found', str(error))
         self.assertIn('instances/nope', str(error))
-        self.refused(errors.InstanceNotFound, self.session.put, *STATE, body=START)
+        self.refused(errors.InstanceNotFound, self.session.put, *STATE,
+                     body=START)
         self.refused(errors.InstanceNotFound, self.session.delete, 'instances',
                      'c1')
 
@@ -232,10 +233,10 @@ class ErrorsTestCase(session_case.SessionTestCase):
                      body=START)
 
     def test_server_error(self):
-        self.lxd.fail_next('GET', '/1.0/instances', 500, 'database is locked')
+        self.lxd.fail_next('GET', '/1.0/instances', 500, 'disk I/O error')
         error = self.refused(errors.OperationFailed, self.session.get,
                              'instances')
-        self.assertIn('database is locked', str(error))
+        self.assertIn('disk I/O error', str(error))
 
     def test_error_without_text(self):
         self.lxd.fail_next('GET', '/1.0/instances', 502, '')

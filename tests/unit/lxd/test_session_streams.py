@@ -273,7 +273,8 @@ class FilesTestCase(session_case.SessionTestCase):
         self.refused(errors.NotFound, self.session.read_file, 'c1', '/nope')
         self.refused(errors.NotFound, self.session.write_file, 'c1',
                      '/nope/file', b'')
-        self.refused(errors.InstanceNotFound, self.session.read_file, 'nope', '/x')
+        self.refused(errors.InstanceNotFound, self.session.read_file, 'nope',
+                     '/x')
 
 
 class WebsocketTestCase(session_case.SessionTestCase):
