@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import datetime
-import functools
 import time
 from typing import Any, TypeVar
 
@@ -30,6 +29,7 @@ from oslo_utils import timeutils
 
 from nova_lxd_py.virt.guest import mount_points
 from nova_lxd_py.virt.guest import root_check
+from nova_lxd_py.virt.guest import root_extension
 from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import metrics
@@ -56,11 +56,6 @@ KEY_QUIESCED = 'user.nova.quiesced'
 #: On a server that is resized on this host, until that is confirmed or
 #: reverted: ID of Nova's migration record.
 KEY_RESIZE = 'user.nova.resize'
-#: Quota of the root disk by the flavor; the disk may have a temporary
-#: extension (:mod:`.root_quota`).
-KEY_ROOT_QUOTA = 'user.nova.root_quota'
-#: Written and removed to learn whether LXD can write to the root disk.
-KEY_SPACE_CHECK = 'user.nova.space_check'
 #: Cinder's ID of the volume that a server boots from, for as long as its LXD
 #: instance exists; its block device on the host while that is connected, and
 #: the host's boot ID at the time.
@@ -125,6 +120,7 @@ class Guest:
     def __init__(self, session: lxd.Session, info: Mapping[str, Any]) -> None:
         self._session = session
         self._info = info
+        self._extender = root_extension.RootExtender(self, self._update)
 
     def __repr__(self) -> str:
         return f'<Guest {self.name} {self.role} {self.uuid}>'
@@ -242,7 +238,7 @@ class Guest:
         """Write a file owned by root in the guest. See
         :meth:`nova_lxd_py.virt.lxd.session.Session.write_file`.
         """
-        self._with_space(lambda: self._session.write_file(
+        self._extender.with_space(lambda: self._session.write_file(
             self.name, path, content, mode=mode, kind=kind))
 
     # -- power --------------------------------------------------------------
@@ -320,7 +316,7 @@ class Guest:
             # Without an extension, which may fail: it has to stop anyway.
             self._when_free(change)
         else:
-            self._with_space(lambda: self._when_free(change))
+            self._extender.with_space(lambda: self._when_free(change))
 
     def _when_free(self, change: Callable[[], _T]) -> _T:
         """Call a function, again while another operation holds the
@@ -360,7 +356,7 @@ class Guest:
             nonlocal root
             root = size
 
-        self._with_space(change, note)
+        self._extender.with_space(change, note)
 
     def _update(self, config: Mapping[str, str | None] | None,
                 devices: Mapping[str, Mapping[str, str] | None] | None
@@ -398,9 +394,13 @@ class Guest:
                for key, value in devices.items()):
             return
         added = {key: dict(value) for key, value in devices.items()}
-        self._with_space(lambda: self._when_free(lambda: self._session.patch(
-            'instances', self.name, body={'devices': added},
-            timeout=self._session.operation_timeout)))
+
+        def add() -> None:
+            self._session.patch('instances', self.name,
+                                body={'devices': added},
+                                timeout=self._session.operation_timeout)
+
+        self._extender.with_space(lambda: self._when_free(add))
         self._info = {**self._info, 'devices': {**self.devices, **added}}
 
     def delete(self) -> None:
@@ -427,8 +427,6 @@ class Guest:
                           self.name, exc)
                 time.sleep(BUSY_POLL)
 
-    # -- full root disks ----------------------------------------------------
-
     def extend_full_root(self) -> bool:
         """Extend the root disk if it is so full that LXD cannot write to it.
 
@@ -436,82 +434,7 @@ class Guest:
         :raises errors.DiskFull: if it may not be extended any more.
         :raises errors.LXDError: if LXD refuses it.
         """
-        return self._extend_if_full(lambda size: None)
-
-    def _extend_if_full(self, on_extension: Callable[[int], None]) -> bool:
-        extended = False
-
-        def note(size: int) -> None:
-            nonlocal extended
-            extended = True
-            on_extension(size)
-
-        # LXD writes to the disk for an update only if that changes something.
-        self._with_space(functools.partial(
-            self._update, {KEY_SPACE_CHECK: str(time.time())}, None), note)
-        self._with_space(functools.partial(
-            self._update, {KEY_SPACE_CHECK: None}, None), note)
-        return extended
-
-    def _with_space(self, change: Callable[[], _T],
-                    on_extension: Callable[[int], None] = lambda size: None
-                    ) -> _T:
-        """Call a function that changes the instance; extend its root disk and
-        call it again if the disk is full.
-
-        :param change: the function.
-        :param on_extension: called with the new size in bytes.
-        :returns: the function's result.
-        """
-        while True:
-            try:
-                return change()
-            except errors.LXDError as exc:
-                if root_quota.is_exceeded(exc):
-                    on_extension(self._extend_root(exc))
-                elif not (root_quota.may_be_exceeded(exc) and
-                          self._extend_if_full(on_extension)):
-                    raise
-
-    def _extend_root(self, cause: errors.LXDError) -> int:
-        """Extend the quota of the root disk by as much as is necessary.
-
-        :param cause: raised if the disk has no quota that could be extended.
-        :returns: the new size in bytes.
-        """
-        self.reload()
-        root = self.devices.get(root_quota.DEVICE, {})
-        size = root_quota.size_bytes(root)
-        if size is None:
-            raise cause
-        own = self.config.get(KEY_ROOT_QUOTA, root['size'])
-        limit = (root_quota.size_bytes({'size': own}) or
-                 size) + root_quota.MAX_EXTENSION
-        if size >= limit:
-            raise errors.DiskFull(
-                f'The root disk of LXD instance {self.name} is full, and LXD '
-                f'needs space in it: {cause.message}') from cause
-        LOG.warning('Root disk of LXD instance %s is full, which keeps LXD '
-                    'from changing it; extending its quota of %s until its '
-                    'next start with enough free space', self.name, own,
-                    instance_uuid=self.uuid)
-        while True:
-            size += root_quota.EXTENSION
-            larger = root_quota.extended(root, size)
-            try:
-                self._update({KEY_ROOT_QUOTA: own},
-                             {root_quota.DEVICE: larger})
-                return size
-            except errors.LXDError as exc:
-                # btrfs refuses a quota below the usage, which can exceed the
-                # present quota by much.
-                if not root_quota.is_exceeded(exc):
-                    raise
-                if size >= limit:
-                    raise errors.DiskFull(
-                        f'The quota of the root disk of LXD instance '
-                        f'{self.name} cannot be extended: {exc.message}'
-                        ) from exc
+        return self._extender.extend_if_full()
 
 
 def root_volume(guest: Guest | None) -> str | None:

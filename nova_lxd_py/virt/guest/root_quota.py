@@ -10,14 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+"""The quota of a root disk, and LXD's errors when it is exceeded.
 
-"""The quota of a root disk, and how it is extended while the disk is full.
-
-LXD keeps a file of its own (``backup.yaml``) on the root disk and writes it
-with every change. If the guest has filled the disk up to its quota, LXD can
-neither change nor start nor copy the instance. Every change that
-:class:`.guest.Guest` makes extends the quota then and tries again; the next
-start after the guest has freed space takes the extension back.
+While the disk is full, the quota is extended: see :mod:`.root_extension`.
 """
 
 from __future__ import annotations
@@ -28,6 +23,13 @@ import re
 from oslo_utils import units
 
 from nova_lxd_py.virt.lxd import errors
+
+#: Key of an LXD instance: quota of its root disk by the flavor; the disk may
+#: have a temporary extension.
+KEY_ROOT_QUOTA = 'user.nova.root_quota'
+#: Key that is written and removed to learn whether LXD can write to the root
+#: disk.
+KEY_SPACE_CHECK = 'user.nova.space_check'
 
 #: Name of the root disk's LXD device.
 DEVICE = 'root'

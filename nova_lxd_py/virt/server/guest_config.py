@@ -26,6 +26,7 @@ from nova import objects
 
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.host import cpus
 from nova_lxd_py.virt.host import host as lxd_host
 from nova_lxd_py.virt.host import numa
@@ -122,7 +123,7 @@ class GuestConfigBuilder:
         config.update(_identity(instance))
         devices = self.flavor_devices(flavor)
         if 'size' in devices[root_disk.DEVICE]:
-            config[lxd_guest.KEY_ROOT_QUOTA] = devices[root_disk.DEVICE][
+            config[root_quota.KEY_ROOT_QUOTA] = devices[root_disk.DEVICE][
                 'size']
         return GuestConfig(config, {**devices,
                                     **self._vifs.devices(network_info)})

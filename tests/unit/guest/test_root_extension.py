@@ -44,7 +44,7 @@ class FullDiskTestCase(session_case.SessionTestCase):
     def assert_extended(self, times=1):
         self.assertEqual((1 << 30) + times * root_quota.EXTENSION,
                          self.size())
-        self.assertEqual('1GiB', self.guest.config[lxd_guest.KEY_ROOT_QUOTA])
+        self.assertEqual('1GiB', self.guest.config[root_quota.KEY_ROOT_QUOTA])
 
     def test_update(self):
         self.fill()
@@ -111,7 +111,7 @@ class FullDiskTestCase(session_case.SessionTestCase):
         self.fill()
         self.guest.add_devices({'d': {'type': 'none'}})
         self.assert_extended()
-        self.assertNotIn(lxd_guest.KEY_SPACE_CHECK, self.guest.config)
+        self.assertNotIn(root_quota.KEY_SPACE_CHECK, self.guest.config)
 
     def test_mount_point_and_space_enough(self):
         self.lxd.fail_next('PATCH', URL, 500, 'Failed to run: forkmount')
