@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 import contextlib
 import functools
-import os
 from typing import Any
 
 from nova.compute import power_state
@@ -36,10 +35,9 @@ from oslo_utils import excutils
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.lxd import errors
-from nova_lxd_py.virt.privileged import fuser
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import connections
-from nova_lxd_py.virt.volume import device_identity
+from nova_lxd_py.virt.volume import in_use
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import mode_selection
 from nova_lxd_py.virt.volume import modes
@@ -325,8 +323,8 @@ class VolumeAttacher:
             # By now its block device is another volume's.
             guest.update(devices={name: None})
             return
-        init = init_process(guest, identifier, device)
-        check_not_in_use(guest, init, device, mountpoint)
+        init = in_use.init_process(guest, identifier, device)
+        in_use.check(guest, init, device, mountpoint)
         guest.update(devices={name: None})
         try:
             self.check_released(guest, init, identifier, device, mountpoint)
@@ -354,7 +352,7 @@ class VolumeAttacher:
             self.modes.filesystem.release(
                 identifier, lxd_devices.source(device), mountpoint)
         else:
-            check_not_in_use(guest, init, device, mountpoint)
+            in_use.check(guest, init, device, mountpoint)
 
     def clear(self, guest: lxd_guest.Guest,
               connection_info: dict[str, Any], mountpoint: str) -> None:
@@ -391,8 +389,9 @@ class VolumeAttacher:
                for other in guest.devices.values()):
             return
         if usable:
-            check_not_in_use(guest, init_process(guest, identifier, device),
-                             device, mountpoint)
+            in_use.check(guest,
+                         in_use.init_process(guest, identifier, device),
+                         device, mountpoint)
         clear_leftover(guest, lxd_devices.name(identifier), device)
 
     def is_prepared(self, identifier: str) -> bool:
@@ -447,68 +446,3 @@ def clear_leftover(guest: lxd_guest.Guest, name: str,
         **device, 'source': device['source'] + _MISSING,
         'required': 'false'}})
     guest.update(devices={name: None})
-
-
-def init_process(guest: lxd_guest.Guest, identifier: str,
-                 device: Mapping[str, str]) -> int:
-    """Find the first process of a guest that has a volume.
-
-    :param guest: the guest, just read.
-    :param identifier: Cinder's ID of the volume.
-    :param device: the LXD device of the volume.
-    :returns: its process ID on the host; 0 if nothing runs there.
-    """
-    if guest.power_state == power_state.SHUTDOWN:
-        return 0
-    with contextlib.suppress(OSError):
-        found = fuser.find_init(
-            guest.container, identifier, os.stat(device['source']).st_dev
-            if device['type'] == 'disk' else 0)
-        if found:
-            return found
-    try:
-        return max(guest.state()['pid'], 0)
-    except errors.NotFound:
-        return 0
-
-
-def check_not_in_use(guest: lxd_guest.Guest, init: int,
-                     device: Mapping[str, str], mountpoint: str) -> None:
-    """Check that no process of a guest uses a volume.
-
-    :param guest: the guest.
-    :param init: its first process.
-    :param device: the LXD device of the volume.
-    :param mountpoint: device name of the volume.
-    :raises nova.exception.DeviceDetachFailed: if one does.
-    """
-    if not init:
-        return
-    number = filesystem = 0
-    try:
-        if device['type'] == 'disk':
-            filesystem = os.stat(device['source']).st_dev
-        else:
-            number = device_identity.device_number(device['source'])
-    except (device_identity.WrongDevice, OSError):
-        # What does not exist cannot be in use.
-        return
-    try:
-        using = fuser.find_users(init, number, filesystem)
-    except OSError as error:
-        LOG.warning('Processes of %(guest)s that use %(device)s cannot be '
-                    'determined: %(error)s', {
-                        'device': mountpoint, 'guest': guest.name,
-                        'error': error})
-        raise exception.DeviceDetachFailed(
-            device=mountpoint,
-            reason='its processes have too many open files to check whether '
-                   'they use the volume') from error
-    if using:
-        LOG.info('%(device)s of %(guest)s is open in processes %(pids)s of '
-                 'the host', {'device': mountpoint, 'guest': guest.name,
-                              'pids': using})
-        raise exception.DeviceDetachFailed(
-            device=mountpoint,
-            reason=f'{len(using)} processes of the server use it; end them '
-                   f'first')

@@ -34,8 +34,6 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 import dataclasses
-import errno
-import json
 import os
 import time
 from typing import Any
@@ -51,6 +49,7 @@ from nova_lxd_py.virt.privileged import probe
 from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import device_identity
+from nova_lxd_py.virt.volume import id_mapping
 from nova_lxd_py.virt.volume import lxd_devices
 
 LOG = logging.getLogger(__name__)
@@ -239,9 +238,10 @@ class _MountedMode(Mode):
         try:
             self._mount(connection_info, self._kind(connection_info,
                                                     identifier),
-                        self.target(identifier), id_range(guest))
+                        self.target(identifier),
+                        id_mapping.id_range(guest))
         except OSError as error:
-            _refuse_old_kernel(identifier, error)
+            id_mapping.raise_if_unsupported(identifier, error)
             raise
         if is_read_only(connection_info):
             return
@@ -478,40 +478,3 @@ def root_refusal(content: str, allowed: list[str]) -> str:
     return (f'it holds {content}, and servers boot from '
             f'{" and ".join(allowed)} with a root filesystem only; make the '
             f'volume from an image for containers')
-
-
-def id_range(guest: lxd_guest.Guest) -> tuple[int, int, int]:
-    """Return which IDs of the host a guest has, or gets at its next start.
-
-    :param guest: the guest, just read.
-    :returns: first user ID, first group ID, and how many; 0 for a guest with
-        the IDs of the host.
-    :raises base.Refused: if LXD has not assigned any.
-    """
-    if guest.config.get('security.privileged') == 'true':
-        return 0, 0, 0
-    entries = json.loads(guest.config.get('volatile.idmap.next') or '[]')
-    first = {}
-    for entry in entries:
-        if entry['Nsid'] == 0:
-            for flag, kind in (('Isuid', 'uid'), ('Isgid', 'gid')):
-                if entry[flag]:
-                    first[kind] = entry
-    if set(first) != {'uid', 'gid'}:
-        raise base.Refused('LXD has not given the server a range of user ids')
-    return (first['uid']['Hostid'], first['gid']['Hostid'],
-            min(entry['Maprange'] for entry in first.values()))
-
-
-def _refuse_old_kernel(identifier: str, error: OSError) -> None:
-    """Report it where the kernel cannot mount with mapped IDs.
-
-    :raises base.Refused: if it cannot.
-    """
-    if error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-        LOG.error('The kernel cannot mount volume %(volume)s with mapped ids, '
-                  'which takes Linux 5.12, for xfs 5.19: %(error)s',
-                  {'volume': identifier, 'error': error})
-        raise base.Refused(
-            'the kernel of the host cannot map the user ids of its '
-            'filesystem; attach it as a block device') from None

@@ -45,6 +45,7 @@ from nova_lxd_py.virt.volume import attachment
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import device_identity
+from nova_lxd_py.virt.volume import in_use
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import mode_selection
 from nova_lxd_py.virt.volume import modes
@@ -144,8 +145,8 @@ class VolumeSwapper:
         :param undo: gets what attaches it again.
         """
         leaving, coming = identifiers
-        init = attachment.init_process(guest, leaving, before)
-        attachment.check_not_in_use(guest, init, before, mountpoint)
+        init = in_use.init_process(guest, leaving, before)
+        in_use.check(guest, init, before, mountpoint)
         note: dict[str, Any] = {
             'old': lxd_devices.name(leaving),
             'new': lxd_devices.name(coming), 'device': dict(before)}

@@ -10,23 +10,19 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Mounted volumes: validation of arguments, and id mapping."""
+"""Mounted volumes: validation of arguments."""
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from unittest import mock
 
 from oslotest import base
 
-from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.privileged import probe
 from nova_lxd_py.virt.privileged import validation
-from nova_lxd_py.virt.volume import base as volume_base
-from nova_lxd_py.virt.volume import modes
 
 VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
 TARGET = f'/var/lib/nova/volumes/{VOLUME}'
@@ -88,27 +84,3 @@ class InputTestCase(base.BaseTestCase):
             self.assertFalse(mounts.unmount(target, False))
             self.assertFalse(os.path.exists(target))
             self.assertFalse(mounts.unmount(target, False))
-
-
-class IdRangeTestCase(base.BaseTestCase):
-
-    def guest(self, idmap: list | None, **config: str) -> lxd_guest.Guest:
-        if idmap is not None:
-            config['volatile.idmap.next'] = json.dumps(idmap)
-        return lxd_guest.Guest(None, {'config': config, 'name': 'x',
-                                      'devices': {}})
-
-    def entry(self, uid: bool, gid: bool, host: int) -> dict:
-        return {'Isuid': uid, 'Isgid': gid, 'Hostid': host, 'Nsid': 0,
-                'Maprange': 65536}
-
-    def test_ranges(self) -> None:
-        self.assertEqual((100, 200, 65536), modes.id_range(self.guest(
-            [self.entry(True, False, 100), self.entry(False, True, 200)])))
-        self.assertEqual((100, 100, 65536), modes.id_range(self.guest(
-            [self.entry(True, True, 100)])))
-        self.assertEqual((0, 0, 0), modes.id_range(self.guest(
-            None, **{'security.privileged': 'true'})))
-        for idmap in (None, [], [self.entry(True, False, 100)]):
-            self.assertRaises(volume_base.Refused, modes.id_range,
-                              self.guest(idmap))

@@ -23,7 +23,7 @@ from nova import exception
 from oslotest import base
 
 from nova_lxd_py.virt.privileged import fuser
-from nova_lxd_py.virt.volume import attachment
+from nova_lxd_py.virt.volume import in_use
 
 
 class InUseTestCase(base.BaseTestCase):
@@ -38,7 +38,7 @@ class InUseTestCase(base.BaseTestCase):
         directory = self.useFixture(fixtures.TempDir()).path
         self.useFixture(fixtures.MockPatchObject(
             fuser, 'find_users', find_users))
-        attachment.check_not_in_use(
+        in_use.check(
             types.SimpleNamespace(name='guest'), 1,
             {'type': 'disk', 'source': directory}, '/dev/sdb')
 

@@ -1,0 +1,95 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Check for processes of a guest that use a volume, before it is detached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import contextlib
+import os
+
+from nova.compute import power_state
+from nova import exception
+from oslo_log import log as logging
+
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.privileged import fuser
+from nova_lxd_py.virt.volume import device_identity
+
+LOG = logging.getLogger(__name__)
+
+
+def init_process(guest: lxd_guest.Guest, identifier: str,
+                 device: Mapping[str, str]) -> int:
+    """Find the first process of a guest that has a volume.
+
+    :param guest: the guest, just read.
+    :param identifier: Cinder's ID of the volume.
+    :param device: the LXD device of the volume.
+    :returns: its process ID on the host; 0 if nothing runs there.
+    """
+    if guest.power_state == power_state.SHUTDOWN:
+        return 0
+    with contextlib.suppress(OSError):
+        found = fuser.find_init(
+            guest.container, identifier, os.stat(device['source']).st_dev
+            if device['type'] == 'disk' else 0)
+        if found:
+            return found
+    try:
+        return max(guest.state()['pid'], 0)
+    except errors.NotFound:
+        return 0
+
+
+def check(guest: lxd_guest.Guest, init: int, device: Mapping[str, str],
+          mountpoint: str) -> None:
+    """Check that no process of a guest uses a volume.
+
+    :param guest: the guest.
+    :param init: its first process.
+    :param device: the LXD device of the volume.
+    :param mountpoint: device name of the volume.
+    :raises nova.exception.DeviceDetachFailed: if one does.
+    """
+    if not init:
+        return
+    number = filesystem = 0
+    try:
+        if device['type'] == 'disk':
+            filesystem = os.stat(device['source']).st_dev
+        else:
+            number = device_identity.device_number(device['source'])
+    except (device_identity.WrongDevice, OSError):
+        # What does not exist cannot be in use.
+        return
+    try:
+        using = fuser.find_users(init, number, filesystem)
+    except OSError as error:
+        LOG.warning('Processes of %(guest)s that use %(device)s cannot be '
+                    'determined: %(error)s', {
+                        'device': mountpoint, 'guest': guest.name,
+                        'error': error})
+        raise exception.DeviceDetachFailed(
+            device=mountpoint,
+            reason='its processes have too many open files to check whether '
+                   'they use the volume') from error
+    if using:
+        LOG.info('%(device)s of %(guest)s is open in processes %(pids)s of '
+                 'the host', {'device': mountpoint, 'guest': guest.name,
+                              'pids': using})
+        raise exception.DeviceDetachFailed(
+            device=mountpoint,
+            reason=f'{len(using)} processes of the server use it; end them '
+                   f'first')
