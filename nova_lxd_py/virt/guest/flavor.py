@@ -31,7 +31,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import enum
 from typing import Any
 
 from nova import exception
@@ -103,16 +102,6 @@ DEFAULT_PERIOD = 100_000
 _INT64 = 2 ** 63 - 1
 
 _Config = dict[str, str]
-
-
-class Isolation(enum.StrEnum):
-    """Isolation of the user ids of an instance from those of others."""
-
-    SERVER = 'server'
-    PROJECT = 'project'
-    OFF = 'off'
-    #: Root in the instance is root of the host.
-    PRIVILEGED = 'privileged'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +218,7 @@ def instance_config(flavor: Any, options: cfg.ConfigOpts.GroupAttr,
     :param swap_mb: MiB of swap that a tenant has chosen within the flavor's
         limit.
     :returns: LXD configuration keys, some of ``MANAGED_KEYS``. The uid range
-        is not included, see :func:`select_isolation`.
+        is not included, see :mod:`.isolation`.
     :raises nova.exception.InvalidInput: if the flavor is not supported; the
         message names the extra spec to correct.
     """
@@ -357,66 +346,11 @@ def _security(request: Request) -> _Config:
 
 
 def _lxd_bool(value: bool | None) -> str:
-
     return 'true' if value else 'false'
 
 
 _FILTERS: tuple[Callable[[Request], _Config], ...] = (
     _base, _cpu, _memory, _processes, _security)
-
-
-# -- uid ranges -------------------------------------------------------------
-
-def select_isolation(flavor: Any, mode: str, *, free_ranges: int,
-                     shift_is_free: bool, can_clone: bool) -> Isolation:
-    """Select the isolation of an instance's user ids.
-
-    ``lxd:privileged_allowed`` and ``lxd:isolated`` of the flavor take
-    precedence over ``[lxd] idmap_isolation``. ``lxd:isolated=false`` requests
-    LXD's default range, for example to share custom volumes.
-
-    :param flavor: the :class:`nova.objects.Flavor`.
-    :param mode: ``[lxd] idmap_isolation``.
-    :param free_ranges: number of ranges of 65536 ids on the host, see
-        :meth:`nova_lxd_py.virt.host.host.Host.idmap_capacity`.
-    :param shift_is_free: whether LXD mounts root disks idmapped, so that a
-        range per instance costs nothing.
-    :param can_clone: whether instances can be cloned from a template with
-        shifted files (``[lxd] fast_spawn`` and a suitable pool).
-    :returns: the isolation.
-    :raises nova.exception.InvalidInput: if the flavor is contradictory.
-    :raises nova.exception.ComputeResourcesUnavailable: if the flavor requires
-        a range that this host does not have; Nova reschedules.
-    """
-    check(flavor)
-    if flag(flavor, SPEC_PRIVILEGED):
-        return Isolation.PRIVILEGED
-    wanted = flag(flavor, SPEC_ISOLATED)
-    if wanted:
-        if free_ranges < 1:
-            raise exception.ComputeResourcesUnavailable(reason=(
-                f'flavor {flavor.name} has {SPEC_ISOLATED}=true, but the host '
-                f'has no free user ids for it; extend the entry of root in '
-                f'/etc/subuid and /etc/subgid'))
-        return Isolation.SERVER
-    if wanted is False or mode == Isolation.OFF or free_ranges < 1:
-        return Isolation.OFF
-    if mode == 'auto':
-        if can_clone and not shift_is_free:
-            return Isolation.PROJECT
-        return Isolation.SERVER
-    return Isolation(mode)
-
-
-def isolation_config(isolation: Isolation) -> _Config:
-    """Convert an isolation to LXD configuration.
-
-    :param isolation: the isolation.
-    :returns: ``security.idmap.isolated``; for PROJECT, the caller adds the
-        range of the project (``security.idmap.base``).
-    """
-    return {'security.idmap.isolated': _lxd_bool(
-        isolation in (Isolation.SERVER, Isolation.PROJECT))}
 
 
 # -- root disk --------------------------------------------------------------

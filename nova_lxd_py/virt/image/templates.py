@@ -34,8 +34,8 @@ from nova import conf as nova_conf
 from nova import objects
 from oslo_log import log as logging
 
-from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import isolation as lxd_isolation
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.guest import uid_ranges
 from nova_lxd_py.virt.host import subordinate_ids
@@ -127,11 +127,11 @@ class TemplateStore:
         from_image = {'type': 'image', 'fingerprint': fingerprint}
         isolation = self._isolation(instance)
         if not (self._clones_pay() and isolation in (
-                lxd_flavor.Isolation.PROJECT, lxd_flavor.Isolation.OFF)):
+                lxd_isolation.Isolation.PROJECT, lxd_isolation.Isolation.OFF)):
             return from_image, self._range_config(isolation, instance)
         config = self._range_config(isolation, instance)
         owner = (instance.project_id or ''
-                 if isolation is lxd_flavor.Isolation.PROJECT else '')
+                 if isolation is lxd_isolation.Isolation.PROJECT else '')
         name = uid_ranges.auxiliary_name(
             self._options, 'template', fingerprint, owner)
         try:
@@ -207,11 +207,12 @@ class TemplateStore:
 
     # -- decisions ----------------------------------------------------------
 
-    def _isolation(self, instance: objects.Instance) -> lxd_flavor.Isolation:
+    def _isolation(self, instance: objects.Instance
+                   ) -> lxd_isolation.Isolation:
         ranges = 1
         if self._session.is_local:
             ranges = subordinate_ids.capacity(self._session.endpoint)
-        return lxd_flavor.select_isolation(
+        return lxd_isolation.select(
             instance.flavor, self._options.idmap_isolation,
             free_ranges=ranges, shift_is_free=self._shift_is_free is True,
             can_clone=self._options.fast_spawn and self._pool_clones())
@@ -229,10 +230,10 @@ class TemplateStore:
                 pool['config'].get('lvm.use_thinpool', 'true') == 'true')
         return self._can_clone
 
-    def _range_config(self, isolation: lxd_flavor.Isolation,
+    def _range_config(self, isolation: lxd_isolation.Isolation,
                       instance: objects.Instance) -> dict[str, str]:
-        config = lxd_flavor.isolation_config(isolation)
-        if isolation is lxd_flavor.Isolation.PROJECT:
+        config = lxd_isolation.config(isolation)
+        if isolation is lxd_isolation.Isolation.PROJECT:
             config.update(self._ranges.config_for(instance.project_id or ''))
         return config
 

@@ -25,8 +25,6 @@ from tests.fixtures.fake_lxd import config_keys
 
 objects.register_all()
 
-ISOLATION = lxd_flavor.Isolation
-
 
 def make_flavor(**kwargs: object) -> objects.Flavor:
     values: dict[str, object] = {
@@ -249,55 +247,6 @@ class CPUTestCase(FlavorTestCase):
                       {'quota:cpu_period': '1000001'},
                       {'quota:cpu_quota': '999'}):
             self.assert_refused(specs, *specs)
-
-
-class IsolationTestCase(FlavorTestCase):
-
-    def decide(self, mode: str = 'auto', free_ranges: int = 10,
-               shift_is_free: bool = False, can_clone: bool = False,
-               **specs: str) -> lxd_flavor.Isolation:
-        flavor = make_flavor(extra_specs={f'lxd:{key}': value
-                                          for key, value in specs.items()})
-        return lxd_flavor.select_isolation(
-            flavor, mode, free_ranges=free_ranges,
-            shift_is_free=shift_is_free, can_clone=can_clone)
-
-    def test_auto(self) -> None:
-        self.assertEqual(ISOLATION.SERVER, self.decide())
-        self.assertEqual(ISOLATION.PROJECT, self.decide(can_clone=True))
-        self.assertEqual(ISOLATION.SERVER, self.decide(
-            can_clone=True, shift_is_free=True))
-
-    def test_configured(self) -> None:
-        for mode in ('server', 'project', 'off'):
-            self.assertEqual(mode, self.decide(mode, can_clone=True))
-
-    def test_flavor_goes_first(self) -> None:
-        for mode in ('auto', 'server', 'project', 'off'):
-            self.assertEqual(ISOLATION.SERVER, self.decide(
-                mode, can_clone=True, isolated='true'))
-            self.assertEqual(ISOLATION.OFF, self.decide(
-                mode, isolated='false'))
-            self.assertEqual(ISOLATION.PRIVILEGED, self.decide(
-                mode, privileged_allowed='true'))
-
-    def test_no_ranges(self) -> None:
-        for mode in ('auto', 'server', 'project', 'off'):
-            self.assertEqual(ISOLATION.OFF, self.decide(mode, free_ranges=0))
-
-    def test_no_ranges_though_demanded(self) -> None:
-        """Another host may have free ranges."""
-        error = self.assertRaises(
-            exception.ComputeResourcesUnavailable, self.decide,
-            free_ranges=0, isolated='true')
-        self.assertIn('/etc/subuid', str(error))
-
-    def test_config(self) -> None:
-        for isolation, word in (
-                (ISOLATION.SERVER, 'true'), (ISOLATION.PROJECT, 'true'),
-                (ISOLATION.OFF, 'false'), (ISOLATION.PRIVILEGED, 'false')):
-            self.assertEqual({'security.idmap.isolated': word},
-                             lxd_flavor.isolation_config(isolation))
 
 
 class DiskTestCase(FlavorTestCase):
