@@ -23,6 +23,7 @@ from oslotest import base
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.privileged import probe
 from nova_lxd_py.virt.privileged import validation
+from tests.fixtures import fake_kernel
 
 VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
 
@@ -33,6 +34,7 @@ class ContentsTestCase(base.BaseTestCase):
         super().setUp()
         privileged.context.set_client_mode(False)
         self.addCleanup(privileged.context.set_client_mode, True)
+        self.useFixture(fake_kernel.InProcess())
 
     def test_only_opened_volumes_are_blanked(self) -> None:
         for path in ('/dev/mapper/root', f'/dev/{VOLUME}',
