@@ -254,6 +254,7 @@ class LXDDriver(driver.ComputeDriver):
     def manage_image_cache(self, context, all_instances):
         self._services.images.manage_cache(all_instances)
         self._services.templates.prune()
+        self._services.snapshot.thaw()
 
     # -- migration ----------------------------------------------------------
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 from nova.image import glance
@@ -128,7 +129,6 @@ def build(virtapi: nova_virtapi.VirtAPI,
     template_store = templates.TemplateStore(session, guests)
     guest_configs = guest_config.GuestConfigBuilder(session, host, vifs)
     volumes = _volumes(session, guests, images)
-    watcher.on_reconnect = volumes.reconcile
     config_drives = config_drive.ConfigDriveManager(session)
     ephemeral = ephemeral_disks.EphemeralDiskManager(session)
     disks = local_disks.LocalDisks(config_drives, ephemeral)
@@ -136,6 +136,7 @@ def build(virtapi: nova_virtapi.VirtAPI,
     passwords = lxd_password.AdminPassword(session, guests)
     serial_consoles = serial.SerialConsoleManager(session, guests, watcher)
     snapshot = snapshot_ops.SnapshotOps(session, guests, image_api)
+    watcher.on_reconnect = functools.partial(_reconnected, volumes, snapshot)
     rescue = rescue_ops.RescueOps(session, guests, guest_configs, vifs,
                                   images, config_drives, passwords, volumes)
     power = power_ops.PowerOps(session.options, guests, guest_configs, vifs,
@@ -159,6 +160,15 @@ def build(virtapi: nova_virtapi.VirtAPI,
         console_log=console_log.ConsoleLog(session, guests),
         serial_consoles=serial_consoles,
         diagnostics=diagnostics.Diagnostics(guests))
+
+
+def _reconnected(volumes: server_volumes.ServerVolumes,
+                 snapshot: snapshot_ops.SnapshotOps) -> None:
+    """Recover from an interruption of the connection to LXD."""
+    try:
+        volumes.reconcile()
+    finally:
+        snapshot.thaw()
 
 
 def _volumes(session: lxd.Session, guests: registry.GuestRegistry,

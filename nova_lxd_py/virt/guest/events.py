@@ -106,7 +106,8 @@ class EventWatcher:
         self._thread: threading.Thread | None = None
         self._delayed: dict[str, threading.Timer] = {}
         guests.on_change(self.forget)
-        #: Called in a thread of its own when LXD has been reached again.
+        #: Called in a thread of its own when LXD has been reached again, after
+        #: a lost connection or a failed attempt.
         self.on_reconnect: Callable[[], None] | None = None
 
     # -- life of the listener -----------------------------------------------
@@ -134,7 +135,7 @@ class EventWatcher:
 
     def _listen(self) -> None:
         pause = RECONNECT_FIRST
-        was_connected = False
+        was_interrupted = False
         while not self._stopping.is_set():
             try:
                 self._channel = self._session.websocket(
@@ -142,11 +143,10 @@ class EventWatcher:
                 try:
                     # Events from here on are queued, so nothing is missed.
                     self._seed()
-                    if was_connected and self.on_reconnect is not None:
+                    if was_interrupted and self.on_reconnect is not None:
                         threading.Thread(target=self.on_reconnect,
                                          name='lxd-reconnect',
                                          daemon=True).start()
-                    was_connected = True
                     pause = RECONNECT_FIRST
                     self._read(self._channel)
                 finally:
@@ -163,6 +163,7 @@ class EventWatcher:
                               'connecting again')
             finally:
                 self._connected = False
+                was_interrupted = True
             self._stopping.wait(pause)
             pause = min(pause * 2, RECONNECT_LONGEST)
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import time
 from typing import Any
 from urllib import parse
@@ -62,6 +63,9 @@ FALLBACK_COMPRESSION = 'gzip'
 #: Seconds between lines about the progress in the log.
 REPORT_INTERVAL = 5
 
+#: Seconds between attempts to thaw a server while LXD cannot be reached.
+RETRY_INTERVAL = 1
+
 #: LXD's name for the progress of making an image.
 _PACK_PROGRESS = 'create_image_from_container_pack_progress'
 
@@ -83,6 +87,8 @@ class SnapshotOps:
         self._options = session.options
         self._guests = guests
         self._image_api = image_api
+        #: UUIDs of quiesced instances that Nova has yet to unquiesce.
+        self._quiesced_by_nova: set[str] = set()
 
     def take(self, context: nova_context.RequestContext,
              instance: objects.Instance, image_id: str,
@@ -253,13 +259,32 @@ class SnapshotOps:
         nova-compute; errors are logged only.
         """
         _quietly(self.delete_snapshots)
-        _quietly(self._thaw)
+        self.thaw()
 
-    def _thaw(self) -> None:
-        """Thaw servers that were quiesced for a snapshot."""
-        for guest in self._guests.servers():
-            if lxd_guest.KEY_QUIESCED in guest.config:
-                self._unfreeze(guest)
+    def thaw(self) -> None:
+        """Thaw servers that stayed frozen after they had been quiesced, such
+        as while LXD could not be reached; errors are logged only.
+
+        Servers that Nova has yet to unquiesce stay frozen.
+        """
+        _quietly(self._thaw_all)
+
+    def _thaw_all(self) -> None:
+        for guest in self._guests.all():
+            if (lxd_guest.KEY_QUIESCED in guest.config and
+                    guest.role != lxd_guest.ROLE_SNAPSHOT):
+                _quietly(functools.partial(self._thaw, guest))
+
+    def _thaw(self, guest: lxd_guest.Guest) -> None:
+        with self._guests.lock(guest.uuid):
+            if guest.uuid in self._quiesced_by_nova:
+                return
+            with contextlib.suppress(errors.InstanceNotFound):
+                if lxd_guest.KEY_QUIESCED in guest.reload().config:
+                    LOG.warning('Thawing LXD instance %s, which an '
+                                'interrupted snapshot left frozen',
+                                guest.name, instance_uuid=guest.uuid)
+                    self._unfreeze(guest)
 
     def _delete_copy(self, instance: objects.Instance) -> None:
         copy = self._guests.find(instance, lxd_guest.ROLE_SNAPSHOT)
@@ -301,6 +326,7 @@ class SnapshotOps:
                     self._freeze(guest)
                 self._sync()
                 failure.pop_all()
+            self._quiesced_by_nova.add(instance.uuid)
 
     def _sync(self) -> None:
         """Flush the page cache of the host to disk."""
@@ -312,9 +338,27 @@ class SnapshotOps:
         See :meth:`nova.virt.driver.ComputeDriver.unquiesce`.
         """
         with self._guests.changing(instance):
-            guest = self._guests.active(instance)
-            if lxd_guest.KEY_QUIESCED in guest.config:
-                self._unfreeze(guest)
+            # From here on, :meth:`thaw` completes what fails.
+            self._quiesced_by_nova.discard(instance.uuid)
+            self._retry_unreachable(lambda: self._unquiesce(instance))
+
+    def _unquiesce(self, instance: objects.Instance) -> None:
+        guest = self._guests.active(instance)
+        if lxd_guest.KEY_QUIESCED in guest.config:
+            self._unfreeze(guest)
+
+    def _retry_unreachable(self, action: Callable[[], None]) -> None:
+        """Call a function, again while LXD cannot be reached, such as while
+        it restarts, for ``[lxd] request_timeout``."""
+        deadline = time.monotonic() + self._options.request_timeout
+        while True:
+            try:
+                return action()
+            except (errors.Unreachable, errors.OperationLost,
+                    errors.DeadlineExceeded):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_INTERVAL)
 
     @contextlib.contextmanager
     def _quiesced(self, instance: objects.Instance,
@@ -329,7 +373,7 @@ class SnapshotOps:
             self._freeze(guest)
             yield
         finally:
-            self._unfreeze(guest)
+            self._retry_unreachable(lambda: self._unfreeze(guest))
 
     @staticmethod
     def _freeze(guest: lxd_guest.Guest) -> None:

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import fixtures
@@ -22,6 +23,7 @@ from nova.compute import task_states
 from nova import exception
 from nova import objects
 
+from tests.fixtures import driver_host
 from tests.fixtures import fake_driver_host
 from tests.fixtures.fake_lxd import fixture
 from tests.fixtures import memory_cinder
@@ -251,3 +253,71 @@ class SnapshotTest(fake_driver_host.FakeDriverTestCase):
         self.host.restart_driver()
         self.assert_state(power_state.RUNNING, server)
         self.assertNotIn('user.nova.quiesced', self.config(server))
+
+    # -- thawing whatever happens to LXD ------------------------------------
+
+    def quiesced(self) -> tuple[objects.Instance, objects.ImageMeta]:
+        image = self.host.image(os_require_quiesce='yes')
+        server = self.host.spawn(self.host.instance(image), image)
+        self.driver.quiesce(self.context, server, image)
+        self.assert_state(power_state.PAUSED, server)
+        return server, image
+
+    def assert_thawed(self, server: objects.Instance) -> None:
+        self.lxd.wait_for(
+            lambda: 'user.nova.quiesced' not in self.config(server))
+        self.assert_state(power_state.RUNNING, server)
+
+    def test_lxd_restarts_while_it_is_unquiesced(self) -> None:
+        server, image = self.quiesced()
+        self.lxd.stop()
+        starter = threading.Timer(1.5, self.lxd.start)
+        starter.start()
+        self.addCleanup(starter.join)
+        self.driver.unquiesce(self.context, server, image)
+        self.assert_thawed(server)
+
+    def test_lxd_is_back_long_after_unquiesce(self) -> None:
+        server, image = self.quiesced()
+        driver_host.CONF.set_override('request_timeout', 1, 'lxd')
+        self.lxd.stop()
+        self.assertRaises(exception.HypervisorUnavailable,
+                          self.driver.unquiesce, self.context, server, image)
+        self.lxd.start()
+        self.assert_thawed(server)
+
+    def test_frozen_until_unquiesce_although_lxd_restarts(self) -> None:
+        server, image = self.quiesced()
+        reconnected = threading.Event()
+        thaw = self.driver._services.snapshot.thaw
+
+        def thaw_and_tell() -> None:
+            thaw()
+            reconnected.set()
+
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.server.snapshot.SnapshotOps.thaw',
+            lambda _self: thaw_and_tell()))
+        self.lxd.restart()
+        self.assertTrue(reconnected.wait(20))
+        self.assert_state(power_state.PAUSED, server)
+        self.driver.unquiesce(self.context, server, image)
+        self.assert_thawed(server)
+
+    def test_thawed_periodically(self) -> None:
+        server, image = self.quiesced()
+        self.lxd.fail_operation('PUT', '/1.0/instances/*/state', 'no',
+                                where={'action': 'unfreeze'})
+        self.assertRaises(exception.NovaException, self.driver.unquiesce,
+                          self.context, server, image)
+        self.assert_state(power_state.PAUSED, server)
+        self.driver.manage_image_cache(self.context, [server])
+        self.assert_thawed(server)
+
+    def test_one_that_cannot_be_thawed_keeps_no_other_frozen(self) -> None:
+        servers = [self.quiesced()[0] for _number in range(2)]
+        self.lxd.fail_operation('PUT', '/1.0/instances/*/state', 'no',
+                                where={'action': 'unfreeze'})
+        self.host.restart_driver()
+        self.assertEqual(1, sum('user.nova.quiesced' in self.config(server)
+                                for server in servers))
