@@ -135,7 +135,7 @@ def build(virtapi: nova_virtapi.VirtAPI,
     root_disks = root_disk.RootDiskManager(session, guests)
     passwords = lxd_password.AdminPassword(session, guests)
     serial_consoles = serial.SerialConsoleManager(session, guests, watcher)
-    snapshot = snapshot_ops.SnapshotOps(session, guests, image_api)
+    snapshot = snapshot_ops.SnapshotOps(session, guests, image_api, volumes)
     watcher.on_reconnect = functools.partial(_reconnected, volumes, snapshot)
     rescue = rescue_ops.RescueOps(session, guests, guest_configs, vifs,
                                   images, config_drives, passwords, volumes)

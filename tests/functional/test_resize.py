@@ -25,6 +25,7 @@ from nova import exception
 from nova import objects
 from nova.tests.unit import fake_flavor
 
+from nova_lxd_py.virt import privileged
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
@@ -459,6 +460,8 @@ class ResizeTest(ResizeTestCase):
     # -- ephemeral disks ----------------------------------------------------
 
     def test_ephemeral_disk(self) -> None:
+        privileged.context.set_client_mode(False)
+        self.addCleanup(privileged.context.set_client_mode, True)
         bdi = {'root_device_name': '/dev/root', 'swap': None,
                'block_device_mapping': [], 'ephemerals': [
                    {'size': 1, 'device_name': '/dev/sdb',

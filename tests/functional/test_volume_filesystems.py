@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pathlib
 import shutil
@@ -120,6 +121,26 @@ class FilesystemCases:
         self.host.driver.power_off(server)
         self.detach(server, connection)
         self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_stop_writes_cached_data(self) -> None:
+        """A crash of the host after that loses nothing."""
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach(server, volume)
+        content = f'written-{volume.id}'
+        self.host.run(server, 'sh', '-c', f'for i in $(seq 5000); do echo '
+                      f'{content}; done >{self.folder}/data')
+        self.assertFalse(self.is_stored(volume, content))
+        self.host.driver.power_off(server)
+        self.assertTrue(self.is_stored(volume, content))
+        self.detach(server, connection)
+
+    def is_stored(self, volume: lab_volumes.Volume, content: str) -> bool:
+        """Whether something is on the storage of a volume, and not only in
+        the cache of its mount."""
+        with (open(volume.file, 'rb') as stream,
+              mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data):
+            return data.find(content.encode()) >= 0
 
     def test_busy_stays_attached(self) -> None:
         server = self.host.spawn()

@@ -45,6 +45,9 @@ MAKERS = {'ext4': ('mkfs.ext4', '-q', '-E', 'root_owner=0:0,nodiscard'),
 #: Data for mount(2). A clone of a volume has the same UUID as the volume.
 _MOUNT_DATA = {'ext4': 'errors=remount-ro', 'xfs': 'nouuid'}
 
+#: Directories of storage pools and of the volumes in them.
+_POOL = re.compile(r'(?:/[^/\0]+)*/storage-pools(?:/[^/\0]+)+')
+
 # From linux/mount.h.
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -218,6 +221,75 @@ def sync_filesystem(descriptor: int) -> None:
     :raises OSError: if it cannot be written.
     """
     _checked(_libc.syncfs(descriptor), 'syncfs')
+
+
+def _check_deadline(deadline: float) -> float:
+    if not 0 < deadline <= command.DEADLINE:
+        raise ValueError(f'{deadline!r} is not a deadline in seconds')
+    return deadline
+
+
+@privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+def sync(target: str, deadline: float) -> None:
+    """Write the dirty data of a mounted volume to its storage.
+
+    :param target: path of the mount point. Without a mount, nothing is done.
+    :param deadline: seconds after which to give up, at most DEADLINE.
+    :raises OSError: if it cannot be written, or not in time.
+    """
+    validation.checked_target(target)
+
+    def write() -> None:
+        # The directory below belongs to a filesystem of the host.
+        if is_mounted(target):
+            _sync_directory(target)
+
+    children.run(_check_deadline(deadline), write, name='syncfs')
+
+
+@privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+def sync_device(device: str, deadline: float) -> None:
+    """Write the cached data of a block device to its storage.
+
+    :param device: path of the block device.
+    :param deadline: seconds after which to give up, at most DEADLINE.
+    :raises OSError: if it cannot be written, or not in time.
+    """
+    path = validation.checked_device(device)
+
+    def write() -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    children.run(_check_deadline(deadline), write, name='fsync')
+
+
+@privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+def sync_pool(pool: str, deadline: float) -> None:
+    """Write the dirty data of an LXD storage pool or volume to its storage.
+
+    :param pool: directory of the pool or volume below LXD's data directory.
+    :param deadline: seconds after which to give up, at most DEADLINE.
+    :raises OSError: if it cannot be written, or not in time.
+    """
+    if (not isinstance(pool, str) or not _POOL.fullmatch(pool) or
+            os.path.normpath(pool) != pool):
+        raise ValueError(f'{pool!r} is not the directory of a storage pool')
+    children.run(_check_deadline(deadline),
+                 functools.partial(_sync_directory, pool), name='syncfs')
+
+
+@privileged.context.entrypoint_with_timeout(command.TIMEOUT)
+def sync_host(deadline: float) -> None:
+    """Write the dirty data of all filesystems of the host to their storage.
+
+    :param deadline: seconds after which to give up, at most DEADLINE.
+    :raises OSError: if it cannot be written in time.
+    """
+    children.run(_check_deadline(deadline), os.sync, name='sync')
 
 
 def make_directory(target: str) -> None:

@@ -74,6 +74,8 @@ class PowerOps:
         """Stop an instance, cleanly if time is given; one that LXD does not
         have counts as stopped, so that it can be rebuilt.
 
+        What it has written to its volumes is on their storage afterwards.
+
         See :meth:`nova.virt.driver.ComputeDriver.power_off`.
 
         :param timeout: seconds for the guest to shut down; 0 stops it by
@@ -86,6 +88,7 @@ class PowerOps:
                 if timeout > 0 and guest.power_state != power_state.SHUTDOWN:
                     self._shut_down(instance, guest, timeout, retry_interval)
                 guest.stop()
+                self._volumes.flush(instance, guest)
                 with contextlib.suppress(errors.DiskFull):
                     # The key is removed again when the guest is started.
                     self._clear_suspended(guest)

@@ -41,7 +41,6 @@ from nova import context as nova_context
 from nova import exception
 from nova.image import glance
 from nova import objects
-from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import units
 
@@ -50,6 +49,7 @@ from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
+from nova_lxd_py.virt.volume import server_volumes
 
 LOG = logging.getLogger(__name__)
 
@@ -78,15 +78,17 @@ class SnapshotOps:
     :param session: the LXD session.
     :param guests: the driver's LXD instances.
     :param image_api: Glance.
+    :param volumes: Cinder volumes.
     """
 
     def __init__(self, session: lxd.Session,
-                 guests: registry.GuestRegistry, image_api: glance.API
-                 ) -> None:
+                 guests: registry.GuestRegistry, image_api: glance.API,
+                 volumes: server_volumes.ServerVolumes) -> None:
         self._session = session
         self._options = session.options
         self._guests = guests
         self._image_api = image_api
+        self._volumes = volumes
         #: UUIDs of quiesced instances that Nova has yet to unquiesce.
         self._quiesced_by_nova: set[str] = set()
 
@@ -300,19 +302,20 @@ class SnapshotOps:
 
     def quiesce(self, instance: objects.Instance,
                 image_meta: objects.ImageMeta) -> None:
-        """Freeze an instance, so that its disks are consistent.
+        """Freeze an instance, so that its volumes are consistent.
 
         A container's processes can only be stopped altogether, so this is
         done for servers alone whose image asks for it.
         See :meth:`nova.virt.driver.ComputeDriver.quiesce`.
 
         :raises nova.exception.InstanceQuiesceNotSupported: if the image does
-            not.
+            not, or if a volume cannot be written to.
         """
         if not _must_quiesce(image_meta):
             # A snapshot of its volumes is made all the same, and gets at
             # least what has been written until now.
-            self._sync()
+            with self._guests.changing(instance):
+                self._volumes.flush(instance, self._guests.active(instance))
             raise exception.InstanceQuiesceNotSupported(
                 instance_id=instance.uuid,
                 reason='a container is quiesced by freezing it; set '
@@ -324,13 +327,14 @@ class SnapshotOps:
                     # Nova does not call unquiesce then.
                     failure.callback(_quietly, lambda: self._unfreeze(guest))
                     self._freeze(guest)
-                self._sync()
+                failed = self._volumes.flush(instance, guest)
+                if failed:
+                    raise exception.InstanceQuiesceNotSupported(
+                        instance_id=instance.uuid,
+                        reason='the host could not write its cached data of '
+                               f'volumes {", ".join(failed)}')
                 failure.pop_all()
             self._quiesced_by_nova.add(instance.uuid)
-
-    def _sync(self) -> None:
-        """Flush the page cache of the host to disk."""
-        processutils.execute('sync', timeout=self._options.operation_timeout)
 
     def unquiesce(self, instance: objects.Instance) -> None:
         """Thaw an instance after :meth:`quiesce`; a thawed one is a success.

@@ -24,20 +24,24 @@ is: the driver needs no other record to find it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import contextlib
+import os
 from typing import Any
 from urllib import parse
 
 from nova import exception
 from nova import objects
 from nova.virt import driver as virt_driver
-from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import units
 
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import root_check
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
+from nova_lxd_py.virt.privileged import command
+from nova_lxd_py.virt.privileged import mounts
 
 LOG = logging.getLogger(__name__)
 
@@ -146,16 +150,33 @@ class EphemeralDiskManager:
         """
         try:
             # The usage does not include dirty pages.
-            processutils.execute('sync',
-                                 timeout=self._options.operation_timeout)
-        except (processutils.ProcessExecutionError, OSError) as exc:
-            LOG.debug('Usage of volume %(name)s is not known: %(error)s',
-                      {'name': name, 'error': exc})
+            self._sync(name)
+        # Not only OSError: the privileged daemon may be gone.
+        except Exception as exc:
+            LOG.warning('Usage of LXD volume %(name)s is not known: '
+                        '%(error)s', {'name': name, 'error': exc})
             return False
         usage = self._session.get(*self._volumes, name, 'state').get('usage')
         used = (usage or {}).get('used')
         return (used is not None and
                 used + _SHRINK_MARGIN <= size_gb * units.Gi)
+
+    def _sync(self, name: str) -> None:
+        """Write the dirty data of a volume to its storage.
+
+        :raises OSError: if it cannot be written, or not in time.
+        """
+        directory = os.path.join(
+            root_check.lxd_directory(self._session), 'storage-pools',
+            self._options.storage_pool, 'custom',
+            f'{self._session.project}_{name}')
+        timeout = min(self._options.operation_timeout, command.DEADLINE)
+        if os.path.isabs(directory):
+            with contextlib.suppress(FileNotFoundError):
+                mounts.sync_pool(directory, timeout)
+                return
+        # The LXD snap has a mount namespace of its own.
+        mounts.sync_host(timeout)
 
     def find(self, instance: objects.Instance) -> list[int]:
         """List the ephemeral disks of an instance, with one LXD request.

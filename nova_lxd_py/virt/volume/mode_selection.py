@@ -53,6 +53,12 @@ class ModeSelection:
         """Return the mode in which a volume has been attached."""
         return self._by_name[connection_info.get(modes.KEY_MODE, modes.BLOCK)]
 
+    def of_device(self, device: Mapping[str, str]) -> modes.Mode:
+        """Return the mode of a volume by its LXD device, see
+        :func:`.lxd_devices.of_guest`."""
+        return {'disk': self.filesystem, lxd_devices.ROOT: self.root}.get(
+            device['type'], self.block)
+
     def choose(self, instance: objects.Instance,
                connection_info: Mapping[str, Any], identifier: str,
                metadata: Callable[[], Mapping[str, str]]) -> modes.Mode:

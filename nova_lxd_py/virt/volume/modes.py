@@ -160,6 +160,16 @@ class Mode(abc.ABC):
         :raises OSError: if the kernel refuses.
         """
 
+    @abc.abstractmethod
+    def flush(self, identifier: str, path: str, deadline: float) -> None:
+        """Write what the host has cached of a volume to its storage.
+
+        :param identifier: Cinder's ID of the volume.
+        :param path: path of its block device.
+        :param deadline: seconds after which to give up.
+        :raises OSError: if it cannot be written, or not in time.
+        """
+
     def unmount(self, identifier: str, force: bool) -> None:
         """Unmount a volume, if it is mounted.
 
@@ -197,6 +207,10 @@ class BlockMode(Mode):
             'source': base.device_path(connection_info) or '',
             'path': lxd_devices.guest_path(mountpoint),
             lxd_devices.KEY_BOOT: lxd_devices.boot_id()}})
+
+    def flush(self, identifier: str, path: str, deadline: float) -> None:
+        """See :meth:`Mode.flush`."""
+        mounts.sync_device(path, deadline)
 
 
 class _MountedMode(Mode):
@@ -260,6 +274,10 @@ class _MountedMode(Mode):
         mounts.grow(base.device_path(connection_info) or '',
                     self._kind(connection_info, identifier),
                     self.target(identifier))
+
+    def flush(self, identifier: str, path: str, deadline: float) -> None:
+        """See :meth:`Mode.flush`."""
+        mounts.sync(self.target(identifier), deadline)
 
 
 class FilesystemMode(_MountedMode):

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 import contextlib
+import time
 from typing import Any
 
 from nova.compute import power_state
@@ -50,6 +51,11 @@ LOG = logging.getLogger(__name__)
 #: Changes to the configuration of a guest that keeps its disks while the host
 #: is disconnected from its volumes.
 DISCONNECTED: Mapping[str, str | None] = modes.DISCONNECTED
+
+#: Seconds to write the cached data of all volumes of an instance.
+FLUSH_TIMEOUT = 120.0
+#: Seconds that each volume gets if others have used up the time.
+_LEAST_FLUSH_TIMEOUT = 5.0
 
 _BlockDeviceInfo = Mapping[str, Any] | None
 
@@ -175,6 +181,35 @@ class ServerVolumes:
                 if connection_info[modes.KEY_MODE] != modes.BLOCK:
                     self._attacher.mount(instance, guest.reload(),
                                          connection_info)
+
+    def flush(self, instance: objects.Instance, guest: lxd_guest.Guest
+              ) -> list[str]:
+        """Write what the host has cached of an instance's volumes to their
+        storage, so that it survives a crash of the host and is part of
+        Cinder's snapshots.
+
+        Failures are logged as warnings: storage that does not answer must not
+        keep an instance from stopping.
+
+        :param guest: its LXD instance.
+        :returns: IDs of the volumes that could not be written in time.
+        """
+        failed = []
+        deadline = time.monotonic() + FLUSH_TIMEOUT
+        for name, device in lxd_devices.connected(guest).items():
+            identifier = lxd_devices.volume(name)
+            timeout = max(deadline - time.monotonic(), _LEAST_FLUSH_TIMEOUT)
+            try:
+                self._attacher.modes.of_device(device).flush(
+                    identifier, lxd_devices.source(device), timeout)
+            # Not only OSError: the privileged daemon may be gone.
+            except Exception as error:
+                LOG.warning('Could not write cached data of volume %(volume)s '
+                            'to its storage: %(error)s',
+                            {'volume': identifier, 'error': error},
+                            instance=instance)
+                failed.append(identifier)
+        return failed
 
     def reconnect(self, context: nova_context.RequestContext,
                   instance: objects.Instance, guest: lxd_guest.Guest

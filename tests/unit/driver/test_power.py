@@ -14,13 +14,17 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from typing import Any
 
+import fixtures
 from nova.compute import power_state
 from nova import exception
 from nova import objects
 
+from nova_lxd_py import conf
+from nova_lxd_py.virt.privileged import rootfs
 from tests.fixtures import fake_driver_host
 from tests.fixtures import memory_cinder
 
@@ -93,6 +97,45 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
         self.assertRaises(exception.NovaException, self.driver.power_off,
                           server)
         self.assert_state(power_state.RUNNING, server)
+
+    def with_volumes(self) -> tuple[objects.Instance, list[Any]]:
+        """Boot a server from a volume that has a mounted and a plain one."""
+        conf.CONF.set_override('volume_filesystems', ['ext4'], 'lxd')
+        self.addCleanup(conf.CONF.clear_override, 'volume_filesystems', 'lxd')
+        volumes = [self.storage.volume(content='ext4') for _number in range(3)]
+        root, mounted, plain = volumes
+        root.disk.root = rootfs.READY
+        mounted.properties['volume_metadata'] = {
+            'lxd_volume_mode': 'filesystem'}
+        server = self.host.spawn(
+            self.host.instance(), image=objects.ImageMeta.from_dict({}),
+            block_device_info=memory_cinder.described(
+                root.mapping('/dev/vda', boot_index=0),
+                mounted.mapping('/dev/vdb'), plain.mapping('/dev/vdc')))
+        self.assertEqual([True, True, False], [
+            bool(self.storage.mount_of(volume)) for volume in volumes])
+        return server, volumes
+
+    def test_off_writes_cached_data_of_volumes(self) -> None:
+        for timeout in (0, 10):
+            server, volumes = self.with_volumes()
+            self.storage.before('mounts.sync', lambda: self.assert_state(
+                power_state.SHUTDOWN, server))
+            self.driver.power_off(server, timeout=timeout, retry_interval=5)
+            self.assertEqual([1, 1, 1],
+                             [volume.disk.synced for volume in volumes])
+
+    def test_off_while_storage_hangs(self) -> None:
+        server, volumes = self.with_volumes()
+        hung = TimeoutError(errno.ETIMEDOUT, 'syncfs did not finish')
+        self.storage.fail('mounts.sync', hung)
+        log = self.useFixture(fixtures.FakeLogger())
+        self.driver.power_off(server)
+        self.assert_state(power_state.SHUTDOWN, server)
+        self.assertEqual(2, sum(volume.disk.synced for volume in volumes))
+        lost, = (volume for volume in volumes if not volume.disk.synced)
+        self.assertIn(f'Could not write cached data of volume {lost.id}',
+                      log.output)
 
     # -- on -----------------------------------------------------------------
 

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from typing import Any
 
@@ -30,13 +31,6 @@ from tests.fixtures import memory_cinder
 
 
 class SnapshotTest(fake_driver_host.FakeDriverTestCase):
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.commands: list[Any] = []
-        self.useFixture(fixtures.MonkeyPatch(
-            'oslo_concurrency.processutils.execute',
-            lambda *words, **kwargs: self.commands.append(words[0])))
 
     def take(self, server: objects.Instance) -> str:
         """Make an image.
@@ -219,23 +213,54 @@ class SnapshotTest(fake_driver_host.FakeDriverTestCase):
 
     # -- quiesce ------------------------------------------------------------
 
+    def with_volume(self, image: objects.ImageMeta | None = None
+                    ) -> tuple[objects.Instance, memory_cinder.Volume]:
+        volume = self.storage.volume()
+        image = image or self.host.image()
+        return self.host.spawn(
+            self.host.instance(image), image,
+            block_device_info=memory_cinder.described(
+                volume.mapping())), volume
+
     def test_quiesce(self) -> None:
         image = self.host.image(os_require_quiesce='yes')
-        server = self.host.spawn(self.host.instance(image), image)
+        server, volume = self.with_volume(image)
+        self.storage.before('mounts.sync_device', lambda: self.assert_state(
+            power_state.PAUSED, server))
         self.driver.quiesce(self.context, server, image)
         self.assert_state(power_state.PAUSED, server)
-        self.assertIn('sync', self.commands)
+        self.assertEqual(1, volume.disk.synced)
         for _time in range(2):
             self.driver.unquiesce(self.context, server, image)
             self.assert_state(power_state.RUNNING, server)
 
     def test_quiesce_that_nobody_asked_for(self) -> None:
-        server = self.host.spawn()
+        server, volume = self.with_volume()
         self.assertRaises(
             exception.InstanceQuiesceNotSupported, self.driver.quiesce,
             self.context, server, server.image_meta)
         self.assert_state(power_state.RUNNING, server)
-        self.assertIn('sync', self.commands)
+        self.assertEqual(1, volume.disk.synced)
+
+    def test_quiesce_while_storage_hangs(self) -> None:
+        image = self.host.image(os_require_quiesce='yes')
+        server, volume = self.with_volume(image)
+        self.storage.fail('mounts.sync_device', TimeoutError(
+            errno.ETIMEDOUT, 'fsync did not finish'))
+        self.assertRaises(
+            exception.InstanceQuiesceNotSupported, self.driver.quiesce,
+            self.context, server, image)
+        self.assertEqual(0, volume.disk.synced)
+        self.assert_state(power_state.RUNNING, server)
+        self.assertNotIn('user.nova.quiesced', self.config(server))
+
+    def test_quiesce_leaves_other_servers_volumes(self) -> None:
+        server, _volume = self.with_volume()
+        _other, volume = self.with_volume()
+        self.assertRaises(
+            exception.InstanceQuiesceNotSupported, self.driver.quiesce,
+            self.context, server, server.image_meta)
+        self.assertEqual(0, volume.disk.synced)
 
     def test_quiesce_fails(self) -> None:
         image = self.host.image(os_require_quiesce='yes')

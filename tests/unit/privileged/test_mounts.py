@@ -14,10 +14,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import os
 import tempfile
+import time
 from unittest import mock
 
+import fixtures
 from oslotest import base
 
 from nova_lxd_py.virt.privileged import mounts
@@ -42,6 +45,7 @@ class InputTestCase(base.BaseTestCase):
                          lambda: mounts.make_filesystem(path, 'ext4', 'x'),
                          lambda: mounts.is_in_use(path),
                          lambda: probe.make_blank(path),
+                         lambda: mounts.sync_device(path, 60),
                          lambda: mounts.grow(path, 'ext4', TARGET),
                          lambda: mounts.mount(path, 'ext4', TARGET, False, 1,
                                               1, 1)):
@@ -52,6 +56,7 @@ class InputTestCase(base.BaseTestCase):
                      f'/mnt/{VOLUME}/', f'//{VOLUME}', f'/mnt/{VOLUME}x'):
             self.assertRaises(ValueError, mounts.create_mount_point, path)
             self.assertRaises(ValueError, mounts.unmount, path, True)
+            self.assertRaises(ValueError, mounts.sync, path, 60)
             with mock.patch.object(validation, 'checked_device',
                                    lambda path: path):
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
@@ -84,3 +89,64 @@ class InputTestCase(base.BaseTestCase):
             self.assertFalse(mounts.unmount(target, False))
             self.assertFalse(os.path.exists(target))
             self.assertFalse(mounts.unmount(target, False))
+
+
+class SyncTestCase(base.BaseTestCase):
+    """Writing of cached data, with a stand-in for the kernel."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        mounts.privileged.context.set_client_mode(False)
+        self.addCleanup(mounts.privileged.context.set_client_mode, True)
+        self.target = os.path.join(
+            self.useFixture(fixtures.TempDir()).path, VOLUME)
+        mounts.create_mount_point(self.target)
+
+    def syncfs(self, effect: Callable[[int], int]) -> None:
+        self.useFixture(fixtures.MockPatchObject(
+            mounts, '_libc', mock.Mock(syncfs=effect)))
+
+    def mounted(self) -> None:
+        self.useFixture(fixtures.MockPatchObject(mounts, 'is_mounted',
+                                                 self.target.__eq__))
+
+    def test_only_what_is_mounted(self) -> None:
+        """Not the filesystem of the host with the mount point."""
+        def refuse(descriptor: int) -> int:
+            raise AssertionError(os.readlink(f'/proc/self/fd/{descriptor}'))
+
+        self.syncfs(refuse)
+        mounts.sync(self.target, 60)
+        self.mounted()
+        error = self.assertRaises(AssertionError, mounts.sync, self.target,
+                                  60)
+        self.assertEqual(self.target, str(error))
+
+    def test_hangs(self) -> None:
+        self.syncfs(lambda descriptor: time.sleep(60) or 0)
+        self.mounted()
+        began = time.monotonic()
+        self.assertRaisesRegex(TimeoutError, 'syncfs did not finish',
+                               mounts.sync, self.target, 0.3)
+        self.assertLess(time.monotonic() - began, 30)
+
+    def test_input(self) -> None:
+        for deadline in (0, -1, 1e9):
+            self.assertRaises(ValueError, mounts.sync, self.target, deadline)
+        for pool in ('/', '/etc', '/x/storage-pools', '/storage-pools/../x',
+                     'storage-pools/x', None):
+            self.assertRaises(ValueError, mounts.sync_pool, pool, 60)
+
+    def test_pool(self) -> None:
+        synced = os.path.join(os.path.dirname(self.target), 'synced')
+
+        def write(descriptor: int) -> int:
+            os.symlink(os.readlink(f'/proc/self/fd/{descriptor}'), synced)
+            return 0
+
+        self.syncfs(write)
+        pool = os.path.join(os.path.dirname(self.target), 'storage-pools',
+                            'default')
+        os.makedirs(pool)
+        mounts.sync_pool(pool, 60)
+        self.assertEqual(pool, os.readlink(synced))

@@ -13,11 +13,15 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import fixtures
 from nova import exception
 from nova import objects
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.storage import ephemeral_disks
 from tests.fixtures import session_case
 
@@ -115,6 +119,42 @@ class DiskTestCase(session_case.SessionTestCase):
             self.disks.ensure(self.server, described(asked))
             self.assertEqual(found, self.volumes()[
                 f'ephemeral-{UUID}-0']['size'])
+
+    def shrink(self):
+        """Try to shrink a disk.
+
+        :returns: how often LXD was asked for its usage.
+        """
+        self.disks.create(self.server, described(2))
+        self.disks.resize(self.server, 2, 1)
+        return self.lxd.count('GET', f'{VOLUMES}/ephemeral-{UUID}-0/state')
+
+    def test_shrinking_writes_cached_data_first(self):
+        """That of the disk, which LXD does not count as usage before."""
+        synced = []
+        for name in ('sync_pool', 'sync_host'):
+            self.useFixture(fixtures.MockPatchObject(
+                mounts, name, lambda *args: synced.append(args)))
+        self.cfg.config(group='lxd', directory='/srv/lxd')
+        self.assertEqual(1, self.shrink())
+        self.assertEqual([(f'/srv/lxd/storage-pools/default/custom/'
+                           f'nova_ephemeral-{UUID}-0', 240)], synced)
+
+    def test_shrinking_where_the_pool_is_out_of_sight(self):
+        synced = []
+        self.useFixture(fixtures.MockPatchObject(
+            mounts, 'sync_pool', mock.Mock(side_effect=FileNotFoundError)))
+        self.useFixture(fixtures.MockPatchObject(
+            mounts, 'sync_host', synced.append))
+        self.assertEqual(1, self.shrink())
+        self.assertEqual([240], synced)
+
+    def test_unwritten_data_keeps_the_size(self):
+        self.useFixture(fixtures.MockPatchObject(
+            mounts, 'sync_pool', mock.Mock(side_effect=TimeoutError)))
+        self.assertEqual(0, self.shrink())
+        self.assertEqual('2GiB', self.volumes()[f'ephemeral-{UUID}-0'][
+            'size'])
 
     def test_missing_disk_is_recreated(self):
         self.disks.ensure(self.server, described(1))
