@@ -14,6 +14,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -100,6 +103,29 @@ class LifecycleTest(unittest.TestCase):
             'volatile.uuid']
         self.assertNotEqual(before, after)
         self.assertEqual(power_state.RUNNING, self.host.state(server))
+
+    def test_a_copy_that_an_operator_makes_is_kept(self) -> None:
+        image = self.host.image()
+        server = self.host.spawn(self.host.instance(
+            image, config_drive='True'), image)
+        with tempfile.TemporaryDirectory() as home:
+            subprocess.run(
+                ['lxc', 'copy', server.name, 'backup', '--instance-only',
+                 '--project', self.host.project],
+                env={**os.environ, 'HOME': home, 'LXD_CONF': home,
+                     'LXD_DIR': os.path.dirname(self.host.lxd.endpoint)},
+                check=True, capture_output=True, timeout=60)
+        copy = self.host.lxd_instances()['backup']
+        self.assertEqual(server.uuid, copy['config']['user.nova.uuid'])
+        self.assertEqual([server.name], self.driver.list_instances())
+        self.assertEqual([server.uuid], self.driver.list_instance_uuids())
+        self.assertEqual(1, self.driver.get_num_instances())
+        self.driver.reboot(self.host.context, server, [], 'HARD')
+        self.driver.destroy(self.host.context, server, [])
+        self.assertFalse(self.driver.instance_exists(server))
+        self.assertEqual([], self.driver.list_instance_uuids())
+        self.assertEqual(0, self.driver.get_num_instances())
+        self.assertEqual(copy, self.host.lxd_instances()['backup'])
 
     def test_a_foreign_instance_of_the_name_is_kept(self) -> None:
         image = self.host.image()

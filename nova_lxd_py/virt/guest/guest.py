@@ -41,6 +41,9 @@ LOG = logging.getLogger(__name__)
 KEY_UUID = 'user.nova.uuid'
 #: Purpose of the LXD instance, see the ROLE constants.
 KEY_ROLE = 'user.nova.role'
+#: Name of the LXD instance that the driver created: a copy that an operator
+#: makes has all keys, but another name.
+KEY_LXD_NAME = 'user.nova.lxd_name'
 #: OpenStack project of the server.
 KEY_PROJECT = 'user.nova.project_id'
 KEY_USER = 'user.nova.user_id'
@@ -149,7 +152,14 @@ class Guest:
     @property
     def is_ours(self) -> bool:
         """Whether the driver created it; it never changes any other."""
-        return KEY_ROLE in self.config or KEY_UUID in self.config
+        return ((KEY_ROLE in self.config or KEY_UUID in self.config) and
+                not self.is_copy)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether somebody else copied it from an instance of the driver, or
+        renamed one."""
+        return self.config.get(KEY_LXD_NAME, self.name) != self.name
 
     @property
     def config(self) -> Mapping[str, str]:

@@ -21,12 +21,15 @@ from typing import Any
 from nova.compute import power_state
 from nova import exception
 from oslo_concurrency import lockutils
+from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import pending
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import session as lxd
+
+LOG = logging.getLogger(__name__)
 
 
 class GuestRegistry:
@@ -38,6 +41,8 @@ class GuestRegistry:
     def __init__(self, session: lxd.Session) -> None:
         self._session = session
         self._forget: Callable[[Any], None] = lambda instance: None
+        #: Names of the copies of servers that the log has.
+        self._copies: set[str] = set()
         #: Instances that are being created, for the watcher of LXD's events.
         self.pending = pending.PendingInstances()
 
@@ -49,12 +54,23 @@ class GuestRegistry:
     def all(self) -> list[lxd_guest.Guest]:
         """List all LXD instances that the driver created, with one request.
 
-        :returns: guests of every role; foreign instances in the project are
-            left out.
+        :returns: guests of every role; foreign instances in the project, and
+            copies that an operator has made of ours, are left out.
         """
         infos = self._session.get('instances', params={'recursion': 1})
-        return [guest for guest in (lxd_guest.Guest(self._session, info)
-                                    for info in infos) if guest.is_ours]
+        guests = [lxd_guest.Guest(self._session, info) for info in infos]
+        self._log_copies(guests)
+        return [guest for guest in guests if guest.is_ours]
+
+    def _log_copies(self, guests: list[lxd_guest.Guest]) -> None:
+        """Log once the names of instances that are copies of servers."""
+        copies = {guest.name: guest for guest in guests if guest.is_copy}
+        for name in sorted(copies.keys() - self._copies):
+            LOG.warning('Ignoring LXD instance %s, which somebody has copied '
+                        'or renamed from %s', name,
+                        copies[name].config[lxd_guest.KEY_LXD_NAME],
+                        instance_uuid=copies[name].uuid)
+        self._copies = set(copies)
 
     def servers(self) -> list[lxd_guest.Guest]:
         """List the LXD instances with the server role, with one request."""
@@ -82,7 +98,7 @@ class GuestRegistry:
         name = lxd_guest.lxd_name(instance, role)
         with contextlib.suppress(errors.InstanceNotFound):
             guest = self.by_name(name)
-            if guest.uuid == instance.uuid:
+            if guest.is_ours and guest.uuid == instance.uuid:
                 return guest
         # Names come from a template that an operator may change.
         for other in self.all():
@@ -141,9 +157,10 @@ class GuestRegistry:
         :raises errors.LXDError: if LXD cannot create it; LXD keeps nothing
             of it then.
         """
+        config = {**config, lxd_guest.KEY_LXD_NAME: name}
         body = {
             'name': name, 'type': 'container', 'source': dict(source),
-            'config': dict(config), 'profiles': [],
+            'config': config, 'profiles': [],
             'devices': {key: dict(value) for key, value in devices.items()}}
         patience = timeout or self._session.operation_timeout
         with self.pending.expected(name, config) as announced:

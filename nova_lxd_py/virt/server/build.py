@@ -148,7 +148,7 @@ class SpawnOps:
             guest = self._guests.by_name(name)
         except errors.NotFound:
             return
-        if guest.uuid != instance.uuid:
+        if not guest.is_ours or guest.uuid != instance.uuid:
             LOG.error('LXD project %s has a foreign instance with the name '
                       '%s; rename or delete it', self._guests.project, name,
                       instance=instance)

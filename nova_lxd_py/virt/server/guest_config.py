@@ -39,9 +39,10 @@ from nova_lxd_py.virt.volume import modes
 
 #: Keys that LXD itself keeps, or that were decided when the instance was made.
 _KEPT_KEYS = ('volatile.', 'image.', 'security.idmap.')
-#: Keys of the driver's that describe a passing state of the server.
-_STATE_KEYS = (lxd_guest.KEY_RESCUED, lxd_guest.KEY_SUSPENDED,
-               lxd_guest.KEY_QUIESCED,
+#: Keys of the driver's that describe the LXD instance or a passing state of
+#: the server.
+_STATE_KEYS = (lxd_guest.KEY_LXD_NAME, lxd_guest.KEY_RESCUED,
+               lxd_guest.KEY_SUSPENDED, lxd_guest.KEY_QUIESCED,
                lxd_guest.KEY_RESIZE, lxd_guest.KEY_SERIAL_PORT)
 
 #: Through this device a rescue instance has the server's root disk.

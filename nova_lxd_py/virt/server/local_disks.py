@@ -15,17 +15,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 from typing import Any
 
 from nova import context as nova_context
 from nova import objects
+from oslo_log import log as logging
 
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt.server import rollback
 from nova_lxd_py.virt.storage import ephemeral_disks
+
+LOG = logging.getLogger(__name__)
 
 _BlockDeviceInfo = Mapping[str, Any] | None
 
@@ -107,7 +110,7 @@ class LocalDisks:
 
         :raises errors.LXDError: if LXD cannot delete one.
         """
-        with contextlib.suppress(errors.NotFound):
+        with contextlib.suppress(errors.NotFound), _kept_if_in_use(instance):
             self._ephemeral.delete(instance)
 
     def delete_config_drive(self, instance: objects.Instance) -> None:
@@ -115,4 +118,18 @@ class LocalDisks:
 
         :raises errors.LXDError: if LXD cannot delete it.
         """
-        self._config_drives.remove(instance)
+        with _kept_if_in_use(instance):
+            self._config_drives.remove(instance)
+
+
+@contextlib.contextmanager
+def _kept_if_in_use(instance: objects.Instance) -> Iterator[None]:
+    """Keep a volume that another LXD instance uses, such as the copy that an
+    operator has made of the server."""
+    try:
+        yield
+    except errors.InvalidRequest as exc:
+        if 'in use' not in exc.message:
+            raise
+        LOG.warning('Keeping a volume of the server, which another LXD '
+                    'instance uses: %s', exc, instance=instance)

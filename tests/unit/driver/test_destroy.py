@@ -220,3 +220,25 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         self.assertEqual({}, self.host.own())
         self.assertEqual([], self.host.lxd_volumes())
         self.assertEqual(set(), self.storage.left())
+
+    def test_copy_that_an_operator_has_made(self) -> None:
+        server = self.make()
+        own = self.host.lxd_instances()[server.name]
+        self.lxd.api.must('POST', '/1.0/instances', {
+            'name': 'backup', 'config': own['config'], 'profiles': [],
+            'devices': {name: device for name, device
+                        in own['devices'].items()
+                        if device['type'] == 'disk'},
+            'source': {'type': 'copy', 'source': server.name}},
+            params={'project': self.host.project})
+        self.assertEqual([server.name], self.driver.list_instances())
+        self.assertEqual([server.uuid], self.driver.list_instance_uuids())
+        self.assertEqual(1, self.driver.get_num_instances())
+        self.destroy(server)
+        self.assertEqual(['backup'], list(self.host.own()))
+        self.assertEqual([], self.driver.list_instances())
+        self.assertFalse(self.driver.instance_exists(server))
+        # The copy uses them.
+        self.assertEqual({f'config-drive-{server.uuid}',
+                          f'ephemeral-{server.uuid}-0'},
+                         set(self.host.lxd_volumes()))

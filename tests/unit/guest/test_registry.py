@@ -16,13 +16,18 @@ from __future__ import annotations
 
 import threading
 
+import fixtures
 from nova import objects
 
+from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.lxd import errors
 from tests.fixtures import session_case
 
 UUID = '0c1e9f0a-1111-4222-8333-444455556666'
 OTHER = '0c1e9f0a-1111-4222-8333-444455557777'
+
+objects.register_all()
 
 
 class ChangingTestCase(session_case.SessionTestCase):
@@ -72,3 +77,73 @@ class ChangingTestCase(session_case.SessionTestCase):
                 self.guests.changing(objects.Instance(id=2, uuid=OTHER)):
             pass
         self.assertEqual([OTHER, UUID], self.forgotten)
+
+
+class CopiesTestCase(session_case.SessionTestCase):
+    """LXD instances that an operator has copied from a server's."""
+
+    def setUp(self):
+        super().setUp()
+        self.log = self.useFixture(fixtures.FakeLogger())
+        self.guests = registry.GuestRegistry(self.session)
+        self.server = objects.Instance(id=1, uuid=UUID)
+        self.name = self.server.name
+        self.guests.create(
+            self.name, {'type': 'image', 'alias': 'tiny'},
+            {lxd_guest.KEY_UUID: UUID,
+             lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER},
+            {'root': {'type': 'disk', 'path': '/', 'pool': 'default'}})
+
+    def copy(self, name, source=None):
+        source = source or self.name
+        body = self.session.get('instances', source)
+        self.session.post('instances', body={
+            'name': name, 'config': body['config'],
+            'devices': body['devices'], 'profiles': [],
+            'source': {'type': 'copy', 'source': source}})
+
+    def names(self):
+        return [guest.name for guest in self.guests.all()]
+
+    def test_a_copy_is_not_the_server(self):
+        self.copy('backup')
+        self.assertEqual([self.name], self.names())
+        self.assertEqual([self.name], [
+            guest.name for guest in self.guests.of(self.server)])
+        self.assertEqual(self.name, self.guests.get(self.server).name)
+
+    def test_a_copy_survives_the_server(self):
+        self.copy('backup')
+        self.guests.delete_all(self.server)
+        self.assertEqual(['backup'], list(self.lxd.instances))
+        self.assertEqual([], self.names())
+        self.assertIsNone(self.guests.find(self.server))
+
+    def test_the_log_has_each_name_once(self):
+        for name in ('backup', 'other'):
+            self.copy(name)
+            for _time in range(2):
+                self.guests.all()
+        self.assertEqual(2, self.log.output.count('Ignoring LXD instance'))
+        self.assertIn(f'other, which somebody has copied or renamed from '
+                      f'{self.name}', self.log.output)
+
+    def test_a_copy_in_place_of_the_server(self):
+        self.copy('backup')
+        self.guests.delete_all(self.server)
+        self.copy(self.name, 'backup')
+        self.assertEqual(self.name, self.guests.get(self.server).name)
+
+    def test_a_copy_with_the_name_that_nova_gives_now(self):
+        self.copy('server-1')
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.objects.Instance.name', 'server-1'))
+        self.assertEqual(self.name, self.guests.get(self.server).name)
+        self.guests.delete_all(self.server)
+        self.assertRaises(errors.InstanceNotFound, self.guests.get,
+                          self.server)
+
+    def test_servers_of_earlier_versions(self):
+        self.session.patch('instances', self.name, body={'config': {
+            lxd_guest.KEY_LXD_NAME: ''}})
+        self.assertEqual([self.name], self.names())
