@@ -43,6 +43,7 @@ from nova_lxd_py.virt.lxd import responses
 from nova_lxd_py.virt.lxd import retry
 from nova_lxd_py.virt.lxd import streams
 from nova_lxd_py.virt.lxd import tls
+from nova_lxd_py.virt.lxd import transport_errors
 from nova_lxd_py.virt.lxd import unix_adapter
 
 LOG = logging.getLogger(__name__)
@@ -56,10 +57,6 @@ WELL_KNOWN_SOCKETS = (
 
 #: Seconds for opening a connection to LXD, which is on this host or near.
 CONNECT_TIMEOUT = 10
-
-#: Exceptions of the HTTP and websocket libraries for a failed connection.
-_TRANSPORT_ERRORS = (requests.exceptions.RequestException, OSError,
-                     websocket.WebSocketException)
 
 
 class Session:
@@ -88,8 +85,7 @@ class Session:
     def endpoint(self) -> str:
         """The configured or detected endpoint: a path or an https URL."""
         if self._conf.endpoint:
-            endpoint = self._conf.endpoint.removeprefix('unix://')
-            return endpoint
+            return self._conf.endpoint.removeprefix('unix://')
         for path in WELL_KNOWN_SOCKETS:
             if os.path.exists(path):
                 return path
@@ -134,7 +130,7 @@ class Session:
                 endpoint=url, session=http,
                 timeout=(CONNECT_TIMEOUT, self._conf.request_timeout))
         except (pylxd_exceptions.ClientConnectionFailed,
-                *_TRANSPORT_ERRORS) as exc:
+                *transport_errors.ALL) as exc:
             raise self._transport_error('connect', exc) from exc
         except (pylxd_exceptions.LXDAPIException, LookupError, TypeError,
                 ValueError) as exc:
@@ -326,7 +322,7 @@ class Session:
             return getattr(node, method)(**kwargs)
         except pylxd_exceptions.LXDAPIException as exc:
             raise responses.from_response(what, exc.response) from None
-        except _TRANSPORT_ERRORS as exc:
+        except transport_errors.ALL as exc:
             if method != 'get':
                 self._wait_for_running_operations()
             raise self._transport_error(what, exc) from exc
@@ -400,7 +396,7 @@ class Session:
         def body() -> Iterator[bytes]:
             try:
                 yield from response.iter_content(chunk_size)
-            except _TRANSPORT_ERRORS as exc:
+            except transport_errors.ALL as exc:
                 raise self._transport_error(what, exc) from exc
 
         try:
@@ -483,7 +479,7 @@ class Session:
             raise responses.from_text(
                 what, responses.error_text(body) or str(exc),
                 exc.status_code) from exc
-        except _TRANSPORT_ERRORS as exc:
+        except transport_errors.ALL as exc:
             if sock is not None:
                 sock.close()
             raise self._transport_error(what, exc) from exc
@@ -497,25 +493,5 @@ class Session:
 
     def _transport_error(self, what: str, exc: BaseException
                          ) -> errors.LXDError:
-        text = str(exc)
-        if isinstance(exc, (requests.exceptions.ReadTimeout,
-                            websocket.WebSocketTimeoutException)) or (
-                not isinstance(exc, requests.exceptions.ConnectTimeout) and
-                'timed out' in text):
-            return errors.DeadlineExceeded(
-                f'LXD at {self.endpoint} did not answer "{what}" in time')
-        if 'Permission denied' in text:
-            return errors.PermissionDenied(
-                f'nova-compute has no permission to use the LXD socket '
-                f'{self.endpoint}: add its user to the group that owns the '
-                f'socket, and restart nova-compute')
-        if 'No such file' in text or 'FileNotFoundError' in text:
-            return errors.Unreachable(
-                f'There is no LXD socket at {self.endpoint}: start LXD, or '
-                f'set [lxd] endpoint')
-        if 'Fingerprints did not match' in text:
-            return errors.PermissionDenied(
-                f'The server at {self.endpoint} does not present the '
-                f'certificate in {self._conf.server_certificate}')
-        return errors.Unreachable(
-            f'LXD at {self.endpoint} does not answer ({what}): {text}')
+        return transport_errors.convert(
+            exc, what, self.endpoint, self._conf.server_certificate)
