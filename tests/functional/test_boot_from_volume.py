@@ -63,13 +63,13 @@ class BootHost(test_volumes.Host):
     options: dict[str, Any] = {}
 
     def setUp(self) -> None:
-        folder = fixtures.TempDir()
-        folder.setUp()
-        self.addCleanup(folder.cleanUp)
-        self.roots = pathlib.Path(folder.path)
+        directory = fixtures.TempDir()
+        directory.setUp()
+        self.addCleanup(directory.cleanUp)
+        self.roots = pathlib.Path(directory.path)
         self.roots.chmod(0o711)
         self.options = {'volume_filesystems': [self.filesystem],
-                        'volume_root_directory': folder.path,
+                        'volume_root_directory': directory.path,
                         'idmap_isolation': 'server', **self.options}
         super().setUp()
         #: What Cinder knows of its volumes, by their ids.
@@ -202,8 +202,9 @@ class BootHost(test_volumes.Host):
     def assert_clean(self) -> None:
         self.assertEqual(set(), self.storage.left_on_host())
         self.assertEqual([], self.pools())
-        folder = pathlib.Path(CONF.lxd.volume_mount_directory)
-        self.assertEqual([], list(folder.iterdir()) if folder.exists() else [])
+        directory = pathlib.Path(CONF.lxd.volume_mount_directory)
+        if directory.exists():
+            self.assertEqual([], list(directory.iterdir()))
         self.assertEqual([], list(self.roots.iterdir()))
 
 
@@ -529,14 +530,14 @@ class BootCases(BootHost):
     def test_interrupted_first_boot(self) -> None:
         for left in ((), ('nova-unpack/containers/x',)):
             volume = self.volume_from_image()
-            folder = pathlib.Path(self.host.useFixture(
+            directory = pathlib.Path(self.host.useFixture(
                 fixtures.TempDir()).path)
             run(f'mkfs.{self.filesystem}', '-q', '-f' if self.filesystem ==
                 'xfs' else '-F', str(volume.file))
-            run('mount', '-o', 'loop', str(volume.file), str(folder))
+            run('mount', '-o', 'loop', str(volume.file), str(directory))
             for path in left:
-                (folder / path).mkdir(parents=True)
-            run('umount', str(folder))
+                (directory / path).mkdir(parents=True)
+            run('umount', str(directory))
             server = self.boot(volume)
             self.assertEqual('from the image\n',
                              self.host.run(server, 'cat', '/etc/motd'))
@@ -687,12 +688,12 @@ class BootCases(BootHost):
 
     def _make_filesystem(self, volume: lab_volumes.Volume,
                          links: dict[str, str]) -> None:
-        folder = pathlib.Path(self.host.useFixture(fixtures.TempDir()).path)
+        directory = pathlib.Path(self.host.useFixture(fixtures.TempDir()).path)
         run(f'mkfs.{self.filesystem}', '-q', str(volume.file))
-        run('mount', '-o', 'loop', str(volume.file), str(folder))
+        run('mount', '-o', 'loop', str(volume.file), str(directory))
         for name, target in links.items():
-            (folder / name).symlink_to(target)
-        run('umount', str(folder))
+            (directory / name).symlink_to(target)
+        run('umount', str(directory))
 
 
 class _Crash(BaseException):

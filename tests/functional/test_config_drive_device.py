@@ -278,7 +278,7 @@ class ConfigDriveDeviceTest(ConfigDriveDeviceCase):
         self.assertEqual(server.uuid, self.metadata(other)['uuid'])
         self.reboot_host(server)
         # Another file gets the loop device.
-        other_disk = self.storage.folder / 'other'
+        other_disk = self.storage.directory / 'other'
         other_disk.write_bytes(bytes(1 << 20))
         taken = subprocess.run(
             ['losetup', '--find', '--show', str(other_disk)], check=True,

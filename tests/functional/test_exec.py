@@ -183,15 +183,15 @@ class InjectedFilesTest(ExecTestCase):
 
     def test_written(self) -> None:
         server = self.host.spawn(injected_files=[
-            ('/etc/motd', b'hello'), ('/new/folder/file', b'\x00\xff' * 999),
+            ('/etc/motd', b'hello'), ('/new/dir/file', b'\x00\xff' * 999),
             ('//etc//./passwd', b'root:x:0:0::/root:/bin/sh\n'),
             ('opt/relative', b'to the root')])
         self.assertEqual('to the root',
                          self.host.run(server, 'cat', '/opt/relative'))
         self.assertEqual('hello', self.host.run(server, 'cat', '/etc/motd'))
         self.assertEqual('1998', self.host.run(
-            server, 'stat', '-c', '%s', '/new/folder/file').strip())
-        for path in ('/etc/motd', '/new', '/new/folder', '/new/folder/file'):
+            server, 'stat', '-c', '%s', '/new/dir/file').strip())
+        for path in ('/etc/motd', '/new', '/new/dir', '/new/dir/file'):
             self.assertEqual('0 0', self.host.run(
                 server, 'stat', '-c', '%u %g', path).strip())
 

@@ -113,14 +113,15 @@ class CpuTestCase(test_resize.ResizeTestCase):
             groups = [line.strip().split(':', 2)[1:] for line in stream]
         for controllers, group in groups:
             # Below the group that LXD limits a guest has its own ones.
-            folder = pathlib.Path('/'.join(group.split('/')[:2]))
+            directory = pathlib.Path('/'.join(group.split('/')[:2]))
             if 'cpu' in controllers.split(','):
-                found = pathlib.Path('/sys/fs/cgroup/cpu', *folder.parts[1:])
+                found = pathlib.Path('/sys/fs/cgroup/cpu',
+                                     *directory.parts[1:])
                 quota, period = (
                     int((found / f'cpu.cfs_{kind}_us').read_text())
                     for kind in ('quota', 'period'))
                 return None if quota < 0 else quota / period
-            limit = pathlib.Path('/sys/fs/cgroup', *folder.parts[1:],
+            limit = pathlib.Path('/sys/fs/cgroup', *directory.parts[1:],
                                  'cpu.max')
             if not controllers and limit.exists():
                 words = limit.read_text().split()

@@ -48,7 +48,7 @@ class FilesystemCases:
     kind = lab_volumes.FileVolume
     filesystem = ''
     options: dict[str, Any] = {}
-    folder = '/mnt/vdb'
+    directory = '/mnt/vdb'
 
     def setUp(self) -> None:
         self.options = {'volume_filesystems': [self.filesystem],
@@ -58,15 +58,16 @@ class FilesystemCases:
 
     def fill(self, server, name: str = 'data') -> str:
         self.host.run(server, 'sh', '-c',
-                      f'dd if=/dev/urandom of={self.folder}/{name} bs=1M '
-                      f'count=4 && chown 7:8 {self.folder}/{name}')
+                      f'dd if=/dev/urandom of={self.directory}/{name} bs=1M '
+                      f'count=4 && chown 7:8 {self.directory}/{name}')
         return self.sum(server, name)
 
     def sum(self, server, name: str = 'data') -> str:
         """Checksum, owner and group of a file."""
         return self.host.run(
-            server, 'sh', '-c', f'busybox sha256sum {self.folder}/{name}; '
-            f'busybox stat -c "%u %g" {self.folder} {self.folder}/{name}')
+            server, 'sh', '-c', f'cd {self.directory}; '
+            f'busybox sha256sum $PWD/{name}; '
+            f'busybox stat -c "%u %g" . {name}')
 
     def test_moves_between_servers(self) -> None:
         first, second = self.host.spawn(), self.host.spawn()
@@ -147,7 +148,7 @@ class FilesystemCases:
         volume = self.storage.volume()
         connection = self.attach(server, volume)
         filled = self.fill(server)
-        self.hold_open(server, f'{self.folder}/data')
+        self.hold_open(server, f'{self.directory}/data')
         self.proxy.behave()
         self.assertRaisesRegex(exception.DeviceDetachFailed, 'processes',
                                self.detach, server, connection)
@@ -156,7 +157,7 @@ class FilesystemCases:
         self.release(server)
         # Mounted in another place: no process is to be seen.
         self.host.run(server, 'sh', '-c', 'mkdir -p /other && busybox mount '
-                      f'-o bind {self.folder} /other')
+                      f'-o bind {self.directory} /other')
         self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
                           connection)
         self.assertEqual(filled, self.sum(server))
@@ -175,7 +176,7 @@ class FilesystemCases:
         connection = self.attach(server, volume, access_mode='ro')
         self.assertEqual(filled, self.sum(server))
         with self.assertRaises(AssertionError):
-            self.host.run(server, 'touch', f'{self.folder}/x')
+            self.host.run(server, 'touch', f'{self.directory}/x')
         self.detach(server, connection)
 
     def test_content_is_never_overwritten(self) -> None:
@@ -219,7 +220,7 @@ class FilesystemCases:
         server = self.host.spawn()
         connection = self.attach(server, self.storage.volume())
         self.fill(server)
-        self.hold_open(server, f'{self.folder}/data')
+        self.hold_open(server, f'{self.directory}/data')
         self.destroy(server)
         self.assertEqual(set(), self.storage.left_on_host())
         self.detach(server, connection)
@@ -282,7 +283,7 @@ class FilesystemCases:
         target = self.fail_to_attach(server, volume)
         left.mkdir()
         self.mount_in_guest(server, target)
-        self.hold_open(server, f'{self.folder}/data')
+        self.hold_open(server, f'{self.directory}/data')
         self.assertRaises(exception.DeviceDetachFailed, self.attach, server,
                           volume)
         self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
@@ -296,9 +297,9 @@ class FilesystemCases:
         self.assertEqual(set(), self.storage.left_on_host())
 
     @property
-    def lxd_folder(self) -> pathlib.Path:
+    def lxd_directory(self) -> pathlib.Path:
         if self.host.lxd.directory is None:
-            self.skipTest('It looks into the folder of an LXD of its own')
+            self.skipTest('It reads the directory of an LXD of its own')
         return self.host.lxd.directory
 
     def fill_and_detach(self, server, volume) -> tuple[str, pathlib.Path]:
@@ -308,7 +309,8 @@ class FilesystemCases:
         """
         connection = self.attach(server, volume)
         filled = self.fill(server)
-        [left] = (self.lxd_folder / 'devices').glob(f'*/*{volume.id[-12:]}*')
+        devices = self.lxd_directory / 'devices'
+        [left] = devices.glob(f'*/*{volume.id[-12:]}*')
         self.detach(server, connection)
         return filled, left
 
@@ -326,16 +328,17 @@ class FilesystemCases:
     def mount_in_guest(self, server, target: str) -> None:
         """Mount what the host has mounted in a guest, as LXD does."""
         name = f'{self.host.project}_{server.name}'
-        passage = self.lxd_folder / 'shmounts' / name / 'volume'
+        passage = self.lxd_directory / 'shmounts' / name / 'volume'
         passage.mkdir()
         subprocess.run(['mount', '--bind', target, passage], check=True)
         pid = self.host.lxd.api.must(
             'GET', f'/1.0/instances/{server.name}/state',
             params={'project': self.host.project})['pid']
-        self.host.run(server, 'mkdir', self.folder)
+        self.host.run(server, 'mkdir', self.directory)
         subprocess.run(
             ['nsenter', '--target', str(pid), '--mount', 'busybox', 'mount',
-             '-o', 'move', '/dev/.lxd-mounts/volume', self.folder], check=True)
+             '-o', 'move', '/dev/.lxd-mounts/volume', self.directory],
+            check=True)
         subprocess.run(['umount', passage], check=True)
         passage.rmdir()
 
@@ -388,7 +391,7 @@ class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
 
     def _size(self, server) -> int:
         """Of the filesystem as the guest sees it, in KiB."""
-        return int(self.host.run(server, 'busybox', 'df', '-k', self.folder
+        return int(self.host.run(server, 'busybox', 'df', '-k', self.directory
                                  ).splitlines()[1].split()[1])
 
 

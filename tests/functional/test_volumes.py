@@ -616,10 +616,10 @@ class VolumeCases(Host):
         server = self.host.spawn()
         volume = self.storage.volume()
         connection = self.attach(server, volume)
-        folder = self.host.lxd.directory
-        if folder is None:
-            self.skipTest('It looks into the folder of an LXD of its own')
-        [node] = (folder / 'devices').glob(f'*/*{volume.id[-12:]}*')
+        directory = self.host.lxd.directory
+        if directory is None:
+            self.skipTest('It reads the directory of an LXD of its own')
+        [node] = (directory / 'devices').glob(f'*/*{volume.id[-12:]}*')
         number = os.stat(node).st_rdev
         self.detach(server, connection)
         self.assertFalse(node.exists())

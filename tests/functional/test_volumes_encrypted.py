@@ -127,22 +127,22 @@ class EncryptedCases(test_volumes.Host):
 
     def install(self) -> None:
         """Have a cryptsetup, and a kernel that looks as if it sufficed."""
-        folder = fixtures.TempDir()
-        folder.setUp()
-        self.addCleanup(folder.cleanUp)
-        self.program = pathlib.Path(folder.path, 'cryptsetup')
+        directory = fixtures.TempDir()
+        directory.setUp()
+        self.addCleanup(directory.cleanUp)
+        self.program = pathlib.Path(directory.path, 'cryptsetup')
         real = cryptsetup()
         self.header = REAL_HEADER if real else HEADER
         self.program.write_text(WITNESS.replace('REAL', real) if real else
                                 STAND_IN.replace('HEADER', str(HEADER)))
         self.program.chmod(0o755)
         path = fixtures.EnvironmentVariable(
-            'PATH', f'{folder.path}:{os.environ["PATH"]}')
+            'PATH', f'{directory.path}:{os.environ["PATH"]}')
         path.setUp()
         self.addCleanup(path.cleanUp)
         if real:
             return
-        misc = pathlib.Path(folder.path, 'misc')
+        misc = pathlib.Path(directory.path, 'misc')
         misc.write_text('236 device-mapper\n')
         self._patch('nova_lxd_py.virt.volume.encryption.MISC_DEVICES',
                     str(misc))
@@ -156,9 +156,9 @@ class EncryptedCases(test_volumes.Host):
     def assert_closed(self, volume: lab_volumes.Volume) -> None:
         self.assertFalse(self.opened(volume))
         self.assertEqual(set(), self.storage.left_on_host())
-        folder = pathlib.Path(lab_volumes.CONF.state_path,
-                              'encrypted-volumes')
-        self.assertEqual([], list(folder.iterdir()))
+        directory = pathlib.Path(lab_volumes.CONF.state_path,
+                                 'encrypted-volumes')
+        self.assertEqual([], list(directory.iterdir()))
 
     def attach_encrypted(self, server, volume, **data: Any) -> dict:
         connection = volume.connection(encrypted=True, **data)

@@ -225,8 +225,8 @@ class SnapshotOps:
                          report.uploaded) as source:
             image = self._image_api.update(context, image_id, dict(metadata),
                                            data=source, purge_props=False)
-            # A connection that broke and was made anew would have gone on
-            # with the rest only.
+            # A connection that broke and was opened again would have gone
+            # on with the rest only.
             if not source.is_complete or image.get('size') != source.position:
                 raise exception.ImageUnacceptable(
                     image_id=image_id,
@@ -393,9 +393,9 @@ class SnapshotOps:
 class ImageSource:
     """An image of LXD as the file that Glance's client reads.
 
-    LXD is asked at the first read, in whichever thread that happens.
+    The request to LXD is sent at the first read, in the thread of that read.
 
-    :param session: the way to LXD.
+    :param session: the LXD session.
     :param fingerprint: LXD's name of the image.
     :param report: called with bytes read so far and their total number.
     """

@@ -59,7 +59,7 @@ class ConnectionTestCase(session_case.SessionTestCase):
                       str(error))
 
     def test_nobody_listens_on_the_socket(self):
-        path = os.path.join(self.lxd.folder, 'dead')
+        path = os.path.join(self.lxd.directory, 'dead')
         with socket.socket(socket.AF_UNIX) as left_over:
             left_over.bind(path)
         self.cfg.config(group='lxd', endpoint=path)
@@ -67,7 +67,7 @@ class ConnectionTestCase(session_case.SessionTestCase):
         self.assertIn(path, str(error))
 
     def test_a_file_that_is_no_socket(self):
-        path = os.path.join(self.lxd.folder, 'file')
+        path = os.path.join(self.lxd.directory, 'file')
         with open(path, 'w'):
             pass
         self.cfg.config(group='lxd', endpoint=path)
@@ -87,7 +87,7 @@ class ConnectionTestCase(session_case.SessionTestCase):
                      'events')
 
     def test_server_is_not_lxd(self):
-        path = os.path.join(self.lxd.folder, 'other')
+        path = os.path.join(self.lxd.directory, 'other')
         server = socket.socket(socket.AF_UNIX)
         self.addCleanup(server.close)
         server.bind(path)

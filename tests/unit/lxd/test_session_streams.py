@@ -345,7 +345,7 @@ class TLSTestCase(session_case.SessionTestCase):
 
     def setUp(self):
         super().setUp()
-        directory = self.lxd.folder
+        directory = self.lxd.directory
         self.certificate, self.key = certificates.make(directory, 'client')
         self.stranger = certificates.make(directory, 'stranger')
         self.url, self.server_certificate = self.lxd.listen_https(
@@ -404,7 +404,7 @@ class TLSTestCase(session_case.SessionTestCase):
                 self.assertIn(option, str(error))
 
     def test_files_that_are_no_certificates(self):
-        junk = os.path.join(self.lxd.folder, 'junk')
+        junk = os.path.join(self.lxd.directory, 'junk')
         with open(junk, 'w') as out:
             out.write('junk')
         for option in ('client_certificate', 'client_key',

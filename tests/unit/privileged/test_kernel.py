@@ -149,10 +149,10 @@ class RootTest(MountsTestCase):
             self.tidy()
 
     def tidy(self) -> None:
-        for folder, directories, _files in os.walk(self.target,
+        for parent, directories, _files in os.walk(self.target,
                                                    topdown=False):
             for name in directories:
-                os.rmdir(f'{folder}/{name}')
+                os.rmdir(f'{parent}/{name}')
 
     def test_kernel_cannot_map_ids(self) -> None:
         self.kernel.content = {'rootfs': None}

@@ -52,7 +52,7 @@ class RootsTestCase(base.BaseTestCase):
         self.info = {'block_device_mapping': [
             {'boot_index': None, 'connection_info': {}},
             {'boot_index': 0, 'connection_info': {'data': {}}}]}
-        self.stub = guest(**{
+        self.placeholder = guest(**{
             'raw.lxc': 'lxc.rootfs.path = dir:/x', 'raw.idmap': '',
             lxd_guest.KEY_ROOT_VOLUME: VOLUME,
             lxd_guest.KEY_ROOT_DEVICE: '/dev/y'})
@@ -63,7 +63,7 @@ class RootsTestCase(base.BaseTestCase):
         self.assertIsNone(server_volumes._root(None))
         self.assertIsNone(server_volumes._root({'block_device_mapping': [
             self.info['block_device_mapping'][0]]}))
-        self.assertEqual(VOLUME, lxd_guest.root_volume(self.stub))
+        self.assertEqual(VOLUME, lxd_guest.root_volume(self.placeholder))
         self.assertIsNone(lxd_guest.root_volume(guest()))
         self.assertIsNone(lxd_guest.root_volume(None))
         # It is none of those that a server has beside it.
@@ -71,8 +71,9 @@ class RootsTestCase(base.BaseTestCase):
                          server_volumes._data(self.info))
 
     def test_it_counts_as_held_while_connected(self) -> None:
-        self.assertIn(f'volume-{VOLUME}', lxd_devices.connected(self.stub))
-        found = lxd_devices.of_guest(self.stub)
+        self.assertIn(f'volume-{VOLUME}',
+                      lxd_devices.connected(self.placeholder))
+        found = lxd_devices.of_guest(self.placeholder)
         self.assertEqual({f'volume-{VOLUME}', f'volume-{OTHER}'}, set(found))
         self.assertEqual(
             '/dev/y',
@@ -82,7 +83,8 @@ class RootsTestCase(base.BaseTestCase):
 
     def test_keys_survive_corrections(self) -> None:
         wanted = guest_config.GuestConfig({}, {})
-        changes, _devices = guest_config.config_changes(self.stub, wanted)
+        changes, _devices = guest_config.config_changes(self.placeholder,
+                                                        wanted)
         self.assertEqual({'raw.idmap': None}, changes)
         by_hand = guest(**{'raw.lxc': 'lxc.net.0.type = none'})
         self.assertEqual({'raw.lxc': None},
@@ -127,16 +129,16 @@ class RootFilesystemTestCase(base.BaseTestCase):
         super().setUp()
         rootfs.privileged.context.set_client_mode(False)
         self.addCleanup(rootfs.privileged.context.set_client_mode, True)
-        self.folder = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
 
     def find(self, *names: str, **links: str) -> str:
-        folder = self.folder / str(len(list(self.folder.iterdir())))
-        folder.mkdir()
+        directory = self.directory / str(len(list(self.directory.iterdir())))
+        directory.mkdir()
         for name in names:
-            (folder / name).mkdir(parents=True)
+            (directory / name).mkdir(parents=True)
         for name, target in links.items():
-            (folder / name).symlink_to(target)
-        descriptor = os.open(folder, os.O_RDONLY)
+            (directory / name).symlink_to(target)
+        descriptor = os.open(directory, os.O_RDONLY)
         try:
             return rootfs._find(descriptor)
         finally:
@@ -158,7 +160,7 @@ class RootFilesystemTestCase(base.BaseTestCase):
         self.assertEqual(rootfs.OTHER, self.find(**{'nova-unpack': '/'}))
 
     def test_comparing(self) -> None:
-        file = self.folder / 'volume'
+        file = self.directory / 'volume'
         file.write_bytes(b'image' + bytes(100))
         self.assertEqual('78805a221a988e79ef3f42d7c5bfd418',
                          rootfs._digest(str(file), 5))
@@ -180,6 +182,6 @@ class RootFilesystemTestCase(base.BaseTestCase):
             self.assertRaises(ValueError, function, '/mnt')
 
     def test_nothing_is_mounted(self) -> None:
-        target = self.folder / f'root-{VOLUME}' / VOLUME
+        target = self.directory / f'root-{VOLUME}' / VOLUME
         self.assertFalse(rootfs.unmount(str(target), False))
-        rootfs.close_staging(str(self.folder / VOLUME))
+        rootfs.close_staging(str(self.directory / VOLUME))

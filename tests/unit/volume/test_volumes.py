@@ -123,10 +123,10 @@ class ConnectionsTestCase(base.BaseTestCase):
         done: list[bool] = []
         self.plugin.disconnect = (
             lambda identifier, connection_info, *, force: done.append(force))
-        # Its link is a folder, which nothing removes.
-        folder = self.useFixture(fixtures.TempDir()).path
-        os.makedirs(os.path.join(folder, VOLUME, 'x'))
-        conf.CONF.set_override('volume_encryption_directory', folder, 'lxd')
+        # Its link is a directory, which nothing removes.
+        directory = self.useFixture(fixtures.TempDir()).path
+        os.makedirs(os.path.join(directory, VOLUME, 'x'))
+        conf.CONF.set_override('volume_encryption_directory', directory, 'lxd')
         self.addCleanup(conf.CONF.clear_override,
                         'volume_encryption_directory', 'lxd')
         self.connections.note(VOLUME,
@@ -177,10 +177,10 @@ class InputTestCase(base.BaseTestCase):
                 self.assertRaises(ValueError, call)
 
     def test_files(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            link = os.path.join(folder, 'link')
+        with tempfile.TemporaryDirectory() as directory:
+            link = os.path.join(directory, 'link')
             os.symlink('/etc/passwd', link)
-            for path in ('/dev/null', folder, link, folder + '/none'):
+            for path in ('/dev/null', directory, link, directory + '/none'):
                 self.assertRaises(OSError, loop.attach, path, VOLUME, True)
 
     def test_shares(self) -> None:
