@@ -114,3 +114,24 @@ class InitTest(base.BaseTestCase):
                                              os.makedev(7, 3)))
         self.assertEqual(0, fuser.find_init('nova_x', VOLUME,
                                             os.makedev(7, 4)))
+
+
+class ArgumentsTestCase(base.BaseTestCase):
+    """The privileged daemon refuses wrong arguments."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        privileged.context.set_client_mode(False)
+        self.addCleanup(privileged.context.set_client_mode, True)
+
+    def test_numbers(self) -> None:
+        for numbers in ((-1, 0, 0), ('1', 0, 0), (1, None, 0), (1, 0, 2.5)):
+            self.assertRaises(ValueError, fuser.find_users, *numbers)
+        self.assertEqual([], fuser.find_users(2 ** 30, 1, 1))
+
+    def test_containers(self) -> None:
+        for arguments in (('../x', VOLUME, 0), ('', VOLUME, 0),
+                          (None, VOLUME, 0), ('x', 'a/b', 0),
+                          ('x', VOLUME, -1), ('x', VOLUME, None)):
+            self.assertRaises(ValueError, fuser.find_init, *arguments)
+        self.assertEqual(0, fuser.find_init('no-such-one', VOLUME, 0))

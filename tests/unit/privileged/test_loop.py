@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 
 from oslotest import base
 
@@ -111,4 +112,33 @@ class LoopTest(base.BaseTestCase):
         # Not mounted.
         self.assertFalse(loop.release_share(share))
         for path in ('/', '/mnt', f'{share}/..', None):
+            self.assertRaises(ValueError, loop.release_share, path)
+
+
+class ArgumentsTestCase(base.BaseTestCase):
+    """The privileged daemon refuses what is no volume."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        loop.privileged.context.set_client_mode(False)
+        self.addCleanup(loop.privileged.context.set_client_mode, True)
+
+    def test_volumes(self) -> None:
+        for identifier in ('', 'x', None, 7, VOLUME + '\0', b'x' * 36):
+            for call in (lambda: loop.attach('/tmp/x', identifier, False),
+                         lambda: loop.detach(identifier, False),
+                         lambda: loop.update_size(identifier),
+                         lambda: loop.share_path(identifier)):
+                self.assertRaises(ValueError, call)
+
+    def test_files(self) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            link = os.path.join(directory, 'link')
+            os.symlink('/etc/passwd', link)
+            for path in ('/dev/null', directory, link, directory + '/none'):
+                self.assertRaises(OSError, loop.attach, path, VOLUME, True)
+
+    def test_shares(self) -> None:
+        for path in ('/', '/home', '', None, 'x' * 32, '/../' + 'a' * 32,
+                     '/mnt/' + 'A' * 32):
             self.assertRaises(ValueError, loop.release_share, path)

@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Mounted volumes: validation of arguments."""
+"""Mounts of volumes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import errno
 import os
 import tempfile
 import time
@@ -26,6 +27,7 @@ from oslotest import base
 from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.privileged import probe
 from nova_lxd_py.virt.privileged import validation
+from tests.fixtures import mounts_case
 
 VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
 TARGET = f'/var/lib/nova/volumes/{VOLUME}'
@@ -150,3 +152,75 @@ class SyncTestCase(base.BaseTestCase):
         os.makedirs(pool)
         mounts.sync_pool(pool, 60)
         self.assertEqual(pool, os.readlink(synced))
+
+
+class MountTest(mounts_case.MountsTestCase):
+
+    def mount(self, read_only: bool = False,
+              ids: tuple = mounts_case.IDS) -> None:
+        mounts.mount(self.device, 'ext4', self.target, read_only, *ids)
+
+    def test_flags(self) -> None:
+        """No volume of a tenant brings devices or other users' programs."""
+        for read_only in (False, True):
+            self.mount(read_only)
+            [found] = self.kernel.placed
+            self.assertEqual(mounts.MS_NOSUID | mounts.MS_NODEV |
+                             (mounts.MS_RDONLY if read_only else 0),
+                             found.flags)
+            self.assertEqual((self.device, 'ext4', self.target),
+                             (found.device, found.kind, found.target))
+            self.assertEqual(mounts.MOUNT_ATTR_IDMAP,
+                             found.attributes.attr_set)
+            self.assertEqual(0, found.attributes.attr_clr)
+            self.assertIn('namespace 165536 165537 65536', self.kernel.calls)
+
+    def test_ids_of_the_host(self) -> None:
+        self.mount(ids=(0, 0, 0))
+        [found] = self.kernel.placed
+        self.assertIsNone(found.attributes)
+
+    def test_kernel_cannot_map_ids(self) -> None:
+        for call in ('open_tree', 'mount_setattr', 'move_mount'):
+            self.kernel.errors = {call: errno.EINVAL}
+            self.assertRaises(OSError, self.mount)
+            self.assertEqual([], self.kernel.placed)
+
+    def test_unmount(self) -> None:
+        self.mount()
+        self.kernel.busy = True
+        error = self.assertRaises(OSError, mounts.unmount, self.target, False)
+        self.assertEqual(errno.EBUSY, error.errno)
+        self.kernel.calls.clear()
+        self.assertTrue(mounts.unmount(self.target, True))
+        # What was written is on the storage before the device goes.
+        self.assertEqual(['syncfs', 'umount'], self.kernel.calls)
+        self.assertFalse(mounts.unmount(self.target, True))
+        self.assertFalse(os.path.exists(self.target))
+
+    def test_grow(self) -> None:
+        self.assertRaises(FileNotFoundError, mounts.grow, self.device, 'ext4',
+                          self.target)
+        self.mount()
+        mounts.grow(self.device, 'ext4', self.target)
+        mounts.grow(self.device, 'xfs', self.target)
+        self.assertEqual([('resize2fs', self.device),
+                          ('xfs_growfs', '-d', self.target)],
+                         self.kernel.commands)
+
+    def test_make(self) -> None:
+        """Without force: the programs refuse where there is anything."""
+        for kind in mounts.MAKERS:
+            mounts.make_filesystem(self.device, kind, 'x')
+        for words in self.kernel.commands:
+            self.assertFalse({'-F', '-f'} & set(words))
+            self.assertEqual(('-L', 'x', self.device), words[-3:])
+
+    def test_in_use(self) -> None:
+        for number, result in ((errno.EBUSY, True), (errno.EIO, None)):
+            with mock.patch('os.open', side_effect=OSError(number, 'x')):
+                if result is None:
+                    self.assertRaises(OSError, mounts.is_in_use, self.device)
+                else:
+                    self.assertTrue(mounts.is_in_use(self.device))
+        self.assertFalse(mounts.is_in_use('/dev/null'))

@@ -10,12 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Volumes: what is refused, and what is said of it."""
+"""Connections of the host to volumes: plugins, errors and secrets."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from typing import Any
 from unittest import mock
 
@@ -26,19 +25,16 @@ from oslotest import base
 from stevedore import extension
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt.privileged import fuser
-from nova_lxd_py.virt.privileged import loop
 from nova_lxd_py.virt.volume import base as volume_base
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import device_identity
-from nova_lxd_py.virt.volume import lxd_devices
 
 VOLUME = '9a0b6f0e-5d2c-4f4e-8a57-6a1c1b1f0e11'
 SECRET = 'open-sesame-77aa'
 
 
 class Plugin(volume_base.VolumePlugin):
-    """A plugin of a third party, whose storage is out of order."""
+    """A plugin of a third party, all of whose calls fail."""
 
     error: Exception = ValueError('nothing')
 
@@ -146,90 +142,3 @@ class ConnectionsTestCase(base.BaseTestCase):
                               {'serial': serial, 'data': {}})
         self.assertEqual(VOLUME, connections.volume_id(
             {'serial': 'other', 'data': {'volume_id': VOLUME}}))
-
-
-class IdentityTestCase(base.BaseTestCase):
-
-    def test_not_a_device(self) -> None:
-        for path in ('/dev/null', '/etc/passwd', '/no/such/thing'):
-            self.assertRaises(device_identity.WrongDevice,
-                              device_identity.check, path, {'data': {}}, 1)
-
-    def test_names_that_pass(self) -> None:
-        for path in ('/dev/sda', '/dev/sdaa', '/dev/dm-3', '/dev/nvme0n1',
-                     '/dev/vdb'):
-            self.assertTrue(device_identity.is_fleeting(path))
-        for path in ('/dev/disk/by-id/wwn-0x1', '/dev/loop3', '/dev/vg/lv',
-                     '/dev/mapper/x', '/dev/rbd/pool/image'):
-            self.assertFalse(device_identity.is_fleeting(path))
-            self.assertEqual(path, device_identity.stable_path(path))
-
-
-class InputTestCase(base.BaseTestCase):
-    """The privileged daemon acts on nothing but volumes."""
-
-    def test_volumes(self) -> None:
-        for identifier in ('', 'x', None, 7, VOLUME + '\0', b'x' * 36):
-            for call in (lambda: loop.attach('/tmp/x', identifier, False),
-                         lambda: loop.detach(identifier, False),
-                         lambda: loop.update_size(identifier),
-                         lambda: loop.share_path(identifier)):
-                self.assertRaises(ValueError, call)
-
-    def test_files(self) -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            link = os.path.join(directory, 'link')
-            os.symlink('/etc/passwd', link)
-            for path in ('/dev/null', directory, link, directory + '/none'):
-                self.assertRaises(OSError, loop.attach, path, VOLUME, True)
-
-    def test_shares(self) -> None:
-        for path in ('/', '/home', '', None, 'x' * 32, '/../' + 'a' * 32,
-                     '/mnt/' + 'A' * 32):
-            self.assertRaises(ValueError, loop.release_share, path)
-
-    def test_numbers(self) -> None:
-        for numbers in ((-1, 0, 0), ('1', 0, 0), (1, None, 0), (1, 0, 2.5)):
-            self.assertRaises(ValueError, fuser.find_users, *numbers)
-        self.assertEqual([], fuser.find_users(2 ** 30, 1, 1))
-
-    def test_containers(self) -> None:
-        for arguments in (('../x', VOLUME, 0), ('', VOLUME, 0),
-                          (None, VOLUME, 0), ('x', 'a/b', 0),
-                          ('x', VOLUME, -1), ('x', VOLUME, None)):
-            self.assertRaises(ValueError, fuser.find_init, *arguments)
-        self.assertEqual(0, fuser.find_init('no-such-one', VOLUME, 0))
-
-    def setUp(self) -> None:
-        super().setUp()
-        loop.privileged.context.set_client_mode(False)
-        self.addCleanup(loop.privileged.context.set_client_mode, True)
-
-
-class GuestPathTestCase(base.BaseTestCase):
-
-    def test_choice(self) -> None:
-        taken = ['/dev/sda', '/dev/sdb', 'sdd', None, '/dev/vdb']
-        self.assertEqual('/dev/sdc', lxd_devices.choose_path(None, taken))
-        self.assertEqual('/dev/sdb', lxd_devices.choose_path('', []))
-        self.assertEqual(
-            '/dev/vdc',
-            lxd_devices.choose_path(
-                '/dev/vdc',
-                taken))
-        many = [f'/dev/sd{chr(letter)}' for letter in range(97, 123)]
-        self.assertEqual('/dev/sdaa', lxd_devices.choose_path(None, many))
-        self.assertRaises(exception.DevicePathInUse, lxd_devices.choose_path,
-                          'vdb', taken)
-        self.assertRaises(exception.InvalidDevicePath, lxd_devices.choose_path,
-                          '/dev/null', taken)
-
-    def test_paths(self) -> None:
-        for path in ('/dev/vdb', '/dev/sdaa', '/dev/xvdc', '/dev/hda',
-                     '/dev/vdb1'):
-            self.assertEqual(path, lxd_devices.guest_path(path))
-        self.assertEqual('/dev/vdb', lxd_devices.guest_path('vdb'))
-        for path in ('/dev/null', '/dev/vd', '/dev/vdb/../null', '/dev/VDB',
-                     '', None, '/etc/vdb', '/dev/vdb ', '/dev/vdb01'):
-            self.assertRaises(exception.InvalidDevicePath,
-                              lxd_devices.guest_path, path)
