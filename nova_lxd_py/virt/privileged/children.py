@@ -33,7 +33,7 @@ import functools
 import logging
 import os
 import pickle
-import select
+import selectors
 import signal
 import time
 from typing import Any, ParamSpec, TypeVar
@@ -145,17 +145,18 @@ def _child(function: Callable[[], Any], writing: int, keep: Collection[int]
 def _read(descriptor: int, deadline: float) -> bytes | None:
     """Read until the child closes the pipe; None after the deadline."""
     answer = bytearray()
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return None
-        if poll.poll(left * 1000):
-            part = os.read(descriptor, 1 << 20)
-            if not part:
-                return bytes(answer)
-            answer += part
+    # Not select.poll: eventlet, with which Nova 31 and 32 run, removes it.
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            if selector.select(left):
+                part = os.read(descriptor, 1 << 20)
+                if not part:
+                    return bytes(answer)
+                answer += part
 
 
 def _has_exited(process: int, timeout: float) -> bool:
