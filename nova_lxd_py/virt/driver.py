@@ -255,6 +255,7 @@ class LXDDriver(driver.ComputeDriver):
         self._services.images.manage_cache(all_instances)
         self._services.templates.prune()
         self._services.snapshot.thaw()
+        self._services.orphans.sweep(context)
 
     # -- migration ----------------------------------------------------------
 

@@ -20,6 +20,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from nova import context as nova_context
 from nova.image import glance
 from nova.virt import virtapi as nova_virtapi
 from oslo_log import log as logging
@@ -40,6 +41,7 @@ from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt.server import build as build_ops
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.server import local_disks
+from nova_lxd_py.virt.server import orphans as orphan_ops
 from nova_lxd_py.virt.server import power as power_ops
 from nova_lxd_py.virt.server import repin as repin_ops
 from nova_lxd_py.virt.server import rescue as rescue_ops
@@ -78,6 +80,7 @@ class Services:
     resize: resize_ops.ResizeOps
     rescue: rescue_ops.RescueOps
     snapshot: snapshot_ops.SnapshotOps
+    orphans: orphan_ops.OrphanSweeper
     repin: repin_ops.RepinOps
     passwords: lxd_password.AdminPassword
     console_log: console_log.ConsoleLog
@@ -97,6 +100,7 @@ class Services:
         self.volumes.reconcile()
         self.snapshot.recover()
         self.rescue.recover()
+        self.orphans.sweep(nova_context.get_admin_context(), min_age=0)
         self.serial_consoles.recover()
         self.watcher.start()
         LOG.info('Using LXD %s at %s, project %s, storage pool %s',
@@ -155,6 +159,7 @@ def build(virtapi: nova_virtapi.VirtAPI,
             guests, guest_configs, vifs, template_store, ephemeral,
             root_disks, power, volumes),
         rescue=rescue, snapshot=snapshot,
+        orphans=orphan_ops.OrphanSweeper(session, guests, disks),
         repin=repin_ops.RepinOps(guests, guest_configs),
         passwords=passwords,
         console_log=console_log.ConsoleLog(session, guests),

@@ -1,0 +1,168 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Leftovers of servers that are not on this host.
+
+A build that fails after a crash or while LXD cannot be reached can leave a
+config drive, which may hold a password, or ephemeral disks; interrupted
+operations leave auxiliary LXD instances. Nova asks this host to delete only
+servers that it has here. The driver finds the others by its keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import time
+from typing import Any
+
+from nova import conf as nova_conf
+from nova import context as nova_context
+from nova import exception
+from nova import objects
+from oslo_log import log as logging
+from oslo_utils import uuidutils
+
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import session as lxd
+from nova_lxd_py.virt.metadata import config_drive
+from nova_lxd_py.virt.server import local_disks
+from nova_lxd_py.virt.storage import ephemeral_disks
+
+CONF = nova_conf.CONF
+LOG = logging.getLogger(__name__)
+
+#: Seconds between the sweep that finds something and the one that removes it.
+MIN_AGE = 600
+
+#: LXD instances that are of no use without the server's own.
+_AUXILIARY_ROLES = frozenset({
+    lxd_guest.ROLE_RESCUE, lxd_guest.ROLE_SNAPSHOT, lxd_guest.ROLE_PROBE,
+    lxd_guest.ROLE_UNPACKED})
+
+
+class _Leftovers:
+    """What LXD has of one server."""
+
+    def __init__(self) -> None:
+        self.guests: list[lxd_guest.Guest] = []
+        self.volumes: list[Mapping[str, Any]] = []
+
+
+class OrphanSweeper:
+    """Removes custom volumes and auxiliary LXD instances without a server.
+
+    :param session: the LXD session.
+    :param guests: the driver's LXD instances.
+    :param disks: config drives and ephemeral disks.
+    """
+
+    def __init__(self, session: lxd.Session, guests: registry.GuestRegistry,
+                 disks: local_disks.LocalDisks) -> None:
+        self._session = session
+        self._guests = guests
+        self._disks = disks
+        self._volumes = ('storage-pools', session.options.storage_pool,
+                         'volumes', 'custom')
+        #: When leftovers were found first, by the UUID of their server.
+        self._found: dict[str, float] = {}
+
+    def sweep(self, context: nova_context.RequestContext,
+              min_age: float | None = None) -> None:
+        """Remove leftovers; errors are logged only.
+
+        :param context: an administrator's context, to look servers up in Nova.
+        :param min_age: seconds for which a sweep must have known them,
+            :data:`MIN_AGE` by default; 0 only while nova-compute starts, when
+            it builds nothing.
+        """
+        if min_age is None:
+            min_age = MIN_AGE
+        try:
+            found = self._find()
+        except errors.LXDError as exc:
+            LOG.warning('Could not look for leftovers of servers: %s', exc)
+            return
+        now = time.monotonic()
+        self._found = {uuid: self._found.get(uuid, now) for uuid in found}
+        for uuid, since in self._found.items():
+            if now - since < min_age:
+                continue
+            try:
+                # Without the lock first: builds hold it for long.
+                if not _is_here(context, uuid):
+                    with self._guests.lock(uuid):
+                        self._remove(context, uuid)
+            except Exception as exc:
+                # Also Nova's database may be out of reach.
+                LOG.warning('Could not remove leftovers of a server: %s', exc,
+                            instance_uuid=uuid)
+
+    def _find(self) -> dict[str, _Leftovers]:
+        """List leftovers by the UUID of their server, with two requests."""
+        guests = self._guests.all()
+        present = {guest.uuid for guest in guests
+                   if guest.role not in _AUXILIARY_ROLES}
+        found: dict[str, _Leftovers] = {}
+        for guest in guests:
+            if (guest.role in _AUXILIARY_ROLES and
+                    uuidutils.is_uuid_like(guest.uuid) and
+                    guest.uuid not in present):
+                found.setdefault(guest.uuid, _Leftovers()).guests.append(guest)
+        for volume in self._session.get(*self._volumes,
+                                        params={'recursion': 1}):
+            uuid = volume['config'].get(lxd_guest.KEY_UUID, '')
+            if (uuidutils.is_uuid_like(uuid) and uuid not in present and
+                    _is_of(volume, uuid)):
+                found.setdefault(uuid, _Leftovers()).volumes.append(volume)
+        return found
+
+    def _remove(self, context: nova_context.RequestContext, uuid: str) -> None:
+        """Remove leftovers of one server; its lock is held."""
+        # A build may have finished while the lock was waited for.
+        leftovers = self._find().get(uuid)
+        if leftovers is None or _is_here(context, uuid):
+            return
+        for guest in leftovers.guests:
+            LOG.warning('Removing LXD instance %s, whose server is not on '
+                        'this host', guest.name, instance_uuid=uuid)
+            guest.delete()
+        for volume in leftovers.volumes:
+            LOG.warning('Removing LXD volume %s, whose server is not on this '
+                        'host', volume['name'], instance_uuid=uuid)
+        if leftovers.volumes:
+            instance = objects.Instance(uuid=uuid)
+            self._disks.delete_ephemeral(instance)
+            self._disks.delete_config_drive(instance)
+
+
+def _is_of(volume: Mapping[str, Any], uuid: str) -> bool:
+    """Return whether a custom volume is one that the driver has created for a
+    server, and no copy of one."""
+    instance = objects.Instance(uuid=uuid)
+    role = volume['config'].get(lxd_guest.KEY_ROLE)
+    if role == config_drive.ROLE:
+        return volume['name'] == config_drive.volume_name(instance)
+    return (role == ephemeral_disks.ROLE and volume['name'].startswith(
+        ephemeral_disks.volume_name(instance, '')))
+
+
+def _is_here(context: nova_context.RequestContext, uuid: str) -> bool:
+    """Return whether Nova has a server on this host, or changes it right now
+    so that it may come here."""
+    try:
+        instance = objects.Instance.get_by_uuid(context, uuid,
+                                                expected_attrs=[])
+    except exception.InstanceNotFound:
+        return False
+    return instance.host == CONF.host or instance.task_state is not None
