@@ -84,11 +84,11 @@ class BootHost(test_volumes.Host):
         self.image = self.host.image(busybox_image.unified(
             {'etc/motd': b'from the image\n'}))
 
-    # -- what Cinder does ---------------------------------------------------
+    # -- Cinder ------------------------------------------------------------
 
     def copy_image(self, volume: lab_volumes.Volume,
                    image: objects.ImageMeta | None = None) -> None:
-        """Put an image onto a volume, as Cinder does it."""
+        """Write an image to a volume, as Cinder does."""
         image = image or self.image
         data = self.host.glance.data(image.id)
         with open(volume.file, 'r+b') as stream:
@@ -97,7 +97,7 @@ class BootHost(test_volumes.Host):
         self.about[volume.id] = self.image_metadata(image)
 
     def image_metadata(self, image: objects.ImageMeta) -> dict[str, Any]:
-        """What Cinder notes of the image on a volume that it makes of it."""
+        """Return the image metadata that Cinder stores with a volume."""
         data = self.host.glance.data(image.id)
         return {
             'image_id': image.id, 'size': str(len(data)),
@@ -111,7 +111,7 @@ class BootHost(test_volumes.Host):
         return volume
 
     def clone(self, volume: lab_volumes.Volume) -> lab_volumes.Volume:
-        """Make a volume from a snapshot of another one."""
+        """Create a volume from a snapshot of another one."""
         made = self.storage.volume()
         run('cp', '--sparse=always', str(volume.file), str(made.file))
         if volume.id in self.about:
@@ -122,7 +122,7 @@ class BootHost(test_volumes.Host):
 
     def described(self, volume: lab_volumes.Volume, *others: Mapping,
                   **more: Any) -> dict[str, Any]:
-        """Describe the disks of a server that boots from a volume."""
+        """Return the block device info of a server with a boot volume."""
         mapping = Mapping(volume, ROOT_PATH)
         mapping['boot_index'] = 0
         return {'root_device_name': ROOT_PATH, 'swap': None, 'ephemerals': [],
@@ -145,14 +145,14 @@ class BootHost(test_volumes.Host):
         return self.sum(server)
 
     def sum(self, server: Any) -> str:
-        """Checksum, owners and modes of what the guest has."""
+        """Return checksum, owners and modes of the guest's files."""
         return self.host.run(
             server, 'sh', '-c', 'busybox sha256sum /root/data; busybox stat '
             '-c "%u %g %a" / /bin/busybox /root/data')
 
     def reboot_by_itself(self, server: Any) -> None:
         def begun() -> str:
-            """When the guest's init was started."""
+            """Return the start time of the guest's init."""
             return self.host.run(server, 'cat', '/proc/1/stat').split()[21]
         before = begun()
         self.host.run(server, 'sh', '-c', '(busybox sleep 0.5; reboot) '
@@ -166,16 +166,16 @@ class BootHost(test_volumes.Host):
             time.sleep(0.2)
 
     def size(self, server: Any) -> int:
-        """Of the filesystem as the guest sees it, in KiB."""
+        """Return the size of the filesystem in the guest in KiB."""
         return int(self.host.run(server, 'busybox', 'df', '-k', '/'
                                  ).splitlines()[1].split()[1])
 
     def grows(self) -> bool:
-        """Whether this machine grows filesystems that are mounted."""
+        """Whether this kernel can grow mounted filesystems."""
         return self.filesystem != 'ext4' or machine.grows_ext4()
 
     def reboot_host(self, server: Any, volume: lab_volumes.Volume) -> None:
-        """What a reboot of the host does to a server."""
+        """Simulate a reboot of the host."""
         self.host.driver.power_off(server)
         with open('/proc/self/mounts', encoding='utf-8') as stream:
             for line in stream:
@@ -209,7 +209,7 @@ class BootHost(test_volumes.Host):
 
 
 class BootCases(BootHost):
-    """What holds for every back end and every filesystem."""
+    """Tests for every back end and every filesystem."""
 
     def test_from_image_and_on_another_server(self) -> None:
         volume = self.volume_from_image()
@@ -228,7 +228,7 @@ class BootCases(BootHost):
         self.destroy(server, self.described(volume))
         self.assertEqual({}, self.host.lxd_instances())
         self.assert_clean()
-        # It has another range of user ids now.
+        # The server has another range of user ids now.
         first = self.boot(self.volume_from_image())
         second = self.boot(volume)
         self.assertEqual(filled, self.sum(second))
@@ -370,7 +370,7 @@ class BootCases(BootHost):
 
     def test_rebuild(self) -> None:
         """Nova destroys the server and detaches its root, has Cinder copy
-        the image to the volume, and makes the server anew."""
+        the image to the volume, and spawns the server again."""
         volume = self.volume_from_image()
         server = self.boot(volume)
         self.fill(server)
@@ -386,7 +386,7 @@ class BootCases(BootHost):
         self.assertEqual('new\n', self.host.run(server, 'cat', '/etc/motd'))
         with self.assertRaises(AssertionError):
             self.sum(server)
-        # Without a new image the data stay.
+        # Without a new image, the volume keeps its content.
         filled = self.fill(server)
         info = self.described(volume)
         self.reboot(server, info)
@@ -407,7 +407,7 @@ class BootCases(BootHost):
         self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
                           root['connection_info'], ROOT_PATH)
         self.fill(server)
-        # Nor is it given to another one.
+        # Nor can it be attached to another server.
         self.assertRaises(exception.VolumeAttachFailed, self.attach,
                           self.host.spawn(), volume)
         self.assertRaises(exception.VolumeAttachFailed, self.boot, volume)
@@ -516,7 +516,7 @@ class BootCases(BootHost):
         server = self.boot(volume)
         self.assertEqual('gone\n', self.host.run(server, 'cat', '/etc/motd'))
         self.destroy(server)
-        # Interrupted, its bytes are nowhere.
+        # After an interruption, no copy of the image exists.
         with open(second.file, 'r+b') as stream:
             stream.write(bytes(2 * units.Mi))
         self.about[second.id] = {**self.about[volume.id],
@@ -550,7 +550,7 @@ class BootCases(BootHost):
         self.assert_clean()
 
     def test_crash_while_unpacking(self) -> None:
-        """nova-compute ends while LXD unpacks."""
+        """nova-compute is killed while LXD unpacks the image."""
         volume = self.volume_from_image()
         server = self.host.instance(root_gb=0)
         with fixtures.MonkeyPatch(
@@ -585,8 +585,8 @@ class BootCases(BootHost):
         self.destroy(server)
 
     def test_lxd_fails(self) -> None:
-        """Whichever request goes wrong: nothing is left, and the next attempt
-        works."""
+        """A failure of any request leaves nothing behind, and the next
+        attempt succeeds."""
         self.destroy(self.boot(self.volume_from_image()))
         ways = itertools.cycle(faulty_proxy.Spoil)
         for number in itertools.count():
@@ -596,7 +596,7 @@ class BootCases(BootHost):
 
     def _boot_with_failure(self, number: int, how: faulty_proxy.Spoil
                            ) -> bool:
-        """Have one request fail.
+        """Boot a server while one request to LXD fails.
 
         :returns: whether there were as many.
         """
@@ -662,7 +662,7 @@ class BootCases(BootHost):
         self.assert_clean()
 
     def test_links_lead_nowhere(self) -> None:
-        """What a tenant has prepared must not show the host's files."""
+        """Symbolic links on a volume must not expose files of the host."""
         for links in ({'rootfs': '/'}, {'rootfs': '/', 'etc': '/etc',
                                         'sbin': '/sbin'},
                       {'nova-unpack': '/root'}):
@@ -697,7 +697,7 @@ class BootCases(BootHost):
 
 
 class _Crash(BaseException):
-    """nova-compute ends here."""
+    """nova-compute is killed at this point."""
 
 
 def _crash(*_args: Any) -> None:

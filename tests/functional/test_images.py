@@ -49,7 +49,7 @@ NO_LXD = lxd_daemon.missing()
 
 
 class StreamingGlance:
-    """A Glance that makes up an image as it goes.
+    """A Glance that generates an image while it is downloaded.
 
     :param pieces: the parts of the image.
     :param pause: seconds to wait before each.
@@ -82,7 +82,7 @@ def squashfs(compression: str) -> bytes:
 
 
 def with_zeros(mebibytes: int) -> bytes:
-    """Add a large file to the busybox root filesystem, in little space.
+    """Add a large file, which compresses well, to the root filesystem.
 
     :param mebibytes: its size, a multiple of 64.
     """
@@ -109,7 +109,7 @@ class ImageTestCase(unittest.TestCase):
         return self.session.get('images', params={'recursion': 1})
 
     def files(self) -> set[str]:
-        """What is in LXD's image directory, also of uploads under way."""
+        """List LXD's image directory, including unfinished uploads."""
         assert self.host.lxd.directory is not None
         return set(os.listdir(self.host.lxd.directory / 'images'))
 
@@ -132,7 +132,7 @@ class FormatTest(ImageTestCase):
         self.assertIn('root:x:0', self.host.run(server, 'cat',
                                                 '/etc/passwd'))
         self.assertEqual('0', self.host.run(server, 'id', '-u').strip())
-        # Again, from what is in LXD now.
+        # Again, from the image in LXD.
         again = self.host.spawn(self.host.instance(image), image)
         self.assertEqual(power_state.RUNNING, self.host.state(again))
         self.assertEqual([image.id], self.host.glance.downloads)
@@ -160,7 +160,7 @@ class FormatTest(ImageTestCase):
             busybox_image.rootfs(mode='w')))
 
     def test_rootfs_made_by_tar(self) -> None:
-        """As people make it: with a ./ in front of everything."""
+        """Made by tar itself: all names begin with ./."""
         with tempfile.TemporaryDirectory() as directory:
             tree = os.path.join(directory, 'tree')
             os.mkdir(tree)
@@ -248,7 +248,7 @@ class RefusalTest(ImageTestCase):
         self.check('upload it again', bytes(data))
 
     def test_init_that_cannot_be_run(self) -> None:
-        """What liblxc finds out at the start ends the build with a reason."""
+        """An error of liblxc at the start fails the build with a reason."""
         for reason, init in (
                 ('no /sbin/init in it', '/bin/missing'),
                 ('not executable', '/etc/passwd')):
@@ -315,7 +315,7 @@ class TransferTest(ImageTestCase):
         meta = objects.ImageMeta.from_dict({
             'id': 'large', 'name': 'large',
             'size': len(start) + size + 1024, 'properties': {}})
-        # Not the resident size, of which the peak of earlier tests is left.
+        # Not the resident size, which includes the peak of earlier tests.
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         image_transfer.Transfer(
@@ -326,7 +326,7 @@ class TransferTest(ImageTestCase):
         self.assertGreater(self.images()[0]['size'], size)
 
     def test_killed_in_the_middle(self) -> None:
-        """LXD throws away what it has got so far."""
+        """LXD discards an incomplete upload."""
         files = self.files()
         data = busybox_image.rootfs({'ballast': random.randbytes(20 << 20)})
         pieces = [data[start:start + (1 << 16)]
@@ -370,7 +370,7 @@ class TransferTest(ImageTestCase):
         self.assertEqual(2, len(left))
         self.assertIn(foreign['fingerprint'], left)
         self.assertEqual(power_state.RUNNING, self.host.state(server))
-        # A server outlives its image.
+        # A server keeps running after its image is deleted.
         self.host.driver.manage_image_cache(self.host.context, [])
         self.assertEqual([foreign['fingerprint']],
                          [image['fingerprint'] for image in self.images()])

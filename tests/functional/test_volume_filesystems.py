@@ -43,7 +43,7 @@ described = test_volumes.described
 
 
 class FilesystemCases:
-    """Volumes that servers get mounted, for every filesystem and id range."""
+    """Volumes in filesystem mode, for every filesystem and id range."""
 
     kind = lab_volumes.FileVolume
     filesystem = ''
@@ -63,7 +63,7 @@ class FilesystemCases:
         return self.sum(server, name)
 
     def sum(self, server, name: str = 'data') -> str:
-        """Checksum, owner and group of a file."""
+        """Return checksum, owner and group of a file."""
         return self.host.run(
             server, 'sh', '-c', f'cd {self.directory}; '
             f'busybox sha256sum $PWD/{name}; '
@@ -155,7 +155,7 @@ class FilesystemCases:
         self.assertFalse(self.asked_for_state())
         self.assertEqual(filled, self.sum(server))
         self.release(server)
-        # Mounted in another place: no process is to be seen.
+        # Mounted in another place: no process has it open.
         self.host.run(server, 'sh', '-c', 'mkdir -p /other && busybox mount '
                       f'-o bind {self.directory} /other')
         self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
@@ -303,7 +303,7 @@ class FilesystemCases:
         return self.host.lxd.directory
 
     def fill_and_detach(self, server, volume) -> tuple[str, pathlib.Path]:
-        """Have files on a volume.
+        """Write files to an attached volume, and detach it.
 
         :returns: checksum of one, and where LXD had mounted the volume.
         """
@@ -315,7 +315,7 @@ class FilesystemCases:
         return filled, left
 
     def fail_to_attach(self, server, volume) -> str:
-        """Have LXD crash while it attaches a volume.
+        """Simulate a crash of LXD while it attaches a volume.
 
         :returns: where the host has mounted the volume.
         """
@@ -326,7 +326,7 @@ class FilesystemCases:
                             volume.id)
 
     def mount_in_guest(self, server, target: str) -> None:
-        """Mount what the host has mounted in a guest, as LXD does."""
+        """Mount a directory of the host in a guest, as LXD does."""
         name = f'{self.host.project}_{server.name}'
         passage = self.lxd_directory / 'shmounts' / name / 'volume'
         passage.mkdir()
@@ -390,7 +390,7 @@ class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
         self.detach(server, connection)
 
     def _size(self, server) -> int:
-        """Of the filesystem as the guest sees it, in KiB."""
+        """Return the size of the filesystem in the guest in KiB."""
         return int(self.host.run(server, 'busybox', 'df', '-k', self.directory
                                  ).splitlines()[1].split()[1])
 
@@ -434,7 +434,7 @@ class PrivilegedVolumeTest(test_volumes.Host, unittest.TestCase):
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class NamespacesTest(unittest.TestCase):
-    """Those that map the ids of guests are made once, and do not pile up."""
+    """User namespaces for mounts are created once per id range."""
 
     def name(self, base: int) -> str:
         with user_namespaces.user_namespace(base, base, 65536) as namespace:

@@ -12,9 +12,9 @@
 
 """Encrypted volumes with a real LXD, and with cryptsetup where that can work.
 
-On a kernel without device-mapper something stands in for it that does what it
-does without a cipher: what that "opens" is a loop device behind a header.
-Everything up to its arguments and its standard input is real there, too.
+On a kernel without device-mapper, a script takes the place of cryptsetup: it
+opens a loop device behind a header, without a cipher. Everything up to its
+arguments and standard input is real there, too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PATH = test_volumes.PATH
 described = test_volumes.described
 
 KEY = '5e' * 32
-#: What Cinder says of the volume.
+#: Cinder's encryption metadata of the volume.
 METADATA = {'control_location': 'front-end', 'provider': 'luks2',
             'cipher': 'aes-xts-plain64', 'key_size': 256,
             'encryption_key_id': '00000000-0000-0000-0000-000000000000'}
@@ -78,7 +78,7 @@ esac
 '''
 
 
-#: Notes what it is told, and passes it on.
+#: Records its arguments, and runs the real program.
 WITNESS = r'''#!/bin/sh
 echo "$@" >>"$0.arguments"
 case $* in
@@ -91,7 +91,7 @@ REAL_HEADER = 16 * units.Mi
 
 
 def cryptsetup() -> str | None:
-    """Find the real one, if this kernel is one that it can work on."""
+    """Return the path of cryptsetup, if this kernel supports it."""
     if shutil.which('modprobe'):
         subprocess.run(['modprobe', '--all', '--quiet', 'dm_mod', 'dm_crypt'],
                        check=False)
@@ -115,7 +115,7 @@ class EncryptedCases(test_volumes.Host):
                     lambda *args: self._describe(args[-1]))
 
     def _describe(self, identifier: str) -> dict[str, Any]:
-        """What Cinder answers."""
+        """Return Cinder's encryption metadata."""
         if identifier in self.gone:
             raise exception.VolumeNotFound(volume_id=identifier)
         return self.metadata
@@ -126,7 +126,7 @@ class EncryptedCases(test_volumes.Host):
         self.addCleanup(patch.cleanUp)
 
     def install(self) -> None:
-        """Have a cryptsetup, and a kernel that looks as if it sufficed."""
+        """Install cryptsetup, and a kernel that seems to support it."""
         directory = fixtures.TempDir()
         directory.setUp()
         self.addCleanup(directory.cleanUp)
@@ -185,19 +185,19 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         config = str(self.host.lxd_instances()[server.name])
         self.detach(server, connection)
         self.assert_closed(volume)
-        # It lies behind the header.
+        # The content begins after the header.
         content = volume.file.read_bytes()[:self.header + 2 * units.Mi]
         self.assertTrue(content.startswith(b'LUKS'))
         arguments = pathlib.Path(f'{self.program}.arguments').read_text()
         for wanted in ('luksFormat', '--type luks2', '--key-file=-',
                        'aes-xts-plain64', 'luksOpen', 'luksClose'):
             self.assertIn(wanted, arguments)
-        # The key comes by standard input, and is nowhere else.
+        # The key is passed by standard input only.
         self.assertEqual(KEY * 3, pathlib.Path(
             f'{self.program}.input').read_text())
         for text in (arguments, self.log.output, config, str(connection)):
             self.assertNotIn(KEY, text)
-        # Nothing is formatted twice.
+        # A volume is formatted only once.
         other = self.host.spawn()
         connection = self.attach_encrypted(other, volume)
         self.assertEqual(written, self.read(other))
@@ -263,7 +263,7 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         self.assert_closed(second)
 
     def test_what_the_host_lacks(self) -> None:
-        """Said before the host is connected."""
+        """Refused before the host is connected."""
         server = self.host.spawn()
         volume = self.storage.volume()
         volume.file.unlink()
@@ -285,7 +285,7 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         self.install()
         server = self.host.spawn()
         volume = self.storage.volume()
-        # What is there is never formatted.
+        # A volume with content is never formatted.
         with open(volume.file, 'r+b') as stream:
             stream.write(b'something')
         self.assertRaisesRegex(exception.VolumeAttachFailed, 'but holds',
@@ -331,7 +331,7 @@ class EncryptedFilesystemTest(EncryptedCases, unittest.TestCase):
             self.assertEqual(written, self.read(server, '/mnt/vdb/file'))
             self.detach(server, connection)
             self.assert_closed(volume)
-        # Cinder's own link to the device is as it was.
+        # Cinder's own link to the device is unchanged.
         self.assertEqual(volume.device, os.path.realpath(volume.link))
 
 
@@ -345,7 +345,7 @@ class EncryptedBootTest(test_boot_from_volume.BootHost, EncryptedCases,
         volume = self.storage.volume()
         server = self.host.spawn()
         connection = self.attach_encrypted(server, volume)
-        # Cinder puts the image into the encrypted volume.
+        # Cinder writes the image to the encrypted volume.
         data = self.host.glance.data(self.image.id)
         with open(connection['lxd_device_path'], 'r+b') as stream:
             stream.write(data + bytes(-len(data) % 512))

@@ -80,7 +80,7 @@ class EncryptedVolumesTest(fake_driver_host.FakeDriverTestCase):
         self.assertEqual(self.opened().path, self.source())
 
     def test_mapping_left_on_another_device(self) -> None:
-        """It would lead to the data of whoever has that device."""
+        """It would lead to the data of the volume that has that device now."""
         other = self.storage.volume(content='crypto_LUKS')
         stale = self.storage.add_device(other.disk)
         self.encryption.open(self.volume.id, stale.path).disk.data = b'theirs'

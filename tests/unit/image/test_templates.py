@@ -531,7 +531,7 @@ class PruneTestCase(TemplateTestCase):
         self.now += DAY + 10
         self.assertEqual(1, len(self.store.prune()))
         self.assertEqual(set(), self.names())
-        # And all can begin anew.
+        # And a new template can be made.
         self.spawn('s2')
 
     def test_no_range_left(self) -> None:
