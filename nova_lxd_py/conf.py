@@ -389,6 +389,19 @@ cannot boot from volumes. The kernel of the host parses the content of a volume
 when it mounts it, and the tenant may have crafted this content: allow only
 filesystems whose kernel code you trust with that.
 """),
+    cfg.BoolOpt(
+        'volume_discard',
+        default=True,
+        help="""
+Mount volumes, also those that instances boot from, with the mount option
+``discard``: the storage gets back the space of files that are deleted in the
+instance, if it and the connection support that. Disable it for storage that
+discards slowly.
+
+It applies when a volume is mounted next: when it is attached or the instance
+is started by Nova. It does not affect block devices, for which the instance
+itself decides, and encrypted volumes, which ignore it.
+"""),
     cfg.StrOpt(
         'volume_mount_directory',
         default=nova_paths.state_path_def('volumes'),

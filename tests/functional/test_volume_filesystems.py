@@ -136,6 +136,23 @@ class FilesystemCases:
         self.assertTrue(self.is_stored(volume, content))
         self.detach(server, connection)
 
+    def test_space_of_deleted_files_comes_back(self) -> None:
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        connection = self.attach(server, volume)
+        self.host.run(server, 'sh', '-c', f'dd if=/dev/urandom bs=1M count=64 '
+                      f'of={self.folder}/data conv=fsync')
+        filled = volume.file.stat().st_blocks * 512
+        self.assertGreater(filled, 64 * units.Mi)
+        self.host.run(server, 'rm', f'{self.folder}/data')
+        # The kernel discards when the journal is written.
+        deadline = time.monotonic() + 60
+        while volume.file.stat().st_blocks * 512 > filled - 60 * units.Mi:
+            self.assertLess(time.monotonic(), deadline)
+            self.host.run(server, 'sync')
+            time.sleep(0.5)
+        self.detach(server, connection)
+
     def is_stored(self, volume: lab_volumes.Volume, content: str) -> bool:
         """Whether something is on the storage of a volume, and not only in
         the cache of its mount."""

@@ -157,22 +157,26 @@ def is_mounted(target: str) -> bool:
         return any(line.split()[4] == target for line in stream)
 
 
-def attach_plain(device: str, kind: str, target: str, flags: int) -> None:
+def attach_plain(device: str, kind: str, target: str, flags: int,
+                 discard: bool = False) -> None:
     """Mount a filesystem without mapping ids.
 
     :param device: path of the volume's block device.
     :param kind: one of MAKERS.
     :param target: path of the mount point.
     :param flags: flags for mount(2).
+    :param discard: whether the device is told of blocks that become free;
+        ignored by the kernel if it does not support that.
     :raises OSError: with errno EPERM if the superblock has a feature that
         must not be mounted; if the kernel refuses.
     """
     path = os.path.realpath(validation.checked_device(device))
     kind = _kind(kind)
     _check_superblock(path, kind)
+    data = _MOUNT_DATA[kind] + (',discard' if discard else '')
     _checked(_libc.mount(
         os.fsencode(path), os.fsencode(target), kind.encode('ascii'),
-        ctypes.c_ulong(flags), _MOUNT_DATA[kind].encode('ascii')), 'mount')
+        ctypes.c_ulong(flags), data.encode('ascii')), 'mount')
 
 
 def _check_superblock(path: str, kind: str) -> None:
@@ -315,7 +319,7 @@ def create_mount_point(target: str) -> None:
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def mount(device: str, kind: str, target: str, read_only: bool,
-          uid_base: int, gid_base: int, size: int) -> None:
+          discard: bool, uid_base: int, gid_base: int, size: int) -> None:
     """Mount the filesystem of a volume with the ids of a guest.
 
     A mount that exists at the mount point is unmounted first. The kernel
@@ -325,6 +329,7 @@ def mount(device: str, kind: str, target: str, read_only: bool,
     :param kind: one of MAKERS.
     :param target: path of the mount point, which ends with the volume's id.
     :param read_only: whether the mount is read-only.
+    :param discard: see :func:`attach_plain`.
     :param uid_base: host uid of root in the guest.
     :param gid_base: host gid of root in the guest.
     :param size: number of mapped ids in both ranges; 0 disables mapping, for a
@@ -339,7 +344,7 @@ def mount(device: str, kind: str, target: str, read_only: bool,
 
     def place(namespace: int | None) -> None:
         detach_mounts(validation.checked_target(target), False)
-        attach_plain(path, kind, target, flags)
+        attach_plain(path, kind, target, flags, bool(discard))
         if namespace is not None:
             try:
                 _map_ids(target, namespace)

@@ -165,10 +165,11 @@ def _mounted(device: str, kind: str, target: str, flags: int
         mounts.detach_mounts(target, False)
 
 
-def _attach(device: str, kind: str, target: str, flags: int) -> None:
+def _attach(device: str, kind: str, target: str, flags: int,
+            discard: bool = False) -> None:
     mounts.make_directory(target)
     mounts.detach_mounts(target, False)
-    mounts.attach_plain(device, kind, target, flags)
+    mounts.attach_plain(device, kind, target, flags, discard)
 
 
 def _is(directory: int, name: str, *kinds: int) -> bool:
@@ -289,8 +290,8 @@ def close_staging(target: str) -> None:
 # -- the root of a guest ----------------------------------------------------
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
-def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
-          size: int) -> None:
+def mount(device: str, kind: str, target: str, discard: bool, uid_base: int,
+          gid_base: int, size: int) -> None:
     """Mount the root filesystem of a volume with the ids of a guest.
 
     A mount that exists at the mount point is unmounted first. The mount allows
@@ -300,6 +301,7 @@ def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
     :param device: path of the volume's block device.
     :param kind: name of the filesystem.
     :param target: path of the mount point.
+    :param discard: see :func:`.mounts.attach_plain`.
     :param uid_base: host uid of root in the guest.
     :param gid_base: host gid of root in the guest.
     :param size: number of mapped ids in both ranges; 0 disables mapping.
@@ -312,13 +314,14 @@ def mount(device: str, kind: str, target: str, uid_base: int, gid_base: int,
     with contextlib.suppress(FileExistsError):
         os.mkdir(directory, mode=0o100)
     os.chown(directory, uid_base if size else 0, -1, follow_symlinks=False)
-    mounts.with_namespace(functools.partial(_place, device, kind, target),
-                          uid_base, gid_base, size)
+    mounts.with_namespace(
+        functools.partial(_place, device, kind, target, bool(discard)),
+        uid_base, gid_base, size)
 
 
-def _place(device: str, kind: str, target: str, namespace: int | None
-           ) -> None:
-    _attach(device, kind, target, mounts.MS_NOSUID | mounts.MS_NODEV)
+def _place(device: str, kind: str, target: str, discard: bool,
+           namespace: int | None) -> None:
+    _attach(device, kind, target, mounts.MS_NOSUID | mounts.MS_NODEV, discard)
     with contextlib.ExitStack() as stack:
         stack.callback(mounts.detach_mounts, target, True)
         source = os.open(target, _OPEN_DIRECTORY)

@@ -342,7 +342,8 @@ class FilesystemMode(_MountedMode):
     def _mount(self, connection_info: Mapping[str, Any], kind: str,
                target: str, ids: tuple[int, int, int]) -> None:
         mounts.mount(base.device_path(connection_info) or '', kind, target,
-                     is_read_only(connection_info), *ids)
+                     is_read_only(connection_info),
+                     self._options.volume_discard, *ids)
 
     def unmount(self, identifier: str, force: bool) -> None:
         """See :meth:`Mode.unmount`."""
@@ -453,7 +454,7 @@ class RootMode(_MountedMode):
                target: str, ids: tuple[int, int, int]) -> None:
         try:
             rootfs.mount(base.device_path(connection_info) or '', kind,
-                         target, *ids)
+                         target, self._options.volume_discard, *ids)
         except FileNotFoundError:
             raise base.Refused(
                 'there is no complete root filesystem on it') from None

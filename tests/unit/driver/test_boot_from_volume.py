@@ -69,6 +69,12 @@ class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
         self.assertEqual({'default'}, self.pools())
         self.assert_nothing_left()
 
+    def test_discard(self) -> None:
+        self.spawn()
+        mount = self.storage.mount_of(self.volume)
+        assert mount is not None
+        self.assertTrue(mount.discard)
+
     def refused(self, kind: type[Exception] = exception.BuildAbortException,
                 **kwargs: Any) -> str:
         """Have a server not booted, with nothing left of the attempt."""

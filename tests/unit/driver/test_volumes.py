@@ -428,6 +428,19 @@ class FilesystemTest(VolumeCases, VolumeTestCase):
         self.assertEqual(int(config['security.idmap.base']), mount.ids[0])
         self.assertEqual(65536, mount.ids[2])
 
+    def test_discard(self) -> None:
+        for wanted in (True, False):
+            self.host._set('volume_discard', wanted, 'lxd')
+            server = self.host.spawn()
+            connection = self.volume.connection()
+            self.driver.attach_volume(self.context, connection, server,
+                                      '/dev/vdb')
+            mount = self.storage.mount_of(self.volume)
+            assert mount is not None
+            self.assertEqual(wanted, mount.discard)
+            self.driver.detach_volume(self.context, connection, server,
+                                      '/dev/vdb')
+
     def test_empty_one_gets_a_filesystem(self) -> None:
         self.attach()
         self.assertEqual('ext4', self.volume.disk.content)

@@ -182,7 +182,7 @@ class EntryPointsTestCase(base.BaseTestCase):
         self.useFixture(fixtures.MockPatchObject(command, 'DEADLINE', 0.3))
         begin = time.monotonic()
         self.assertRaises(TimeoutError, mounts.mount, '/dev/x', 'ext4',
-                          target, False, 0, 0, 0)
+                          target, False, False, 0, 0, 0)
         self.assertLess(time.monotonic() - begin, 60)
 
 

@@ -49,8 +49,8 @@ class InputTestCase(base.BaseTestCase):
                          lambda: probe.make_blank(path),
                          lambda: mounts.sync_device(path, 60),
                          lambda: mounts.grow(path, 'ext4', TARGET),
-                         lambda: mounts.mount(path, 'ext4', TARGET, False, 1,
-                                              1, 1)):
+                         lambda: mounts.mount(path, 'ext4', TARGET, False,
+                                              False, 1, 1, 1)):
                 self.assertRaises(ValueError, call)
 
     def test_targets(self) -> None:
@@ -62,7 +62,7 @@ class InputTestCase(base.BaseTestCase):
             with mock.patch.object(validation, 'checked_device',
                                    lambda path: path):
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
-                                  path, False, 1, 1, 1)
+                                  path, False, False, 1, 1, 1)
                 self.assertRaises(ValueError, mounts.grow, '/dev/x', 'ext4',
                                   path)
 
@@ -73,14 +73,14 @@ class InputTestCase(base.BaseTestCase):
                 self.assertRaises(ValueError, mounts.make_filesystem,
                                   '/dev/x', kind, 'x')
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', kind,
-                                  TARGET, False, 1, 1, 1)
+                                  TARGET, False, False, 1, 1, 1)
             for label in ('', 'x' * 13, '-L /', None, 'A'):
                 self.assertRaises(ValueError, mounts.make_filesystem,
                                   '/dev/x', 'ext4', label)
             for ids in ((0, 0, 65536), (0, 1, 1), (1, 0, 1), (-1, 1, 1),
                         (1, 1, 2 ** 32), ('1', 1, 1)):
                 self.assertRaises(ValueError, mounts.mount, '/dev/x', 'ext4',
-                                  TARGET, False, *ids)
+                                  TARGET, False, False, *ids)
 
     def test_nothing_is_mounted(self) -> None:
         with tempfile.TemporaryDirectory() as directory:
