@@ -14,10 +14,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import pathlib
 import shutil
+import struct
 import subprocess
 import time
 from typing import Any
@@ -34,6 +36,10 @@ from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
 from tests.functional import test_volumes
+
+# From linux/xfs_fs.h.
+XFS_IOC_GOINGDOWN = 0x8004587d
+XFS_FSOP_GOING_FLAGS_NOLOGFLUSH = 2
 
 NO_LXD = lxd_daemon.missing()
 
@@ -381,6 +387,43 @@ class Ext4VolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
                  NO_LXD or 'mkfs.xfs is not installed (package xfsprogs)')
 class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
     filesystem = 'xfs'
+
+    def shut_down_filesystem(self, volume: lab_volumes.Volume) -> None:
+        """What the kernel does when it can no longer write to the log."""
+        descriptor = os.open(os.path.join(
+            lab_volumes.CONF.lxd.volume_mount_directory, volume.id),
+            os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, XFS_IOC_GOINGDOWN,
+                        struct.pack('I', XFS_FSOP_GOING_FLAGS_NOLOGFLUSH))
+        finally:
+            os.close(descriptor)
+
+    def test_shut_down_filesystem(self) -> None:
+        """It is unmounted, and usable again after that."""
+        server = self.host.spawn()
+        volume = self.storage.volume()
+        for way in ('stop', 'reboot', 'destroy'):
+            mapping = Mapping(volume)
+            connection = self.attach(server, volume)
+            self.host.run(server, 'touch', f'{self.folder}/{way}')
+            self.host.run(server, 'sync')
+            self.shut_down_filesystem(volume)
+            if way == 'stop':
+                self.assertRaisesRegex(
+                    exception.DeviceDetachFailed, 'shut itself down',
+                    self.detach, server, connection)
+                self.host.driver.power_off(server)
+                self.detach(server, connection)
+                self.host.driver.power_on(self.host.context, server, [])
+            elif way == 'reboot':
+                self.reboot(server, described(mapping))
+                self.host.run(server, 'touch', f'{self.folder}/again')
+                self.detach(server, connection)
+            else:
+                self.host.driver.power_off(server)
+                self.destroy(server, described(mapping))
+            self.assertEqual(set(), self.storage.left_on_host(), way)
 
     def test_extended_while_detached(self) -> None:
         first, second = self.host.spawn(), self.host.spawn()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import contextlib
+import errno
 import os
 
 from nova.compute import power_state
@@ -61,7 +62,8 @@ def check(guest: lxd_guest.Guest, init: int, device: Mapping[str, str],
     :param init: its first process.
     :param device: the LXD device of the volume.
     :param mountpoint: device name of the volume.
-    :raises nova.exception.DeviceDetachFailed: if one does.
+    :raises nova.exception.DeviceDetachFailed: if one does, or if the mounted
+        filesystem has shut itself down.
     """
     if not init:
         return
@@ -71,7 +73,15 @@ def check(guest: lxd_guest.Guest, init: int, device: Mapping[str, str],
             filesystem = os.stat(device['source']).st_dev
         else:
             number = device_identity.device_number(device['source'])
-    except (device_identity.WrongDevice, OSError):
+    except (device_identity.WrongDevice, OSError) as error:
+        if device['type'] == 'disk' and getattr(
+                error, 'errno', None) == errno.EIO:
+            # LXD could neither unmount it in the guest nor mount it again.
+            raise exception.DeviceDetachFailed(
+                device=mountpoint,
+                reason='its filesystem has shut itself down after an error of '
+                       'the storage; stop the server or reboot it hard '
+                       'first') from error
         # What does not exist cannot be in use.
         return
     try:

@@ -352,7 +352,7 @@ class FilesystemMode(_MountedMode):
 
     def is_prepared(self, identifier: str) -> bool:
         """Whether a volume is mounted or is about to be."""
-        return os.path.isdir(self.target(identifier))
+        return _is_mount_point(self.target(identifier))
 
     def is_mounted(self, identifier: str) -> bool:
         """Whether a volume is mounted."""
@@ -467,8 +467,14 @@ class RootMode(_MountedMode):
             rootfs.unmount(target, force)
         staging = os.path.join(self._options.volume_mount_directory,
                                identifier)
-        if os.path.isdir(staging):
+        if _is_mount_point(staging):
             rootfs.close_staging(staging)
+
+
+def _is_mount_point(target: str) -> bool:
+    """Whether there is a directory for a volume, mounted or not."""
+    # A filesystem that has shut itself down does not say what it has (EIO).
+    return os.path.isdir(target) or mounts.is_mounted(target)
 
 
 def is_read_only(connection_info: Mapping[str, Any]) -> bool:

@@ -48,6 +48,18 @@ class InUseTestCase(base.BaseTestCase):
     def test_used(self) -> None:
         self.assertRaises(exception.DeviceDetachFailed, self.check, [1, 2])
 
+    def test_filesystem_that_has_shut_itself_down(self) -> None:
+        """It does not even say what it is."""
+        def stat(path: str) -> os.stat_result:
+            raise OSError(errno.EIO, 'Input/output error', path)
+
+        with fixtures.MonkeyPatch('os.stat', stat):
+            error = self.assertRaises(
+                exception.DeviceDetachFailed, in_use.check,
+                types.SimpleNamespace(name='guest'), 1,
+                {'type': 'disk', 'source': '/mnt'}, '/dev/sdb')
+        self.assertIn('shut itself down', str(error))
+
     def test_too_many_files(self) -> None:
         """A guest whose use cannot be determined keeps its volume."""
         error = self.assertRaises(
