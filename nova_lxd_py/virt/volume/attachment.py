@@ -115,7 +115,8 @@ class VolumeAttacher:
         :param connection_info: Cinder's description of the connection; what
             later steps need is added to it.
         :param mountpoint: device name of the volume.
-        :param size_gb: size of the volume in GiB, None if unknown.
+        :param size_gb: size of the volume in GiB; Cinder is asked if it is
+            None.
         :param undo: gets a callback that disconnects the host.
         :param root: whether the instance boots from the volume.
         :param probed: whether it is known what is on the volume, or will be.
@@ -125,12 +126,15 @@ class VolumeAttacher:
         :raises nova.exception.VolumeAttachFailed: if the volume cannot be
             connected or must not be used.
         """
+        self._connections.check_supported(connection_info)
         identifier = connections.volume_id(connection_info)
+        cinder_volume = CinderVolume(context, connection_info)
+        if size_gb is None:
+            size_gb = cinder_volume.size_gb
         mode: modes.Mode = self.modes.root
         if not root:
-            mode = self.modes.choose(
-                instance, connection_info, identifier,
-                CinderVolume(context, connection_info).metadata)
+            mode = self.modes.choose(instance, connection_info, identifier,
+                                     cinder_volume.metadata)
         mode.check(instance, connection_info, identifier)
         sharing = bool(connection_info.get('multiattach'))
         if not sharing:

@@ -97,6 +97,14 @@ class VolumeConnections:
         """List the connection types that there is a plugin for."""
         return sorted(self._plugins)
 
+    def check_supported(self, connection_info: dict[str, Any]) -> None:
+        """Check that there is a plugin for a connection.
+
+        :param connection_info: Cinder's description of the connection.
+        :raises nova.exception.VolumeDriverNotFound: if there is none.
+        """
+        self._plugin(connection_info)
+
     def connect(self, instance: objects.Instance,
                 connection_info: dict[str, Any], size_gb: int | None, *,
                 context: nova_context.RequestContext,

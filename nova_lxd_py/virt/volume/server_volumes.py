@@ -341,9 +341,8 @@ class ServerVolumes:
             interrupted = self._attacher.is_prepared(identifier)
             found = self._attacher.connect(
                 context, instance, connection_info, mountpoint,
-                # Nova records it only when the volume is attached.
-                attachment.CinderVolume(context, connection_info).size_gb,
-                undo, encryption=encryption)
+                # Nova records the size only when the volume is attached.
+                None, undo, encryption=encryption)
             if recorded is not None and recorded.tag:
                 undo.callback(device_tags.unpublish_volume, instance,
                               identifier)

@@ -106,8 +106,7 @@ class VolumeSwapper:
             before = _device_to_swap(guest, leaving)
             _adopt_mode(old, new)
             device = self._attacher.connect(
-                context, instance, new, mountpoint, size_gb or
-                attachment.CinderVolume(context, new).size_gb, undo,
+                context, instance, new, mountpoint, size_gb or None, undo,
                 probed=True).devices[lxd_devices.name(coming)]
             with connections.map_exceptions('swap', instance, coming,
                                             exception.VolumeAttachFailed):

@@ -63,6 +63,13 @@ class Plugin(base.VolumePlugin):
         pass
 
 
+class _Volume(dict):
+    """A volume as Nova describes it to drivers."""
+
+    #: GiB.
+    volume_size = 1
+
+
 class UsageTestCase(session_case.SessionTestCase):
 
     def setUp(self) -> None:
@@ -136,9 +143,9 @@ class UsageTestCase(session_case.SessionTestCase):
 
     def root_info(self, identifier: str) -> dict[str, Any]:
         """Describe the disks of a server that boots from a volume."""
-        return {'block_device_mapping': [
-            {'connection_info': self.connection(identifier), 'boot_index': 0,
-             'mount_device': '/dev/vda'}]}
+        return {'block_device_mapping': [_Volume(
+            connection_info=self.connection(identifier), boot_index=0,
+            mount_device='/dev/vda')]}
 
     def connect_root(self, uuid: str, identifier: str) -> dict[str, str]:
         return self.volumes.connect(
