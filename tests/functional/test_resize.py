@@ -192,7 +192,7 @@ class ResizeTest(ResizeTestCase):
         with self.running_on(server):
             self.resize(server, memory_mb=256)
             self.assertEqual('256MiB', self.config(server)['limits.memory'])
-            # LXD has it for the next start, whoever asks for that.
+            # LXD has it for the next start, no matter who requests it.
             self.assertIn(key, self.config(server))
             self.revert(server)
             self.assertIn(key, self.config(server))

@@ -136,7 +136,7 @@ class FilesystemCases:
         connection = self.attach(server, volume)
         content = f'written-{volume.id}'
         self.host.run(server, 'sh', '-c', f'for i in $(seq 5000); do echo '
-                      f'{content}; done >{self.folder}/data')
+                      f'{content}; done >{self.directory}/data')
         self.assertFalse(self.is_stored(volume, content))
         self.host.driver.power_off(server)
         self.assertTrue(self.is_stored(volume, content))

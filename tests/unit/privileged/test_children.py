@@ -38,8 +38,9 @@ from nova_lxd_py.virt.privileged import command
 from nova_lxd_py.virt.privileged import fuser
 from nova_lxd_py.virt.privileged import mounts
 
-#: eventlet replaces parts of select and subprocess. The privileged daemon never
-#: runs with it, only unit tests that call its functions in their own process.
+#: eventlet replaces parts of select and subprocess. The privileged daemon
+#: never runs with it, only unit tests that call its functions in their own
+#: process.
 _without_eventlet = unittest.skipUnless(
     hasattr(select, 'poll'), 'the privileged daemon runs without eventlet')
 
