@@ -21,11 +21,11 @@ check_host() {
     # shellcheck source=/dev/null
     version=$(. /etc/os-release && echo "${VERSION_ID:-}")
     case $id-$version in
-    debian-12 | debian-13 | ubuntu-24.04) ;;
+    debian-12 | debian-13) ;;
     debian-* | ubuntu-*)
-        warn "$id $version is not tested; Debian 12, 13 and Ubuntu 24.04 are."
+        warn "$id $version is not tested; Debian 12 is."
         ;;
-    *) die "$id is not supported: Debian 12, 13 or Ubuntu 24.04 is needed." ;;
+    *) die "$id is not supported: Debian or Ubuntu is needed, best Debian 12." ;;
     esac
     ((${#PREFIX} <= MAX_PREFIX_LENGTH)) ||
         die "QUICKSTART_PREFIX may have at most $MAX_PREFIX_LENGTH characters."
