@@ -392,7 +392,7 @@ class BlockTest(VolumeCases, VolumeTestCase):
                               {'device_name': name})
 
 
-class FileTest(VolumeCases, VolumeTestCase):
+class ShareFileTest(VolumeCases, VolumeTestCase):
     """Files on a share, through loop devices."""
 
     kind = 'nfs'
