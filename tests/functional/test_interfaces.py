@@ -41,8 +41,9 @@ class InterfaceTest(unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        privileged.context.set_client_mode(False)
-        self.addCleanup(privileged.context.set_client_mode, True)
+        for context in (privileged.context, privileged.network_context):
+            context.set_client_mode(False)
+            self.addCleanup(context.set_client_mode, True)
         self.host = driver_host.DriverHost()
         self.host.setUp()
         self.addCleanup(self.host.cleanUp)
