@@ -282,6 +282,7 @@ class SnapshotCases:
             'source': {'type': 'copy', 'source': server.name,
                        'instance_only': True},
             'config': {'user.nova.uuid': server.uuid,
+                       'user.nova.lxd_name': name,
                        'user.nova.role': 'snapshot'}}, params=params)
         api.must('POST', '/1.0/images', {
             'source': {'type': 'instance', 'name': name},

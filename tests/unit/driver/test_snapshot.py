@@ -201,8 +201,10 @@ class SnapshotTest(fake_driver_host.FakeDriverTestCase):
                 'POST', '/1.0/instances', {
                     'name': f'{server.name}-snapshot', 'profiles': [],
                     'source': {'type': 'copy', 'source': server.name},
-                    'config': {'user.nova.uuid': server.uuid,
-                               'user.nova.role': 'snapshot'},
+                    'config': {
+                        'user.nova.uuid': server.uuid,
+                        'user.nova.lxd_name': f'{server.name}-snapshot',
+                        'user.nova.role': 'snapshot'},
                     'devices': {}}, params={'project': self.host.project})
             self.lxd.add_image(
                 fixture.unified_image(

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import errno
 import os
+import signal
 import tempfile
 import time
 from unittest import mock
@@ -125,7 +126,7 @@ class SyncTestCase(base.BaseTestCase):
         self.assertEqual(self.target, str(error))
 
     def test_hangs(self) -> None:
-        self.syncfs(lambda descriptor: time.sleep(60) or 0)
+        self.syncfs(lambda descriptor: signal.pause() or 0)
         self.mounted()
         began = time.monotonic()
         self.assertRaisesRegex(TimeoutError, 'syncfs did not finish',
@@ -158,7 +159,7 @@ class MountTest(mounts_case.MountsTestCase):
 
     def mount(self, read_only: bool = False,
               ids: tuple = mounts_case.IDS) -> None:
-        mounts.mount(self.device, 'ext4', self.target, read_only, *ids)
+        mounts.mount(self.device, 'ext4', self.target, read_only, False, *ids)
 
     def test_flags(self) -> None:
         """No volume of a tenant brings devices or other users' programs."""

@@ -40,7 +40,7 @@ class RootTest(mounts_case.MountsTestCase):
         self.target = f'{self.parent}/{VOLUME}'
 
     def mount(self, ids: tuple = mounts_case.IDS) -> None:
-        rootfs.mount(self.device, 'ext4', self.target, *ids)
+        rootfs.mount(self.device, 'ext4', self.target, False, *ids)
 
     def test_programs_may_change_their_user(self) -> None:
         """But only where nobody else of the host gets to."""
@@ -82,7 +82,8 @@ class RootTest(mounts_case.MountsTestCase):
 
     def test_place(self) -> None:
         self.assertRaises(ValueError, rootfs.mount, self.device, 'ext4',
-                          self.kernel.target(VOLUME), *mounts_case.IDS)
+                          self.kernel.target(VOLUME), False,
+                          *mounts_case.IDS)
 
     def test_unmount(self) -> None:
         self.assertFalse(rootfs.unmount(self.target, False))
@@ -198,9 +199,9 @@ class ContentTestCase(base.BaseTestCase):
                      f'/run/../root-{VOLUME}/{VOLUME}'):
             self.assertRaises(ValueError, rootfs.unmount, path, True)
             self.assertRaises(ValueError, rootfs.mount, '/dev/x', 'ext4',
-                              path, 1, 1, 1)
+                              path, False, 1, 1, 1)
         self.assertRaises(ValueError, rootfs.mount, '/dev/x', 'ext4', TARGET,
-                          0, 0, 65536)
+                          False, 0, 0, 65536)
         self.assertRaises(ValueError, rootfs.root_state, '/dev/x', 'ext4', '/')
         for function in (rootfs.complete, rootfs.close_staging):
             self.assertRaises(ValueError, function, '/mnt')
