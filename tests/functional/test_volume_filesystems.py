@@ -147,10 +147,10 @@ class FilesystemCases:
         volume = self.storage.volume()
         connection = self.attach(server, volume)
         self.host.run(server, 'sh', '-c', f'dd if=/dev/urandom bs=1M count=64 '
-                      f'of={self.folder}/data conv=fsync')
+                      f'of={self.directory}/data conv=fsync')
         filled = volume.file.stat().st_blocks * 512
         self.assertGreater(filled, 64 * units.Mi)
-        self.host.run(server, 'rm', f'{self.folder}/data')
+        self.host.run(server, 'rm', f'{self.directory}/data')
         # The kernel discards when the journal is written.
         deadline = time.monotonic() + 60
         while volume.file.stat().st_blocks * 512 > filled - 60 * units.Mi:
@@ -406,7 +406,7 @@ class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
         for way in ('stop', 'reboot', 'destroy'):
             mapping = Mapping(volume)
             connection = self.attach(server, volume)
-            self.host.run(server, 'touch', f'{self.folder}/{way}')
+            self.host.run(server, 'touch', f'{self.directory}/{way}')
             self.host.run(server, 'sync')
             self.shut_down_filesystem(volume)
             if way == 'stop':
@@ -418,7 +418,7 @@ class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
                 self.host.driver.power_on(self.host.context, server, [])
             elif way == 'reboot':
                 self.reboot(server, described(mapping))
-                self.host.run(server, 'touch', f'{self.folder}/again')
+                self.host.run(server, 'touch', f'{self.directory}/again')
                 self.detach(server, connection)
             else:
                 self.host.driver.power_off(server)
