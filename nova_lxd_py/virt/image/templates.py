@@ -309,7 +309,6 @@ class TemplateStore:
                     KEY_TEMPLATE: fingerprint},
                 {**uid_ranges.root_device(self._options),
                  _OBSTACLE: _OBSTACLE_DEVICE})
-            self._refuse_create_only_files(guest)
             self._shift(guest)
             guest.update(devices={_OBSTACLE: None})
             undo.pop_all()
@@ -336,15 +335,6 @@ class TemplateStore:
                      'templates and can have uid ranges of their own')
             raise _Useless()
         raise _Impossible('LXD did not shift the files of its root disk')
-
-    def _refuse_create_only_files(self, guest: lxd_guest.Guest) -> None:
-        """LXD writes files of an image's that are meant for creation but not
-        for copies only where an instance comes from the image itself."""
-        metadata = self._session.get('instances', guest.name, 'metadata')
-        for path, template in (metadata.get('templates') or {}).items():
-            when = template.get('when') or ()
-            if 'create' in when and 'copy' not in when:
-                raise _Impossible(f'its {path} is written at creation only')
 
     def _discard(self, name: str) -> None:
         try:

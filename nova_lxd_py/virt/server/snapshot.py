@@ -188,7 +188,6 @@ class SnapshotOps:
         # Unique, so that no image is the same as one that LXD has already,
         # such as one that it has imported from an earlier snapshot.
         properties = {'description': f'Image {image_id}'}
-        properties.update(_image_properties(copy))
         report = _Report(instance, image_id)
         cleanup.callback(_quietly, lambda: self._delete_image(alias))
 
@@ -493,16 +492,6 @@ def _metadata(instance: objects.Instance, name: str) -> dict[str, Any]:
         properties['os_type'] = instance.os_type
     return {'status': 'active', 'name': name, 'disk_format': 'raw',
             'container_format': 'bare', 'properties': properties}
-
-
-def _image_properties(copy: lxd_guest.Guest) -> dict[str, str]:
-    """Return the properties of the server's image, such as its operating
-    system, without those that the driver has added."""
-    found = {key.removeprefix('image.'): value
-             for key, value in copy.config.items()
-             if key.startswith('image.')}
-    return {key: value for key, value in found.items()
-            if key != 'description' and not key.startswith('nova.')}
 
 
 def _must_quiesce(image_meta: objects.ImageMeta) -> bool:

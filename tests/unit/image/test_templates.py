@@ -369,30 +369,6 @@ class FailureTestCase(TemplateTestCase):
         self.assertRaises(errors.OperationFailed, self.source_for)
         self.assertEqual([], self.guests.all())
 
-    def test_files_for_creation_only(self) -> None:
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.lxd.session.Session.get', _with_templates(
-                session.Session.get, {'/etc/id': {'when': ['create']}})))
-        self.assertFromImage(self.source_for()[0])
-        self.assertEqual([], self.templates())
-
-    def test_files_for_copies_too(self) -> None:
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.lxd.session.Session.get', _with_templates(
-                session.Session.get,
-                {'/etc/id': {'when': ['create', 'copy']},
-                 '/etc/x': {'when': ['start']}})))
-        self.assertEqual('copy', self.source_for()[0]['type'])
-
-
-def _with_templates(get: Any, found: dict[str, Any]) -> Any:
-    """Give images file templates."""
-    def patched(self: Any, *path: str, **kwargs: Any) -> Any:
-        if path[-1:] == ('metadata',):
-            return {'templates': found}
-        return get(self, *path, **kwargs)
-    return patched
-
 
 class CrashTestCase(TemplateTestCase):
 
