@@ -79,7 +79,7 @@ class Benchmark:
         self._host = host
         self._directory = directory
         self._glance = FileGlance(directory)
-        host.driver._services.snapshots._image_api = self._glance
+        host.driver._services.snapshot._image_api = self._glance
         self.server = host.spawn(host.instance(host.image(), root_gb=0))
         self._run(_FILL.format(count=max(1, megabytes)))
 

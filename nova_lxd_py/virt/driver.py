@@ -180,10 +180,10 @@ class LXDDriver(driver.ComputeDriver):
                                      update_task_state)
 
     def quiesce(self, context, instance, image_meta):
-        self._services.snapshot.quiesce(instance, image_meta)
+        self._services.quiescer.quiesce(instance, image_meta)
 
     def unquiesce(self, context, instance, image_meta):
-        self._services.snapshot.unquiesce(instance)
+        self._services.quiescer.unquiesce(instance)
 
     def set_admin_password(self, instance, new_pass):
         self._services.passwords.change(instance, new_pass)
@@ -254,7 +254,7 @@ class LXDDriver(driver.ComputeDriver):
     def manage_image_cache(self, context, all_instances):
         self._services.images.manage_cache(all_instances)
         self._services.templates.prune()
-        self._services.snapshot.thaw()
+        self._services.quiescer.thaw()
         self._services.orphans.sweep(context)
 
     # -- migration ----------------------------------------------------------

@@ -43,6 +43,7 @@ from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.server import local_disks
 from nova_lxd_py.virt.server import orphans as orphan_ops
 from nova_lxd_py.virt.server import power as power_ops
+from nova_lxd_py.virt.server import quiesce
 from nova_lxd_py.virt.server import repin as repin_ops
 from nova_lxd_py.virt.server import rescue as rescue_ops
 from nova_lxd_py.virt.server import resize as resize_ops
@@ -80,6 +81,7 @@ class Services:
     resize: resize_ops.ResizeOps
     rescue: rescue_ops.RescueOps
     snapshot: snapshot_ops.SnapshotOps
+    quiescer: quiesce.Quiescer
     orphans: orphan_ops.OrphanSweeper
     repin: repin_ops.RepinOps
     passwords: lxd_password.AdminPassword
@@ -99,6 +101,7 @@ class Services:
         # are thawed and use them.
         self.volumes.reconcile()
         self.snapshot.recover()
+        self.quiescer.thaw()
         self.rescue.recover()
         self.orphans.sweep(nova_context.get_admin_context(), min_age=0)
         self.serial_consoles.recover()
@@ -139,8 +142,9 @@ def build(virtapi: nova_virtapi.VirtAPI,
     root_disks = root_disk.RootDiskManager(session, guests)
     passwords = lxd_password.AdminPassword(session, guests)
     serial_consoles = serial.SerialConsoleManager(session, guests, watcher)
-    snapshot = snapshot_ops.SnapshotOps(session, guests, image_api, volumes)
-    watcher.on_reconnect = functools.partial(_reconnected, volumes, snapshot)
+    quiescer = quiesce.Quiescer(session.options, guests, volumes)
+    snapshot = snapshot_ops.SnapshotOps(session, guests, image_api, quiescer)
+    watcher.on_reconnect = functools.partial(_reconnected, volumes, quiescer)
     rescue = rescue_ops.RescueOps(session, guests, guest_configs, vifs,
                                   images, config_drives, passwords, volumes)
     power = power_ops.PowerOps(session.options, guests, guest_configs, vifs,
@@ -158,7 +162,7 @@ def build(virtapi: nova_virtapi.VirtAPI,
         resize=resize_ops.ResizeOps(
             guests, guest_configs, vifs, template_store, ephemeral,
             root_disks, power, volumes),
-        rescue=rescue, snapshot=snapshot,
+        rescue=rescue, snapshot=snapshot, quiescer=quiescer,
         orphans=orphan_ops.OrphanSweeper(session, guests, disks),
         repin=repin_ops.RepinOps(guests, guest_configs),
         passwords=passwords,
@@ -168,12 +172,12 @@ def build(virtapi: nova_virtapi.VirtAPI,
 
 
 def _reconnected(volumes: server_volumes.ServerVolumes,
-                 snapshot: snapshot_ops.SnapshotOps) -> None:
+                 quiescer: quiesce.Quiescer) -> None:
     """Recover from an interruption of the connection to LXD."""
     try:
         volumes.reconcile()
     finally:
-        snapshot.thaw()
+        quiescer.thaw()
 
 
 def _volumes(session: lxd.Session, guests: registry.GuestRegistry,

@@ -14,17 +14,13 @@
 
 from __future__ import annotations
 
-import errno
-import threading
 from typing import Any
 
-import fixtures
 from nova.compute import power_state
 from nova.compute import task_states
 from nova import exception
 from nova import objects
 
-from tests.fixtures import driver_host
 from tests.fixtures import fake_driver_host
 from tests.fixtures.fake_lxd import fixture
 from tests.fixtures import memory_cinder
@@ -212,139 +208,3 @@ class SnapshotTest(fake_driver_host.FakeDriverTestCase):
                 project=self.host.project, alias=f'snapshot-{server.uuid}-7')
             clean_up()
             self.assert_lxd_keeps_nothing(server)
-
-    # -- quiesce ------------------------------------------------------------
-
-    def with_volume(self, image: objects.ImageMeta | None = None
-                    ) -> tuple[objects.Instance, memory_cinder.Volume]:
-        volume = self.storage.volume()
-        image = image or self.host.image()
-        return self.host.spawn(
-            self.host.instance(image), image,
-            block_device_info=memory_cinder.described(
-                volume.mapping())), volume
-
-    def test_quiesce(self) -> None:
-        image = self.host.image(os_require_quiesce='yes')
-        server, volume = self.with_volume(image)
-        self.storage.before('mounts.sync_device', lambda: self.assert_state(
-            power_state.PAUSED, server))
-        self.driver.quiesce(self.context, server, image)
-        self.assert_state(power_state.PAUSED, server)
-        self.assertEqual(1, volume.disk.synced)
-        for _time in range(2):
-            self.driver.unquiesce(self.context, server, image)
-            self.assert_state(power_state.RUNNING, server)
-
-    def test_quiesce_that_nobody_asked_for(self) -> None:
-        server, volume = self.with_volume()
-        self.assertRaises(
-            exception.InstanceQuiesceNotSupported, self.driver.quiesce,
-            self.context, server, server.image_meta)
-        self.assert_state(power_state.RUNNING, server)
-        self.assertEqual(1, volume.disk.synced)
-
-    def test_quiesce_while_storage_hangs(self) -> None:
-        image = self.host.image(os_require_quiesce='yes')
-        server, volume = self.with_volume(image)
-        self.storage.fail('mounts.sync_device', TimeoutError(
-            errno.ETIMEDOUT, 'fsync did not finish'))
-        self.assertRaises(
-            exception.InstanceQuiesceNotSupported, self.driver.quiesce,
-            self.context, server, image)
-        self.assertEqual(0, volume.disk.synced)
-        self.assert_state(power_state.RUNNING, server)
-        self.assertNotIn('user.nova.quiesced', self.config(server))
-
-    def test_quiesce_leaves_other_servers_volumes(self) -> None:
-        server, _volume = self.with_volume()
-        _other, volume = self.with_volume()
-        self.assertRaises(
-            exception.InstanceQuiesceNotSupported, self.driver.quiesce,
-            self.context, server, server.image_meta)
-        self.assertEqual(0, volume.disk.synced)
-
-    def test_quiesce_fails(self) -> None:
-        image = self.host.image(os_require_quiesce='yes')
-        server = self.host.spawn(self.host.instance(image), image)
-        self.lxd.fail_operation('PUT', '/1.0/instances/*/state',
-                                where={'action': 'freeze'})
-        self.assertRaises(exception.NovaException, self.driver.quiesce,
-                          self.context, server, image)
-        self.assert_state(power_state.RUNNING, server)
-
-    def test_restart_of_nova_compute_ends_it(self) -> None:
-        image = self.host.image(os_require_quiesce='yes')
-        server = self.host.spawn(self.host.instance(image), image)
-        self.driver.quiesce(self.context, server, image)
-        self.host.restart_driver()
-        self.assert_state(power_state.RUNNING, server)
-        self.assertNotIn('user.nova.quiesced', self.config(server))
-
-    # -- thawing whatever happens to LXD ------------------------------------
-
-    def quiesced(self) -> tuple[objects.Instance, objects.ImageMeta]:
-        image = self.host.image(os_require_quiesce='yes')
-        server = self.host.spawn(self.host.instance(image), image)
-        self.driver.quiesce(self.context, server, image)
-        self.assert_state(power_state.PAUSED, server)
-        return server, image
-
-    def assert_thawed(self, server: objects.Instance) -> None:
-        self.lxd.wait_for(
-            lambda: 'user.nova.quiesced' not in self.config(server))
-        self.assert_state(power_state.RUNNING, server)
-
-    def test_lxd_restarts_while_it_is_unquiesced(self) -> None:
-        server, image = self.quiesced()
-        self.lxd.stop()
-        starter = threading.Timer(1.5, self.lxd.start)
-        starter.start()
-        self.addCleanup(starter.join)
-        self.driver.unquiesce(self.context, server, image)
-        self.assert_thawed(server)
-
-    def test_lxd_is_back_long_after_unquiesce(self) -> None:
-        server, image = self.quiesced()
-        driver_host.CONF.set_override('request_timeout', 1, 'lxd')
-        self.lxd.stop()
-        self.assertRaises(exception.HypervisorUnavailable,
-                          self.driver.unquiesce, self.context, server, image)
-        self.lxd.start()
-        self.assert_thawed(server)
-
-    def test_frozen_until_unquiesce_although_lxd_restarts(self) -> None:
-        server, image = self.quiesced()
-        reconnected = threading.Event()
-        thaw = self.driver._services.snapshot.thaw
-
-        def thaw_and_tell() -> None:
-            thaw()
-            reconnected.set()
-
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.server.snapshot.SnapshotOps.thaw',
-            lambda _self: thaw_and_tell()))
-        self.lxd.restart()
-        self.assertTrue(reconnected.wait(20))
-        self.assert_state(power_state.PAUSED, server)
-        self.driver.unquiesce(self.context, server, image)
-        self.assert_thawed(server)
-
-    def test_thawed_periodically(self) -> None:
-        server, image = self.quiesced()
-        self.lxd.fail_operation('PUT', '/1.0/instances/*/state', 'no',
-                                where={'action': 'unfreeze'})
-        self.assertRaises(exception.NovaException, self.driver.unquiesce,
-                          self.context, server, image)
-        self.assert_state(power_state.PAUSED, server)
-        self.driver.manage_image_cache(self.context, [server])
-        self.assert_thawed(server)
-
-    def test_one_that_cannot_be_thawed_keeps_no_other_frozen(self) -> None:
-        servers = [self.quiesced()[0] for _number in range(2)]
-        self.lxd.fail_operation('PUT', '/1.0/instances/*/state', 'no',
-                                where={'action': 'unfreeze'})
-        self.host.restart_driver()
-        self.assertEqual(1, sum('user.nova.quiesced' in self.config(server)
-                                for server in servers))

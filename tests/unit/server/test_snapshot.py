@@ -23,6 +23,7 @@ from nova import objects
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.server import quiesce
 from nova_lxd_py.virt.server import snapshot
 from tests.fixtures import memory_glance
 from tests.fixtures import session_case
@@ -39,8 +40,9 @@ class SnapshotTestCase(session_case.SessionTestCase):
         super().setUp()
         self.guests = registry.GuestRegistry(self.session)
         self.glance = memory_glance.MemoryGlance()
-        self.snapshots = snapshot.SnapshotOps(self.session, self.guests,
-                                              self.glance, volumes=None)
+        self.snapshots = snapshot.SnapshotOps(
+            self.session, self.guests, self.glance,
+            quiesce.Quiescer(self.session.options, self.guests, volumes=None))
         self.image_id = self.glance.create(None, {'name': 'backup'})['id']
         self.server = self.make_server()
 
@@ -106,8 +108,9 @@ class SnapshotTestCase(session_case.SessionTestCase):
     def test_packing_takes_too_long(self):
         self.session.options = _Options(
             image_timeout=1, snapshot_compression='zstd', directory='')
-        snapshots = snapshot.SnapshotOps(self.session, self.guests,
-                                         self.glance, volumes=None)
+        snapshots = snapshot.SnapshotOps(
+            self.session, self.guests, self.glance,
+            quiesce.Quiescer(self.session.options, self.guests, volumes=None))
         hang = self.lxd.hang_operation('POST', '/1.0/images')
         self.addCleanup(hang.release)
         self.assertRaises(errors.DeadlineExceeded, snapshots.take, None,
@@ -195,31 +198,10 @@ class SnapshotTestCase(session_case.SessionTestCase):
         self.assertRaises(errors.OperationFailed, self.take)
         self.assert_runs_on()
 
-    def quiesce(self):
-        self.server.system_metadata = {'image_os_require_quiesce': 'yes'}
-        self.snapshots.quiesce(self.server, self.server.image_meta)
-
-    def test_thawed_although_it_could_not_be_frozen(self):
-        self.lxd.fail_operation('PUT', '/1.0/instances/*/state', 'no')
-        self.assertRaises(errors.OperationFailed, self.quiesce)
-        self.assert_runs_on()
-
     def assert_runs_on(self):
         guest = self.guests.get(self.server)
         self.assertEqual(power_state.RUNNING, guest.power_state)
         self.assertNotIn(lxd_guest.KEY_QUIESCED, guest.config)
-
-    def test_source_in_odd_pieces(self):
-        fingerprint = self.session.get('images', 'aliases', 'tiny')['target']
-        told = []
-        with snapshot.ImageSource(
-                self.session, fingerprint,
-                lambda done, size: told.append((done, size))) as source:
-            content = b''.join(iter(lambda: source.read(777), b''))
-            self.assertTrue(source.is_complete)
-            self.assertEqual(b'', source.read(777))
-        self.assertEqual(fingerprint, hashlib.sha256(content).hexdigest())
-        self.assertEqual((len(content), len(content)), told[-1])
 
 
 class _Options:
