@@ -42,6 +42,8 @@ from nova_lxd_py.virt.privileged import validation
 #: discard blocks nor write to the whole of a large volume.
 MAKERS = {'ext4': ('mkfs.ext4', '-q', '-E', 'root_owner=0:0,nodiscard'),
           'xfs': ('mkfs.xfs', '-q', '-K')}
+#: Characters that the label of a filesystem of each kind may have.
+LABEL_LENGTH = 12
 #: Data for mount(2). A clone of a volume has the same UUID as the volume.
 _MOUNT_DATA = {'ext4': 'errors=remount-ro', 'xfs': 'nouuid'}
 
@@ -85,12 +87,12 @@ def make_filesystem(device: str, kind: str, label: str) -> None:
 
     :param device: path of its block device.
     :param kind: one of MAKERS.
-    :param label: label of up to 12 letters, digits and dashes.
+    :param label: label of up to LABEL_LENGTH letters, digits and dashes.
     :raises OSError: if the volume is not empty, or cannot be written to.
     """
     maker = MAKERS[_kind(kind)]
-    if not isinstance(label, str) or not re.fullmatch(r'[a-z0-9-]{1,12}',
-                                                      label):
+    if not isinstance(label, str) or not re.fullmatch(
+            rf'[a-z0-9-]{{1,{LABEL_LENGTH}}}', label):
         raise ValueError(f'{label!r} is not a label')
     path = os.path.realpath(validation.checked_device(device))
     # Without -F and -f both programs refuse if they find a signature.

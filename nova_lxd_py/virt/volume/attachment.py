@@ -41,6 +41,7 @@ from nova_lxd_py.virt.volume import in_use
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import mode_selection
 from nova_lxd_py.virt.volume import modes
+from nova_lxd_py.virt.volume import mounted_modes
 from nova_lxd_py.virt.volume import usage
 
 LOG = logging.getLogger(__name__)
@@ -380,8 +381,8 @@ class VolumeAttacher:
         mounted = self.modes.filesystem
         usable = True
         if mounted.is_prepared(identifier):
-            device = {'type': 'disk', 'path': modes.guest_directory(path),
-                      'source': mounted.target(identifier)}
+            device = {'type': 'disk', 'source': mounted.target(identifier),
+                      'path': mounted_modes.guest_directory(path)}
             usable = mounted.is_mounted(identifier)
         else:
             known = self._connections.known().get(identifier)

@@ -27,6 +27,7 @@ from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import modes
+from nova_lxd_py.virt.volume import mounted_modes
 
 #: Key of metadata by which tenants and administrators choose a mode.
 METADATA = 'lxd_volume_mode'
@@ -43,8 +44,8 @@ class ModeSelection:
     def __init__(self, options: cfg.ConfigOpts.GroupAttr) -> None:
         self._options = options
         self.block = modes.BlockMode(options)
-        self.filesystem = modes.FilesystemMode(options)
-        self.root = modes.RootMode(options)
+        self.filesystem = mounted_modes.FilesystemMode(options)
+        self.root = mounted_modes.RootMode(options)
         self._by_name: dict[str, modes.Mode] = {
             mode.name: mode for mode in (self.block, self.filesystem,
                                          self.root)}

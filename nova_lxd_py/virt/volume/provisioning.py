@@ -61,6 +61,7 @@ from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import modes
+from nova_lxd_py.virt.volume import mounted_modes
 
 LOG = logging.getLogger(__name__)
 
@@ -70,7 +71,6 @@ POOL_PREFIX = 'nova-boot-'
 #: Key of such a pool: the LXD project whose nova-compute has created it.
 KEY_POOL_OWNER = 'user.nova.lxd_project'
 
-_LABEL_LENGTH = 12
 #: Bytes of an image to read from a volume at a time; many are buffered.
 _PART = 512 << 10
 #: Key of LXD's operations with the progress of unpacking.
@@ -293,9 +293,10 @@ class _FirstBoot:
         if found:
             self._holds_image = self._is_the_image()
             if not self._holds_image:
-                raise self.refusal(modes.root_refusal(found, allowed))
+                raise self.refusal(
+                    mounted_modes.root_refusal(found, allowed))
         elif not self._about.get('image_id'):
-            raise self.refusal(modes.root_refusal('', allowed))
+            raise self.refusal(mounted_modes.root_refusal('', allowed))
         return False
 
     def _is_the_image(self) -> bool:
@@ -363,7 +364,7 @@ class _FirstBoot:
             rootfs.wipe_image(self._path, size, checksum)
         self.kind = self._options.volume_filesystems[0]
         mounts.make_filesystem(self._path, self.kind,
-                               self._identifier[:_LABEL_LENGTH])
+                               self._identifier[:mounts.LABEL_LENGTH])
 
     def open(self) -> str:
         """Mount the volume for unpacking.

@@ -238,7 +238,7 @@ class UsageTestCase(session_case.SessionTestCase):
     def test_detached_after_a_reboot(self) -> None:
         """What another server has mounted does not keep it attached."""
         self.patch_root('mounts.is_in_use', lambda path: True)
-        self.patch('modes._RELEASE_TIMEOUT', 0)
+        self.patch('mounted_modes._RELEASE_TIMEOUT', 0)
         for boot in ('first', 'second'):
             guest = self.make(SERVER, {
                 'type': 'disk', 'path': '/mnt/vdb', 'source': '/x',

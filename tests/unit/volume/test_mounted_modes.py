@@ -25,7 +25,7 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import modes
+from nova_lxd_py.virt.volume import mounted_modes
 from nova_lxd_py.virt.volume import server_volumes
 
 objects.register_all()
@@ -88,7 +88,7 @@ class RootModeTestCase(base.BaseTestCase):
 
     def test_refusals(self) -> None:
         options = mock.Mock(volume_filesystems=['ext4'])
-        mode = modes.RootMode(options)
+        mode = mounted_modes.RootMode(options)
         server = objects.Instance(uuid=OTHER)
         mode.check(server, {'data': {}}, VOLUME)
         for info, allowed, reason in (
@@ -101,10 +101,10 @@ class RootModeTestCase(base.BaseTestCase):
             self.assertIn(reason, str(error))
 
     def test_target(self) -> None:
-        target = modes.RootMode(conf.CONF.lxd).target(VOLUME)
+        target = mounted_modes.RootMode(conf.CONF.lxd).target(VOLUME)
         self.assertEqual(target, rootfs._root_target(target))
 
     def test_reasons_name_the_content(self) -> None:
-        self.assertIn('it is empty', modes.root_refusal('', ['ext4']))
+        self.assertIn('it is empty', mounted_modes.root_refusal('', ['ext4']))
         self.assertIn(
-            'it holds dos', modes.root_refusal('dos', ['ext4', 'xfs']))
+            'it holds dos', mounted_modes.root_refusal('dos', ['ext4', 'xfs']))
