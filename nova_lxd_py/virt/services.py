@@ -56,8 +56,11 @@ from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import attachment
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import provisioning
+from nova_lxd_py.virt.volume import reconcile
 from nova_lxd_py.virt.volume import server_volumes
+from nova_lxd_py.virt.volume import swap
 from nova_lxd_py.virt.volume import usage
+from nova_lxd_py.virt.volume import volume_ops
 
 LOG = logging.getLogger(__name__)
 
@@ -73,6 +76,9 @@ class Services:
     vifs: vif_manager.VIFManager
     interfaces: interfaces.InterfaceOps
     volumes: server_volumes.ServerVolumes
+    volume_ops: volume_ops.VolumeOps
+    volume_swapper: swap.VolumeSwapper
+    volume_reconciler: reconcile.Reconciler
     images: image_cache.ImageStore
     templates: templates.TemplateStore
     spawn: build_ops.SpawnOps
@@ -99,7 +105,7 @@ class Services:
         preflight.check(self.session, conf.CONF)
         # The mounts of volumes come before the guests frozen for a snapshot
         # are thawed and use them.
-        self.volumes.reconcile()
+        self.volume_reconciler.run()
         self.snapshot.recover()
         self.quiescer.thaw()
         self.rescue.recover()
@@ -135,7 +141,16 @@ def build(virtapi: nova_virtapi.VirtAPI,
     images = image_cache.ImageStore(session, image_api)
     template_store = templates.TemplateStore(session, guests)
     guest_configs = guest_config.GuestConfigBuilder(session, host, vifs)
-    volumes = _volumes(session, guests, images)
+    host_connections = connections.VolumeConnections(session.options)
+    volume_usage = usage.VolumeUsage(guests, host_connections)
+    attacher = attachment.VolumeAttacher(session.options, host_connections,
+                                         volume_usage)
+    provisioner = provisioning.VolumeProvisioner(session, guests, images)
+    swapper = swap.VolumeSwapper(guests, attacher)
+    reconciler = reconcile.Reconciler(guests, host_connections, volume_usage,
+                                      attacher, swapper, provisioner)
+    volumes = server_volumes.ServerVolumes(host_connections, volume_usage,
+                                           attacher, provisioner)
     config_drives = config_drive.ConfigDriveManager(session)
     ephemeral = ephemeral_disks.EphemeralDiskManager(session)
     disks = local_disks.LocalDisks(config_drives, ephemeral)
@@ -144,7 +159,8 @@ def build(virtapi: nova_virtapi.VirtAPI,
     serial_consoles = serial.SerialConsoleManager(session, guests, watcher)
     quiescer = quiesce.Quiescer(session.options, guests, volumes)
     snapshot = snapshot_ops.SnapshotOps(session, guests, image_api, quiescer)
-    watcher.on_reconnect = functools.partial(_reconnected, volumes, quiescer)
+    watcher.on_reconnect = functools.partial(_reconnected, reconciler,
+                                             quiescer)
     rescue = rescue_ops.RescueOps(session, guests, guest_configs, vifs,
                                   images, config_drives, passwords, volumes)
     power = power_ops.PowerOps(session.options, guests, guest_configs, vifs,
@@ -152,7 +168,10 @@ def build(virtapi: nova_virtapi.VirtAPI,
     return Services(
         session=session, guests=guests, watcher=watcher, host=host,
         vifs=vifs, interfaces=interfaces.InterfaceOps(guests, vifs),
-        volumes=volumes, images=images, templates=template_store,
+        volumes=volumes,
+        volume_ops=volume_ops.VolumeOps(guests, host_connections, attacher),
+        volume_swapper=swapper, volume_reconciler=reconciler,
+        images=images, templates=template_store,
         spawn=build_ops.SpawnOps(
             virtapi, guests, guest_configs, vifs, images, template_store,
             disks, passwords, volumes),
@@ -171,21 +190,10 @@ def build(virtapi: nova_virtapi.VirtAPI,
         diagnostics=diagnostics.Diagnostics(guests))
 
 
-def _reconnected(volumes: server_volumes.ServerVolumes,
+def _reconnected(reconciler: reconcile.Reconciler,
                  quiescer: quiesce.Quiescer) -> None:
     """Recover from an interruption of the connection to LXD."""
     try:
-        volumes.reconcile()
+        reconciler.run()
     finally:
         quiescer.thaw()
-
-
-def _volumes(session: lxd.Session, guests: registry.GuestRegistry,
-             images: image_cache.ImageStore) -> server_volumes.ServerVolumes:
-    host_connections = connections.VolumeConnections(session.options)
-    volume_usage = usage.VolumeUsage(guests, host_connections)
-    return server_volumes.ServerVolumes(
-        guests, host_connections, volume_usage,
-        attachment.VolumeAttacher(session.options, host_connections,
-                                  volume_usage),
-        provisioning.VolumeProvisioner(session, guests, images))

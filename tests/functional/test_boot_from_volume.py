@@ -608,7 +608,7 @@ class BootCases(BootHost):
         spoilt = self.proxy.spoilt
         self.proxy.behave()
         self.destroy(server, self.described(volume))
-        self.host.driver._services.volumes.reconcile()
+        self.host.driver._services.volume_reconciler.run()
         self.assert_clean()
         self.destroy(self.boot(volume, server))
         self.storage.delete(volume)

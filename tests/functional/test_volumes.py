@@ -704,7 +704,7 @@ class VolumeCases(Host):
         written = self.write(server)
         self.assertEqual(written, self.read(server))
         self.assertIn('stays connected after a failed build', self.log.output)
-        self.host.driver._services.volumes.reconcile()
+        self.host.driver._services.volume_reconciler.run()
         self.assertEqual(written, self.read(server))
         # Nova does so later ([DEFAULT] running_deleted_instance_action).
         self.destroy(server, described(mapping))

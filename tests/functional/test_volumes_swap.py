@@ -216,7 +216,7 @@ class SwapCases(test_volumes.Host):
                               second)
             self.proxy.behave()
             self.wait_for_lxd()
-            self.host.driver._services.volumes.reconcile()
+            self.host.driver._services.volume_reconciler.run()
             self.assert_as_before(server, first, filled)
             self.assertNotIn(second.id, str(self.storage.left_on_host()))
         self.detach(server, old)
@@ -273,7 +273,7 @@ class SwapCases(test_volumes.Host):
         self.assertEqual([f'volume-{second.id}'], list(self.devices(server)))
         self.assertEqual(filled, self.sum(server))
         # The next time it is.
-        self.host.driver._services.volumes.reconcile()
+        self.host.driver._services.volume_reconciler.run()
         self.assertNotIn(first.id, str(self.storage.left_on_host()))
         self.assertEqual(filled, self.sum(server))
         self.detach(server, new)

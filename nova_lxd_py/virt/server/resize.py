@@ -49,6 +49,7 @@ from nova_lxd_py.virt.server import power as power_ops
 from nova_lxd_py.virt.storage import ephemeral_disks as disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import manager as vif_manager
+from nova_lxd_py.virt.volume import mappings
 from nova_lxd_py.virt.volume import server_volumes
 
 CONF = nova_conf.CONF
@@ -124,7 +125,7 @@ class ResizeOps:
             self._refuse_smaller_disks(
                 instance, guest, flavor, devices[root_disk.DEVICE],
                 block_device_info)
-            if running and (_has_volumes(block_device_info) or
+            if running and (mappings.volumes(block_device_info) or
                             _must_restart(guest, config) or
                             _range_changes(instance.flavor, flavor)):
                 LOG.info('Stopping the guest for the new flavor %s',
@@ -133,7 +134,7 @@ class ResizeOps:
                 self._power.power_off(instance, timeout, retry_interval)
             with self._guests.changing(instance):
                 self._refuse_too_little_memory(guest.reload(), flavor)
-                if _has_volumes(block_device_info):
+                if mappings.volumes(block_device_info):
                     # First, since a start of the guest undoes it.
                     self._volumes.release(instance, guest, block_device_info)
                     guest.reload()
@@ -227,7 +228,8 @@ class ResizeOps:
         config = self._guest_configs.config(instance.flavor,
                                             instance.numa_topology)
         unmarked = {lxd_guest.KEY_RESIZE: None}
-        if (_has_volumes(block_device_info) or _must_restart(guest, config) or
+        if (mappings.volumes(block_device_info) or
+                _must_restart(guest, config) or
                 _range_changes(instance.flavor, instance.new_flavor)):
             self._stop(instance)
         try:
@@ -296,8 +298,7 @@ class ResizeOps:
             flavor: objects.Flavor, root: Mapping[str, str],
             block_device_info: dict[str, Any] | None) -> None:
         old = instance.flavor
-        if flavor.root_gb and not server_volumes.is_volume_backed(
-                block_device_info):
+        if flavor.root_gb and mappings.root(block_device_info) is None:
             if flavor.root_gb < old.root_gb:
                 raise exception.ResizeError(reason=(
                     f'its root disk cannot be made smaller, from '
@@ -373,10 +374,6 @@ def _refuse_other_hosts(migration: objects.Migration) -> None:
     if migration.source_compute != migration.dest_compute:
         raise exception.MigrationError(
             reason='LXD servers cannot be moved to another host yet')
-
-
-def _has_volumes(block_device_info: dict[str, Any] | None) -> bool:
-    return bool(virt_driver.block_device_info_get_mapping(block_device_info))
 
 
 def _must_restart(guest: lxd_guest.Guest, config: Mapping[str, str]

@@ -28,6 +28,7 @@ from nova_lxd_py.virt.server import local_disks
 from nova_lxd_py.virt.server import snapshot
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import lxd_devices
+from nova_lxd_py.virt.volume import modes
 from nova_lxd_py.virt.volume import server_volumes
 
 LOG = logging.getLogger(__name__)
@@ -82,8 +83,7 @@ class TeardownOps:
                     guest.stop()
                     self._volumes.release(instance, guest, block_device_info)
                 return
-            root_volume = lxd_guest.root_volume(guest)
-            volumes = server_volumes.data_devices(guest)
+            volumes = lxd_devices.volumes(guest)
             if destroy_disks:
                 self._guests.delete_all(instance)
                 self._disks.delete_ephemeral(instance)
@@ -93,13 +93,13 @@ class TeardownOps:
                 guest.update(devices={
                     name: None for name, device in guest.devices.items()
                     if device.get('path') != '/'},
-                    config=server_volumes.DISCONNECTED)
+                    config=modes.DISCONNECTED)
             # Not earlier: a console may be requested until the guest is gone.
             self._serial_consoles.remove(instance)
             # Nova makes the volumes available in Cinder next, so that the
             # host must have no connection to them any more.
-            self._volumes.remove(instance, root_volume, volumes,
-                                 block_device_info, force=destroy_disks)
+            self._volumes.remove(instance, volumes, block_device_info,
+                                 force=destroy_disks)
             self._vifs.unplug(instance, network_info or ())
             self._disks.delete_config_drive(instance)
 

@@ -21,6 +21,7 @@ import os
 
 from nova.compute import power_state
 from nova import exception
+from nova import objects
 from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
@@ -52,6 +53,19 @@ def init_process(guest: lxd_guest.Guest, identifier: str,
         return max(guest.state()['pid'], 0)
     except errors.NotFound:
         return 0
+
+
+def check_root(instance: objects.Instance, guest: lxd_guest.Guest) -> None:
+    """Check that a guest does not run from its root volume.
+
+    :param instance: the instance.
+    :param guest: its LXD instance, just read.
+    :raises nova.exception.DeviceDetachFailed: if it runs.
+    """
+    if guest.power_state != power_state.SHUTDOWN:
+        raise exception.DeviceDetachFailed(
+            device=instance.root_device_name or 'root',
+            reason='the server runs from it; stop it first')
 
 
 def check(guest: lxd_guest.Guest, init: int, device: Mapping[str, str],

@@ -88,6 +88,20 @@ def of_guest(guest: lxd_guest.Guest
     return found
 
 
+def volumes(guest: lxd_guest.Guest | None) -> set[str]:
+    """List the volumes of a guest, also while the host is disconnected from
+    its root volume.
+
+    :param guest: the guest, just read; None for one that is gone.
+    :returns: Cinder's IDs of the volumes.
+    """
+    if guest is None:
+        return set()
+    root = lxd_guest.root_volume(guest)
+    return {volume(key) for key in of_guest(guest)} | ({root} if root
+                                                       else set())
+
+
 def boot_id() -> str:
     """Return an ID that changes with each boot of the host."""
     return _BOOT_ID.read_text(encoding='ascii').strip()

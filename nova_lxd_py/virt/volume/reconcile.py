@@ -32,6 +32,7 @@ from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.volume import attachment
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import lxd_devices
+from nova_lxd_py.virt.volume import provisioning
 from nova_lxd_py.virt.volume import swap
 from nova_lxd_py.virt.volume import usage
 
@@ -49,18 +50,21 @@ class Reconciler:
     :param volume_usage: knows which guests have a volume.
     :param attacher: disconnects volumes.
     :param swapper: rolls back swaps.
+    :param provisioner: removes what interrupted first boots left in LXD.
     """
 
     def __init__(self, guests: registry.GuestRegistry,
                  host_connections: connections.VolumeConnections,
                  volume_usage: usage.VolumeUsage,
                  attacher: attachment.VolumeAttacher,
-                 swapper: swap.VolumeSwapper) -> None:
+                 swapper: swap.VolumeSwapper,
+                 provisioner: provisioning.VolumeProvisioner) -> None:
         self._guests = guests
         self._connections = host_connections
         self._usage = volume_usage
         self._attacher = attacher
         self._swapper = swapper
+        self._provisioner = provisioner
         self._running = threading.Lock()
 
     def run(self) -> None:
@@ -68,6 +72,7 @@ class Reconciler:
         if not self._running.acquire(blocking=False):
             return
         try:
+            self._provisioner.recover()
             self._roll_back_swaps()
             self._remove_unused()
         except errors.LXDError as error:

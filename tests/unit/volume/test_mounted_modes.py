@@ -26,7 +26,6 @@ from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import mounted_modes
-from nova_lxd_py.virt.volume import server_volumes
 
 objects.register_all()
 
@@ -46,26 +45,15 @@ class RootModeTestCase(base.BaseTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.info = {'block_device_mapping': [
-            {'boot_index': None, 'connection_info': {}},
-            {'boot_index': 0, 'connection_info': {'data': {}}}]}
         self.placeholder = guest(**{
             'raw.lxc': 'lxc.rootfs.path = dir:/x', 'raw.idmap': '',
             lxd_guest.KEY_ROOT_VOLUME: VOLUME,
             lxd_guest.KEY_ROOT_DEVICE: '/dev/y'})
 
-    def test_which_volume(self) -> None:
-        self.assertIs(self.info['block_device_mapping'][1],
-                      server_volumes._root(self.info))
-        self.assertIsNone(server_volumes._root(None))
-        self.assertIsNone(server_volumes._root({'block_device_mapping': [
-            self.info['block_device_mapping'][0]]}))
+    def test_root_volume(self) -> None:
         self.assertEqual(VOLUME, lxd_guest.root_volume(self.placeholder))
         self.assertIsNone(lxd_guest.root_volume(guest()))
         self.assertIsNone(lxd_guest.root_volume(None))
-        # It is not among the data volumes.
-        self.assertEqual([self.info['block_device_mapping'][0]],
-                         server_volumes._data(self.info))
 
     def test_counts_as_attached_while_connected(self) -> None:
         self.assertIn(f'volume-{VOLUME}',
@@ -76,6 +64,10 @@ class RootModeTestCase(base.BaseTestCase):
                          lxd_devices.source(found[f'volume-{VOLUME}']))
         released = guest(**{lxd_guest.KEY_ROOT_VOLUME: VOLUME})
         self.assertNotIn(f'volume-{VOLUME}', lxd_devices.connected(released))
+        for each in (self.placeholder, released):
+            self.assertEqual({VOLUME, OTHER}, lxd_devices.volumes(each))
+        self.assertEqual({OTHER}, lxd_devices.volumes(guest()))
+        self.assertEqual(set(), lxd_devices.volumes(None))
 
     def test_keys_survive_hard_reboot(self) -> None:
         wanted = guest_config.GuestConfig({}, {})

@@ -115,7 +115,7 @@ class UsageTestCase(session_case.SessionTestCase):
         self.attacher = attachment.VolumeAttacher(
             options, self.connections, self.usage)
         self.volumes = server_volumes.ServerVolumes(
-            self.guests, self.connections, self.usage, self.attacher,
+            self.connections, self.usage, self.attacher,
             provisioning.VolumeProvisioner(self.session, self.guests, None))
 
     def make(self, uuid: str, device: dict[str, str] | None = None,
