@@ -37,6 +37,7 @@ from nova_lxd_py.virt.host import device_activation
 from nova_lxd_py.virt.host import passthrough
 from nova_lxd_py.virt.host import subordinate_ids
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import server_kind
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import config_drive_device
 
@@ -171,11 +172,10 @@ def check_extensions(session: lxd.Session, options: Any) -> None:
         required = (*required, 'cloud_init')
     missing = [name for name in required if not session.has_extension(name)]
     if missing:
-        version = session.server.get('environment', {}).get(
-            'server_version', 'of an unknown version')
         raise exception_mapping.StartupError(
-            f'LXD {version} lacks the API extension {", ".join(missing)}, '
-            f'which the driver needs; install LXD 5.0.2 or later, or Incus 6')
+            f'{server_kind.version(session.server)} lacks the API extension '
+            f'{", ".join(missing)}, which the driver needs; install LXD 5.0.2 '
+            f'or later, or Incus 6')
 
 
 # -- project ----------------------------------------------------------------
@@ -211,8 +211,9 @@ def check_project(session: lxd.Session, conf: Any) -> None:
         raise exception_mapping.StartupError(
             f'The LXD project {name} belongs to the nova-compute service of '
             f'host {owner}, and this is host {conf.host}; set another [lxd] '
-            f'project, or, if the host was renamed, run "lxc project set '
-            f'{name} {KEY_HOST}={conf.host}"')
+            f'project, or, if the host was renamed, run '
+            f'"{session.kind.client} project set {name} '
+            f'{KEY_HOST}={conf.host}"')
     _claim_project(session, name, project, etag, conf.host)
 
 
@@ -270,7 +271,7 @@ def check_pool(session: lxd.Session, options: Any) -> None:
                  for url in session.get('storage-pools')]
         remedy = (f'set [lxd] storage_pool to an existing one: '
                   f'{", ".join(sorted(pools))}' if pools else
-                  'create it with "lxc storage create"')
+                  f'create it with "{session.kind.client} storage create"')
         raise exception_mapping.StartupError(
             f'LXD has no storage pool {name}; {remedy}') from exc
     status = pool.get('status', 'Created')

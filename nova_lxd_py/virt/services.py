@@ -35,6 +35,7 @@ from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.host import host as lxd_host
 from nova_lxd_py.virt.image import cache as image_cache
 from nova_lxd_py.virt.image import templates
+from nova_lxd_py.virt.lxd import server_kind
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt import preflight
@@ -112,8 +113,8 @@ class Services:
         self.orphans.sweep(nova_context.get_admin_context(), min_age=0)
         self.serial_consoles.recover()
         self.watcher.start()
-        LOG.info('Using LXD %s at %s, project %s, storage pool %s',
-                 self.session.server['environment']['server_version'],
+        LOG.info('Using %s at %s, project %s, storage pool %s',
+                 server_kind.version(self.session.server),
                  self.session.endpoint, self.session.project,
                  self.session.options.storage_pool)
 

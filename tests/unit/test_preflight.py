@@ -34,9 +34,11 @@ from tests.fixtures.fake_lxd import state
 
 class PreflightTestCase(base.BaseTestCase):
 
+    server = 'lxd'
+
     def setUp(self) -> None:
         super().setUp()
-        self.lxd = self.useFixture(fake_lxd.FakeLXD())
+        self.lxd = self.useFixture(fake_lxd.FakeLXD(server=self.server))
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         self.directory = directory.name
@@ -357,6 +359,27 @@ class PoolTestCase(PreflightTestCase):
         self.lxd.daemon.store.pools['default'].driver = 'dir'
         self.check()
         self.assertIn('not enforced', self.log.output)
+
+
+class IncusTestCase(PreflightTestCase):
+    """Advice names what the operator has."""
+
+    server = 'incus'
+
+    def test_usable(self) -> None:
+        self.check()
+
+    def test_project_of_another_host(self) -> None:
+        self.lxd.add_project('nova', **{'user.nova.host': 'host-2'})
+        self.assert_stops('"incus project set nova user.nova.host=host-1"')
+
+    def test_no_pool(self) -> None:
+        self.lxd.daemon.store.pools.clear()
+        self.assert_stops('incus storage create')
+
+    def test_missing_extension(self) -> None:
+        self.lxd.daemon.extensions.remove('resources')
+        self.assert_stops('Incus 6.0.4 lacks', 'resources')
 
 
 class UidRangeTestCase(PreflightTestCase):

@@ -41,6 +41,7 @@ from oslo_utils import strutils
 from nova_lxd_py.virt.host import cpus
 from nova_lxd_py.virt.host import numa
 from nova_lxd_py.virt.host import passthrough
+from nova_lxd_py.virt.lxd import server_kind
 
 LOG = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ KNOWN_SPECS = frozenset({
 MANAGED_KEYS = frozenset({
     'boot.autostart', 'environment.product_name', 'limits.cpu',
     'limits.cpu.allowance', 'limits.memory', 'limits.memory.swap',
-    'limits.processes', 'security.devlxd', 'security.nesting',
-    'security.privileged', 'security.syscalls.deny',
+    'limits.processes', 'security.nesting', 'security.privileged',
+    'security.syscalls.deny', *server_kind.GUEST_API_KEYS,
     *(f'limits.hugepages.{size}' for size in numa.HUGE_PAGES.values())})
 
 #: MANAGED_KEYS that LXD applies only when it starts the instance, and for
@@ -71,7 +72,7 @@ MANAGED_KEYS = frozenset({
 #: because no flavor changes it: an instance that was started by another
 #: version of the driver gets it, but runs without it until its next start.
 RESTART_KEYS = frozenset({
-    'security.devlxd', 'security.nesting', 'security.privileged'})
+    'security.nesting', 'security.privileged', *server_kind.GUEST_API_KEYS})
 
 #: Denies guests the ioctls of loop devices (``LOOP_*``, 0x4c00 to 0x4cff). A
 #: volume that is a file on the host is attached as a loop device. Everyone who
@@ -112,11 +113,13 @@ class Placement:
     :ivar huge_pages: ``limits.hugepages.*``.
     :ivar sized_swap: whether LXD limits swap by size (API extension
         ``instance_memory_swap_bytes``).
+    :ivar kind: how the server names configuration keys.
     """
 
     cpus: frozenset[int] | None = None
     huge_pages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sized_swap: bool = False
+    kind: server_kind.ServerKind = server_kind.LXD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +243,7 @@ def _base(request: Request) -> _Config:
         # cloud-init in a container detects OpenStack by this variable of
         # process 1, because there is no DMI.
         'environment.product_name': 'OpenStack Nova',
-        'security.devlxd': _lxd_bool(devlxd),
+        request.placement.kind.guest_api_key: _lxd_bool(devlxd),
     }
 
 

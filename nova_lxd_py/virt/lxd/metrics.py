@@ -39,7 +39,7 @@ Labels = dict[str, str]
 class Metrics:
     """Metrics of one instance.
 
-    :param samples: tuples of the name without ``lxd_``, labels and value.
+    :param samples: tuples of the name without its prefix, labels and value.
     """
 
     def __init__(self, samples: Iterable[tuple[str, Labels, float]] = ()
@@ -51,7 +51,7 @@ class Metrics:
     def all(self, name: str) -> list[tuple[Labels, float]]:
         """Return the samples of a metric, such as one for each CPU.
 
-        :param name: LXD's name of the metric without ``lxd_``.
+        :param name: LXD's name of the metric without its prefix ``lxd_``.
         :returns: pairs of labels and value.
         """
         return self._samples.get(name, [])
@@ -59,7 +59,7 @@ class Metrics:
     def get(self, name: str, **labels: str) -> float | None:
         """Return one value of a metric.
 
-        :param name: LXD's name of the metric without ``lxd_``.
+        :param name: LXD's name of the metric without its prefix ``lxd_``.
         :param labels: labels that the sample must have.
         :returns: the value, or None if there is no such sample.
         """
@@ -81,9 +81,10 @@ def read(session: lxd.Session, instance: str) -> Metrics:
     if not session.has_extension('metrics'):
         return Metrics()
     try:
+        prefix = session.kind.metrics_prefix
         with session.download('metrics') as (_headers, chunks):
             return Metrics(
-                (name.removeprefix('lxd_'), labels, value)
+                (name.removeprefix(prefix), labels, value)
                 for name, labels, value in _parse(_lines(chunks))
                 if labels.get('name') == instance and
                 labels.get('project') == session.project)

@@ -41,19 +41,13 @@ from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import responses
 from nova_lxd_py.virt.lxd import retry
+from nova_lxd_py.virt.lxd import server_kind
 from nova_lxd_py.virt.lxd import streams
 from nova_lxd_py.virt.lxd import tls
 from nova_lxd_py.virt.lxd import transport_errors
 from nova_lxd_py.virt.lxd import unix_adapter
 
 LOG = logging.getLogger(__name__)
-
-#: Sockets to try if no endpoint is configured.
-WELL_KNOWN_SOCKETS = (
-    '/var/snap/lxd/common/lxd/unix.socket',
-    '/var/lib/lxd/unix.socket',
-    '/var/lib/incus/unix.socket',
-)
 
 #: Seconds for opening a connection to LXD, which is on this host or near.
 CONNECT_TIMEOUT = 10
@@ -86,10 +80,10 @@ class Session:
         """The configured or detected endpoint: a path or an https URL."""
         if self._conf.endpoint:
             return self._conf.endpoint.removeprefix('unix://')
-        for path in WELL_KNOWN_SOCKETS:
+        for path in server_kind.WELL_KNOWN_SOCKETS:
             if os.path.exists(path):
                 return path
-        return WELL_KNOWN_SOCKETS[1]
+        return server_kind.WELL_KNOWN_SOCKETS[1]
 
     @property
     def is_local(self) -> bool:
@@ -109,8 +103,9 @@ class Session:
         if self.server.get('auth') != 'trusted':
             raise errors.PermissionDenied(
                 f'LXD at {self.endpoint} does not trust nova-compute: add its '
-                f'certificate with "lxc config trust add", or give its user '
-                f'access to the socket')
+                f'certificate with "{server_kind.LXD.client} config trust '
+                f'add" or "{server_kind.INCUS.client} config trust '
+                f'add-certificate", or give its user access to the socket')
 
     def _new_client(self) -> pylxd.Client:
         endpoint = self.endpoint
@@ -135,6 +130,11 @@ class Session:
         except (pylxd_exceptions.LXDAPIException, LookupError, TypeError,
                 ValueError) as exc:
             raise self._not_lxd('connect') from exc
+
+    @property
+    def kind(self) -> server_kind.ServerKind:
+        """How the server names things; LXD until connected."""
+        return server_kind.identify(self.server)
 
     def has_extension(self, name: str) -> bool:
         """Return whether the server has an API extension.

@@ -98,7 +98,8 @@ class GuestConfigBuilder:
                 flavor, topology, self._host.has_huge_pages(),
                 self._host.huge_page_kb()),
             sized_swap=self._session.has_extension(
-                'instance_memory_swap_bytes'))
+                'instance_memory_swap_bytes'),
+            kind=self._session.kind)
         return lxd_flavor.instance_config(flavor, self._options, placement,
                                           swap_mb)
 

@@ -21,6 +21,7 @@ from oslotest import base
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
+from nova_lxd_py.virt.lxd import server_kind
 from tests.fixtures.fake_lxd import config_keys
 
 objects.register_all()
@@ -43,15 +44,16 @@ class FlavorTestCase(base.BaseTestCase):
 
     def config(self, specs: dict[str, str] | None = None,
                sized_swap: bool = False, cpus: set[int] | None = None,
+               kind: server_kind.ServerKind = server_kind.LXD,
                **kwargs: object) -> dict[str, str]:
         config = lxd_flavor.instance_config(
             make_flavor(extra_specs=specs or {}, **kwargs), self.options,
             lxd_flavor.Placement(
                 cpus=None if cpus is None else frozenset(cpus),
-                sized_swap=sized_swap))
+                sized_swap=sized_swap, kind=kind))
         # LXD accepts it, and a resize can remove it.
         if not sized_swap:
-            config_keys.check(config)
+            config_keys.check(config, kind is server_kind.INCUS)
         self.assertLessEqual(set(config), lxd_flavor.MANAGED_KEYS)
         return config
 
@@ -98,6 +100,11 @@ class ConfigTestCase(FlavorTestCase):
     def test_devlxd(self) -> None:
         self.cfg.config(group='lxd', devlxd=True)
         self.assertEqual('true', self.config()['security.devlxd'])
+
+    def test_guest_api_of_incus(self) -> None:
+        expected = self.config()
+        expected['security.guestapi'] = expected.pop('security.devlxd')
+        self.assertEqual(expected, self.config(kind=server_kind.INCUS))
 
     def test_devlxd_for_cloud_init(self) -> None:
         self.cfg.config(group='lxd', cloud_init_keys=True)

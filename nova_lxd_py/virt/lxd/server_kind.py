@@ -1,0 +1,75 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Differences between LXD and Incus, which share one API.
+
+The only module that knows the names that differ. Others ask the session for
+the :class:`ServerKind`, or, for what newer servers of either kind can do, for
+an API extension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerKind:
+    """How a server program names things.
+
+    :ivar product: its name in messages.
+    :ivar client: command of its client program, for advice to operators.
+    :ivar guest_api_key: configuration key of an instance that enables the
+        API for guests (``/dev/lxd``, ``/dev/incus``).
+    :ivar metrics_prefix: beginning of the names of its metrics.
+    """
+
+    product: str
+    client: str
+    guest_api_key: str
+    metrics_prefix: str
+
+
+LXD = ServerKind('LXD', 'lxc', 'security.devlxd', 'lxd_')
+INCUS = ServerKind('Incus', 'incus', 'security.guestapi', 'incus_')
+
+#: The configuration keys of all kinds that enable the API for guests.
+GUEST_API_KEYS = frozenset(kind.guest_api_key for kind in (LXD, INCUS))
+
+#: Sockets to try if no endpoint is configured.
+WELL_KNOWN_SOCKETS = (
+    '/var/snap/lxd/common/lxd/unix.socket',
+    '/var/lib/lxd/unix.socket',
+    '/var/lib/incus/unix.socket',
+)
+
+
+def identify(server: Mapping[str, Any]) -> ServerKind:
+    """Return the kind of a server.
+
+    :param server: the server's answer to ``GET /1.0``; it describes its
+        environment only to clients that it trusts.
+    """
+    name = server.get('environment', {}).get('server')
+    return INCUS if name == 'incus' else LXD
+
+
+def version(server: Mapping[str, Any]) -> str:
+    """Return the product and version of a server for messages.
+
+    :param server: the server's answer to ``GET /1.0``.
+    """
+    number = server.get('environment', {}).get(
+        'server_version', 'of an unknown version')
+    return f'{identify(server).product} {number}'
