@@ -29,6 +29,7 @@ from nova_lxd_py import conf
 from nova_lxd_py.virt.host import host as lxd_host
 from nova_lxd_py.virt.lxd import session
 from nova_lxd_py.virt import preflight
+from nova_lxd_py.virt.preflight import lxd_checks
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
@@ -197,7 +198,8 @@ class StartUpTest(unittest.TestCase):
                 os.setgroups([])
                 os.setgid(65534)
                 os.setuid(65534)
-                preflight.connect(session.Session(CONF.lxd), 0)
+                opened = session.Session(CONF.lxd)
+                preflight.wait_for_lxd(opened, 0, opened.connect)
             except exception.NovaException as exc:
                 os.write(question, str(exc).encode())
             finally:
@@ -219,7 +221,7 @@ class StartUpTest(unittest.TestCase):
         opened = session.Session(CONF.lxd)
         opened.connect()
         self.set(cloud_init_keys=True)
-        preflight.check_extensions(opened, CONF.lxd)
+        lxd_checks.check_extensions(opened, CONF.lxd)
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
