@@ -20,7 +20,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" || exit 1
 readonly REPO=$PWD
 readonly ENVS=$REPO/.venv
 readonly TOOLS=$ENVS/tools NOVA34=$ENVS/nova34 NOVA32=$ENVS/nova32
-readonly TEMPEST=$ENVS/tempest
+readonly TEMPEST=$ENVS/tempest MUTATION=$ENVS/mutation
 readonly RESULTS=$ENVS/results
 readonly PYTHON=${PYTHON:-python3}
 readonly QUICKSTART=$REPO/devstack/quickstart.sh
@@ -56,10 +56,12 @@ itself with sudo if it is not root already.
                devstack/quickstart.sh has started is used and kept, otherwise
                one is started and removed afterwards
 
-These run only if they are named; the last one takes an hour:
+These run only if they are named; the last two take an hour:
 
   fuzz         what reads images, for FUZZ_SECONDS (default: 600); see
                tests/fuzz/README.rst
+  mutation     whether unit tests notice small changes of the driver; options
+               after -- are those of tests/mutation/README.rst
   tempest    * tempest with the same cloud: the compute and scenario tests and
                those of this project's plugin, or what the regular expression
                selects; its files are in .venv/tempest/run
@@ -293,6 +295,15 @@ stage_fuzz() {
         "$found/corpus" tests/fuzz/corpus
 }
 
+stage_mutation() {
+    local requirements=tests/mutation/requirements.txt
+    make_env "$MUTATION" constraints.txt constraints-test.txt \
+        "$requirements" -- --requirement test-requirements.txt \
+        --requirement "$requirements" --editable '.[nova]' || return
+    PYTHONPATH=$REPO nice -n 19 "$MUTATION/bin/python" \
+        -m tests.mutation.mutate ${PYTEST_OPTIONS[@]+"${PYTEST_OPTIONS[@]}"}
+}
+
 stage_functional() {
     need_packages && need_nova34 &&
         run_shared functional "$NOVA34/bin/python" tests/functional 600
@@ -384,7 +395,9 @@ counts() {
 
 readonly -a STAGES=(pep8 mypy docs cover eventlet packaging functional cloud)
 
-is_stage() { [[ " ${STAGES[*]} unit threads fuzz tempest " == *" $1 "* ]]; }
+is_stage() {
+    [[ " ${STAGES[*]} unit threads fuzz mutation tempest " == *" $1 "* ]]
+}
 
 run_stage() {
     local name=$1 status=0 passed=0 failed=0 skipped=0 took=$SECONDS
