@@ -14,10 +14,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import tempfile
+from typing import Any
+from unittest import mock
 
 from nova.compute import provider_tree
 from nova import objects
@@ -87,6 +90,19 @@ class ResourceTestCase(HostTestCase):
         self.assertEqual('AMD EPYC', info['model'])
         self.assertEqual({'sockets': 1, 'cores': 4, 'threads': 1},
                          info['topology'])
+
+    def test_memory_in_use(self) -> None:
+        """In MiB, without what the kernel can drop."""
+        text = ('MemTotal: 8388608 kB\nMemFree: 1024 kB\n'
+                'MemAvailable: 6291456 kB\n')
+
+        def opened(path: str, **kwargs: Any) -> Any:
+            return (io.StringIO(text) if path == '/proc/meminfo'
+                    else open(path, **kwargs))
+        with mock.patch.object(lxd_host, 'open', opened, create=True):
+            found = self.host.available_resource(NODE)
+        self.assertEqual((8192, 2048),
+                         (found['memory_mb'], found['memory_mb_used']))
 
     def test_nova_can_store_it(self) -> None:
         node = objects.ComputeNode()

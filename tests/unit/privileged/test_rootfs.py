@@ -47,6 +47,9 @@ class RootTest(mounts_case.MountsTestCase):
         self.kernel.content = {'rootfs/etc': None}
         self.mount()
         [found] = self.kernel.placed
+        # Until it is there nobody can use what is on the volume.
+        self.assertEqual([mounts.MS_NOSUID | mounts.MS_NODEV],
+                         self.kernel.flags)
         self.assertEqual(mounts.MOUNT_ATTR_NOSUID, found.attributes.attr_clr)
         self.assertEqual(mounts.MOUNT_ATTR_IDMAP, found.attributes.attr_set)
         self.assertEqual(0o100, stat.S_IMODE(os.stat(self.parent).st_mode))
@@ -106,12 +109,17 @@ class RootTest(mounts_case.MountsTestCase):
             self.assertEqual(state, rootfs.root_state(self.device, 'ext4',
                                                       target))
             self.assertEqual([], self.kernel.placed)
+            self.assertEqual(mounts.MS_RDONLY | mounts.MS_NOSUID |
+                             mounts.MS_NODEV | mounts.MS_NOEXEC,
+                             self.kernel.flags[-1])
             for name in content:
                 os.rmdir(f'{target}/{name}')
 
     def test_first_boot(self) -> None:
         target = self.kernel.target(VOLUME)
         staging = rootfs.open_staging(self.device, 'ext4', target)
+        self.assertEqual([mounts.MS_NOSUID | mounts.MS_NODEV],
+                         self.kernel.flags)
         self.assertRaises(OSError, rootfs.complete, target)
         container = f'{staging}/containers/nova_x'
         os.makedirs(container)
