@@ -18,7 +18,7 @@ device is added last and removed first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import functools
 from typing import Any
@@ -39,6 +39,7 @@ from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import in_use
 from nova_lxd_py.virt.volume import lxd_devices
+from nova_lxd_py.virt.volume import mappings
 from nova_lxd_py.virt.volume import mode_selection
 from nova_lxd_py.virt.volume import modes
 from nova_lxd_py.virt.volume import mounted_modes
@@ -172,8 +173,8 @@ class VolumeAttacher:
         identifier = connections.volume_id(connection_info)
         for guest in self._usage.other_users(instance, identifier):
             device = lxd_devices.of_guest(guest)[lxd_devices.name(identifier)]
-            if device['type'] == modes.ROOT or _is_recorded(
-                    context, guest.uuid, identifier):
+            if device['type'] == modes.ROOT or mappings.recorded(
+                    context.elevated(), guest.uuid, identifier):
                 continue
             LOG.warning('Detaching volume %(volume)s from %(guest)s, to which '
                         'attaching it has failed',
@@ -244,13 +245,8 @@ class VolumeAttacher:
         if mode is self.modes.block:
             # An earlier process may have mounted it before that was recorded.
             mode = self.modes.filesystem
-        try:
-            with connections.map_exceptions('unmount', instance, identifier,
-                                            exception.VolumeDetachFailed):
-                mode.unmount(identifier, force)
-        except exception.VolumeDetachFailed:
-            if not force:
-                raise
+        with _unmounting(instance, identifier, force):
+            mode.unmount(identifier, force)
         self._connections.disconnect(instance, connection_info, force=force)
 
     def forget(self, instance: objects.Instance | None, identifier: str, *,
@@ -263,13 +259,8 @@ class VolumeAttacher:
             is released.
         :raises nova.exception.VolumeDetachFailed: if something is left of it.
         """
-        try:
-            with connections.map_exceptions('unmount', instance, identifier,
-                                            exception.VolumeDetachFailed):
-                self.modes.unmount_all(identifier, force)
-        except exception.VolumeDetachFailed:
-            if not force:
-                raise
+        with _unmounting(instance, identifier, force):
+            self.modes.unmount_all(identifier, force)
         self._connections.forget(instance, identifier, force=force)
 
     # -- the guest ----------------------------------------------------------
@@ -405,15 +396,17 @@ class VolumeAttacher:
         return self.modes.filesystem.is_prepared(identifier)
 
 
-def _is_recorded(context: nova_context.RequestContext, uuid: str,
-                 identifier: str) -> bool:
-    """Whether Nova has a record of a volume at an instance."""
+@contextlib.contextmanager
+def _unmounting(instance: objects.Instance | None, identifier: str,
+                force: bool) -> Iterator[None]:
+    """Convert errors of unmounting a volume, or log them only with force."""
     try:
-        objects.BlockDeviceMapping.get_by_volume_and_instance(
-            context.elevated(), identifier, uuid)
-    except exception.VolumeBDMNotFound:
-        return False
-    return True
+        with connections.map_exceptions('unmount', instance, identifier,
+                                        exception.VolumeDetachFailed):
+            yield
+    except exception.VolumeDetachFailed:
+        if not force:
+            raise
 
 
 def add_device(guest: lxd_guest.Guest, name: str, device: Mapping[str, str]

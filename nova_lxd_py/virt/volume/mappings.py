@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's description of the disks of an instance: which of them are volumes.
+"""Nova's description of the volumes of an instance.
 
 ``block_device_info`` is what Nova passes to most methods of a driver, see
 :func:`nova.virt.driver.get_block_device_info`.
@@ -21,6 +21,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nova import context as nova_context
+from nova import exception
+from nova import objects
 from nova.virt import driver as virt_driver
 
 BlockDeviceInfo = Mapping[str, Any] | None
@@ -58,3 +61,20 @@ def is_root(volume: Mapping[str, Any]) -> bool:
     :param volume: the mapping of the volume.
     """
     return volume.get('boot_index') == 0
+
+
+def recorded(context: nova_context.RequestContext, instance_uuid: str,
+             identifier: str) -> objects.BlockDeviceMapping | None:
+    """Look up Nova's record of a volume at an instance.
+
+    :param context: for the request to Nova's database; one of an administrator
+        if the instance may be in another project.
+    :param instance_uuid: UUID of the instance.
+    :param identifier: Cinder's ID of the volume.
+    :returns: the record, None if there is none.
+    """
+    try:
+        return objects.BlockDeviceMapping.get_by_volume_and_instance(
+            context, identifier, instance_uuid)
+    except exception.VolumeBDMNotFound:
+        return None

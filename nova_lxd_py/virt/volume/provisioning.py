@@ -155,7 +155,14 @@ class VolumeProvisioner:
                 'description': 'Volume to which an image is unpacked',
                 'config': {'source': staging,
                            KEY_POOL_OWNER: self._session.project}})
-            report = _Report(instance, identifier)
+
+            def report(operation: Mapping[str, Any]) -> None:
+                progress = (operation.get('metadata') or {}).get(
+                    _PROGRESS, 'under way')
+                LOG.info('Unpacking the image to volume %(volume)s: '
+                         '%(progress)s', {'volume': identifier,
+                                          'progress': progress},
+                         instance=instance)
             try:
                 guest = self._guests.create(
                     lxd_guest.lxd_name(instance,
@@ -166,7 +173,7 @@ class VolumeProvisioner:
                      'boot.autostart': 'false'},
                     {'root': {'type': 'disk', 'path': '/', 'pool': pool}},
                     timeout=self._options.image_timeout,
-                    progress=report.unpacking)
+                    progress=report)
             except errors.LXDError as exc:
                 if _NO_SPACE in exc.message.lower():
                     raise first.refusal(_TOO_SMALL) from exc
@@ -415,19 +422,3 @@ class _CopyOnVolume:
                 raise OSError(errno.EIO, 'The volume ends within its image')
             data.write(chunk)
             position += len(chunk)
-
-
-class _Report:
-    """Logs the progress of unpacking."""
-
-    def __init__(self, instance: objects.Instance, identifier: str) -> None:
-        self._instance = instance
-        self._identifier = identifier
-
-    def unpacking(self, operation: Mapping[str, Any]) -> None:
-        """Log what LXD reports of the operation that unpacks the image."""
-        progress = (operation.get('metadata') or {}).get(_PROGRESS,
-                                                         'under way')
-        LOG.info('Unpacking the image to volume %(volume)s: %(progress)s',
-                 {'volume': self._identifier, 'progress': progress},
-                 instance=self._instance)

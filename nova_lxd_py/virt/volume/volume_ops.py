@@ -32,6 +32,7 @@ from nova_lxd_py.virt.volume import attachment
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import in_use
 from nova_lxd_py.virt.volume import lxd_devices
+from nova_lxd_py.virt.volume import mappings
 from nova_lxd_py.virt.volume import modes
 
 LOG = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class VolumeOps:
         with (self._guests.changing(instance), connections.lock(identifier),
               contextlib.ExitStack() as undo):
             guest = self._guests.active(instance)
-            recorded = _recorded(context, instance, identifier)
+            recorded = mappings.recorded(context, instance.uuid, identifier)
             # LXD or nova-compute may have ended while attaching it before.
             interrupted = self._attacher.is_prepared(identifier)
             found = self._attacher.connect(
@@ -155,17 +156,3 @@ class VolumeOps:
                     connection_info, identifier)
         LOG.info('Extended volume %(volume)s to %(size)d bytes',
                  {'volume': identifier, 'size': size}, instance=instance)
-
-
-def _recorded(context: nova_context.RequestContext,
-              instance: objects.Instance, identifier: str
-              ) -> objects.BlockDeviceMapping | None:
-    """Look up Nova's record of a volume that is being attached.
-
-    :returns: the record, None if there is none.
-    """
-    try:
-        return objects.BlockDeviceMapping.get_by_volume_and_instance(
-            context, identifier, instance.uuid)
-    except exception.VolumeBDMNotFound:
-        return None
