@@ -63,6 +63,9 @@ class LXDDriver(driver.ComputeDriver):
 
     def init_host(self, host):
         self._services.start()
+        if not hasattr(super(), 'process_instances_at_startup'):
+            # Nova 31 to 33.
+            self._services.repin.repin_host(host)
 
     def process_instances_at_startup(self, context, instances):
         self._services.repin.repin(instances)

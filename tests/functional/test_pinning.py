@@ -230,6 +230,7 @@ class PinningTest(CpuTestCase):
     # The host.
 
     def start_again(self, *servers: objects.Instance) -> None:
+        self.host.instances = list(servers)
         self.host.restart_driver()
         self.driver = self.host.driver
         self.driver.process_instances_at_startup(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nova import context as nova_context
 from nova import exception
 from nova import objects
 from oslo_log import log as logging
@@ -49,6 +50,19 @@ class RepinOps:
                  guest_configs: guest_config.GuestConfigBuilder) -> None:
         self._guests = guests
         self._guest_configs = guest_configs
+
+    def repin_host(self, host: str) -> None:
+        """Apply the CPU sets of today to the guests of a host.
+
+        For Nova 31 to 33, which do not pass their instances to the driver
+        (``process_instances_at_startup``) when nova-compute starts.
+
+        :param host: name of the compute service.
+        :raises exception_mapping.StartupError: see :meth:`repin`.
+        """
+        self.repin(objects.InstanceList.get_by_host(
+            nova_context.get_admin_context(), host,
+            expected_attrs=['flavor', 'numa_topology']))
 
     def repin(self, instances: Iterable[objects.Instance]) -> None:
         """Apply the CPU sets of today to guests that run already.

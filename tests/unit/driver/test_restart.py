@@ -21,6 +21,7 @@ import fixtures
 from nova.compute import power_state
 from nova import exception
 from nova import objects
+from nova.virt import driver
 from nova.virt import event as virt_event
 
 from nova_lxd_py.virt.guest import events
@@ -72,6 +73,33 @@ class RestartTest(RestartTestCase):
         self.driver.destroy(self.context, server, ports)
         self.assertEqual(set(), self.storage.left())
         self.assertEqual(set(), self.network.names())
+
+    def test_cpus_with_nova_31_to_33(self) -> None:
+        """They do not pass their instances to the driver."""
+        server = self.host.spawn()
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.virt.driver.ComputeDriver.process_instances_at_startup',
+            fixtures.MonkeyPatch.delete))
+        self.host._set('cpu_shared_set', '0', 'compute')
+        self.host.restart_driver()
+        self.assertNotEqual('0-0', self.limit(server))
+        self.host.instances = [server]
+        self.host.restart_driver()
+        self.assertEqual('0-0', self.limit(server))
+
+    def limit(self, server: objects.Instance) -> str:
+        return self.host.lxd_instances()[server.name]['config']['limits.cpu']
+
+    def test_cpus_with_nova_34(self) -> None:
+        if not hasattr(driver.ComputeDriver, 'process_instances_at_startup'):
+            self.skipTest('This Nova does not pass its instances')
+        server = self.host.spawn()
+        self.host.instances = [server]
+        self.host._set('cpu_shared_set', '0', 'compute')
+        self.host.restart_driver()
+        self.assertNotEqual('0-0', self.limit(server))
+        self.host.driver.process_instances_at_startup(self.context, [server])
+        self.assertEqual('0-0', self.limit(server))
 
     def test_two_drivers_on_one_project(self) -> None:
         """The project belongs to one nova-compute."""
