@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import contextlib
+import threading
 import time
 
 from nova.compute import power_state
@@ -39,6 +40,10 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds between attempts to thaw an instance while LXD cannot be reached.
 RETRY_INTERVAL = 1
+#: Seconds after which an instance is thawed although Nova has not asked for
+#: that: nova-api, which does, may have ended. It only asks Cinder to begin
+#: with a snapshot of each volume, and does not wait for them.
+DEADLINE = 300
 
 
 class Quiescer:
@@ -55,8 +60,8 @@ class Quiescer:
         self._options = options
         self._guests = guests
         self._volumes = volumes
-        #: UUIDs of quiesced instances that Nova has yet to unquiesce.
-        self._quiesced_by_nova: set[str] = set()
+        #: For quiesced instances that Nova has yet to unquiesce, by UUID.
+        self._deadlines: dict[str, threading.Timer] = {}
 
     def quiesce(self, instance: objects.Instance,
                 image_meta: objects.ImageMeta) -> None:
@@ -93,7 +98,11 @@ class Quiescer:
                         reason='the host could not write its cached data of '
                                f'volumes {", ".join(failed)}')
                 failure.pop_all()
-            self._quiesced_by_nova.add(instance.uuid)
+            self._forget_deadline(instance)
+            timer = threading.Timer(DEADLINE, self._expire, (instance,))
+            timer.daemon = True
+            self._deadlines[instance.uuid] = timer
+            timer.start()
 
     def unquiesce(self, instance: objects.Instance) -> None:
         """Thaw an instance after :meth:`quiesce`; a thawed one is a success.
@@ -102,8 +111,25 @@ class Quiescer:
         """
         with self._guests.changing(instance):
             # From here on, :meth:`thaw` completes what fails.
-            self._quiesced_by_nova.discard(instance.uuid)
+            self._forget_deadline(instance)
             self._retry_unreachable(lambda: self._unquiesce(instance))
+
+    def _forget_deadline(self, instance: objects.Instance) -> None:
+        timer = self._deadlines.pop(instance.uuid, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _expire(self, instance: objects.Instance) -> None:
+        """Thaw an instance that Nova has not unquiesced."""
+        with self._guests.changing(instance):
+            if self._deadlines.pop(instance.uuid, None) is None:
+                return
+            LOG.error('Thawing the guest: it was quiesced %d seconds ago, and '
+                      'Nova has not unquiesced it', DEADLINE,
+                      instance=instance)
+            # What fails is completed by thaw().
+            with _errors_logged():
+                self._retry_unreachable(lambda: self._unquiesce(instance))
 
     def _unquiesce(self, instance: objects.Instance) -> None:
         guest = self._guests.active(instance)
@@ -146,7 +172,7 @@ class Quiescer:
 
     def _thaw(self, guest: lxd_guest.Guest) -> None:
         with self._guests.lock(guest.uuid):
-            if guest.uuid in self._quiesced_by_nova:
+            if guest.uuid in self._deadlines:
                 return
             with contextlib.suppress(errors.InstanceNotFound):
                 if lxd_guest.KEY_QUIESCED in guest.reload().config:

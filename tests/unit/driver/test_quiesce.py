@@ -145,6 +145,27 @@ class QuiesceTest(fake_driver_host.FakeDriverTestCase):
         self.driver.unquiesce(self.context, server, image)
         self.assert_thawed(server)
 
+    def test_nova_does_not_unquiesce(self) -> None:
+        """nova-api may have ended."""
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.server.quiesce.DEADLINE', 0.5))
+        server, image = self.quiesced()
+        self.assert_thawed(server)
+        # It is back.
+        self.driver.unquiesce(self.context, server, image)
+        self.assert_state(power_state.RUNNING, server)
+
+    def test_deadline_ends_with_unquiesce(self) -> None:
+        server, image = self.quiesced()
+        self.assertTrue(self.timers())
+        self.driver.unquiesce(self.context, server, image)
+        self.lxd.wait_for(lambda: not self.timers())
+
+    @staticmethod
+    def timers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate()
+                if isinstance(thread, threading.Timer)]
+
     def test_thawed_periodically(self) -> None:
         server, image = self.quiesced()
         self.lxd.fail_operation('PUT', '/1.0/instances/*/state', 'no',
