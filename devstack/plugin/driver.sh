@@ -41,6 +41,7 @@ function configure_nova_lxd {
     sudo install -o root -g root -m 644 \
         "$NOVA_LXD_DIR/etc/nova/rootwrap.d/lxd.filters" \
         "$NOVA_CONF_DIR/rootwrap.d/"
+    sudo "$NOVA_LXD_DIR/tools/udev_rule.sh" install "$NOVA_LXD_STATE/udev"
 }
 
 # Glance describes the extra specs of flavors to dashboards.

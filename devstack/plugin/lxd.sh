@@ -236,6 +236,7 @@ function remove_nova_lxd_servers {
         sudo umount "$target" || sudo umount --lazy "$target"
     done
     detach_nova_lxd_loops
+    sudo "$NOVA_LXD_DIR/tools/udev_rule.sh" remove "$NOVA_LXD_STATE/udev"
 }
 
 # Detaches loop devices of volumes that are files, and of config drives, whose

@@ -135,6 +135,7 @@ EOF
 
 step_cinder_packages() {
     choose_volume_backends
+    "$REPO/tools/udev_rule.sh" install "$DATA/undo/udev"
     install_packages qemu-utils
     ! has_lvm || install_packages "${LVM_PACKAGES[@]}"
     "$VENV/bin/python" -c 'import cinder' 2>/dev/null ||

@@ -147,6 +147,7 @@ command_purge() {
     say 'Removing files…'
     undo_client
     forget_targets
+    "$REPO/tools/udev_rule.sh" remove "$DATA/undo/udev"
     undo_subordinate_ids
     allow_service_start
     unmount_below "$PREFIX"

@@ -18,6 +18,7 @@ seconds.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import subprocess
@@ -221,6 +222,53 @@ class PluginTestCase(base.BaseTestCase):
             self.assertEqual('stack:100000:65536\n',
                              (files.path / name).read_text())
         self.assertFalse((files.path / 'state').exists())
+
+
+class UdevRuleTestCase(base.BaseTestCase):
+    """tools/udev_rule.sh."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.root = self.useFixture(_Files()).path
+        self.target = self.root / 'etc/udev/rules.d/62-nova-lxd-py.rules'
+        self.touch('run/udev/control')
+
+    def touch(self, path: str) -> None:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    def rule(self, command: str) -> str:
+        return subprocess.run(
+            [REPO / 'tools' / 'udev_rule.sh', command, self.root / 'stamp'],
+            check=True, text=True, stdout=subprocess.PIPE,
+            env={**os.environ, 'UDEV_RULE_ROOT': str(self.root)}).stdout
+
+    def test_there_and_back(self):
+        for _ in range(2):
+            self.rule('install')
+            self.assertIn('GOTO', self.target.read_text())
+            # A volume that is attached by now is no disk of the host.
+            self.touch('dev/disk/by-path/ip-192.0.2.1-iscsi-iqn.x-lun-1')
+        for _ in range(2):
+            self.rule('remove')
+            self.assertFalse(self.target.exists())
+
+    def test_rule_of_the_operator_stays(self):
+        self.touch('etc/udev/rules.d/62-nova-lxd-py.rules')
+        self.rule('install')
+        self.rule('remove')
+        self.assertEqual('', self.target.read_text())
+
+    def test_disks_over_a_network(self):
+        self.touch('dev/disk/by-path/pci-0000:05:00.0-fc-0x50-lun-0')
+        self.assertIn('was not installed', self.rule('install'))
+        self.assertFalse(self.target.exists())
+
+    def test_host_without_udev(self):
+        (self.root / 'run/udev/control').unlink()
+        self.rule('install')
+        self.assertFalse(self.target.exists())
 
 
 class ImageTestCase(base.BaseTestCase):
