@@ -14,14 +14,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import itertools
-import os
-import pathlib
-import subprocess
-import time
-from typing import Any
 import unittest
 
 import fixtures
@@ -32,14 +24,12 @@ from nova import objects
 from oslo_utils import units
 
 from nova_lxd_py import conf
-from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.privileged import probe
+from tests.fixtures import boot_volume_host
 from tests.fixtures import busybox_image
-from tests.fixtures import faulty_proxy
+from tests.fixtures import disks
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
-from tests.fixtures import machine
-from tests.functional import test_volumes
 
 CONF = conf.CONF
 NO_LXD = lxd_daemon.missing()
@@ -47,168 +37,10 @@ NO_LXD = lxd_daemon.missing()
 NO_GROWTH = ('This machine cannot grow a mounted ext4: CAP_SYS_RESOURCE is '
              'missing')
 
-Mapping = test_volumes.Mapping
-ROOT_PATH = '/dev/vda'
+ROOT_PATH = boot_volume_host.ROOT_PATH
 
 
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
-
-
-class BootHost(test_volumes.Host):
-    """A host, and a Cinder that makes volumes from images."""
-
-    filesystem = 'ext4'
-    kind: type[lab_volumes.Volume] = lab_volumes.FileVolume
-    options: dict[str, Any] = {}
-
-    def setUp(self) -> None:
-        directory = fixtures.TempDir()
-        directory.setUp()
-        self.addCleanup(directory.cleanUp)
-        self.roots = pathlib.Path(directory.path)
-        self.roots.chmod(0o711)
-        self.options = {'volume_filesystems': [self.filesystem],
-                        'volume_root_directory': directory.path,
-                        'idmap_isolation': 'server', **self.options}
-        super().setUp()
-        #: What Cinder knows of its volumes, by their ids.
-        self.about: dict[str, dict[str, Any]] = {}
-        patch = fixtures.MonkeyPatch(
-            'nova.volume.cinder.API.get',
-            lambda _self, context, identifier, *args: {
-                'size': 1, 'volume_metadata': {},
-                'volume_image_metadata': self.about.get(identifier, {})})
-        patch.setUp()
-        self.addCleanup(patch.cleanUp)
-        self.image = self.host.image(busybox_image.unified(
-            {'etc/motd': b'from the image\n'}))
-
-    # -- Cinder ------------------------------------------------------------
-
-    def copy_image(self, volume: lab_volumes.Volume,
-                   image: objects.ImageMeta | None = None) -> None:
-        """Write an image to a volume, as Cinder does."""
-        image = image or self.image
-        data = self.host.glance.data(image.id)
-        with open(volume.file, 'r+b') as stream:
-            stream.write(data + bytes(-len(data) % 512))
-            os.fsync(stream.fileno())
-        self.about[volume.id] = self.image_metadata(image)
-
-    def image_metadata(self, image: objects.ImageMeta) -> dict[str, Any]:
-        """Return the image metadata that Cinder stores with a volume."""
-        data = self.host.glance.data(image.id)
-        return {
-            'image_id': image.id, 'size': str(len(data)),
-            'checksum': hashlib.md5(data, usedforsecurity=False).hexdigest(),
-            'disk_format': 'raw', 'container_format': 'bare'}
-
-    def volume_from_image(self, image: objects.ImageMeta | None = None
-                          ) -> lab_volumes.Volume:
-        volume = self.storage.volume()
-        self.copy_image(volume, image)
-        return volume
-
-    def clone(self, volume: lab_volumes.Volume) -> lab_volumes.Volume:
-        """Create a volume from a snapshot of another one."""
-        made = self.storage.volume()
-        run('cp', '--sparse=always', str(volume.file), str(made.file))
-        if volume.id in self.about:
-            self.about[made.id] = self.about[volume.id]
-        return made
-
-    # -- what Nova does -----------------------------------------------------
-
-    def described(self, volume: lab_volumes.Volume, *others: Mapping,
-                  **more: Any) -> dict[str, Any]:
-        """Return the block device info of a server with a boot volume."""
-        mapping = Mapping(volume, ROOT_PATH)
-        mapping['boot_index'] = 0
-        return {'root_device_name': ROOT_PATH, 'swap': None, 'ephemerals': [],
-                'block_device_mapping': [mapping, *others], **more}
-
-    def boot(self, volume: lab_volumes.Volume, server: Any = None,
-             info: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        if server is None:
-            server = self.host.instance(root_gb=20)
-        return self.host.spawn(server, image=objects.ImageMeta.from_dict({}),
-                               block_device_info=info or self.described(
-                                   volume), **kwargs)
-
-    # -- what the guest does ------------------------------------------------
-
-    def fill(self, server: Any) -> str:
-        self.host.run(server, 'sh', '-c',
-                      'dd if=/dev/urandom of=/root/data bs=1M count=4 && '
-                      'chown 7:8 /root/data && chmod 4755 /root/data && sync')
-        return self.sum(server)
-
-    def sum(self, server: Any) -> str:
-        """Return checksum, owners and modes of the guest's files."""
-        return self.host.run(
-            server, 'sh', '-c', 'busybox sha256sum /root/data; busybox stat '
-            '-c "%u %g %a" / /bin/busybox /root/data')
-
-    def reboot_by_itself(self, server: Any) -> None:
-        def begun() -> str:
-            """Return the start time of the guest's init."""
-            return self.host.run(server, 'cat', '/proc/1/stat').split()[21]
-        before = begun()
-        self.host.run(server, 'sh', '-c', '(busybox sleep 0.5; reboot) '
-                      '</dev/null >/dev/null 2>&1 &')
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(AssertionError):
-                if begun() != before:
-                    return
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.2)
-
-    def size(self, server: Any) -> int:
-        """Return the size of the filesystem in the guest in KiB."""
-        return int(self.host.run(server, 'busybox', 'df', '-k', '/'
-                                 ).splitlines()[1].split()[1])
-
-    def grows(self) -> bool:
-        """Whether this kernel can grow mounted filesystems."""
-        return self.filesystem != 'ext4' or machine.grows_ext4()
-
-    def reboot_host(self, server: Any, volume: lab_volumes.Volume) -> None:
-        """Simulate a reboot of the host."""
-        self.host.driver.power_off(server)
-        with open('/proc/self/mounts', encoding='utf-8') as stream:
-            for line in stream:
-                if volume.id in line.split()[1]:
-                    run('umount', line.split()[1])
-        for line in subprocess.run(
-                ['losetup', '--noheadings', '--output', 'NAME,BACK-FILE'],
-                check=True, capture_output=True, text=True
-                ).stdout.splitlines():
-            if volume.id in line:
-                run('losetup', '--detach', line.split()[0])
-        lab_volumes.reboot_host(self.host)
-        self.host.restart_driver()
-
-    def root_device(self, server: Any) -> str:
-        lines = self.host.run(server, 'cat', '/proc/self/mounts')
-        return next(line for line in lines.splitlines()
-                    if line.split()[1] == '/')
-
-    def pools(self) -> list[str]:
-        found = self.host.lxd.api.must('GET', '/1.0/storage-pools')
-        return [url for url in found if 'nova-boot-' in url]
-
-    def assert_clean(self) -> None:
-        self.assertEqual(set(), self.storage.left_on_host())
-        self.assertEqual([], self.pools())
-        directory = pathlib.Path(CONF.lxd.volume_mount_directory)
-        if directory.exists():
-            self.assertEqual([], list(directory.iterdir()))
-        self.assertEqual([], list(self.roots.iterdir()))
-
-
-class BootCases(BootHost):
+class BootCases(boot_volume_host.BootVolumeHost):
     """Tests for every back end and every filesystem."""
 
     def test_from_image_and_on_another_server(self) -> None:
@@ -268,15 +100,6 @@ class BootCases(BootHost):
         self.assertIn('nodev', line)
         self.destroy(server)
 
-    def test_every_kind_of_image(self) -> None:
-        for content in (busybox_image.rootfs(), busybox_image.rootfs(mode='w'),
-                        busybox_image.rootfs(mode='w:xz')):
-            volume = self.volume_from_image(self.host.image(content))
-            server = self.boot(volume)
-            self.host.run(server, 'true')
-            self.destroy(server, self.described(volume))
-        self.assert_clean()
-
     def test_reboots_and_restarts(self) -> None:
         volume = self.volume_from_image()
         server = self.boot(volume)
@@ -302,7 +125,7 @@ class BootCases(BootHost):
         self.host.driver.power_off(server)
         self.assertRaises(exception.VolumeAttachFailed,
                           self.host.driver.power_on, self.host.context,
-                          server, [], test_volumes.described())
+                          server, [], disks.described())
         self.destroy(server, self.described(volume))
         self.destroy(server, self.described(volume))
         self.assert_clean()
@@ -312,11 +135,11 @@ class BootCases(BootHost):
             server = self.boot(self.volume_from_image())
             if stopped:
                 self.host.driver.power_off(server)
-            self.destroy(server, test_volumes.described())
+            self.destroy(server, disks.described())
             self.assert_clean()
 
     def test_with_other_disks(self) -> None:
-        data = Mapping(self.storage.volume())
+        data = self.storage.volume().mapping()
         volume = self.volume_from_image()
         info = self.described(
             volume, data, ephemerals=[{
@@ -507,72 +330,7 @@ class BootCases(BootHost):
         self.destroy(server, self.described(volume))
         self.assert_clean()
 
-    def test_image_is_gone(self) -> None:
-        """Deleted in Glance, and not in LXD either."""
-        image = self.host.image(busybox_image.rootfs({'etc/motd': b'gone\n'}))
-        volume = self.volume_from_image(image)
-        second = self.clone(volume)
-        self.host.glance.delete(self.host.context, image.id)
-        server = self.boot(volume)
-        self.assertEqual('gone\n', self.host.run(server, 'cat', '/etc/motd'))
-        self.destroy(server)
-        # After an interruption, no copy of the image exists.
-        with open(second.file, 'r+b') as stream:
-            stream.write(bytes(2 * units.Mi))
-        self.about[second.id] = {**self.about[volume.id],
-                                 'image_id': volume.id}
-        self.assertRaisesRegex(exception.BuildAbortException, 'not in Glance',
-                               self.boot, second)
-        self.assert_clean()
-
     # -- interruptions ------------------------------------------------------
-
-    def test_interrupted_first_boot(self) -> None:
-        for left in ((), ('nova-unpack/containers/x',)):
-            volume = self.volume_from_image()
-            directory = pathlib.Path(self.host.useFixture(
-                fixtures.TempDir()).path)
-            run(f'mkfs.{self.filesystem}', '-q', '-f' if self.filesystem ==
-                'xfs' else '-F', str(volume.file))
-            run('mount', '-o', 'loop', str(volume.file), str(directory))
-            for path in left:
-                (directory / path).mkdir(parents=True)
-            run('umount', str(directory))
-            server = self.boot(volume)
-            self.assertEqual('from the image\n',
-                             self.host.run(server, 'cat', '/etc/motd'))
-            self.destroy(server, self.described(volume))
-        # Blank, as it is for a moment.
-        volume = self.volume_from_image()
-        with open(volume.file, 'r+b') as stream:
-            stream.write(bytes(2 * units.Mi))
-        self.destroy(self.boot(volume))
-        self.assert_clean()
-
-    def test_crash_while_unpacking(self) -> None:
-        """nova-compute is killed while LXD unpacks the image."""
-        volume = self.volume_from_image()
-        server = self.host.instance(root_gb=0)
-        with fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.privileged.rootfs.complete', _crash), \
-            fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.server.rollback.Rollback.step',
-                lambda *args: None), \
-            fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.lxd.session.Session.delete',
-                lambda *args, **kwargs: None), \
-            fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.privileged.rootfs.close_staging',
-                lambda *args: None):
-            self.assertRaises(_Crash, self.boot, volume, server)
-        self.assertEqual(1, len(self.pools()))
-        self.host.restart_driver()
-        self.assertEqual([], self.pools())
-        self.boot(volume, server)
-        self.assertEqual('from the image\n',
-                         self.host.run(server, 'cat', '/etc/motd'))
-        self.destroy(server)
-        self.assert_clean()
 
     def test_after_a_reboot_of_the_host(self) -> None:
         volume = self.volume_from_image()
@@ -584,64 +342,7 @@ class BootCases(BootHost):
         self.assertEqual(filled, self.sum(server))
         self.destroy(server)
 
-    def test_lxd_fails(self) -> None:
-        """A failure of any request leaves nothing behind, and the next
-        attempt succeeds."""
-        self.destroy(self.boot(self.volume_from_image()))
-        ways = itertools.cycle(faulty_proxy.Spoil)
-        for number in itertools.count():
-            if not self._boot_with_failure(number, next(ways)):
-                break
-        self.assertGreater(number, 5)
-
-    def _boot_with_failure(self, number: int, how: faulty_proxy.Spoil
-                           ) -> bool:
-        """Boot a server while one request to LXD fails.
-
-        :returns: whether there were as many.
-        """
-        volume = self.volume_from_image()
-        server = self.host.instance(root_gb=0)
-        self.proxy.spoil(number, how)
-        with contextlib.suppress(exception.NovaException, errors.LXDError):
-            self.boot(volume, server)
-        spoilt = self.proxy.spoilt
-        self.proxy.behave()
-        self.destroy(server, self.described(volume))
-        self.host.driver._services.volume_reconciler.run()
-        self.assert_clean()
-        self.destroy(self.boot(volume, server))
-        self.storage.delete(volume)
-        return spoilt is not None
-
     # -- what cannot be -----------------------------------------------------
-
-    def test_refusals(self) -> None:
-        cases = []
-        volume = self.storage.volume()
-        cases.append((volume, 'it is empty'))
-        for offset, content in ((0, b'\x7fELF'), (510, b'\x55\xaa'),
-                                (4096, b'something')):
-            volume = self.volume_from_image()
-            with open(volume.file, 'r+b') as stream:
-                stream.seek(offset)
-                stream.write(content)
-            cases.append((volume, 'it holds'))
-        volume = self.volume_from_image()
-        self.about[volume.id]['checksum'] = None
-        cases.append((volume, 'it holds'))
-        for made in ({}, {'some': 'thing'}):
-            volume = self.storage.volume()
-            self._make_filesystem(volume, made)
-            cases.append((volume, 'no root' if made else 'empty'))
-        for volume, reason in cases:
-            before = volume.checksum(1 << 20)
-            self.assertRaisesRegex(exception.BuildAbortException, reason,
-                                   self.boot, volume)
-            if 'filesystem' not in reason:
-                self.assertEqual(before, volume.checksum(1 << 20), reason)
-            self.assertEqual({}, self.host.lxd_instances())
-            self.assert_clean()
 
     def test_policy(self) -> None:
         for change, reason in ((('multiattach', True), 'several servers'),
@@ -661,48 +362,6 @@ class BootCases(BootHost):
         CONF.set_override('volume_filesystems', [self.filesystem], 'lxd')
         self.assert_clean()
 
-    def test_links_lead_nowhere(self) -> None:
-        """Symbolic links on a volume must not expose files of the host."""
-        for links in ({'rootfs': '/'}, {'rootfs': '/', 'etc': '/etc',
-                                        'sbin': '/sbin'},
-                      {'nova-unpack': '/root'}):
-            volume = self.storage.volume()
-            self._make_filesystem(volume, links)
-            self.about[volume.id] = {}
-            try:
-                server = self.boot(volume)
-            except exception.NovaException:
-                self.assert_clean()
-                continue
-            self.assertEqual(power_state.SHUTDOWN, self.host.state(server))
-
-    def test_too_small(self) -> None:
-        # Blank blocks would take no space on the volume. What is packed fits.
-        big = self.host.image(busybox_image.unified(
-            {'big': b'not blank ' * (8 * units.Mi)}))
-        volume = self.storage.volume(64 * units.Mi)
-        self.copy_image(volume, big)
-        self.assertRaisesRegex(exception.BuildAbortException,
-                               'does not fit', self.boot, volume)
-        self.assert_clean()
-
-    def _make_filesystem(self, volume: lab_volumes.Volume,
-                         links: dict[str, str]) -> None:
-        directory = pathlib.Path(self.host.useFixture(fixtures.TempDir()).path)
-        run(f'mkfs.{self.filesystem}', '-q', str(volume.file))
-        run('mount', '-o', 'loop', str(volume.file), str(directory))
-        for name, target in links.items():
-            (directory / name).symlink_to(target)
-        run('umount', str(directory))
-
-
-class _Crash(BaseException):
-    """nova-compute is killed at this point."""
-
-
-def _crash(*_args: Any) -> None:
-    raise _Crash()
-
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class Ext4BootTest(BootCases, unittest.TestCase):
@@ -710,7 +369,7 @@ class Ext4BootTest(BootCases, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class XfsBootTest(BootHost, unittest.TestCase):
+class XfsBootTest(boot_volume_host.BootVolumeHost, unittest.TestCase):
     """On a block device, with privileges of the daemon alone."""
 
     filesystem = 'xfs'
@@ -726,7 +385,7 @@ class XfsBootTest(BootHost, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class LocalBootTest(BootHost, unittest.TestCase):
+class LocalBootTest(boot_volume_host.BootVolumeHost, unittest.TestCase):
     """On a block device, with one range of user ids for all."""
 
     kind = lab_volumes.LocalVolume

@@ -24,18 +24,17 @@ import subprocess
 import time
 from typing import Any
 import unittest
-from unittest import mock
 
 import fixtures
 from nova import exception
 from oslo_utils import units
 
-from nova_lxd_py.virt.privileged import user_namespaces
+from tests.fixtures import disks
 from tests.fixtures import faulty_proxy
 from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
-from tests.functional import test_volumes
+from tests.fixtures import volume_host
 
 # From linux/xfs_fs.h.
 XFS_IOC_GOINGDOWN = 0x8004587d
@@ -43,12 +42,10 @@ XFS_FSOP_GOING_FLAGS_NOLOGFLUSH = 2
 
 NO_LXD = lxd_daemon.missing()
 
-Mapping = test_volumes.Mapping
-PATH = test_volumes.PATH
-described = test_volumes.described
+PATH = volume_host.PATH
 
 
-class FilesystemCases:
+class FilesystemCases(volume_host.VolumeHost):
     """Volumes in filesystem mode, for every filesystem and id range."""
 
     kind = lab_volumes.FileVolume
@@ -101,21 +98,21 @@ class FilesystemCases:
 
     def test_boot_reboot_and_destroy(self) -> None:
         volume = self.storage.volume()
-        mapping = Mapping(volume)
-        server = self.host.spawn(block_device_info=described(mapping))
+        mapping = volume.mapping()
+        server = self.host.spawn(block_device_info=disks.described(mapping))
         filled = self.fill(server)
         assert mapping.saved is not None
-        again = Mapping(volume)
+        again = volume.mapping()
         again['connection_info'] = mapping.saved
-        self.reboot(server, described(again))
+        self.reboot(server, disks.described(again))
         self.assertEqual(filled, self.sum(server))
-        self.reboot(server, described(again), 'SOFT')
+        self.reboot(server, disks.described(again), 'SOFT')
         self.assertEqual(filled, self.sum(server))
         self.host.driver.power_off(server)
         self.host.driver.power_on(self.host.context, server, [],
-                                  described(Mapping(volume)))
+                                  disks.described(volume.mapping()))
         self.assertEqual(filled, self.sum(server))
-        self.destroy(server, described(again))
+        self.destroy(server, disks.described(again))
         self.assertEqual(set(), self.storage.left_on_host())
 
     def test_cold(self) -> None:
@@ -123,7 +120,7 @@ class FilesystemCases:
         volume = self.storage.volume()
         connection = self.attach(server, volume)
         self.host.driver.power_on(self.host.context, server, [],
-                                  described(Mapping(volume)))
+                                  disks.described(volume.mapping()))
         self.fill(server)
         self.host.driver.power_off(server)
         self.detach(server, connection)
@@ -367,7 +364,7 @@ class FilesystemCases:
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class Ext4VolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
+class Ext4VolumeTest(FilesystemCases, unittest.TestCase):
     filesystem = 'ext4'
     options = {'idmap_isolation': 'server'}
 
@@ -385,7 +382,7 @@ class Ext4VolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
 
 @unittest.skipIf(NO_LXD or not shutil.which('mkfs.xfs'),
                  NO_LXD or 'mkfs.xfs is not installed (package xfsprogs)')
-class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
+class XfsVolumeTest(FilesystemCases, unittest.TestCase):
     filesystem = 'xfs'
 
     def shut_down_filesystem(self, volume: lab_volumes.Volume) -> None:
@@ -404,7 +401,7 @@ class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
         server = self.host.spawn()
         volume = self.storage.volume()
         for way in ('stop', 'reboot', 'destroy'):
-            mapping = Mapping(volume)
+            mapping = volume.mapping()
             connection = self.attach(server, volume)
             self.host.run(server, 'touch', f'{self.directory}/{way}')
             self.host.run(server, 'sync')
@@ -417,12 +414,12 @@ class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
                 self.detach(server, connection)
                 self.host.driver.power_on(self.host.context, server, [])
             elif way == 'reboot':
-                self.reboot(server, described(mapping))
+                self.reboot(server, disks.described(mapping))
                 self.host.run(server, 'touch', f'{self.directory}/again')
                 self.detach(server, connection)
             else:
                 self.host.driver.power_off(server)
-                self.destroy(server, described(mapping))
+                self.destroy(server, disks.described(mapping))
             self.assertEqual(set(), self.storage.left_on_host(), way)
 
     def test_extended_while_detached(self) -> None:
@@ -456,7 +453,7 @@ class XfsVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class PrivilegedVolumeTest(test_volumes.Host, unittest.TestCase):
+class PrivilegedVolumeTest(volume_host.VolumeHost, unittest.TestCase):
     """A guest with the ids of the host needs no mapping."""
 
     kind = lab_volumes.LocalVolume
@@ -493,28 +490,7 @@ class PrivilegedVolumeTest(test_volumes.Host, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class NamespacesTest(unittest.TestCase):
-    """User namespaces for mounts are created once per id range."""
-
-    def name(self, base: int) -> str:
-        with user_namespaces.user_namespace(base, base, 65536) as namespace:
-            return os.readlink(f'/proc/self/fd/{namespace}')
-
-    def test_kept(self) -> None:
-        before = len(os.listdir('/proc/self/fd'))
-        with (mock.patch.object(user_namespaces, '_NAMESPACES_KEPT', 2),
-              mock.patch.dict(user_namespaces._namespaces, clear=True)):
-            first = self.name(100000)
-            self.assertEqual(first, self.name(100000))
-            others = {self.name(base) for base in (200000, 300000)}
-            self.assertEqual(3, len({first, *others}))
-            self.assertEqual(before + 2, len(os.listdir('/proc/self/fd')))
-            for descriptor in user_namespaces._namespaces.values():
-                os.close(descriptor)
-
-
-@unittest.skipIf(NO_LXD, NO_LXD or '')
-class DaemonVolumeTest(FilesystemCases, test_volumes.Host, unittest.TestCase):
+class DaemonVolumeTest(FilesystemCases, unittest.TestCase):
     """With the privileges that the daemon has, and no others."""
 
     filesystem = 'ext4'

@@ -30,16 +30,15 @@ import fixtures
 from nova import exception
 from oslo_utils import units
 
+from tests.fixtures import boot_volume_host
+from tests.fixtures import disks
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
-from tests.functional import test_boot_from_volume
-from tests.functional import test_volumes
+from tests.fixtures import volume_host
 
 NO_LXD = lxd_daemon.missing()
 
-Mapping = test_volumes.Mapping
-PATH = test_volumes.PATH
-described = test_volumes.described
+PATH = volume_host.PATH
 
 KEY = '5e' * 32
 #: Cinder's encryption metadata of the volume.
@@ -100,7 +99,7 @@ def cryptsetup() -> str | None:
     return shutil.which('cryptsetup', path='/sbin:/usr/sbin')
 
 
-class EncryptedCases(test_volumes.Host):
+class EncryptedCases(volume_host.VolumeHost):
 
     def setUp(self) -> None:
         super().setUp()
@@ -208,19 +207,19 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
     def test_boot_reboot_and_destroy(self) -> None:
         self.install()
         volume = self.storage.volume()
-        mapping = Mapping(volume)
+        mapping = volume.mapping()
         mapping['connection_info']['data']['encrypted'] = True
-        server = self.host.spawn(block_device_info=described(mapping))
+        server = self.host.spawn(block_device_info=disks.described(mapping))
         written = self.write(server)
-        self.reboot(server, described(mapping))
+        self.reboot(server, disks.described(mapping))
         self.assertEqual(written, self.read(server))
         # As after a reboot of the host, or a crash of nova-compute.
         self.host.restart_driver()
-        fresh = Mapping(volume)
+        fresh = volume.mapping()
         fresh['connection_info']['data']['encrypted'] = True
-        self.reboot(server, described(fresh))
+        self.reboot(server, disks.described(fresh))
         self.assertEqual(written, self.read(server))
-        self.destroy(server, described(fresh))
+        self.destroy(server, disks.described(fresh))
         self.assert_closed(volume)
 
     def test_destroyed_without_its_connection(self) -> None:
@@ -255,9 +254,9 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
         self.gone.add(second.id)
         self.grow(server, second, new)
         self.assertEqual(2 * units.Gi - self.header, self.device_size(server))
-        mapping = Mapping(second)
+        mapping = second.mapping()
         mapping['connection_info'] = new
-        self.reboot(server, described(mapping))
+        self.reboot(server, disks.described(mapping))
         self.assertEqual(written, self.read(server))
         self.detach(server, new)
         self.assert_closed(second)
@@ -336,7 +335,7 @@ class EncryptedFilesystemTest(EncryptedCases, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class EncryptedBootTest(test_boot_from_volume.BootHost, EncryptedCases,
+class EncryptedBootTest(boot_volume_host.BootVolumeHost, EncryptedCases,
                         unittest.TestCase):
     """Servers that boot from encrypted volumes."""
 

@@ -21,18 +21,16 @@ import fixtures
 from nova import exception
 from oslo_utils import units
 
+from tests.fixtures import disks
 from tests.fixtures import iscsi
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
-from tests.functional import test_volumes
+from tests.fixtures import volume_host
 
 LACKING = lxd_daemon.missing() or iscsi.missing()
 
-Mapping = test_volumes.Mapping
-described = test_volumes.described
 
-
-class IscsiCases(test_volumes.Host):
+class IscsiCases(volume_host.VolumeHost):
     kind = iscsi.IscsiVolume
 
     def setUp(self) -> None:
@@ -72,15 +70,15 @@ class IscsiVolumeTest(IscsiCases, unittest.TestCase):
 
     def test_boot_reboot_and_destroy(self) -> None:
         volume = self.storage.volume()
-        mapping = Mapping(volume)
-        server = self.host.spawn(block_device_info=described(mapping))
+        mapping = volume.mapping()
+        server = self.host.spawn(block_device_info=disks.described(mapping))
         written = self.write(server)
-        self.reboot(server, described(mapping))
+        self.reboot(server, disks.described(mapping))
         self.host.restart_driver()
-        fresh = Mapping(volume)
-        self.reboot(server, described(fresh))
+        fresh = volume.mapping()
+        self.reboot(server, disks.described(fresh))
         self.assertEqual(written, self.read(server))
-        self.destroy(server, described(fresh))
+        self.destroy(server, disks.described(fresh))
 
     def test_extend(self) -> None:
         server = self.host.spawn()

@@ -31,10 +31,11 @@ import unittest
 from nova import exception
 from oslo_utils import units
 
+from tests.fixtures import disks
 from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
-from tests.functional import test_volumes
+from tests.fixtures import volume_host
 
 NO_LXD = lxd_daemon.missing()
 
@@ -50,7 +51,7 @@ CHOICES = (
 @unittest.skipIf(NO_LXD or os.environ.get('LXD_SOCKET'),
                  NO_LXD or 'It kills LXD, and LXD_SOCKET names one that is '
                  'not its own')
-class RandomStepsTest(test_volumes.Host, unittest.TestCase):
+class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
     """One server, three volumes."""
 
     kind = lab_volumes.FileVolume
@@ -66,7 +67,7 @@ class RandomStepsTest(test_volumes.Host, unittest.TestCase):
         super().setUp()
         self.seed = SEED or random.randrange(1, 1 << 30)
         self.random = random.Random(self.seed)
-        self.mappings: dict[int, test_volumes.Mapping] = {}
+        self.mappings: dict[int, disks.Mapping] = {}
         self.written: dict[int, str] = {}
 
     def lxd(self) -> lxd_daemon.RealLXD:
@@ -76,7 +77,7 @@ class RandomStepsTest(test_volumes.Host, unittest.TestCase):
 
     def step(self, name: str, number: int) -> None:
         """Do one thing, if it can be done now."""
-        info = test_volumes.described(*self.mappings.values())
+        info = disks.described(*self.mappings.values())
         driver, context = self.host.driver, self.host.context
         if name == 'attach' and number not in self.mappings:
             self.mappings[number] = self.attached(number)
@@ -101,8 +102,7 @@ class RandomStepsTest(test_volumes.Host, unittest.TestCase):
             driver.power_off(self.server)
             driver.power_on(context, self.server, [], info)
         elif name == 'fail' and number in self.mappings:
-            broken = test_volumes.Mapping(self.volumes[number],
-                                          self.paths[number])
+            broken = self.volumes[number].mapping(self.paths[number])
             broken['connection_info']['driver_volume_type'] = 'pigeon'
             self.assertRaises(
                 exception.VolumeDriverNotFound, driver.attach_volume, context,
@@ -110,9 +110,8 @@ class RandomStepsTest(test_volumes.Host, unittest.TestCase):
         elif name.startswith('kill'):
             self.kill(name, number)
 
-    def attached(self, number: int, driver=None) -> test_volumes.Mapping:
-        mapping = test_volumes.Mapping(self.volumes[number],
-                                       self.paths[number])
+    def attached(self, number: int, driver=None) -> disks.Mapping:
+        mapping = self.volumes[number].mapping(self.paths[number])
         self.server.metadata = {'lxd_volume_mode': self.modes[number]}
         (driver or self.host.driver).attach_volume(
             self.host.context, mapping['connection_info'], self.server,
@@ -125,7 +124,7 @@ class RandomStepsTest(test_volumes.Host, unittest.TestCase):
         what = self.random.choice(('attach', 'detach', 'hard'))
         if what != 'hard':
             what = 'detach' if number in self.mappings else 'attach'
-        info = test_volumes.described(*self.mappings.values())
+        info = disks.described(*self.mappings.values())
         patience = self.random.uniform(0, 0.5 if what == 'hard' else 0.12)
 
         def begin(driver) -> None:
@@ -195,7 +194,7 @@ class RandomStepsTest(test_volumes.Host, unittest.TestCase):
                     f'NOVA_LXD_TEST_SEED={self.seed}: {self.done}'
                 ) from error
         self.destroy(self.server,
-                     test_volumes.described(*self.mappings.values()))
+                     disks.described(*self.mappings.values()))
         self.assertEqual(set(), self.storage.left_on_host(),
                          f'NOVA_LXD_TEST_SEED={self.seed}: {self.done}')
         self.assertEqual([], os.listdir(self.mount_directory()))

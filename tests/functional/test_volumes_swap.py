@@ -26,20 +26,19 @@ from nova import exception
 from oslo_utils import units
 
 from nova_lxd_py.virt.privileged import block_copy
+from tests.fixtures import disks
 from tests.fixtures import faulty_proxy
 from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
-from tests.functional import test_volumes
+from tests.fixtures import volume_host
 
 NO_LXD = lxd_daemon.missing()
 
-Mapping = test_volumes.Mapping
-PATH = test_volumes.PATH
-described = test_volumes.described
+PATH = volume_host.PATH
 
 
-class SwapCases(test_volumes.Host):
+class SwapCases(volume_host.VolumeHost):
     """What holds for block devices and filesystems alike."""
 
     where = PATH
@@ -82,7 +81,7 @@ class SwapCases(test_volumes.Host):
         first.close()
         # Nothing is read from the old one, and all goes to the new one.
         refilled = self.fill(server)
-        self.reboot(server, described(self._mapping(second, new)))
+        self.reboot(server, disks.described(self._mapping(second, new)))
         self.assertEqual(refilled, self.sum(server))
         self.detach(server, new)
         self.assertEqual(set(), self.storage.left_on_host())
@@ -91,8 +90,9 @@ class SwapCases(test_volumes.Host):
         self.detach(server, again)
 
     @staticmethod
-    def _mapping(volume: lab_volumes.Volume, connection: dict) -> Mapping:
-        mapping = Mapping(volume)
+    def _mapping(volume: lab_volumes.Volume, connection: dict
+                 ) -> disks.Mapping:
+        mapping = volume.mapping()
         mapping['connection_info'] = connection
         return mapping
 
@@ -120,7 +120,7 @@ class SwapCases(test_volumes.Host):
         new = json.loads(json.dumps(self.swap(server, old, second)))
         new.update(serial=first.id, volume_id=first.id)
         new['data']['volume_id'] = first.id
-        self.reboot(server, described(self._mapping(second, new)))
+        self.reboot(server, disks.described(self._mapping(second, new)))
         self.assertEqual(filled, self.sum(server))
         self.host.restart_driver()
         self.detach(server, new)

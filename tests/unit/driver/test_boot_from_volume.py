@@ -26,9 +26,9 @@ from nova import objects
 from oslo_utils import units
 
 from nova_lxd_py.virt.privileged import rootfs
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
 from tests.fixtures.fake_lxd import fixture
-from tests.fixtures import memory_cinder
 
 
 class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
@@ -52,7 +52,7 @@ class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
         return volume
 
     def info(self, *others: Any, **connection: Any) -> dict[str, Any]:
-        return memory_cinder.described(
+        return disks.described(
             self.volume.mapping('/dev/sda', 0, **connection), *others)
 
     def spawn(self, info: dict[str, Any] | None = None, **kwargs: Any
@@ -137,7 +137,7 @@ class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
         self.driver.power_off(server)
         self.assertRaises(exception.VolumeAttachFailed, self.driver.power_on,
                           self.context, server, [],
-                          memory_cinder.described())
+                          disks.described())
         self.assert_state(power_state.SHUTDOWN, server)
 
     def test_extend(self) -> None:

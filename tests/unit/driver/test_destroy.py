@@ -21,8 +21,8 @@ from nova.compute import task_states
 from nova import exception
 from nova import objects
 
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
-from tests.fixtures import memory_cinder
 
 
 class DestroyTest(fake_driver_host.FakeDriverTestCase):
@@ -32,7 +32,7 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         image = self.host.image()
         self.ports = self.host.ports(2)
         self.volume = self.storage.volume()
-        self.info = memory_cinder.described(
+        self.info = disks.described(
             self.volume.mapping(), ephemerals=[
                 {'size': 1, 'device_name': '/dev/sdb', 'guest_format': None}])
         return self.host.spawn(
@@ -75,7 +75,7 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         """After an aborted build Nova has neither ports nor connections."""
         server = self.make()
         self.driver.destroy(self.context, server, [],
-                            memory_cinder.described())
+                            disks.described())
         self.assertEqual({}, self.host.own())
         self.assertEqual([], self.host.lxd_volumes())
         self.assertEqual({}, self.storage.mounts)

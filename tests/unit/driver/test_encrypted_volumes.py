@@ -23,10 +23,10 @@ from typing import Any
 from nova import exception
 from oslo_utils import units
 
+from tests.fixtures import disks
 from tests.fixtures import fake_block_host
 from tests.fixtures import fake_driver_host
 from tests.fixtures import fake_encryption
-from tests.fixtures import memory_cinder
 
 PATH = '/dev/vdb'
 
@@ -144,7 +144,7 @@ class EncryptedVolumesTest(fake_driver_host.FakeDriverTestCase):
         mapping = self.volume.mapping(PATH)
         mapping['connection_info'] = connection
         self.driver.destroy(self.context, self.server, [],
-                            memory_cinder.described(mapping))
+                            disks.described(mapping))
         self.assertEqual(set(), self.storage.left())
 
     def test_destroy_without_the_connection(self) -> None:

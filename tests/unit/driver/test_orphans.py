@@ -22,8 +22,8 @@ from nova.compute import task_states
 from nova import exception
 from nova import objects
 
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
-from tests.fixtures import memory_cinder
 
 
 class OrphansTest(fake_driver_host.FakeDriverTestCase):
@@ -50,7 +50,7 @@ class OrphansTest(fake_driver_host.FakeDriverTestCase):
 
     def make(self) -> objects.Instance:
         image = self.host.image()
-        info = memory_cinder.described(ephemerals=[
+        info = disks.described(ephemerals=[
             {'size': 1, 'device_name': '/dev/sdb', 'guest_format': None}])
         server = self.host.spawn(
             self.host.instance(image, config_drive='True', ephemeral_gb=1),

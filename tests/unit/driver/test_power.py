@@ -25,8 +25,8 @@ from nova import objects
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt.privileged import rootfs
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
-from tests.fixtures import memory_cinder
 
 
 class PowerTest(fake_driver_host.FakeDriverTestCase):
@@ -109,7 +109,7 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
             'lxd_volume_mode': 'filesystem'}
         server = self.host.spawn(
             self.host.instance(), image=objects.ImageMeta.from_dict({}),
-            block_device_info=memory_cinder.described(
+            block_device_info=disks.described(
                 root.mapping('/dev/vda', boot_index=0),
                 mounted.mapping('/dev/vdb'), plain.mapping('/dev/vdc')))
         self.assertEqual([True, True, False], [
@@ -148,7 +148,7 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
     def test_on_brings_everything_back(self) -> None:
         """After a reboot of the host there are no devices and mounts."""
         ports, volume = self.host.ports(), self.storage.volume()
-        info = memory_cinder.described(volume.mapping())
+        info = disks.described(volume.mapping())
         server = self.host.spawn(network_info=ports, block_device_info=info)
         before = self.devices(server)
         self.driver.power_off(server)
@@ -156,7 +156,7 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
             self.network.remove(device)
         self.network.ports.clear()
         self.storage.remove_device(self.storage.device_of(volume))
-        info = memory_cinder.described(volume.mapping())
+        info = disks.described(volume.mapping())
         self.driver.power_on(self.context, server, ports, info)
         self.assert_state(power_state.RUNNING, server)
         self.assertEqual(set(before), set(self.devices(server)))

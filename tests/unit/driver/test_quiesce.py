@@ -21,6 +21,7 @@ from nova.compute import power_state
 from nova import exception
 from nova import objects
 
+from tests.fixtures import disks
 from tests.fixtures import driver_host
 from tests.fixtures import fake_driver_host
 from tests.fixtures import memory_cinder
@@ -34,7 +35,7 @@ class QuiesceTest(fake_driver_host.FakeDriverTestCase):
         image = image or self.host.image()
         return self.host.spawn(
             self.host.instance(image), image,
-            block_device_info=memory_cinder.described(
+            block_device_info=disks.described(
                 volume.mapping())), volume
 
     def test_quiesce(self) -> None:

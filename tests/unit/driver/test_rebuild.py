@@ -24,9 +24,9 @@ from nova.compute import power_state
 from nova import exception
 from nova import objects
 
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
 from tests.fixtures.fake_lxd import fixture
-from tests.fixtures import memory_cinder
 
 
 class RebuildTest(fake_driver_host.FakeDriverTestCase):
@@ -42,7 +42,7 @@ class RebuildTest(fake_driver_host.FakeDriverTestCase):
             injected_files=[('/etc/mine', b'old')])
 
     def info(self) -> dict[str, Any]:
-        return memory_cinder.described(self.volume.mapping())
+        return disks.described(self.volume.mapping())
 
     def rebuild(self, image: objects.ImageMeta) -> None:
         info = self.info()

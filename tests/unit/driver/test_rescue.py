@@ -23,9 +23,9 @@ from nova import exception
 from nova.network import model
 from nova import objects
 
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
 from tests.fixtures.fake_lxd import fixture
-from tests.fixtures import memory_cinder
 
 
 class RescueTest(fake_driver_host.FakeDriverTestCase):
@@ -121,7 +121,7 @@ class RescueTest(fake_driver_host.FakeDriverTestCase):
 
     def test_volumes_wait(self) -> None:
         volume = self.storage.volume()
-        info = memory_cinder.described(volume.mapping())
+        info = disks.described(volume.mapping())
         server = self.make(block_device_info=info)
         self.rescue(server)
         other = self.lxd.instance(f'{server.name}-rescue')

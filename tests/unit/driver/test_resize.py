@@ -21,9 +21,9 @@ from nova.compute import task_states
 from nova import exception
 from nova import objects
 
+from tests.fixtures import disks
 from tests.fixtures import driver_host
 from tests.fixtures import fake_driver_host
-from tests.fixtures import memory_cinder
 
 MIB = 1 << 20
 
@@ -149,13 +149,13 @@ class ResizeTest(ResizeTestCase):
     def test_with_volumes(self) -> None:
         """Nova makes their connections again, so the server is stopped."""
         volume = self.storage.volume()
-        self.info = memory_cinder.described(volume.mapping())
+        self.info = disks.described(volume.mapping())
         server = self.make()
         flavor = self.flavor(memory_mb=256)
         disk_info = self.prepare(server, flavor)
         self.assert_state(power_state.SHUTDOWN, server)
         self.assertEqual(set(), self.storage.left())
-        self.info = memory_cinder.described(volume.mapping())
+        self.info = disks.described(volume.mapping())
         self.finish(server, flavor, disk_info)
         self.assert_state(power_state.RUNNING, server)
         self.assertIsNotNone(self.storage.device_of(volume))
@@ -164,7 +164,7 @@ class ResizeTest(ResizeTestCase):
         self.assertEqual('128MiB', self.limits(server)[0])
 
     def test_ephemeral_disk_follows(self) -> None:
-        self.info = memory_cinder.described(ephemerals=[
+        self.info = disks.described(ephemerals=[
             {'size': 1, 'device_name': '/dev/sdb', 'guest_format': None}])
         server = self.make(ephemeral_gb=1)
         self.resize(server, self.flavor(ephemeral_gb=3))

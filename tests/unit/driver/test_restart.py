@@ -26,8 +26,8 @@ from nova.virt import event as virt_event
 
 from nova_lxd_py.virt.guest import events
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
-from tests.fixtures import memory_cinder
 
 STARTED = virt_event.EVENT_LIFECYCLE_STARTED
 STOPPED = virt_event.EVENT_LIFECYCLE_STOPPED
@@ -53,7 +53,7 @@ class RestartTest(RestartTestCase):
 
     def test_nova_compute(self) -> None:
         ports, volume = self.host.ports(), self.storage.volume()
-        info = memory_cinder.described(volume.mapping())
+        info = disks.described(volume.mapping())
         server = self.host.spawn(network_info=ports, block_device_info=info)
         self.host.restart_driver()
         self.lxd.clear_requests()

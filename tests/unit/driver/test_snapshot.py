@@ -21,9 +21,9 @@ from nova.compute import task_states
 from nova import exception
 from nova import objects
 
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
 from tests.fixtures.fake_lxd import fixture
-from tests.fixtures import memory_cinder
 
 
 class SnapshotTest(fake_driver_host.FakeDriverTestCase):
@@ -75,7 +75,7 @@ class SnapshotTest(fake_driver_host.FakeDriverTestCase):
     def test_stopped_server_with_volumes_and_ports(self) -> None:
         """What is attached is neither copied nor held."""
         volume, ports = self.storage.volume(), self.host.ports()
-        info = memory_cinder.described(volume.mapping())
+        info = disks.described(volume.mapping())
         server = self.host.spawn(network_info=ports, block_device_info=info)
         self.driver.power_off(server)
         seen: dict[str, Any] = {}

@@ -21,8 +21,8 @@ from nova import exception
 from nova import objects
 from os_brick import exception as brick_exception
 
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
-from tests.fixtures import memory_cinder
 
 NAME = 'instance-00000001'
 
@@ -39,7 +39,7 @@ class SpawnTest(fake_driver_host.FakeDriverTestCase):
             'image': image, 'network_info': self.host.ports(2, active=False),
             'injected_files': [('/etc/motd', b'hello\n')],
             'admin_password': 'secret',
-            'block_device_info': memory_cinder.described(
+            'block_device_info': disks.described(
                 volume.mapping(), ephemerals=[
                     {'size': 1, 'device_name': '/dev/sdb',
                      'guest_format': None}])}
@@ -230,13 +230,13 @@ class SpawnTest(fake_driver_host.FakeDriverTestCase):
         self.assertRaises(
             exception.NovaException, self.host.spawn,
             self.host.instance(image), image,
-            block_device_info=memory_cinder.described(ephemerals=disks))
+            block_device_info=disks.described(ephemerals=disks))
         self.assert_nothing_left()
 
     def test_encrypted_ephemeral_disk(self) -> None:
         self.assertRaises(
             exception.InvalidInput, self.host.spawn,
-            block_device_info=memory_cinder.described(ephemerals=[
+            block_device_info=disks.described(ephemerals=[
                 {'size': 1, 'encrypted': True, 'guest_format': None}]))
         self.assert_nothing_left()
 

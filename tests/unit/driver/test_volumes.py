@@ -27,6 +27,7 @@ from nova import objects
 from os_brick import exception as brick_exception
 from oslo_utils import units
 
+from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
 from tests.fixtures import memory_cinder
 
@@ -55,7 +56,7 @@ class VolumeTestCase(fake_driver_host.FakeDriverTestCase):
                                   server or self.server, path)
 
     def info(self, *mappings: Any) -> dict[str, Any]:
-        return memory_cinder.described(
+        return disks.described(
             *(mappings or [self.volume.mapping(PATH)]))
 
     def given(self, server: Any = None) -> dict[str, dict[str, str]]:
@@ -105,7 +106,7 @@ class VolumeCases:
             self.assertIsNotNone(self.storage.device_of(self.volume))
         # Nova has forgotten it.
         self.driver.reboot(self.context, self.server, [], 'HARD',
-                           memory_cinder.described())
+                           disks.described())
         self.assertEqual({}, self.given())
 
     def test_server_in_use(self) -> None:
