@@ -124,6 +124,14 @@ class ImageStore:
         _check_size(image, disk_gb)
         return image['fingerprint']
 
+    def has(self, image_id: str) -> bool:
+        """Return whether LXD has an image.
+
+        :param image_id: id of the image that was given to :meth:`ensure`.
+        :raises errors.LXDError: if LXD does not answer.
+        """
+        return self._find(image_id) is not None
+
     def cache_image(self, context: Any, image_id: str) -> bool:
         """Transfer an image to LXD before instances are created from it.
 

@@ -25,7 +25,8 @@ filesystem with its content before the server boots:
    purpose. The driver never unpacks what a tenant has packed.
 4. What LXD has unpacked gets the name ``rootfs``, as the last step. A volume
    without it is one whose first boot was interrupted; the next boot repeats
-   it, on any host, with the image from Glance.
+   it, on any host, with the image from Glance, or on this one with the copy
+   that LXD has taken from the volume.
 
 From then on the volume is like any other one with a root filesystem: servers
 boot from it on any host, and from its snapshots and clones.
@@ -343,12 +344,12 @@ class _FirstBoot:
         except exception.FlavorDiskTooSmall:
             raise self.refusal(_TOO_SMALL) from None
 
-    def _copy_on_volume(self, image_id: str) -> _CopyOnVolume:
-        """Take the image from the volume, since Glance does not have it."""
-        if not self._holds_image:
-            raise self.refusal(
-                f'its image {image_id}, of which its root filesystem has to '
-                f'be made at the first boot, is not in Glance any more')
+    def _copy_on_volume(self, image_id: str) -> _CopyOnVolume | None:
+        """Take the image from the volume, since Glance does not have it.
+
+        :returns: what to read it from; None if LXD has it from the volume,
+            which an interrupted first boot has wiped since.
+        """
         checksum, size = self._checksum()
         # The owner of the volume can change its image metadata in Cinder. So
         # this must neither become the image with that ID for other servers
@@ -357,7 +358,13 @@ class _FirstBoot:
             'id': str(uuid.uuid5(uuid.UUID(self._identifier), checksum)),
             'size': size, 'name': self._about.get(
                 'image_name') or image_id, 'properties': {}})
-        return _CopyOnVolume(self._path, size)
+        if self._holds_image:
+            return _CopyOnVolume(self._path, size)
+        if self._images.has(self.image.id):
+            return None
+        raise self.refusal(
+            f'its image {image_id}, of which its root filesystem has to be '
+            f'made at the first boot, is not in Glance any more')
 
     def make_filesystem(self) -> None:
         """Replace the image by an empty filesystem, unless there is one.

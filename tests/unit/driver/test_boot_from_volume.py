@@ -212,6 +212,20 @@ class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
         server = self.spawn()
         self.assert_state(power_state.RUNNING, server)
 
+    def test_image_is_gone_and_the_volume_is_wiped(self) -> None:
+        """LXD has what was on the volume, and on no other one."""
+        self.host.glance.delete(None, self.image.id)
+        self.storage.fail('rootfs.open_staging', OSError(errno.EIO, 'killed'))
+        self.refused(exception.NovaException)
+        self.storage.heal()
+        self.assertEqual('ext4', self.volume.disk.content)
+        first = self.volume
+        self.volume = self.made_of(self.image, self.data)
+        self.volume.disk.content, self.volume.disk.data = '', b''
+        self.assertIn('not in Glance', self.refused())
+        self.volume = first
+        self.assert_state(power_state.RUNNING, self.spawn())
+
     def test_image_is_gone_for_good(self) -> None:
         self.host.glance.delete(None, self.image.id)
         self.volume.disk.content, self.volume.disk.data = '', b''
