@@ -14,15 +14,10 @@
 
 from __future__ import annotations
 
-import base64
-import bz2
 import gzip
-import io
-import lzma
 import random
 import tarfile
 import tracemalloc
-from typing import Any
 import zlib
 
 import ddt
@@ -31,134 +26,23 @@ import zstandard
 
 from nova_lxd_py.virt.image import decompression
 from nova_lxd_py.virt.image import format_inspector
+from tests.fixtures import format_case
+from tests.fixtures import image_samples
 
 Kind = format_inspector.Kind
 
-ROOTFS: dict[str, bytes | None] = {
-    'bin': None, 'etc': None, 'etc/hostname': b'x\n', 'usr': None,
-    'usr/bin': None, 'usr/bin/init': b'#!/bin/sh\n'}
-METADATA = b'architecture: x86_64\ncreation_date: 1700000000\n'
-
-COMPRESSIONS = {
-    'none': lambda data: data,
-    'gzip': lambda data: gzip.compress(data),
-    'bzip2': lambda data: bz2.compress(data),
-    'xz': lambda data: lzma.compress(data),
-    'lzma': lambda data: lzma.compress(data, format=lzma.FORMAT_ALONE),
-    'zstd': lambda data: zstandard.ZstdCompressor().compress(data),
-}
-
-#: Made with mksquashfs: /etc/hostname (3 bytes), /big (204800 bytes, two
-#: names), /sparse (3 MiB of nothing), /l, /null, /fifo.
-SQUASHFS = {
-    'zstd': """
-aHNxcwgAAAAAAAAAAAACAAEAAAAGABEAwAIBAAQAAABdAQAAAAAAAMABAAAAAAAAuAEAAAAA
-AAD//////////40AAAAAAAAAAwEAAAAAAAB3AQAAAAAAAKoBAAAAAAAAKLUv/aAAAAIATQAA
-CHgBAPz/ORACKLUv/aAAIAEATQAACHgBAPwfORACaGkKdAAotS/9YH0AVQMAMskQGMAXGgM/
-//+hr179/d+Af8PjoyYitIlMATcim9e/eH9J6TP/nxPfIDjfd+F/aX0PhhdPgP9F91rAjx/T
-gaVsvoMaAQ8g8HJp2wBpAHO6XnfIzQC5gph3c95YReKheLk3oOFDLlnRAmAAKLUv/SB5vQIA
-EkYSF6BtDj/qt7LyVtnRzSpL1YOgauyxlzYFzGUl1XX4ErsoyqbB4ZCLHhRuVAM1g8SgtmDM
-FwhEjOB7B1K+D0gwUjJhF/Usvh8PBgQALkHffIHRGbgCEICKAAAAAAAAAAMAAAEAAAAAZQEA
-AAAAAAApACi1L/0gQAUBAJIDBgzwWQO7glbCgNDZyRQ/yP/+9q8//eM/AwEAGRACfwEAAAAA
-AAAEgAAAAACyAQAAAAAAAA==
-""",
-    'xz': """
-aHNxcwgAAAAAAAAAAAACAAEAAAAEABEAwAIBAAQAAABdAQAAAAAAAB4DAAAAAAAAFgMAAAAA
-AAD//////////4sBAAAAAAAAMQIAAAAAAAC+AgAAAAAAAAgDAAAAAAAA/Td6WFoAAAFpIt42
-A8BggIAIIQEKAAAAKuip5OH//wBYXQA8b/u//qOxXuX4P7KqJlX4aHBBcBUPjf0eTBuKQrcZ
-9GkYca5mI4qKTS+jDdl/puOMIxFT4FkYxXWK4nf4tpR/DGrA3nRJZOLpXFOyBNj3RAyrWeQ/
-HgAAABQGI1QAAXSAgAgAABvMSgE+MA2LAgAAAAABWVr9N3pYWgAAAWki3jYDwFaAwAQhAQoA
-AADMsnlv4R//AE5dADxv+7/+o7Fe5fg/sqomVfhocEFwFQ+N/R5MG4pCtxn0aRhxrmYjiopN
-L6MN2X+m44wjEVPgWRjFdYrid/i2lH8MasDedElk4uf3AFwAAAAAAEnIdA0AAWqAwAQAAKkO
-mKo+MA2LAgAAAAABWVpoaQqkAP03elhaAAABaSLeNgPAa/0CIQECAAAAADVWL3ngAXwAY10A
-BIATPBadHy4snlcab6gp/a+j6ySEdbic/GCsljzVwQ4uXqrAaItVeZKLfENK4gliP/7fbrw/
-Bipvxu8ad2g/0f4zBDwHE6tkRd6SI+CbuHTimv0d0YqpPgLm09QJ9fLrwAvgAABViKJBAAF/
-/QIAAACuN4wjPjANiwIAAAAAAVlaeYAAAAAAAAAAAAMAAABAAAAAAgAHAGhvc3RuYW1lBgAA
-AAAAAAABAAAAAAAAAAIAAgBiaWcAAAAAAgADAGJpZzJgAAEAAQACAGV0Y4AAAwAGAAMAZmlm
-b5QABAADAAAAbK0ABQAFAAMAbnVsbMUABgACAAUAc3BhcnNlEICIAQAAAAAAAAMAAAEAAAAA
-rAIAAAAAAABAgAAAAAAAAAAAYAAAAAAAAABAAAAAAAAAAIAAAAAAAAAAlAAAAAAAAACtAAAA
-AAAAAMUAAAAAAAAAXQEAAAAAAADGAgAAAAAAAASAAAAAABADAAAAAAAA
-""",
-    'gzip': """
-aHNxcwgAAAAAAAAAAAACAAEAAAABABEAwAIBAAQAAABdAQAAAAAAAHgCAAAAAAAAcAIAAAAA
-AAD//////////1YBAAAAAAAAygEAAAAAAAA5AgAAAAAAAGICAAAAAAAAeNrtwTEBAAAAwqDa
-i+9hDaAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAbtoWDhF42u3BAQ0AAADCoNqPbw8HFAAAAAAAAAAA
-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
-AAAAAAAAAAAADwb2uQfqaGkKcgB42uNkWMLIAAUgRgKMo8DMgAyYgPg/EDBA6alAOg4sjtCP
-qgPCZ2R4y4hsBoyWB2IOIGZD0s8CdQMzw3+4GCtUDIQrWJEUs8EUAwlOJHF2IA6G8wwYIA7W
-h3sQ2RMMNAbInudACpQEBhmgmxkYAE4WG6xbAHjaY2CAAGYgdgBiJgZ2hoz84pK8xNxUNqgc
-I5RmAsKkzHQIkxnENEoASjICeaklyQ1AITYgTstMy5/CwAI2MWctAysQMjPklebkHAVKMwF5
-xQWJRcWpACdSEP4QgFMBAAAAAAAAAwAAAQAAAAAnAgAAAAAAAB8AeNpjYICABCjtAKUboPQU
-KL0WSh+F0rGMEBoAZzcDhUECAAAAAAAABIAAAAAAagIAAAAAAAA=
-"""}
-SQUASHFS_SIZE = 204803
-
-
-def tar(members: dict[str, bytes | None], prefix: str = '',
-        **kwargs: Any) -> bytes:
-    """Make an archive.
-
-    :param members: content by path; None makes a directory.
-    :param prefix: of each path.
-    :param kwargs: as for tarfile.
-    """
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode='w', **kwargs) as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(prefix + name)
-            if content is None:
-                member.type, member.mode = tarfile.DIRTYPE, 0o755
-                archive.addfile(member)
-            else:
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
-
-
-def tarfile_header(name: str, size: int) -> bytes:
-    """Make the header of a file, without the file."""
-    member = tarfile.TarInfo(name)
-    member.size = size
-    return member.tobuf()
-
-
-def unified(metadata: bytes = METADATA) -> bytes:
-    return tar({'metadata.yaml': metadata, 'rootfs': None,
-                **{f'rootfs/{path}': content
-                   for path, content in ROOTFS.items()}})
-
-
-def squashfs(compression: str = 'zstd') -> bytes:
-    return base64.b64decode(SQUASHFS[compression])
-
-
-def elf(machine: int, big: bool = False) -> bytes:
-    order = 'big' if big else 'little'
-    return (b'\x7fELF\x02' + (b'\x02' if big else b'\x01') + bytes(10) +
-            (2).to_bytes(2, order) + machine.to_bytes(2, order) + bytes(44))
-
-
-def inspect(data: bytes, chunk: int = 65536, limit: int = 1 << 30
-            ) -> format_inspector.Content:
-    inspector = format_inspector.Inspector(limit)
-    for start in range(0, len(data), chunk):
-        inspector.feed(data[start:start + chunk])
-    return inspector.finish()
-
-
-class FormatTestCase(base.BaseTestCase):
-
-    def assertUnacceptable(self, reason: str, data: bytes, **kwargs: Any
-                           ) -> None:
-        exc = self.assertRaises(format_inspector.UnacceptableImage, inspect,
-                                data, **kwargs)
-        self.assertRegex(exc.reason, reason)
+COMPRESSIONS = image_samples.COMPRESSIONS
+METADATA = image_samples.METADATA
+ROOTFS = image_samples.ROOTFS
+elf = image_samples.elf
+inspect = format_case.inspect
+squashfs = image_samples.squashfs
+tar = image_samples.tar
+unified = image_samples.unified
 
 
 @ddt.ddt
-class ArchiveTestCase(FormatTestCase):
+class ArchiveTestCase(format_case.FormatTestCase):
 
     @ddt.data(*COMPRESSIONS)
     def test_rootfs(self, compression: str) -> None:
@@ -279,7 +163,7 @@ class ArchiveTestCase(FormatTestCase):
 
 
 @ddt.ddt
-class DamageTestCase(FormatTestCase):
+class DamageTestCase(format_case.FormatTestCase):
 
     @ddt.data(*COMPRESSIONS)
     def test_truncated(self, compression: str) -> None:
@@ -311,7 +195,7 @@ class DamageTestCase(FormatTestCase):
         generator = random.Random(7)
         sources = [compress(tar(ROOTFS)) for compress
                    in COMPRESSIONS.values()]
-        sources += [unified(), *map(squashfs, SQUASHFS)]
+        sources += [unified(), *map(squashfs, image_samples.SQUASHFS)]
         for _round in range(40):
             for source in sources:
                 data = bytearray(source)
@@ -333,7 +217,7 @@ class DamageTestCase(FormatTestCase):
 
 
 @ddt.ddt
-class SizeTestCase(FormatTestCase):
+class SizeTestCase(format_case.FormatTestCase):
 
     @ddt.data('gzip', 'bzip2', 'xz', 'lzma', 'zstd')
     def test_bomb(self, compression: str) -> None:
@@ -361,15 +245,15 @@ class SizeTestCase(FormatTestCase):
     def test_squashfs_bomb(self) -> None:
         self.assertUnacceptable('more than', squashfs(), limit=100000)
 
-    @ddt.data(*SQUASHFS)
+    @ddt.data(*image_samples.SQUASHFS)
     def test_squashfs(self, compression: str) -> None:
         for chunk in (1, 100, 65536):
             found = inspect(squashfs(compression) + bytes(3000), chunk)
-            self.assertEqual((Kind.SQUASHFS, None, SQUASHFS_SIZE),
-                             (found.kind, found.architecture,
-                              found.unpacked_size))
+            self.assertEqual(
+                (Kind.SQUASHFS, None, image_samples.SQUASHFS_SIZE),
+                (found.kind, found.architecture, found.unpacked_size))
 
-    @ddt.data(*SQUASHFS)
+    @ddt.data(*image_samples.SQUASHFS)
     def test_truncated_squashfs(self, compression: str) -> None:
         data = squashfs(compression)
         self.assertUnacceptable('breaks off', data[:-1])
@@ -394,7 +278,7 @@ def _at(offset: int, magic: bytes) -> bytes:
 
 
 @ddt.ddt
-class OtherFilesTestCase(FormatTestCase):
+class OtherFilesTestCase(format_case.FormatTestCase):
 
     @ddt.data(
         (b'QFI\xfb\0\0\0\x03' + bytes(70000), 'qcow2'),

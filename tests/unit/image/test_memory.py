@@ -26,7 +26,7 @@ from oslotest import base
 import zstandard
 
 from nova_lxd_py.virt.image import format_inspector
-from tests.unit.image import test_format_inspector
+from tests.fixtures import image_samples
 
 MIB = 1 << 20
 
@@ -81,8 +81,8 @@ class MemoryTestCase(base.BaseTestCase):
 
     def test_global_headers(self) -> None:
         def parts() -> Iterator[bytes]:
-            yield test_format_inspector.tar(
-                test_format_inspector.ROOTFS)[:512]
+            yield image_samples.tar(
+                image_samples.ROOTFS)[:512]
             for number in range(50):
                 yield header(tarfile.XGLTYPE, MIB) + record(
                     f'comment.{number}', MIB)
@@ -136,7 +136,7 @@ class MemoryTestCase(base.BaseTestCase):
         grain = b'x' * (64 << 10) + bytes(64 << 10)
 
         def parts() -> Iterator[bytes]:
-            metadata = test_format_inspector.METADATA
+            metadata = image_samples.METADATA
             yield (header(tarfile.REGTYPE, len(metadata), 'metadata.yaml') +
                    metadata.ljust(512, b'\0') +
                    header(tarfile.DIRTYPE, 0, 'rootfs') +
@@ -149,7 +149,7 @@ class MemoryTestCase(base.BaseTestCase):
 
     def squashfs(self, compression: str, block: bytes) -> bytes:
         """A squashfs with a table of inodes of the test's own."""
-        data = bytearray(test_format_inspector.squashfs(compression))
+        data = bytearray(image_samples.squashfs(compression))
         table = struct.unpack_from('<Q', data, 64)[0]
         packed = BLOCK_COMPRESSIONS[compression](block)
         made = bytearray(data[:table])

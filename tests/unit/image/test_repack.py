@@ -28,9 +28,9 @@ from oslotest import base
 
 from nova_lxd_py.virt.image import format_inspector
 from nova_lxd_py.virt.image import repack
-from tests.unit.image import test_format_inspector
+from tests.fixtures import image_samples
 
-METADATA = test_format_inspector.METADATA
+METADATA = image_samples.METADATA
 MIB = 1 << 20
 
 

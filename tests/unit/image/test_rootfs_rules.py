@@ -24,10 +24,11 @@ from oslotest import base
 from nova_lxd_py.virt.image import format_inspector
 from nova_lxd_py.virt.image import rootfs_rules
 from nova_lxd_py.virt.image import tar
-from tests.unit.image import test_format_inspector
+from tests.fixtures import format_case
+from tests.fixtures import image_samples
 
 PathKind = rootfs_rules.PathKind
-ROOTFS = test_format_inspector.ROOTFS
+ROOTFS = image_samples.ROOTFS
 
 
 def member(name: str, kind: bytes = tar.REGULAR, link: str = '',
@@ -204,11 +205,11 @@ class PathTableTestCase(base.BaseTestCase):
 
 
 @ddt.ddt
-class StrictReadingTestCase(test_format_inspector.FormatTestCase):
+class StrictReadingTestCase(format_case.FormatTestCase):
     """Archives that GNU tar could read otherwise are refused."""
 
     def archive(self, *blocks: bytes) -> bytes:
-        plain = test_format_inspector.tar(ROOTFS)
+        plain = image_samples.tar(ROOTFS)
         # Behind the first member, a directory.
         return plain[:512] + b''.join(blocks) + plain[512:]
 
@@ -225,7 +226,7 @@ class StrictReadingTestCase(test_format_inspector.FormatTestCase):
                 self.extended(b'g', record)))
         # As "git archive" writes it.
         self.assertEqual(
-            format_inspector.Kind.ROOTFS, test_format_inspector.inspect(
+            format_inspector.Kind.ROOTFS, format_case.inspect(
                 self.archive(self.extended(
                     b'g', b'19 comment=0123456\n'))).kind)
 
@@ -249,7 +250,7 @@ class StrictReadingTestCase(test_format_inspector.FormatTestCase):
 
     def test_directory_with_content(self) -> None:
         self.assertUnacceptable('directory with content', self.archive(
-            test_format_inspector.tarfile_header('usr/x/', 512), bytes(512)))
+            image_samples.tarfile_header('usr/x/', 512), bytes(512)))
 
     def test_name_of_a_sparse_file(self) -> None:
         """GNU tar prefers it to the path."""

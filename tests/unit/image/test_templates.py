@@ -14,98 +14,27 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import Any
 
 import ddt
 import fixtures
 from nova import exception
 from nova import objects
-from oslo_config import fixture as config_fixture
-from oslotest import base
 
-from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import guest as lxd_guest
-from nova_lxd_py.virt.guest import registry
-from nova_lxd_py.virt.guest import uid_ranges
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import errors
-from nova_lxd_py.virt.lxd import session
-from tests.fixtures import fake_lxd
+from tests.fixtures import concurrent_calls
 from tests.fixtures.fake_lxd import fixture as fake_fixture
+from tests.fixtures import template_case
 
 objects.register_all()
 
-DAY = 86400
-ROOT = {'root': {'type': 'disk', 'path': '/', 'pool': 'default'}}
-ISOLATED = 'security.idmap.isolated'
-BASE = 'security.idmap.base'
+BASE = template_case.BASE
+ISOLATED = template_case.ISOLATED
 
 
-class TemplateTestCase(base.BaseTestCase):
-
-    pool_driver = 'btrfs'
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.lxd = self.useFixture(fake_lxd.FakeLXD(
-            pool_driver=self.pool_driver, project='nova'))
-        self.cfg = self.useFixture(config_fixture.Config(conf.CONF))
-        self.cfg.config(group='lxd', endpoint=self.lxd.endpoint)
-        self.cfg.config(
-            group='image_cache', remove_unused_base_images=True,
-            remove_unused_original_minimum_age_seconds=DAY)
-        self.capacity = 100
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.host.subordinate_ids.capacity',
-            lambda path: self.capacity))
-        self.session = session.Session(conf.CONF.lxd)
-        self.session.connect()
-        self.guests = registry.GuestRegistry(self.session)
-        self.store = self.new_store()
-        self.image = self.lxd.add_image(project='nova', used=True)
-
-    def new_store(self) -> templates.TemplateStore:
-        return templates.TemplateStore(self.session, self.guests)
-
-    def instance(self, project: str = 'p1', **extra_specs: str
-                 ) -> objects.Instance:
-        return objects.Instance(
-            uuid='5f6e1b3a-0000-4000-8000-000000000001', project_id=project,
-            flavor=objects.Flavor(
-                name='f', root_gb=1, memory_mb=64, vcpus=1,
-                extra_specs={f'lxd:{key}': value for key, value
-                             in extra_specs.items()}))
-
-    def source_for(self, project: str = 'p1', image: str = '',
-                   **extra_specs: str) -> tuple[Any, Any]:
-        return self.store.source_for(self.instance(project, **extra_specs),
-                                     image or self.image)
-
-    def spawn(self, name: str, project: str = 'p1', **kwargs: Any
-              ) -> lxd_guest.Guest:
-        source, config = self.source_for(project, **kwargs)
-        guest = self.guests.create(name, source, {
-            lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER,
-            lxd_guest.KEY_UUID: name, lxd_guest.KEY_PROJECT: project,
-            **config}, ROOT)
-        guest.start()
-        return guest.reload()
-
-    def templates(self) -> list[lxd_guest.Guest]:
-        return [guest for guest in self.guests.all()
-                if templates.KEY_TEMPLATE in guest.config]
-
-    def holders(self) -> list[lxd_guest.Guest]:
-        return [guest for guest in self.guests.all()
-                if guest.name.startswith('nova-uids-')]
-
-    def assertFromImage(self, source: Any) -> None:
-        self.assertEqual({'type': 'image', 'fingerprint': self.image}, source)
-
-
-class CloneTestCase(TemplateTestCase):
+class CloneTestCase(template_case.TemplateTestCase):
 
     def test_first_server_of_new_image(self) -> None:
         new = self.lxd.add_image(fake_fixture.unified_image(
@@ -246,7 +175,7 @@ class CloneTestCase(TemplateTestCase):
 
 
 @ddt.ddt
-class DecisionTestCase(TemplateTestCase):
+class DecisionTestCase(template_case.TemplateTestCase):
 
     def test_own_range(self) -> None:
         for specs, isolated in (({'isolated': 'true'}, 'true'),
@@ -317,7 +246,7 @@ class DecisionTestCase(TemplateTestCase):
         self.assertIn(BASE, config)
 
 
-class FailureTestCase(TemplateTestCase):
+class FailureTestCase(template_case.TemplateTestCase):
 
     def check(self) -> None:
         """The server is made from its image, in its project's range; later
@@ -370,79 +299,10 @@ class FailureTestCase(TemplateTestCase):
         self.assertEqual([], self.guests.all())
 
 
-class CrashTestCase(TemplateTestCase):
-
-    def crash(self, method: str, path: str) -> None:
-        """Let nova-compute die at a request, as if by SIGKILL."""
-        faults = [self.lxd.drop_connection(method, path, times=None),
-                  self.lxd.drop_connection('DELETE', '*', times=None),
-                  self.lxd.drop_connection('PUT', '*/nova-template-*/state',
-                                           times=None)]
-        self.source_for()
-        for fault in faults:
-            fault.release()
-        self.store = self.new_store()
-
-    def test_before_the_shift(self) -> None:
-        self.store.uid_range(self.instance())
-        self.crash('GET', '/1.0/instances/nova-template-*/metadata')
-        self.assertEqual(1, len(self.templates()))
-        self.assertEqual('Running', self.spawn('s1').status)
-        self.assertEqual(1, len(self.templates()))
-
-    def test_before_the_device_is_removed(self) -> None:
-        self.store.uid_range(self.instance())
-        faults = [self.lxd.drop_connection(
-            'PUT', '/1.0/instances/nova-template-*', times=None,
-            where={'ephemeral': False}),
-            self.lxd.drop_connection('DELETE', '*', times=None)]
-        self.source_for()
-        for fault in faults:
-            fault.release()
-        self.store = self.new_store()
-        self.assertEqual(2, len(self.templates()[0].devices))
-        self.assertEqual('Running', self.spawn('s1').status)
-        self.assertEqual(1, len(self.templates()[0].devices))
-
-    def test_pruned(self) -> None:
-        self.store.uid_range(self.instance())
-        self.crash('GET', '/1.0/instances/nova-template-*/metadata')
-        self.assertEqual([self.templates()[0].name], self.store.prune())
-
-    def test_holder_without_its_range(self) -> None:
-        """Killed between making the holder and writing down its range."""
-        faults = [self.lxd.drop_connection(
-            'PUT', '/1.0/instances/nova-uids-*', times=None)]
-        self.assertRaises(errors.LXDError, self.source_for)
-        for fault in faults:
-            fault.release()
-        self.store = self.new_store()
-        server = self.spawn('s1')
-        self.assertEqual(self.holders()[0].config['volatile.idmap.base'],
-                         server.config[BASE])
-
-
-class ConcurrencyTestCase(TemplateTestCase):
-
-    def run_all(self, *actions: Any) -> list[Any]:
-        results: list[Any] = [None] * len(actions)
-
-        def run(number: int) -> None:
-            try:
-                results[number] = actions[number]()
-            except Exception as exc:
-                results[number] = exc
-
-        threads = [threading.Thread(target=run, args=(number,))
-                   for number in range(len(actions))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        return results
+class ConcurrencyTestCase(template_case.TemplateTestCase):
 
     def test_one_template(self) -> None:
-        results = self.run_all(*[self.source_for] * 8)
+        results = concurrent_calls.run_all([self.source_for] * 8)
         self.assertEqual([results[0]] * 8, results)
         self.assertEqual('copy', results[0][0]['type'])
         self.assertEqual(1, len(self.templates()))
@@ -454,7 +314,7 @@ class ConcurrencyTestCase(TemplateTestCase):
             return self.spawn(f's{number}', f'p{number % 4}', **(
                 {'isolated': 'true'} if number % 3 == 0 else {})).name
 
-        results = self.run_all(*[
+        results = concurrent_calls.run_all([
             lambda number=number: server(number) for number in range(12)])
         self.assertEqual({f's{number}' for number in range(12)},
                          set(results))
@@ -465,121 +325,3 @@ class ConcurrencyTestCase(TemplateTestCase):
                 guest.name if number % 3 == 0 else f'p{number % 4}')
         self.assertEqual({1}, {len(found) for found in owners.values()})
         self.assertEqual(8, len(owners))
-
-
-class PruneTestCase(TemplateTestCase):
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.now = time.time()
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.image.templates.time.time', lambda: self.now))
-
-    def names(self) -> set[str]:
-        return {guest.name for guest in self.guests.all()
-                if guest.role == lxd_guest.ROLE_TEMPLATE}
-
-    def test_used(self) -> None:
-        self.spawn('s1')
-        names = self.names()
-        for _round in range(3):
-            self.assertEqual([], self.store.prune())
-            self.now += 9 * DAY
-        self.assertEqual(names, self.names())
-
-    def test_nothing_changes_while_used(self) -> None:
-        self.spawn('s1')
-        with self.lxd.recording() as requests:
-            self.store.prune()
-        self.assertEqual({'GET'}, {entry.method for entry in requests})
-
-    def test_unused(self) -> None:
-        self.spawn('s1').delete()
-        self.store.prune()
-        self.now += DAY - 10
-        self.assertEqual([], self.store.prune())
-        self.now += 20
-        deleted = self.store.prune()
-        self.assertEqual([name for name in deleted
-                          if name.startswith('nova-template-')], deleted)
-        # The range goes when nothing that was shifted to it is left.
-        self.store.prune()
-        self.now += DAY + 10
-        self.assertEqual(1, len(self.store.prune()))
-        self.assertEqual(set(), self.names())
-        # And a new template can be made.
-        self.spawn('s2')
-
-    def test_no_range_left(self) -> None:
-        """Projects without servers lose theirs then, but not at once."""
-        first, size = self.lxd.daemon.uid_range[0], 65536
-        self.lxd.daemon.uid_range = (first, 3 * size)
-        self.spawn('s1', 'p1').delete()
-        self.spawn('s2', 'p2')
-        self.assertRaises(errors.OperationFailed, self.spawn, 's3', 'p3')
-        self.now += uid_ranges.GRACE + 10
-        self.spawn('s3', 'p3')
-        self.assertEqual({'p2', 'p3'}, {
-            guest.config[lxd_guest.KEY_PROJECT] for guest in
-            self.guests.all()})
-        # Who has servers keeps it.
-        self.now += uid_ranges.GRACE + 10
-        self.assertRaises(errors.OperationFailed, self.spawn, 's4', 'p1')
-        self.assertIn('s2', self.lxd.instances)
-
-    def test_used_again(self) -> None:
-        self.spawn('s1').delete()
-        self.store.prune()
-        self.now += DAY + 10
-        self.spawn('s2')
-        self.assertEqual([], self.store.prune())
-
-    def test_asked_for_again(self) -> None:
-        self.spawn('s1').delete()
-        self.store.prune()
-        self.now += DAY + 10
-        self.source_for()
-        self.assertEqual([], self.store.prune())
-
-    def test_server_of_another_project(self) -> None:
-        self.spawn('s1', 'p1').delete()
-        self.spawn('s2', 'p2')
-        self.store.prune()
-        self.now += DAY + 10
-        deleted = self.store.prune()
-        self.assertEqual(1, len(deleted))
-        self.assertEqual('p2', self.templates()[0].config[
-            lxd_guest.KEY_PROJECT])
-
-    def test_image_is_gone(self) -> None:
-        self.spawn('s1')
-        self.session.delete('images', self.image)
-        self.assertEqual(1, len(self.store.prune()))
-        self.assertEqual([], self.templates())
-        self.assertEqual(1, len(self.holders()))
-
-    def test_never_at_once(self) -> None:
-        """A server may just be about to be made from it."""
-        self.cfg.config(group='image_cache',
-                        remove_unused_original_minimum_age_seconds=0)
-        self.source_for()
-        self.assertEqual([], self.store.prune())
-        self.now += 700
-        self.assertEqual(1, len(self.store.prune()))
-
-    def test_switched_off(self) -> None:
-        self.cfg.config(group='image_cache', remove_unused_base_images=False)
-        self.source_for()
-        self.store.prune()
-        self.now += 9 * DAY
-        self.assertEqual([], self.store.prune())
-
-    def test_foreign_instances(self) -> None:
-        self.session.post('instances', body={
-            'name': 'theirs', 'source': {'type': 'image',
-                                         'fingerprint': self.image},
-            'profiles': [], 'devices': ROOT})
-        self.store.prune()
-        self.now += 9 * DAY
-        self.assertEqual([], self.store.prune())
-        self.assertIn('theirs', self.lxd.instances)
