@@ -105,6 +105,19 @@ class VolumeConnections:
         """
         self._plugin(connection_info)
 
+    def is_untraceable(self, connection_info: dict[str, Any]) -> bool:
+        """Return whether only the description of a connection tells to which
+        volume a device of the host belongs.
+
+        :param connection_info: Cinder's description of the connection.
+        :raises nova.exception.VolumeDriverNotFound: if there is no plugin for
+            its type.
+        """
+        # os-brick leaves nothing on the host for local devices.
+        return (connection_info.get('driver_volume_type') != 'local' and
+                type(self._plugin(connection_info)).find_connected is
+                base.VolumePlugin.find_connected)
+
     def connect(self, instance: objects.Instance,
                 connection_info: dict[str, Any], size_gb: int | None, *,
                 context: nova_context.RequestContext,

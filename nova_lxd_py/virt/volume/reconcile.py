@@ -29,6 +29,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.volume import attach_notes
 from nova_lxd_py.virt.volume import attachment
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import lxd_devices
@@ -75,6 +76,7 @@ class Reconciler:
             self._provisioner.recover()
             self._roll_back_swaps()
             self._remove_unused()
+            self._clear_notes()
         except errors.LXDError as error:
             LOG.warning('Could not reconcile volumes, since LXD does not list '
                         'its instances: %s', error)
@@ -97,6 +99,20 @@ class Reconciler:
                           '%(kind)s: %(error)s', {
                               'guest': guest.name,
                               'kind': type(error).__name__, 'error': error})
+
+    def _clear_notes(self) -> None:
+        """Clear notes of volumes that are attached or not connected."""
+        for guest in self._guests.all():
+            if attach_notes.read(guest) is None:
+                continue
+            # An operation that attaches a volume has the lock.
+            with self._guests.lock(guest.uuid):
+                pending = attach_notes.read(guest.reload())
+                if pending and (connections.volume_id(pending) in
+                                _attached([guest]) or
+                                connections.volume_id(pending) not in
+                                self._connections.known()):
+                    attach_notes.clear(guest)
 
     def _remove_unused(self) -> None:
         known = self._usage.connections()

@@ -30,6 +30,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.volume import attach_notes
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import device_identity
 from nova_lxd_py.virt.volume import lxd_devices
@@ -141,8 +142,19 @@ class VolumeUsage:
                             self._host_connections.note(
                                 identifier, connections.Connection(
                                     lxd_devices.source(device)))
+                    self._note_interrupted(guest)
                 self._seeded = True
         return self._host_connections.known()
+
+    def _note_interrupted(self, guest: lxd_guest.Guest) -> None:
+        """Record the volume that an earlier process was attaching."""
+        pending = attach_notes.read(guest)
+        if pending is None:
+            return
+        identifier = connections.volume_id(pending)
+        if identifier not in self._host_connections.known():
+            self._host_connections.note(identifier, connections.Connection(
+                '', objects.Instance(uuid=guest.uuid), pending))
 
 
 def _is_device(path: str, number: int) -> bool:

@@ -28,6 +28,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.metadata import device_tags
+from nova_lxd_py.virt.volume import attach_notes
 from nova_lxd_py.virt.volume import attachment
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import in_use
@@ -68,6 +69,9 @@ class VolumeOps:
             recorded = mappings.recorded(context, instance.uuid, identifier)
             # LXD or nova-compute may have ended while attaching it before.
             interrupted = self._attacher.is_prepared(identifier)
+            if self._connections.is_untraceable(connection_info):
+                attach_notes.write(guest, connection_info)
+                undo.callback(attach_notes.clear, guest)
             found = self._attacher.connect(
                 context, instance, connection_info, mountpoint,
                 # Nova records the size only when the volume is attached.
@@ -91,6 +95,7 @@ class VolumeOps:
             self._attacher.attach_device(instance, guest, identifier, device,
                                          undo)
             undo.pop_all()
+            attach_notes.clear(guest)
         LOG.info('Attached volume %(volume)s at %(path)s',
                  {'volume': identifier, 'path': device['path']},
                  instance=instance)

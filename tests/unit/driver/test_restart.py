@@ -26,12 +26,18 @@ from nova.virt import event as virt_event
 
 from nova_lxd_py.virt.guest import events
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.volume import attach_notes
 from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
+from tests.fixtures import memory_cinder
 
 STARTED = virt_event.EVENT_LIFECYCLE_STARTED
 STOPPED = virt_event.EVENT_LIFECYCLE_STOPPED
 PAUSED = virt_event.EVENT_LIFECYCLE_PAUSED
+
+
+class _Killed(BaseException):
+    """nova-compute is killed at this point."""
 
 
 class RestartTestCase(fake_driver_host.FakeDriverTestCase):
@@ -73,6 +79,61 @@ class RestartTest(RestartTestCase):
         self.driver.destroy(self.context, server, ports)
         self.assertEqual(set(), self.storage.left())
         self.assertEqual(set(), self.network.names())
+
+    def kill_while_attaching(self, server: objects.Instance,
+                             volume: memory_cinder.Volume, step: str) -> str:
+        """End nova-compute before a step, so that nothing is undone.
+
+        :returns: what LXD knew of the volume before nova-compute was back.
+        """
+        def killed(*_args: Any, **_kwargs: Any) -> None:
+            raise _Killed()
+        package = 'nova_lxd_py.virt.volume'
+        with fixtures.MonkeyPatch(f'{package}.{step}', killed), \
+            fixtures.MonkeyPatch(f'{package}.attach_notes.clear',
+                                 lambda guest: None), \
+            fixtures.MonkeyPatch(f'{package}.attachment.VolumeAttacher.drop',
+                                 lambda *args, **kwargs: None):
+            self.assertRaises(_Killed, self.driver.attach_volume, self.context,
+                              volume.connection(), server, '/dev/vdb')
+        note = self.config(server)[attach_notes.KEY_ATTACHING]
+        self.host.restart_driver()
+        return note
+
+    def test_killed_while_it_attaches(self) -> None:
+        """Nova and the host do not know to which volume the device belongs."""
+        server, volume = self.host.spawn(), self.storage.volume()
+        self.kill_while_attaching(server, volume, 'attachment.add_device')
+        self.assertEqual(set(), self.storage.left())
+        self.assertNotIn(attach_notes.KEY_ATTACHING, self.config(server))
+        self.host.driver.attach_volume(
+            self.context, volume.connection(), server, '/dev/vdb')
+        self.assertNotIn(attach_notes.KEY_ATTACHING, self.config(server))
+
+    def test_killed_before_it_attaches(self) -> None:
+        server, volume = self.host.spawn(), self.storage.volume()
+        self.kill_while_attaching(server, volume,
+                                  'attachment.VolumeAttacher.connect')
+        self.assertNotIn(attach_notes.KEY_ATTACHING, self.config(server))
+
+    def test_killed_when_it_has_attached(self) -> None:
+        server, volume = self.host.spawn(), self.storage.volume()
+        with fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.volume.attach_notes.clear',
+                lambda guest: None):
+            self.driver.attach_volume(
+                self.context, volume.connection(), server, '/dev/vdb')
+        left = self.storage.left()
+        self.host.restart_driver()
+        self.assertEqual(left, self.storage.left())
+        self.assertNotIn(attach_notes.KEY_ATTACHING, self.config(server))
+
+    def test_note_of_a_connection_has_no_credentials(self) -> None:
+        server, volume = self.host.spawn(), self.storage.volume()
+        note = self.kill_while_attaching(server, volume,
+                                         'attachment.add_device')
+        self.assertIn(f'example:{volume.id}', note)
+        self.assertNotIn('open-sesame', note)
 
     def test_cpus_with_nova_31_to_33(self) -> None:
         """They do not pass their instances to the driver."""
