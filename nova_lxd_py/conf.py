@@ -418,6 +418,9 @@ Directory below which boot volumes are mounted. LXD must see it at the same
 path. The root users of containers must be able to reach it: every directory
 on the path needs the search permission (``x``) for others, which the state
 directory of Nova often lacks. Its content is not accessible to others.
+
+Every nova-compute of a host needs a directory of its own: at its start, and
+when it reaches LXD again, it unmounts what none of its servers has.
 """),
     cfg.StrOpt(
         'volume_encryption_directory',
