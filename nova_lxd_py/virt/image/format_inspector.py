@@ -249,8 +249,6 @@ class Inspector:
             self._archive.finish()
         except image_tar.NotTar:
             raise self._no_archive() from None
-        except rootfs_rules.Forbidden as exc:
-            raise UnacceptableImage(exc.reason) from exc
         except (image_squashfs.Damaged, decompression.Corrupt,
                 image_tar.Damaged) as exc:
             raise self._damaged(exc) from exc
