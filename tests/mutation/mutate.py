@@ -189,6 +189,10 @@ def apply(mutant: Mutant, lines: tuple[int, int],
         if code.co_firstlineno == lines[0] and code is not module:
             for function in functions.get(
                     (path, code.co_qualname, lines[0]), ()):
+                if not code.co_freevars:
+                    # super() was taken away, but the function has its cell.
+                    code = code.replace(
+                        co_freevars=function.__code__.co_freevars)
                 function.__code__ = code
                 applied += 1
     if not applied:
@@ -382,7 +386,7 @@ class Runner:
                 if name in self._items]
             outcome = self._test(mutant, tests)
             counts[outcome] = counts.get(outcome, 0) + 1
-            if outcome in ('survived', 'unreached'):
+            if outcome in ('survived', 'unreached', 'error'):
                 self.survived = True
                 print(f'{outcome}: {mutant.name} ({len(tests)} tests, '
                       f'{time.monotonic() - begun:.0f} s)\n  '
@@ -395,7 +399,8 @@ class Runner:
         """Run tests with a mutant.
 
         :returns: ``killed``, ``timeout`` (which is as good), or ``survived``;
-                  ``unreached`` if no test runs the line.
+                  ``unreached`` if no test runs the line, ``error`` if the
+                  mutant cannot be put in place.
         """
         lines = function_of(mutant)
         if not tests or lines is None:
@@ -410,9 +415,8 @@ class Runner:
         log = RESULTS / 'logs' / mutant.name.replace('/', '.')
         code = in_child(child, log,
                         5 * self._reach.seconds(tests) + 2 * PATIENCE)
-        if code == 70:
-            raise RuntimeError(f'{mutant.name}: {log}')
-        return {None: 'timeout', 0: 'survived'}.get(code, 'killed')
+        names = {None: 'timeout', 0: 'survived', 70: 'error'}
+        return names.get(code, 'killed')
 
 
 def describe(mutant: Mutant) -> str:
