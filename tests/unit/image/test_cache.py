@@ -319,6 +319,31 @@ class ExplainTestCase(image_case.ImageTestCase):
         self.assertIs(self.explain(text, 10), self.error)
         self.assertEqual(1, len(self.lxd_images))
 
+    def test_start(self) -> None:
+        self.session.post('instances', body={
+            'name': 'c1', 'source': {'type': 'image', 'fingerprint':
+                                     self.ensure(self.image_id)},
+            'devices': {'root': {'type': 'disk', 'path': '/',
+                                 'pool': 'default'}}})
+        error = errors.OperationFailed('Failed to run: forkstart')
+        for meta, kind in (
+                (self.glance.meta(self.image_id),
+                 exception.ImageUnacceptable),
+                # It boots from a volume.
+                (objects.ImageMeta.from_dict({}),
+                 exception.BuildAbortException)):
+            logs = self.lxd.instance('c1').logs
+            logs['lxc.log'] = b''
+            self.assertIs(error, self.store.explain_start_failure(
+                error, self.instance(1), meta, 'c1'))
+            logs['lxc.log'] = (b'lxc c1 2026 ERROR start - start.c:start:1 - '
+                               b'Permission denied - Failed to exec '
+                               b'"/sbin/init"\n')
+            found = self.store.explain_start_failure(
+                error, self.instance(1), meta, 'c1')
+            self.assertIs(kind, type(found))
+            self.assertIn('not executable', str(found))
+
     def test_forget(self) -> None:
         self.store.forget(self.image_id)
         self.assertNothingLeft()

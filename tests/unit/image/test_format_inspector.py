@@ -91,6 +91,22 @@ class ArchiveTestCase(format_case.FormatTestCase):
                      'metadata.yaml': b'architecture: aarch64\n'})
         self.assertEqual('aarch64', inspect(plain).architecture)
 
+    def test_only_metadata_is_read(self) -> None:
+        """Other files of an LXD image mean nothing, wherever they are."""
+        other = b'architecture: riscv64\n'
+        plain = tar({'templates': None, 'templates/hosts.tpl': other,
+                     'backup.yaml': other, 'rootfs': None,
+                     'rootfs/metadata.yaml': other,
+                     'metadata.yaml': METADATA, 'metadata.yaml.old': other})
+        self.assertEqual('x86_64', inspect(plain).architecture)
+
+    def test_metadata_is_a_file(self) -> None:
+        member = tarfile.TarInfo('metadata.yaml')
+        member.type, member.linkname = tarfile.SYMTYPE, 'rootfs/etc/motd'
+        link = member.tobuf()
+        plain = tar({'metadata.yaml': METADATA, 'rootfs': None})
+        self.assertEqual('x86_64', inspect(link + plain).architecture)
+
     def test_kind_is_known_early(self) -> None:
         """LXD must be told before it gets the first byte."""
         plain = tar({**ROOTFS, 'usr/large': random.randbytes(1 << 20)})
@@ -271,6 +287,12 @@ class SizeTestCase(format_case.FormatTestCase):
         data = bytearray(squashfs())
         data[0x90:0xb0] = bytes(32)
         self.assertUnacceptable('inode table is damaged', bytes(data))
+
+    @ddt.data(0, 2048, 4095, (1 << 20) + 1)
+    def test_block_size_of_squashfs(self, size: int) -> None:
+        data = bytearray(squashfs())
+        data[12:16] = size.to_bytes(4, 'little')
+        self.assertUnacceptable('superblock is damaged', bytes(data))
 
 
 def _at(offset: int, magic: bytes) -> bytes:

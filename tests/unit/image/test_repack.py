@@ -245,6 +245,21 @@ class RepackTestCase(base.BaseTestCase):
             self.assertEqual(content, (root / 'mixed').read_bytes())
             self.assertEqual(b'after', (root / 'after').read_bytes())
 
+    def test_hole_at_which_the_file_is_passed_on(self) -> None:
+        """What follows it is content, however much that is."""
+        self.patch(repack, 'LOOKAHEAD', MIB)
+        for holes in (0, 1, 20):
+            content = (bytes(MIB) +
+                       random.randbytes(repack.LOOKAHEAD + repack.GRAIN) +
+                       bytes(holes * repack.GRAIN) +
+                       random.randbytes(2 * repack.LOOKAHEAD + 5))
+            data = image(file('rootfs/mixed', content),
+                         file('rootfs/after', b'after'))
+            for chunk in (65536, 1 << 20, len(data)):
+                root = self.unpack(taken_out(data, chunk))
+                self.assertEqual(content, (root / 'mixed').read_bytes())
+                self.assertEqual(b'after', (root / 'after').read_bytes())
+
     def test_holes_do_not_count(self) -> None:
         inspector = format_inspector.Inspector(2 * MIB)
         data = image(file('rootfs/a', bytes(7 * MIB)))

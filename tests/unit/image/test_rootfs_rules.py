@@ -244,6 +244,37 @@ class StrictReadingTestCase(format_case.FormatTestCase):
             self.assertUnacceptable('two|extended header', self.archive(
                 header, header))
 
+    def changed(self, start: int, content: bytes) -> bytes:
+        """A header of a file that is changed in one place."""
+        block = bytearray(image_samples.tarfile_header('etc/x', 0))
+        block[start:start + len(content)] = content
+        return tar.with_checksum(block)
+
+    def test_padding_of_an_extended_header(self) -> None:
+        content = b'9 path=a\n'
+        self.assertEqual(
+            format_inspector.Kind.ROOTFS, format_case.inspect(
+                self.archive(self.extended(
+                    b'x', content + bytes(20)))).kind)
+
+    def test_extended_header_of_an_old_member(self) -> None:
+        """Programs that know only the old format ignore the header."""
+        old = self.changed(257, bytes(8))
+        self.assertEqual(
+            format_inspector.Kind.ROOTFS,
+            format_case.inspect(self.archive(old)).kind)
+        self.assertUnacceptable('mixes formats', self.archive(
+            self.extended(b'x', b'9 path=a\n'), old))
+
+    def test_sparse_file_in_another_format(self) -> None:
+        self.assertUnacceptable('mixes formats', self.archive(
+            self.changed(156, b'S')))
+
+    def test_negative_size(self) -> None:
+        for size in (b'\xff' * 12, b'\xc0' + bytes(10) + b'\1'):
+            self.assertUnacceptable('negative size', self.archive(
+                self.changed(124, size)))
+
     def test_long_name_with_more_behind_it(self) -> None:
         self.assertUnacceptable('long name', self.archive(
             self.extended(b'L', b'a\0../b\0')))

@@ -16,11 +16,14 @@
 from __future__ import annotations
 
 import time
+from unittest import mock
 
+import ddt
 import fixtures
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import uid_ranges
+from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import errors
 from tests.fixtures import template_case
 
@@ -29,6 +32,7 @@ DAY = template_case.DAY
 ROOT = template_case.ROOT
 
 
+@ddt.ddt
 class CrashTestCase(template_case.TemplateTestCase):
 
     def crash(self) -> None:
@@ -66,6 +70,16 @@ class CrashTestCase(template_case.TemplateTestCase):
         self.store.uid_range(self.instance())
         self.crash()
         self.assertEqual([self.templates()[0].name], self.store.prune())
+
+    @ddt.data('1', '9')
+    def test_shifted_otherwise_than_wanted(self, host_id: str) -> None:
+        """Its files would have wrong owners in a server's range."""
+        self.spawn('s1')
+        [template] = self.templates()
+        config = self.lxd.instance(template.name).config
+        config['volatile.last_state.idmap'] = (
+            f'[{{"Isuid":true,"Hostid":{host_id}00000}}]')
+        self.assertEqual([template.name], self.store.prune())
 
     def test_holder_without_its_range(self) -> None:
         """Killed between making the holder and writing down its range."""
@@ -122,6 +136,21 @@ class PruneTestCase(template_case.TemplateTestCase):
         self.assertEqual(set(), self.names())
         # And a new template can be made.
         self.spawn('s2')
+
+    def test_deleted_meanwhile(self) -> None:
+        """By an operator, after the list of instances was read."""
+        for name in ('s1', 's2'):
+            self.spawn(name, name).delete()
+        self.store.prune()
+        self.now += DAY + 10
+        listed = self.guests.all()
+        first = next(guest for guest in listed
+                     if templates.KEY_TEMPLATE in guest.config)
+        first.delete()
+        with mock.patch.object(self.guests, 'all', lambda: listed):
+            deleted = self.store.prune()
+        self.assertEqual(1, len(deleted))
+        self.assertNotIn(first.name, deleted)
 
     def test_no_range_left(self) -> None:
         """Projects without servers lose theirs then, but not at once."""

@@ -194,6 +194,16 @@ class LXDFailureTestCase(image_case.ImageTestCase):
         self.lxd.fail_operation('POST', '/1.0/images', 'no space left')
         self.check()
 
+    def test_image_says_more_than_lxd(self) -> None:
+        """LXD cannot unpack what the driver finds damaged as well."""
+        data = image_samples.tar({**image_samples.ROOTFS,
+                                  'usr/a': random.randbytes(3 << 20)})
+        self.lxd.fail_operation('POST', '/1.0/images', 'exit status 2')
+        exc = self.assertRaises(exception.ImageUnacceptable, self.ensure,
+                                self.glance.add(data[:2 << 20]))
+        self.assertIn('breaks off', str(exc))
+        self.assertNothingLeft()
+
     def test_upload_breaks_off(self) -> None:
         self.lxd.drop_connection('POST', '/1.0/images')
         self.check()
