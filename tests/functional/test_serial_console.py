@@ -31,6 +31,7 @@ from nova_lxd_py.virt.console import serial
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
+from tests.fixtures import serial_terminal
 
 NO_LXD = lxd_daemon.missing()
 
@@ -39,67 +40,8 @@ CONF = driver_host.CONF
 #: Seconds after which something is blocked, even on a busy machine.
 BLOCKED = 45
 
-#: The login of distributions' busybox needs a passwd database and PAM.
-LOGIN = b"""\
-#!/bin/sh
-echo -n 'who: '; read -r name; echo "welcome $name"; exec /bin/sh
-"""
-
-
-class Terminal(contextlib.AbstractContextManager['Terminal']):
-    """A TCP client of the serial console, as nova-serialproxy is one."""
-
-    def __init__(self, console: Any) -> None:
-        self.socket = socket.create_connection((console.host, console.port),
-                                               timeout=10)
-        self.seen = b''
-
-    def __exit__(self, *exc: Any) -> None:
-        self.socket.close()
-
-    def type(self, text: str) -> None:
-        self.socket.sendall(text.encode())
-
-    def expect(self, text: str, timeout: float = 30) -> bytes:
-        """Read until a text appears, and return what came before it."""
-        deadline = time.monotonic() + timeout
-        wanted = text.encode()
-        while wanted not in self.seen:
-            self.socket.settimeout(max(0.1, deadline - time.monotonic()))
-            try:
-                data = self.socket.recv(4096)
-            except TimeoutError:
-                raise AssertionError(f'nothing after {self.seen!r}') from None
-            if not data:
-                raise AssertionError(f'closed after {self.seen!r}')
-            self.seen += data
-        before, _, self.seen = self.seen.partition(wanted)
-        return before
-
-    def log_in(self, timeout: float = 60) -> None:
-        self.expect('who: ', timeout)
-        self.type('me\n')
-        self.expect('welcome me')
-
-    def run(self, command: str, result: str) -> None:
-        """Type a command and wait for its result, not for its echo."""
-        self.type(f"{command}; echo 'do''ne'\n")
-        if result:
-            self.expect(result)
-        self.expect('done')
-
-    def is_closed(self, timeout: float = 10) -> bool:
-        self.socket.settimeout(timeout)
-        try:
-            while True:
-                data = self.socket.recv(4096)
-                if not data:
-                    return True
-                self.seen += data
-        except ConnectionError:
-            return True
-        except TimeoutError:
-            return False
+LOGIN = serial_terminal.LOGIN
+Terminal = serial_terminal.Terminal
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

@@ -21,53 +21,16 @@ import errno
 import threading
 from typing import Any
 
-from nova.compute import power_state
 from nova import exception
 from nova import objects
 from os_brick import exception as brick_exception
 from oslo_utils import units
 
 from tests.fixtures import disks
-from tests.fixtures import fake_driver_host
 from tests.fixtures import memory_cinder
+from tests.fixtures import volume_case
 
-PATH = '/dev/vdb'
-
-
-class VolumeTestCase(fake_driver_host.FakeDriverTestCase):
-
-    kind = 'iscsi'
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.server = self.host.spawn()
-        self.volume = self.storage.volume(self.kind)
-
-    def attach(self, volume: Any = None, server: Any = None,
-               path: str = PATH, **data: Any) -> dict[str, Any]:
-        connection = (volume or self.volume).connection(**data)
-        self.driver.attach_volume(self.context, connection,
-                                  server or self.server, path)
-        return connection
-
-    def detach(self, connection: dict[str, Any], server: Any = None,
-               path: str = PATH) -> None:
-        self.driver.detach_volume(self.context, connection,
-                                  server or self.server, path)
-
-    def info(self, *mappings: Any) -> dict[str, Any]:
-        return disks.described(
-            *(mappings or [self.volume.mapping(PATH)]))
-
-    def given(self, server: Any = None) -> dict[str, dict[str, str]]:
-        """Volumes that LXD gives to a server."""
-        return {name.removeprefix('volume-'): device for name, device in
-                self.devices(server or self.server).items()
-                if name.startswith('volume-')}
-
-    def assert_detached(self) -> None:
-        self.assertEqual({}, self.given())
-        self.assertEqual(set(), self.storage.left())
+PATH = volume_case.PATH
 
 
 class VolumeCases:
@@ -236,47 +199,6 @@ class VolumeCases:
                           self.driver.extend_volume, self.context, connection,
                           self.server, 2 * units.Gi)
 
-    def test_swap(self) -> None:
-        self.volume.disk.data = b'mine'
-        connection, target = self.attach(), self.storage.volume(
-            self.kind, size_gb=2)
-        self.driver.swap_volume(
-            self.context, connection, new := target.connection(),
-            self.server, PATH, 0)
-        self.assertEqual(b'mine', target.disk.data)
-        self.assertEqual([target.id], list(self.given()))
-        self.assertIsNone(self.storage.device_of(self.volume))
-        self.assert_state(power_state.RUNNING, self.server)
-        self.detach(new)
-        self.assert_detached()
-
-    def test_swap_fails(self) -> None:
-        self.volume.disk.data = b'mine'
-        connection, target = self.attach(), self.storage.volume(
-            self.kind, size_gb=2)
-        for what, error in ((self.connect, OSError(errno.EIO, 'I/O error')),
-                            ('block_copy.copy', OSError(errno.EIO, 'I/O'))):
-            with self.subTest(what=what):
-                self.storage.fail(what, error)
-                self.assertRaises(
-                    exception.NovaException, self.driver.swap_volume,
-                    self.context, connection, target.connection(),
-                    self.server, PATH, 0)
-                self.assertEqual([self.volume.id], list(self.given()))
-                self.assertIsNone(self.storage.device_of(target))
-                self.assertIsNotNone(self.storage.device_of(self.volume))
-        self.detach(connection)
-        self.assert_detached()
-
-    def test_swap_to_a_smaller_one(self) -> None:
-        self.volume.extend(2)
-        connection, target = self.attach(), self.storage.volume(self.kind)
-        self.assertRaises(
-            exception.NovaException, self.driver.swap_volume, self.context,
-            connection, target.connection(), self.server, PATH, 0)
-        self.assertEqual([self.volume.id], list(self.given()))
-        self.assertIsNone(self.storage.device_of(target))
-
     # -- another tenant's data ----------------------------------------------
 
     def test_device_that_is_too_small(self) -> None:
@@ -329,7 +251,7 @@ class VolumeCases:
         self.assertEqual(1, len(self.given()) + len(self.given(other)))
 
 
-class BlockTest(VolumeCases, VolumeTestCase):
+class BlockTest(VolumeCases, volume_case.VolumeTestCase):
     """Block devices over iSCSI."""
 
     connect, disconnect = 'brick.connect', 'brick.disconnect'
@@ -429,7 +351,7 @@ class BlockTest(VolumeCases, VolumeTestCase):
             self.context, other, [], self.info()))
 
 
-class ShareFileTest(VolumeCases, VolumeTestCase):
+class ShareFileTest(VolumeCases, volume_case.VolumeTestCase):
     """Files on a share, through loop devices."""
 
     kind = 'nfs'
@@ -445,7 +367,7 @@ class ShareFileTest(VolumeCases, VolumeTestCase):
         self.assertTrue(self.storage.device_of(self.volume).read_only)
 
 
-class FilesystemTest(VolumeCases, VolumeTestCase):
+class FilesystemTest(VolumeCases, volume_case.VolumeTestCase):
     """Filesystems that the host mounts."""
 
     options = {'volume_mode': 'filesystem', 'volume_filesystems': ['ext4']}

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""LXD session: requests, operations and errors."""
+"""LXD session: connections and requests."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ import threading
 import time
 
 import fixtures
-import testtools
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt.lxd import errors
-from nova_lxd_py.virt.lxd import responses
 from nova_lxd_py.virt.lxd import session
-from tests.fixtures import fake_lxd
 from tests.fixtures import session_case
 
 STATE = ('instances', 'c1', 'state')
@@ -167,108 +164,6 @@ class ConnectionTestCase(session_case.SessionTestCase):
                         <= set(config))
 
 
-class ErrorsTestCase(session_case.SessionTestCase):
-
-    def test_not_found(self):
-        error = self.refused(errors.InstanceNotFound, self.session.get,
-                             'instances', 'nope')
-        self.assertEqual(404, error.code)
-        self.assertIn('Instance not found', str(error))
-        self.assertIn('instances/nope', str(error))
-        self.refused(errors.InstanceNotFound, self.session.put, *STATE,
-                     body=START)
-        self.refused(errors.InstanceNotFound, self.session.delete, 'instances',
-                     'c1')
-
-    def test_exists_already_by_code(self):
-        self.refused(errors.AlreadyExists, self.session.post, 'projects',
-                     body={'name': 'nova'})
-
-    def test_exists_already_by_text_of_a_failed_operation(self):
-        self.create()
-        self.refused(errors.AlreadyExists, self.create)
-
-    def test_image_exists_already(self):
-        content = fake_lxd.fixture.unified_image({'etc/a': b'b'})
-        for expected in (None, errors.AlreadyExists):
-            def upload():
-                self.session.upload('images', chunks=[content], headers={
-                    'Content-Type': 'application/octet-stream'})
-
-            if expected is None:
-                upload()
-            else:
-                self.refused(expected, upload)
-
-    def test_busy(self):
-        self.create(start=True)
-        self.lxd.daemon.stop_hook_delay = 0.5
-        self.session.submit('put', *STATE, body={'action': 'stop',
-                                                 'force': True})
-        self.lxd.wait_for(lambda: self.status() == 'Stopped')
-        self.refused(errors.Busy, self.session.put, *STATE, body=START)
-        self.refused(errors.Busy, self.session.put, *STATE,
-                     body={'action': 'restart', 'force': True})
-        self.refused(errors.Busy, self.session.delete, 'instances', 'c1')
-
-    def test_refused_request(self):
-        self.create(start=True)
-        error = self.refused(errors.InvalidRequest, self.session.delete,
-                             'instances', 'c1')
-        self.assertEqual(400, error.code)
-        self.assertIn('Instance is running', str(error))
-
-    def test_failed_operation(self):
-        self.create(start=True)
-        error = self.refused(errors.OperationFailed, self.session.put, *STATE,
-                             body=START)
-        self.assertIn('already running', str(error))
-
-    def test_failed_operation_that_says_not_found(self):
-        # An object that an operation does not find is not the object of the
-        # request.
-        self.create()
-        self.lxd.fail_operation('PUT', '*/state', 'Image not found')
-        self.refused(errors.OperationFailed, self.session.put, *STATE,
-                     body=START)
-
-    def test_server_error(self):
-        self.lxd.fail_next('GET', '/1.0/instances', 500, 'disk I/O error')
-        error = self.refused(errors.OperationFailed, self.session.get,
-                             'instances')
-        self.assertIn('disk I/O error', str(error))
-
-    def test_error_without_text(self):
-        self.lxd.fail_next('GET', '/1.0/instances', 502, '')
-        error = self.refused(errors.OperationFailed, self.session.get,
-                             'instances')
-        self.assertIn('Bad Gateway', str(error))
-
-    def test_permission(self):
-        for code in (401, 403):
-            self.lxd.fail_next('GET', '/1.0/instances', code, 'no')
-            self.refused(errors.PermissionDenied, self.session.get,
-                         'instances')
-
-    def test_not_implemented(self):
-        self.assertRaises(errors.LXDError, self.session.post, 'instances',
-                          'c1', 'rebuild', body={})
-
-    def test_answer_that_is_not_json(self):
-        self.create()
-        self.session.write_file('c1', '/root/x', b'no json')
-        self.assertRaises(errors.LXDError, self.session.get, 'instances',
-                          'c1', 'files', params={'path': '/root/x'})
-
-    def test_odd_names_stay_in_their_segment(self):
-        self.refused(errors.InstanceNotFound, self.session.get, 'instances',
-                     '../projects/nova')
-        self.refused(errors.InstanceNotFound, self.session.get, 'instances',
-                     'a?project=default')
-        self.refused(errors.NotFound, self.session.get, 'images', 'aliases',
-                     'a b/c%2f#d')
-
-
 class ETagTestCase(session_case.SessionTestCase):
 
     def setUp(self):
@@ -294,132 +189,6 @@ class ETagTestCase(session_case.SessionTestCase):
     def test_objects_without_tag(self):
         pool, etag = self.session.get_with_etag('storage-pools', 'default')
         self.assertEqual(('default', ''), (pool['name'], etag))
-
-
-class OperationTestCase(session_case.SessionTestCase):
-
-    def setUp(self):
-        super().setUp()
-        self.create()
-
-    def test_waits_and_returns_the_metadata(self):
-        content = fake_lxd.fixture.unified_image({'etc/a': b'b'})
-        result = self.session.upload('images', chunks=[content], headers={
-            'Content-Type': 'application/octet-stream'})
-        self.assertEqual(fake_lxd.fixture.fingerprint(content),
-                         result['fingerprint'])
-        self.assertEqual({}, self.session.put(*STATE, body={
-            'action': 'start', 'timeout': 5}).get('output', {}))
-
-    def test_submit(self):
-        fault = self.lxd.hang_operation('PUT', '*/state')
-        operation = self.session.submit('put', *STATE, body=START)
-        self.assertTrue(operation.is_running())
-        self.assertEqual('Stopped', self.status())
-        fault.release()
-        operation.wait(5)
-        self.assertFalse(operation.is_running())
-        self.assertEqual('Running', self.status())
-
-    def test_deadline(self):
-        self.lxd.hang_operation('PUT', '*/state')
-        began = time.monotonic()
-        error = self.refused(errors.DeadlineExceeded, self.session.put,
-                             *STATE, body=START, timeout=1)
-        self.assertLess(time.monotonic() - began, 10)
-        self.assertIn('instances/c1/state', str(error))
-        # The operation was cancelled.
-        self.assertEqual(1, self.lxd.count('DELETE', '/1.0/operations/*'))
-
-    def test_deadline_by_default(self):
-        self.session.operation_timeout = 1
-        self.lxd.hang_operation('PUT', '*/state')
-        self.refused(errors.DeadlineExceeded, self.session.put, *STATE,
-                     body=START)
-
-    def test_an_operation_that_ends_just_in_time(self):
-        fault = self.lxd.hang_operation('PUT', '*/state')
-        timer = threading.Timer(0.3, fault.release)
-        timer.start()
-        self.session.put(*STATE, body=START, timeout=5)
-        self.assertEqual('Running', self.status())
-
-    def test_waiting_is_one_request(self):
-        fault = self.lxd.hang_operation('PUT', '*/state')
-        threading.Timer(0.3, fault.release).start()
-        with self.lxd.recording() as recorded:
-            self.session.put(*STATE, body=START, timeout=10)
-        self.assertEqual(2, len(recorded), [str(r) for r in recorded])
-
-    def test_progress(self):
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.lxd.operations.PROGRESS_SLICE', 1))
-        fault = self.lxd.hang_operation('PUT', '*/state')
-        seen = []
-
-        def progress(metadata):
-            seen.append(metadata['status'])
-            fault.release()
-
-        self.session.put(*STATE, body=START, timeout=10, progress=progress)
-        self.assertEqual(['Running'], seen)
-
-    def test_lxd_restarts_while_an_operation_is_waited_for(self):
-        self.lxd.hang_operation('PUT', '*/state')
-
-        def restart():
-            self.lxd.wait_for(lambda: self.lxd.count(
-                'GET', '/1.0/operations/*/wait') > waits)
-            self.lxd.restart()
-
-        waits = self.lxd.count('GET', '/1.0/operations/*/wait')
-
-        thread = threading.Thread(target=restart)
-        thread.start()
-        error = self.assertRaises(errors.LXDError, self.session.put, *STATE,
-                                  body=START, timeout=5)
-        thread.join()
-        self.assertIn(type(error), (errors.OperationLost, errors.Unreachable),
-                      repr(error))
-        self.assertEqual('Stopped', self.status())
-        # The session is still usable.
-        self.session.put(*STATE, body=START)
-
-    def test_lxd_forgets_an_operation(self):
-        fault = self.lxd.hang_operation('PUT', '*/state')
-        operation = self.session.submit('put', *STATE, body=START)
-        self.lxd.daemon.operations.memory = 0
-        known = self.lxd.daemon.operations.find(operation.id)
-        fault.release()
-        self.lxd.wait_for(lambda: known.ended is not None)
-        self.assertEqual('Running', self.status())
-        self.refused(errors.OperationLost, operation.wait, 5)
-        self.assertFalse(operation.is_running())
-
-    def test_stop_of_a_guest_that_does_not_listen(self):
-        self.session.put(*STATE, body=START)
-        self.lxd.instance('c1').guest.ignores_shutdown = True
-        error = self.refused(
-            errors.OperationFailed, self.session.put, *STATE,
-            body={'action': 'stop', 'timeout': 1}, timeout=10)
-        self.assertIn('Failed shutting down', str(error))
-        self.assertEqual('Running', self.status())
-
-    def test_cancel_is_no_promise(self):
-        self.lxd.hang_operation('PUT', '*/state')
-        operation = self.session.submit('put', *STATE, body=START)
-        operation.cancel()
-        self.assertTrue(operation.is_running())
-        self.lxd.stop()
-        operation.cancel()
-
-    def test_cancelled_operation(self):
-        self.lxd.hang_operation('PUT', '*/state')
-        operation = self.session.submit('put', *STATE, body=START)
-        found = self.lxd.daemon.operations.find(operation.id)
-        found.may_cancel = True
-        operation.cancel()
-        self.refused(errors.OperationFailed, operation.wait, 5)
 
 
 class TransportTestCase(session_case.SessionTestCase):
@@ -483,28 +252,3 @@ class TransportTestCase(session_case.SessionTestCase):
             self.refused(errors.Unreachable, self.session.get, 'instances')
         self.lxd.start()
         self.session.get('instances')
-
-
-class TextsTestCase(testtools.TestCase):
-    """Errors of other servers than the fake one."""
-
-    def error(self, text, code=400, failed=False):
-        return type(responses.from_text('what', text, code, failed))
-
-    def test_texts(self):
-        for text, code, failed, expected in (
-                ('Failed to fetch instance "x" in project "default": '
-                 'Instance not found', 404, False, errors.InstanceNotFound),
-                ('Instance "x" already exists', 400, True,
-                 errors.AlreadyExists),
-                ('Alias already exists: a', 400, True, errors.AlreadyExists),
-                ('Name "x" already in use', 400, False,
-                 errors.AlreadyExists),
-                ('Failed to create instance start operation: Instance is '
-                 'busy running a "stop" operation', 400, True, errors.Busy),
-                ('Instance is busy running a "start" operation', 409, False,
-                 errors.Busy),
-                ('Not Found', 404, True, errors.OperationFailed),
-                ('anything', 422, False, errors.InvalidRequest),
-                ('anything', 400, True, errors.OperationFailed)):
-            self.assertIs(expected, self.error(text, code, failed), text)
