@@ -25,21 +25,24 @@ readonly RESULTS=$ENVS/results
 readonly PYTHON=${PYTHON:-python3}
 readonly QUICKSTART=$REPO/devstack/quickstart.sh
 # Of the functional tests, which mostly wait for LXD.
-PROCESSES=${NOVA_LXD_TEST_PROCESSES:-$(($(nproc) > 2 ? 3 : 2))}
+PROCESSES=${NOVA_LXD_TEST_PROCESSES:-$(($(nproc) > 2 ? 4 : 3))}
 # shellcheck source=tools/as_root.sh
 . tools/as_root.sh
 # Not below the repository: setuptools walks through it while uv makes and
 # removes files in its cache.
 export UV_CACHE_DIR=${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/uv}
+# uv compiles nothing, and without bytecode each process that imports Nova takes
+# twice the processor time to start.
+unset PYTHONDONTWRITEBYTECODE
 
 usage() {
     cat <<END
 Usage: ./run_tests.sh [stage]... [-- pytest option...]
        ./run_tests.sh tempest [regular expression]
 
-Without arguments all stages run: "functional" and then "cloud", and the others
-at the same time as "functional". Those marked with * need root: the script runs
-itself with sudo if it is not root already.
+Without arguments all stages run: "functional" and then "cloud", which is started
+meanwhile, and the others at the same time. Those marked with * need root: the
+script runs itself with sudo if it is not root already.
 
   pep8         style, order of imports, shell scripts, spelling
   mypy         types
@@ -69,9 +72,9 @@ These run only if they are named; the last two take an hour:
 Results and the durations of all tests are left in .venv/results.
 
 Environment: PYTHON (default python3), NOVA_LXD_TEST_NO_UV=1 (install with pip
-only), NOVA_LXD_TEST_PROCESSES=N (for the stage "functional", default: two or
-three), NOVA_LXD_TEST_SEED=N (seed of random numbers, which failed tests
-report), KEEP_CLOUD=1 (leave the cloud of the stage "cloud" running).
+only), NOVA_LXD_TEST_PROCESSES=N (for the stage "functional", default: three or
+four), NOVA_LXD_TEST_SEED=N (seed of random numbers, which failed tests report),
+KEEP_CLOUD=1 (leave the cloud of the stage "cloud" running).
 END
 }
 
@@ -218,8 +221,6 @@ run_shared() {
     while ((${#pids[@]})); do
         wait -n -p pid "${!pids[@]}" || status=1
         unset "pids[$pid]"
-        # There is a processor to spare as soon as one has ended.
-        prepare_cloud
     done
     return "$status"
 }
@@ -314,11 +315,9 @@ stage_cloud() {
     run_pytest cloud "$NOVA34/bin/python" tests/cloud 900
 }
 
-# Starts the cloud in the background if run_all asks for it.
+# Starts the cloud in the background.
 prepare_cloud() {
     local status=0
-    [[ -n ${PREPARE_CLOUD:-} ]] || return 0
-    PREPARE_CLOUD=''
     "$QUICKSTART" status >/dev/null 2>&1 || status=$?
     # 3: there is none.
     ((status == 3)) || return 0
@@ -429,30 +428,68 @@ run_stages() {
     done
 }
 
-# Runs all stages. The functional tests mostly wait for LXD, so that the others
-# can run at the same time.
+# run_beside LOG STAGE...: runs stages in the background with what the others leave
+# of the processors. Sets BESIDE to the job.
+run_beside() {
+    local log=$1
+    shift
+    (
+        renice -n 10 "$BASHPID" >/dev/null
+        run_stages "$@"
+    ) >"$log" 2>&1 &
+    BESIDE=$!
+    JOBS+=("$BESIDE")
+}
+
+# Makes environments and installs packages at the same time, unless a package is
+# needed to make environments.
+need_everything() {
+    local packages='' status=0
+    if "$PYTHON" -c 'import ensurepip' 2>/dev/null; then
+        need_packages >"$RESULTS/packages.log" 2>&1 &
+        packages=$!
+        JOBS+=("$packages")
+    else
+        need_packages || return
+    fi
+    # Both use make_tools.
+    { need_nova34 && need_nova32; } || status=1
+    if [[ -n $packages ]]; then
+        wait "$packages" || status=1
+        cat "$RESULTS/packages.log"
+    fi
+    return "$status"
+}
+
+# Runs all stages. The functional tests and those of the cloud mostly wait, so that
+# the cloud is started and the other stages run at the same time.
 run_all() {
-    local -a aside=() rest=()
-    local name pid
+    local -a beside=()
+    local name
     for name in "${STAGES[@]}"; do
         case $name in
-        functional | cloud) rest+=("$name") ;;
-        *) aside+=("$name") ;;
+        functional | cloud) ;;
+        *) beside+=("$name") ;;
         esac
     done
     # The stages share these, which must not be made twice at the same time.
-    { need_packages && need_nova34 && need_nova32; } ||
+    need_everything || fail 'Cannot create the test environments.'
+    prepare_cloud
+    run_beside "$RESULTS/beside.log" "${beside[@]}"
+    run_stages functional cloud
+    say "Meanwhile: ${beside[*]}"
+    wait "$BESIDE" || :
+    cat "$RESULTS/beside.log"
+}
+
+# Runs the unit tests of both environments at the same time.
+run_unit() {
+    { need_nova34 && need_nova32; } ||
         fail 'Cannot create the test environments.'
-    run_stages "${aside[@]}" >"$RESULTS/aside.log" 2>&1 &
-    pid=$!
-    JOBS+=("$pid")
-    PREPARE_CLOUD=yes
-    run_stages "${rest[0]}"
-    PREPARE_CLOUD=''
-    say "Meanwhile: ${aside[*]}"
-    wait "$pid" || :
-    cat "$RESULTS/aside.log"
-    run_stages "${rest[@]:1}"
+    run_beside "$RESULTS/beside.log" eventlet
+    run_stages threads
+    wait "$BESIDE" || :
+    cat "$RESULTS/beside.log"
 }
 
 # Prints the reasons of skipped tests and writes down what each test took.
@@ -567,6 +604,10 @@ main() {
     if ((${#stages[@]} == 0)); then
         stages=("${STAGES[@]}")
         run_all
+    elif [[ ${stages[*]} == 'threads eventlet' ]] &&
+        ((${#PYTEST_OPTIONS[@]} == 0)); then
+        # Options may start a debugger.
+        run_unit
     else
         run_stages "${stages[@]}"
     fi
