@@ -22,6 +22,7 @@ from nova import exception
 from nova_lxd_py.virt.storage import ephemeral_disks
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
+from tests.fixtures import variants
 
 NO_LXD = lxd_daemon.missing()
 
@@ -203,11 +204,17 @@ class BtrfsDiskTest(EphemeralDiskCases, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_paths_sizes_and_owners', 'test_content_outlives_reboots_and_repairs',
+    'test_growth', 'test_destroy_deletes_them')
 class DirectoryDiskTest(EphemeralDiskCases, unittest.TestCase):
     pool_driver = 'dir'
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_paths_sizes_and_owners', 'test_content_outlives_reboots_and_repairs',
+    'test_growth', 'test_destroy_deletes_them')
 class IsolatedDiskTest(EphemeralDiskCases, unittest.TestCase):
     pool_driver = 'btrfs'
     options = {'idmap_isolation': 'server'}

@@ -25,6 +25,7 @@ from nova import objects
 
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
+from tests.fixtures import variants
 
 NO_LXD = lxd_daemon.missing()
 
@@ -282,6 +283,9 @@ class BtrfsConfigDriveTest(ConfigDriveTests):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_content', 'test_not_in_the_root_disk', 'test_kept_over_reboots',
+    'test_goes_with_the_server')
 class DirConfigDriveTest(ConfigDriveTests):
     driver_type = 'dir'
 

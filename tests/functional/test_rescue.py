@@ -25,6 +25,7 @@ from nova import objects
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
+from tests.fixtures import variants
 
 NO_LXD = lxd_daemon.missing()
 
@@ -237,11 +238,17 @@ class BtrfsRescueTest(RescueCases, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_there_and_back_twice', 'test_delete_while_rescued_leaves_nothing',
+    'test_restart_of_nova_compute_while_rescued')
 class DirectoryRescueTest(RescueCases, unittest.TestCase):
     pool_driver = 'dir'
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_there_and_back_twice', 'test_delete_while_rescued_leaves_nothing',
+    'test_restart_of_nova_compute_while_rescued')
 class IsolatedRescueTest(RescueCases, unittest.TestCase):
     pool_driver = 'btrfs'
     options = {'idmap_isolation': 'server'}

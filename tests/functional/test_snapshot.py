@@ -30,6 +30,7 @@ from nova_lxd_py.virt.server import snapshot
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
+from tests.fixtures import variants
 
 NO_LXD = lxd_daemon.missing()
 
@@ -362,5 +363,9 @@ class BtrfsSnapshotTest(SnapshotCases, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_image_boots_again', 'test_image_tells_nothing_of_the_server',
+    'test_unchanged_in_every_state',
+    'test_of_a_snapshot_that_lxd_has_imported', 'test_leftovers_of_a_crash')
 class DirectorySnapshotTest(SnapshotCases, unittest.TestCase):
     pool_driver = 'dir'

@@ -34,6 +34,7 @@ from tests.fixtures import faulty_proxy
 from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
+from tests.fixtures import variants
 from tests.fixtures import volume_host
 
 # From linux/xfs_fs.h.
@@ -382,6 +383,10 @@ class Ext4VolumeTest(FilesystemCases, unittest.TestCase):
 
 @unittest.skipIf(NO_LXD or not shutil.which('mkfs.xfs'),
                  NO_LXD or 'mkfs.xfs is not installed (package xfsprogs)')
+@variants.keep(
+    'test_moves_between_servers', 'test_boot_reboot_and_destroy',
+    'test_stop_writes_cached_data', 'test_space_of_deleted_files_comes_back',
+    'test_read_only', 'test_destroy_while_it_is_used')
 class XfsVolumeTest(FilesystemCases, unittest.TestCase):
     filesystem = 'xfs'
 
@@ -490,6 +495,12 @@ class PrivilegedVolumeTest(volume_host.VolumeHost, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_moves_between_servers', 'test_mount_is_safe', 'test_cold',
+    'test_stop_writes_cached_data', 'test_busy_stays_attached',
+    'test_read_only', 'test_content_is_never_overwritten',
+    'test_destroy_while_it_is_used',
+    'test_lxd_has_crashed_before_it_wrote_that_down')
 class DaemonVolumeTest(FilesystemCases, unittest.TestCase):
     """With the privileges that the daemon has, and no others."""
 

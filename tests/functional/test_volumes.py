@@ -27,6 +27,7 @@ from tests.fixtures import disks
 from tests.fixtures import faulty_proxy
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
+from tests.fixtures import variants
 from tests.fixtures import volume_host
 
 NO_LXD = lxd_daemon.missing()
@@ -302,6 +303,10 @@ class VolumeCases(volume_host.VolumeHost):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_hot', 'test_cold', 'test_twice_is_once', 'test_extend',
+    'test_wrong_size_is_not_the_volume', 'test_shared_by_servers',
+    'test_let_go_by_another_server_during_a_start')
 class LocalVolumeTest(VolumeCases, unittest.TestCase):
     kind = lab_volumes.LocalVolume
 

@@ -31,6 +31,7 @@ from tests.fixtures import faulty_proxy
 from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
+from tests.fixtures import variants
 from tests.fixtures import volume_host
 
 NO_LXD = lxd_daemon.missing()
@@ -167,6 +168,8 @@ class VolumeFailureCases(volume_host.VolumeHost):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_lxd_fails', 'test_nova_compute_is_killed_while_it_attaches')
 class LocalVolumeFailureTest(VolumeFailureCases, unittest.TestCase):
     kind = lab_volumes.LocalVolume
 

@@ -29,6 +29,7 @@ from oslo_utils import units
 from tests.fixtures import disks
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
+from tests.fixtures import variants
 from tests.fixtures import volume_host
 
 NO_LXD = lxd_daemon.missing()
@@ -183,6 +184,9 @@ class VolumeLifecycleCases(volume_host.VolumeHost):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_boot_and_destroy', 'test_hard_reboot_repairs',
+    'test_guest_reboot_and_restarts')
 class LocalVolumeLifecycleTest(VolumeLifecycleCases, unittest.TestCase):
     kind = lab_volumes.LocalVolume
 

@@ -31,6 +31,7 @@ from tests.fixtures import faulty_proxy
 from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
+from tests.fixtures import variants
 from tests.fixtures import volume_host
 
 NO_LXD = lxd_daemon.missing()
@@ -320,6 +321,11 @@ class SwapCases(volume_host.VolumeHost):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
+@variants.keep(
+    'test_content_moves', 'test_larger', 'test_moved_by_cinder', 'test_in_use',
+    'test_refusals', 'test_paused_stays_paused',
+    'test_server_runs_during_the_copy',
+    'test_lxd_has_crashed_while_it_switched')
 class BlockSwapTest(SwapCases, unittest.TestCase):
     kind = lab_volumes.LocalVolume
 
