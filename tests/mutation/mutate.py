@@ -56,11 +56,11 @@ RESULTS = REPO / '.venv' / 'mutation-results'
 
 #: Of the tests that reach a line, those that take longer together than so
 #: many seconds are left out; those of the module itself come first.
-LONGEST = 60
+LONGEST = 30
 
 #: Seconds for one test; and for all of a mutant, in addition to several times
 #: what they usually take.
-PATIENCE = 60
+PATIENCE = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,10 @@ def mutants(path: str) -> list[Mutant]:
 
 
 def sample(package: str, count: int, seed: int) -> list[Mutant]:
-    """Choose mutants of a package at random, at most one in each place."""
+    """Choose mutants of a package at random, at most one in each place.
+
+    :returns: in random order, so that the first ones are a sample as well.
+    """
     rng = random.Random(f'{seed} {package}')
     places: dict[Any, list[Mutant]] = {}
     for path in modules(package):
@@ -135,7 +138,7 @@ def sample(package: str, count: int, seed: int) -> list[Mutant]:
         # Cosmic-ray takes the stars of arguments for operators.
         if len(chosen) < count and _compiles(mutant) and function_of(mutant):
             chosen.append(mutant)
-    return sorted(chosen, key=lambda mutant: mutant.place)
+    return chosen
 
 
 def _compiles(mutant: Mutant) -> bool:
@@ -283,6 +286,7 @@ class Reach:
         names: set[str] = set()
         for line in range(mutant.begin[0], mutant.end[0] + 1):
             names.update(lines.get(str(line), ()))
+        names &= self.durations.keys()
         module = pathlib.PurePath(mutant.path)
         mirror = f'tests/unit/{module.parent.name}/test_{module.stem}'
         chosen, seconds = [], 0.0
@@ -329,7 +333,7 @@ class Runner:
         return True
 
     def _run(self, names: list[str]) -> Iterator[str]:
-        """Run tests until one fails."""
+        """Run tests while none fails."""
         for number, name in enumerate(names):
             item = self._items[name]
             following = names[number + 1:number + 2]
@@ -357,19 +361,24 @@ class Runner:
                                    strict=False):
                 durations[name] = time.monotonic() - since
                 since = time.monotonic()
-                if not self._failed:
-                    tracer.switch_context(after)
+                tracer.switch_context(after)
+                if self._failed:
+                    print(f'\nFailed: {name}')
+                    del durations[name]
+                    self._failed = False
             tracer.stop()
-            if not self._failed:
-                self._reach.add(tracer.get_data(), durations)
-            return self._failed
+            self._reach.add(tracer.get_data(), durations)
+            return 0
 
         log = RESULTS / 'measure.log'
         if in_child(child, log, 7200) != 0:
-            raise SystemExit(f'Tests fail without a mutation: {log}')
+            raise SystemExit(f'Cannot measure: {log}')
         self._reach = Reach(RESULTS / 'reach.json')
         print(f'\nMeasured {len(names)} tests in '
               f'{time.monotonic() - begun:.0f} s.', flush=True)
+        for name in names:
+            if name not in self._reach.durations:
+                print(f'Left out, as it fails without a mutation: {name}')
 
     def _package(self, package: str) -> None:
         counts: dict[str, int] = {}
@@ -379,7 +388,7 @@ class Runner:
                       if mutant.name in self._args.only]
         else:
             chosen = sample(package, self._args.count, self._args.seed)
-        for mutant in chosen:
+        for number, mutant in enumerate(chosen, 1):
             begun = time.monotonic()
             tests = list(self._items) if self._args.tests else [
                 name for name in self._reach.tests(mutant)
@@ -391,9 +400,10 @@ class Runner:
                 print(f'{outcome}: {mutant.name} ({len(tests)} tests, '
                       f'{time.monotonic() - begun:.0f} s)\n  '
                       f'{describe(mutant)}', flush=True)
-        print(f'{package}: {len(chosen)} mutants, ' + ', '.join(
-            f'{number} {name}' for name, number in sorted(counts.items())),
-            flush=True)
+            if number == len(chosen) or number % 20 == 0:
+                print(f'{package}: {number} mutants, ' + ', '.join(
+                    f'{count} {name}' for name, count
+                    in sorted(counts.items())), flush=True)
 
     def _test(self, mutant: Mutant, tests: list[str]) -> str:
         """Run tests with a mutant.
@@ -414,7 +424,7 @@ class Runner:
 
         log = RESULTS / 'logs' / mutant.name.replace('/', '.')
         code = in_child(child, log,
-                        5 * self._reach.seconds(tests) + 2 * PATIENCE)
+                        3 * self._reach.seconds(tests) + 2 * PATIENCE)
         names = {None: 'timeout', 0: 'survived', 70: 'error'}
         return names.get(code, 'killed')
 
