@@ -225,12 +225,12 @@ class SpawnTest(fake_driver_host.FakeDriverTestCase):
         self.lxd.fail_next('POST', '/1.0/storage-pools/default/volumes/custom',
                            where={'description':
                                   'Ephemeral disk 1 of a server'})
-        disks = [{'size': 1, 'device_name': f'/dev/sd{letter}',
-                  'guest_format': None} for letter in 'bc']
+        wanted = [{'size': 1, 'device_name': f'/dev/sd{letter}',
+                   'guest_format': None} for letter in 'bc']
         self.assertRaises(
             exception.NovaException, self.host.spawn,
             self.host.instance(image), image,
-            block_device_info=disks.described(ephemerals=disks))
+            block_device_info=disks.described(ephemerals=wanted))
         self.assert_nothing_left()
 
     def test_encrypted_ephemeral_disk(self) -> None:
