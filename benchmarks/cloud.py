@@ -10,13 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How long a user waits for a server, and for what.
+"""Time until a server is ACTIVE, and which component needs it.
 
     python -m benchmarks.cloud [--rounds N] [--image NAME]
 
 Needs root and the quickstart cloud (devstack/quickstart.sh up). Starts a
 second nova-compute with Nova's fake driver, which does nothing: the time of a
-server there is Nova's share, the rest is the share of LXD and this driver.
+server there is Nova's share, the rest that of LXD and this driver.
 LXD's own time for the same instance is measured through its REST API.
 """
 
@@ -36,12 +36,12 @@ from tests.fixtures import raw_lxd
 
 FAKE_HOST = f'fake-{uuid.uuid4().hex[:8]}'
 FAKE_DRIVER = 'fake.FakeDriverWithoutFakeNodes'
-#: Seconds between looks at a server.
+#: Seconds between requests for the status of a server.
 INTERVAL = 0.02
 
 
 class Clock:
-    """Makes servers and takes the time.
+    """Measures the creation of servers.
 
     :param admin: an administrator's connection.
     :param image: name of the image.
@@ -76,12 +76,12 @@ class Clock:
                 time.sleep(INTERVAL)
         finally:
             cloud.CloudTestCase.delete(server.id, self._admin)
-            # What a delete leaves LXD to do shall not slow down the next.
+            # What LXD still does after a deletion must not slow down the next.
             time.sleep(1)
 
 
 def raw_launch(image_id: str) -> float:
-    """Create and start the like by LXD's API alone, and delete it.
+    """Create and start such an instance by LXD's API alone, and delete it.
 
     :returns: seconds until it runs.
     """

@@ -36,8 +36,8 @@ from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
-#: Far above what LXD gives the driver's own servers, and within the ten
-#: million ids that Debian's LXD has.
+#: Far above the ranges of the driver's instances, and within the ten million
+#: ids of Debian's LXD.
 FIRST_UID = 5_000_000
 
 
@@ -45,7 +45,7 @@ def throughput(action: Callable[[Any], Any], items: Iterable[Any],
                parallel: int) -> tuple[float, list[Any]]:
     """Call a function for many items in parallel.
 
-    :returns: how many a second, and what came of each.
+    :returns: calls per second, and the result of each.
     """
     items = list(items)
     began = time.perf_counter()
@@ -67,7 +67,7 @@ def config(number: int) -> dict[str, str]:
 
 def compare(lxd: lxd_daemon.RealLXD, content: bytes, title: str,
             options: argparse.Namespace, **settings: Any) -> None:
-    """Measure both ways some times and print what they managed."""
+    """Measure driver and loop in turn, and print both rates."""
     rates: dict[str, list[float]] = {
         key: [] for key in ('spawn', 'destroy', 'launch', 'delete')}
     with driver_host.DriverHost(lxd, **settings) as host:

@@ -10,16 +10,15 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""How long a snapshot takes, and whether the guest notices.
+"""Time of a snapshot, and the longest pause of the guest meanwhile.
 
     python -m benchmarks.snapshot [--pool btrfs|dir] [--megabytes N]
 
 Starts an LXD of its own, makes a server, and alternates between the driver's
 ``snapshot`` and what ``lxc snapshot``, ``lxc publish`` and
 ``lxc image export`` do with the same compression. Prints the medians and
-their ratio, and the longest time for which a process in the guest, which looks
-at the clock every 10 ms, was kept from running: with nothing else going on,
-and in each of the two.
+their ratio, and the longest time for which a process in the guest, which reads
+the clock every 10 ms, did not run: at rest, and during each of the two.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from tests.fixtures import busybox_image  # noqa: E402
 from tests.fixtures import driver_host  # noqa: E402
 from tests.fixtures import lxd_daemon  # noqa: E402
 
-#: Only what the shell does itself: a process started for each tick would
-#: wait for its turn of the CPU much longer than for a frozen guest.
+#: Built-in commands of the shell only: a process started for each tick would
+#: wait for a CPU much longer than for a frozen guest.
 _TICKER = ('echo $$ > /root/ticker; [ -p /root/clock ] || mkfifo /root/clock; '
            'exec 3<> /root/clock; '
            'while :; do read -t 0.01 nothing <&3; echo $EPOCHREALTIME; done')
@@ -53,7 +52,7 @@ _FILL = ('mkdir -p /root/data; i=0; while [ $i -lt {count} ]; do '
 
 
 class FileGlance:
-    """Takes an image as Glance's file store does: in chunks, onto a disk."""
+    """Stores an image as Glance's file store does: in chunks, on a disk."""
 
     def __init__(self, directory: str) -> None:
         self._path = os.path.join(directory, 'image')
@@ -72,7 +71,7 @@ class FileGlance:
 
 
 class Benchmark:
-    """One server, and the two ways of making an image of it."""
+    """One instance, and two ways of making an image of it."""
 
     def __init__(self, host: driver_host.DriverHost, directory: str,
                  megabytes: int) -> None:
@@ -87,7 +86,7 @@ class Benchmark:
         return self._host.run(self.server, 'sh', '-c', script, *arguments)
 
     def by_driver(self) -> float:
-        """Let the driver make an image; returns the seconds."""
+        """Make an image with the driver; return the seconds."""
         began = time.monotonic()
         self._host.driver.snapshot(
             self._host.context, self.server,
@@ -95,7 +94,7 @@ class Benchmark:
         return time.monotonic() - began
 
     def by_hand(self) -> float:
-        """Do what the client's commands do; returns the seconds."""
+        """Send the requests of LXD's client; return the seconds."""
         api, params = self._host.lxd.api, {'project': self._host.project}
         name = self.server.name
         began = time.monotonic()
@@ -140,7 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--pool', choices=('btrfs', 'dir'), default='btrfs')
     parser.add_argument('--megabytes', type=int, default=200,
-                        help='size of what is in the root disk')
+                        help='content of the root disk')
     parser.add_argument('--rounds', type=int, default=5)
     options = parser.parse_args()
     missing = lxd_daemon.missing()

@@ -38,16 +38,16 @@ os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
 from tests.fixtures import driver_host  # noqa: E402
 from tests.fixtures import lxd_daemon  # noqa: E402
 
-#: Packages of a guest like those of clouds, 70 MB packed.
+#: Packages of a typical cloud image, 70 MB compressed.
 PACKAGES = 'systemd-sysv,dbus,openssh-server,sudo,iproute2,python3-minimal'
-#: Idle servers for the measurement of the load at rest.
+#: Idle instances for the count of requests at rest.
 AT_REST = (1, 50)
 
 
 def timed(action: Callable[[], Any]) -> float:
-    """Run something.
+    """Call a function.
 
-    :returns: seconds that it took.
+    :returns: the seconds that it took.
     """
     began = time.perf_counter()
     action()
@@ -55,11 +55,11 @@ def timed(action: Callable[[], Any]) -> float:
 
 
 def settle(lxd: lxd_daemon.RealLXD) -> None:
-    """Wait until btrfs has forgotten what was deleted, which it does later
-    and at the cost of what comes next."""
+    """Wait until btrfs has removed deleted subvolumes, which it does in the
+    background and at the cost of later operations."""
     assert lxd.directory is not None
     pool = str(lxd.directory / 'storage-pools' / lxd.pool)
-    # The first has it begin at once, not in half a minute.
+    # The first sync makes it begin at once, not in half a minute.
     for command in ('filesystem', 'subvolume'):
         subprocess.run(['btrfs', command, 'sync', pool], check=True,
                        stdout=subprocess.DEVNULL)
@@ -82,7 +82,7 @@ def debian_image(directory: str) -> bytes:
 
 
 class Raw:
-    """Launches and deletes through LXD's API, with nothing in between."""
+    """Creates and deletes instances by LXD's API alone."""
 
     def __init__(self, host: driver_host.DriverHost, fingerprint: str) -> None:
         self._api = host.lxd.api
@@ -114,19 +114,19 @@ class Raw:
                        params=self._params)
 
 
-#: What a flavor of the benchmark makes of an instance's configuration.
+#: Configuration of an instance with the flavor of the benchmark.
 CONFIG = {'limits.cpu': '1', 'limits.memory': '512MiB',
           'security.idmap.isolated': 'true', 'boot.autostart': 'false'}
 
 
 def compare(lxd: lxd_daemon.RealLXD, content: bytes, rounds: int, title: str,
             **options: Any) -> None:
-    """Measure spawn and destroy under some options against raw LXD."""
+    """Compare spawn and destroy with some options to LXD alone."""
     with driver_host.DriverHost(lxd, **options) as host:
         image = host.image(content)
         figures: dict[str, list[float]] = {
             key: [] for key in ('spawn', 'destroy', 'launch', 'delete')}
-        # The first use brings the image into LXD and its pool.
+        # The first use imports the image into LXD and its pool.
         server = host.spawn(host.instance(image, root_gb=5, memory_mb=512),
                             image)
         host.driver.destroy(host.context, server, [])
@@ -137,7 +137,7 @@ def compare(lxd: lxd_daemon.RealLXD, content: bytes, rounds: int, title: str,
         raw.delete(raw.launch(CONFIG))
         for _ in range(rounds):
             server = host.instance(image, root_gb=5, memory_mb=512)
-            # One after the other: a guest that boots takes its share of CPU.
+            # One after the other: a booting guest uses the CPU.
             figures['spawn'].append(timed(
                 lambda: host.spawn(server, image)))
             figures['destroy'].append(timed(
@@ -164,10 +164,10 @@ def show(title: str, ours: str, our_figures: list[float], theirs: str,
 
 
 def first_use(lxd: lxd_daemon.RealLXD, content: bytes, rounds: int) -> None:
-    """Measure the first server of an image against doing it by hand."""
+    """Compare the first instance of an image to an import by hand."""
     ours, by_hand = [], []
     for _ in range(rounds):
-        # Each host has a project of its own, whose images go with it.
+        # Each host has a project of its own, with its own images.
         settle(lxd)
         with driver_host.DriverHost(lxd) as host:
             image = host.image(content)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the driver adds to attaching a volume, and how fast a volume is.
+"""Overhead of the driver when volumes are attached, and their throughput.
 
     python -m benchmarks.volumes [--rounds N] [--megabytes N]
 
@@ -41,7 +41,7 @@ from typing import Any
 
 os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', '1')
 
-# Before anything of Nova's.
+# Before any import of Nova.
 from tests.fixtures import busybox_image  # noqa: E402
 from tests.fixtures import driver_host  # noqa: E402
 from tests.fixtures import lab_volumes  # noqa: E402
@@ -54,7 +54,7 @@ from oslo_utils import units  # noqa: E402
 
 PATH = '/dev/vdb'
 DIRECTORY = '/mnt/vdb'
-#: In busybox's shell, whose dd does not say how long it took.
+#: For the shell of busybox, whose dd does not report its duration.
 _TIMED = ('echo $EPOCHREALTIME; {command} 2>/dev/null || exit 1; '
           'echo $EPOCHREALTIME')
 MODES = ('block', 'filesystem')
@@ -66,7 +66,7 @@ def run(*command: str) -> str:
 
 
 class Benchmark:
-    """A server, a volume, and two ways to bring them together."""
+    """An instance, a volume, and several ways of attaching it."""
 
     def __init__(self, host: driver_host.DriverHost,
                  storage: lab_volumes.Storage, directory: str, megabytes: int
@@ -81,7 +81,7 @@ class Benchmark:
         run('mkfs.ext4', '-q', '-E', 'root_owner=0:0',
             self.volumes['filesystem'].data()['device_path'])
         for volume in self.volumes.values():
-            # Holes would be filled in the first round only.
+            # Holes would be allocated in the first round only.
             with open(volume.file, 'r+b') as stream:
                 os.posix_fallocate(stream.fileno(), 0, volume.size)
 
@@ -130,7 +130,7 @@ class Benchmark:
         found = connector.connect_volume(data)
         if mode == 'block':
             device = {'type': 'unix-block', 'path': PATH,
-                      # As LXD wants it.
+                      # Required by LXD.
                       'source': os.path.realpath(found['path'])}
         else:
             run('mount', '-t', 'ext4', '-o', 'nosuid,nodev', found['path'],
@@ -208,11 +208,11 @@ class Benchmark:
         for number in range(rounds + 1):
             pair = ((guest, self._in_guest, inside),
                     (host, self._on_host, outside))
-            # The second one finds more, or less, in the page cache.
+            # The order decides what is in the page cache.
             for seconds, run_it, path in pair[::(-1) ** number]:
                 run('sync')
                 took = run_it(command.format(path=path))
-                # The first warms up.
+                # The first round is not counted.
                 if number:
                     seconds.append(took)
         return guest, host
@@ -247,7 +247,7 @@ def measure(benchmark: Benchmark, rounds: int, megabytes: int) -> None:
         for number in range(rounds + 1):
             for name, way in ways.items():
                 took = way(mode)
-                # The first starts privsep's daemon and the like.
+                # The first round starts the privsep daemon.
                 if number:
                     results[name].append(took)
         # Detaching blindly is detaching by hand.

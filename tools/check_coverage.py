@@ -12,7 +12,7 @@
 #    under the License.
 
 
-"""Check which part of each package the unit tests run.
+"""Check the line coverage of each package by the unit tests.
 
 Reads the report of ``coverage json`` and prints the share of lines of each
 package. Fails if one is below the goal, or below what it must keep where the
@@ -27,11 +27,11 @@ import json
 import pathlib
 import sys
 
-#: Percent of lines that a package needs.
+#: Line coverage in percent that a package needs.
 GOAL = 85.0
 
-#: Packages that are not there yet, and what they must keep. To be raised, and
-#: removed when the goal is reached.
+#: Packages below the goal, and the coverage that they must keep. To be raised,
+#: and removed when the goal is reached.
 KEEP: dict[str, float] = {
 }
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Evaluates the JUnit files of run_tests.sh.
+"""Evaluate the JUnit files of run_tests.sh.
 
 ``counts FILE...`` prints the numbers of passed, failed and skipped tests,
 ``durations FILE...`` the seconds of all tests, the longest first, and

@@ -27,9 +27,9 @@ _EGRESS = 'NET_BW_EGR_KILOBIT_PER_SEC'
 
 
 class LimitTest(cloud.CloudTestCase):
-    """OVN keeps the limits, with meters; the driver has no part in it."""
+    """OVN enforces the limits with meters; the driver has no part in it."""
 
-    #: Kilobits a second. TCP does not use all of it, since meters drop.
+    #: Kilobits a second. TCP does not reach it, since meters drop packets.
     LIMIT = 4000
     SIZE = 3 << 18
 
@@ -47,7 +47,7 @@ class LimitTest(cloud.CloudTestCase):
         with subprocess.Popen([*command, script], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE) as client:
             assert client.stdin and client.stdout
-            # Logging in takes its time and is not to count.
+            # The time of the login does not count.
             self.assertEqual(b'\n', client.stdout.read(1))
             began = time.monotonic()
             if not outbound:
@@ -79,14 +79,14 @@ class LimitTest(cloud.CloudTestCase):
             'the limit', lambda: self.rate(address, True) < self.LIMIT * 1.1,
             30)
         self.assertLess(self.rate(address, False), self.LIMIT * 1.1)
-        # It is the port's, whatever becomes of the guest.
+        # The limit belongs to the port and survives a reboot of the guest.
         self.cloud.compute.reboot_server(server.id, 'HARD')
         self.wait_status(server.id, 'ACTIVE')
         self.ssh(address, 'true', user='root')
         self.assertLess(self.rate(address, True), self.LIMIT * 1.1)
         self.admin.network.update_port(port.id, qos_policy_id=None)
         cloud.wait_for(
-            'the end of the limit',
+            'the limit to be removed',
             lambda: self.rate(address, True) > 1.3 * self.LIMIT, 30)
 
 
@@ -99,8 +99,8 @@ class GuaranteeTest(cloud.CloudTestCase):
         super().setUp()
         [self.root] = self.providers()
         before = self.options()
-        # nova-compute remembers the providers below its own for minutes, and
-        # builds nothing while it knows of one that is gone.
+        # nova-compute caches the nested resource providers for minutes, and
+        # builds nothing while its cache has one that is gone.
         self.addCleanup(cloud.quickstart, 'restart', 'nova-compute')
         # From the start the chassis says this only where the bandwidth of
         # the bridge is known.
@@ -148,7 +148,7 @@ class GuaranteeTest(cloud.CloudTestCase):
         return {}
 
     def remove_providers(self) -> None:
-        """Remove what Neutron leaves, the leaves of the tree first."""
+        """Remove resource providers that Neutron leaves, children first."""
         def removed() -> bool:
             for provider in self.providers():
                 if provider['uuid'] != self.root['uuid']:
@@ -157,7 +157,7 @@ class GuaranteeTest(cloud.CloudTestCase):
                             'delete',
                             f'/resource_providers/{provider["uuid"]}')
             return len(self.providers()) == 1
-        cloud.wait_for('the end of the providers', removed, 30)
+        cloud.wait_for('the providers to be removed', removed, 30)
 
     # -- ports
 

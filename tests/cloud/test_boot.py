@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Servers boot, get what they were asked for, and leave nothing behind."""
+"""Servers boot, get what was requested, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def encoded(text: str) -> str:
 
 
 class SystemServer(cloud.CloudTestCase):
-    """One server of the system image, for all that only looks at it."""
+    """One server of the system image, for all tests that only inspect it."""
 
     server: Any = None
     address: str
@@ -169,11 +169,11 @@ class BootTest(cloud.CloudTestCase):
                          self.ssh(address, 'cat /tmp/user-data', user='root'))
         self.assertEqual(server.name,
                          self.ssh(address, 'hostname', user='root'))
-        # Passwords and keys are in there.
+        # It contains passwords and keys.
         self.assertEqual(
             '', self.ssh(address, 'find /config-drive -perm /o+rwx'
                          ' ! -type d', user='root'))
-        # The same as a disk of that label.
+        # The same content on a disk with that label.
         device = '/dev/disk/by-label/config-2'
         self.assertEqual('config-2', self.ssh(
             address, f'head -c 32840 {device} | tail -c 32', user='root'

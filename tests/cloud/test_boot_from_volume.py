@@ -27,12 +27,12 @@ from tests.fixtures import machine
 
 
 class BootFromVolumeTools(test_volumes.VolumeTools):
-    """What tests of servers that boot from volumes do."""
+    """Helpers for servers that boot from volumes."""
 
     def boot_from(self, **source: Any) -> tuple[Any, str]:
         """Make a server that boots from a volume.
 
-        :returns: it, and the volume's id.
+        :returns: the server, and the ID of the volume.
         """
         server = self.boot(None, block_device_mapping=[{
             'boot_index': 0, 'destination_type': 'volume',
@@ -62,7 +62,7 @@ class BootCases(BootFromVolumeTools):
     """What holds on back ends with block devices."""
 
     def test_life(self) -> None:
-        """From the image to a volume, and from that to another server."""
+        """Boot a new volume, and boot another server from the same volume."""
         server, volume = self.from_image()
         filled = self.fill(server)
         for kind in ('SOFT', 'HARD'):
@@ -74,7 +74,7 @@ class BootCases(BootFromVolumeTools):
         self.cloud.compute.start_server(server.id)
         self.wait_status(server.id, 'ACTIVE')
         self.assertEqual(filled, self.sum(server))
-        # Placement has no disk of it.
+        # Placement has no allocation of disk for it.
         allocations = self.admin.placement.get(
             f'/allocations/{server.id}').json()['allocations']
         self.assertNotIn('DISK_GB', str(allocations))
@@ -88,7 +88,7 @@ class BootCases(BootFromVolumeTools):
         self.assertEqual(filled, self.sum(second))
 
     def test_lxd_is_killed(self) -> None:
-        """The guest goes on, and everything can be done with it later."""
+        """The guest keeps running, and all operations work afterwards."""
         server, volume = self.from_image()
         filled, began = self.fill(server), self.started_at(server)
         for how in (signal.SIGKILL, signal.SIGTERM):
@@ -111,7 +111,7 @@ class BootCases(BootFromVolumeTools):
         self.assert_released(volume)
 
     def test_shelve(self) -> None:
-        """Nova keeps the volume, and makes no image of it."""
+        """Nova keeps the volume instead of making an image of it."""
         server, volume = self.from_image()
         filled = self.fill(server)
         for _turn in range(2):
@@ -124,10 +124,10 @@ class BootCases(BootFromVolumeTools):
             self.assertEqual(filled, self.sum(server))
 
     def test_extend(self) -> None:
-        """The root grows while the guest goes on."""
+        """The root filesystem grows while the guest runs."""
         if not machine.grows_ext4():
-            self.skipTest('the kernel wants CAP_SYS_RESOURCE, which this '
-                          'machine lacks, of who has a mounted ext4 grow; '
+            self.skipTest('this machine lacks CAP_SYS_RESOURCE, without '
+                          'which a mounted ext4 cannot grow; '
                           'tests.functional.test_boot_from_volume has xfs')
         server, volume = self.from_image()
         filled, began = self.fill(server), self.started_at(server)
@@ -141,11 +141,11 @@ class BootCases(BootFromVolumeTools):
         self.assertEqual(began, self.started_at(server))
 
     def size_of_root(self, server: Any) -> int:
-        """KiB of the guest's root filesystem, as it sees them."""
+        """Return the size of the root filesystem in the guest, in KiB."""
         return int(self.execute(server, 'df -k / | tail -n 1').split()[-5])
 
     def test_snapshot(self) -> None:
-        """An image of such a server is snapshots of its volumes."""
+        """An image of such a server consists of snapshots of its volumes."""
         server, _volume = self.from_image(2)
         filled = self.fill(server)
         image = self.cloud.compute.create_server_image(
@@ -164,7 +164,7 @@ class BootCases(BootFromVolumeTools):
             self.delete_snapshot(device['snapshot_id'])
 
     def test_new_image(self) -> None:
-        """A rebuild with another image for the volume."""
+        """Rebuild with another image, which replaces the volume's content."""
         server, volume = self.from_image()
         self.fill(server)
         self.cloud.compute.post(

@@ -41,7 +41,7 @@ class CloudInitKeysTest(cloud.CloudTestCase):
         cloud.quickstart('restart', 'nova-compute')
 
     def image(self) -> Any:
-        """An image whose cloud-init only knows LXD."""
+        """Return an image whose cloud-init uses LXD's data source only."""
         server = self.boot(cloud.distribution(), 'lxd.small')
         self.execute(server, 'cloud-init status --wait >/dev/null; ' + ASK_LXD)
         self.cloud.compute.stop_server(server.id)
@@ -58,7 +58,7 @@ class CloudInitKeysTest(cloud.CloudTestCase):
             self.image().id, 'lxd.small', user_data=base64.b64encode(
                 b'#!/bin/sh\necho "by LXD" >/root/user-data\n').decode())
         address = self.floating_ip(server.id)
-        # The key pair has come this way, or login would fail.
+        # The key pair came from LXD, or the login would fail.
         self.assertEqual(server.name, self.ssh(address, 'hostname'))
         self.ssh(address, 'sudo cloud-init status --wait >/dev/null; true')
         self.assertEqual('lxd', self.ssh(address, 'cloud-id'))

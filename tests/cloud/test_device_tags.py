@@ -44,13 +44,13 @@ class DeviceTagsTest(cloud.CloudTestCase):
             address, 'cat /config-drive/openstack/latest/meta_data.json',
             user='root')))
 
-        # Without a gateway, or answers to the floating IP would go there.
+        # Without a gateway, or replies of the floating IP would go there.
         network = self.cloud.network.create_network(name=self.unique('side'))
         self.addCleanup(self.cloud.network.delete_network, network)
         self.cloud.network.create_subnet(
             network_id=network.id, ip_version=4, cidr='10.97.0.0/24',
             gateway_ip=None)
-        # The server goes before its network.
+        # The server is deleted before its network.
         self.addCleanup(self.delete, server.id)
         second = self.cloud.compute.create_server_interface(
             server, net_id=network.id, tag='outside')

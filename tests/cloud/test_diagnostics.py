@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What administrators are told of a running server."""
+"""Diagnostics of a running server for administrators."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Evacuation from a host that has died, and what that host finds later."""
+"""Evacuation from a failed host, and the clean-up when it returns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROJECT = 'nova-other'
 
 
 class Evacuation:
-    """What tests of an evacuation do."""
+    """Helpers for evacuations."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -37,7 +37,7 @@ class Evacuation:
         self.other = self.unique('other')
 
     def kill_nova_compute(self) -> Any:
-        """Have the host die, as far as Nova can see.
+        """Make the host fail, as far as Nova can see.
 
         :returns: its service.
         """
@@ -52,14 +52,14 @@ class Evacuation:
         return service
 
     def force_down(self, service: Any, down: bool) -> None:
-        # Nova takes a host back only once it has cleaned up.
+        # Nova allows a host to come back only after its clean-up.
         cloud.wait_for('a change of the service', lambda: (
             self.admin.compute.put(
                 f'/os-services/{service.id}', json={'forced_down': down},
                 microversion='2.53').status_code == 200), 60, 1)
 
     def remove_project(self) -> None:
-        """Delete what the other host has left in LXD."""
+        """Delete the LXD project of the other host."""
         for path in ('instances', 'images'):
             for url in self.host.query(f'/1.0/{path}?project={PROJECT}'):
                 name = url.partition('?')[0].rpartition('/')[2]
@@ -80,7 +80,7 @@ class Evacuation:
             if found['config'].get('user.nova.uuid') == server.id]
 
     def evacuate(self, server: Any, check: Callable[[], None]) -> None:
-        """Move a server to another host, and have the first one come back.
+        """Evacuate a server to another host, and let the first one come back.
 
         :param server: without ports, which cannot be bound where no agent of
             Neutron's runs.
@@ -88,7 +88,7 @@ class Evacuation:
             the first one has cleaned up.
         """
         self.addCleanup(self.remove_project)
-        # Where every user may pass, as roots on volumes want it.
+        # Searchable by every user, which root filesystems on volumes need.
         mounts = tempfile.mkdtemp(dir='/run')
         os.chmod(mounts, 0o711)
         self.addCleanup(self.remove_directories, mounts)
@@ -115,7 +115,7 @@ class Evacuation:
             self.there(server) and self.admin.compute.get_server(
                 server.id).status == 'ACTIVE'), cloud.BOOT_TIMEOUT)
         check()
-        # The host that was thought dead comes back.
+        # The failed host comes back.
         self.assertEqual(1, len(self.host.instances_of(server.id)))
         cloud.quickstart('restart', 'nova-compute')
         cloud.wait_for('an empty old host', lambda: not (
@@ -149,7 +149,7 @@ class EvacuateFromVolumeTest(
                 cloud.run('umount', target)
 
     def test_content_stays(self) -> None:
-        """The same volume there; what is cleaned up here is not on it."""
+        """The clean-up of the failed host does not touch the volume."""
         server, self.volume = self.from_image()
         filled = self.fill(server)
 

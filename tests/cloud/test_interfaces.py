@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Network interfaces come and go while a server runs."""
+"""Network interfaces are attached to and detached from running servers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.fixtures import cloud
 class InterfaceTest(cloud.CloudTestCase):
 
     def side_network(self) -> str:
-        """A network that leads nowhere, so that its default route does not
-        take the answers to the floating IP away from the first port.
+        """Create a network without a gateway, whose default route would take
+        the replies of the floating IP away from the first port.
         """
         network = self.cloud.network.create_network(name=self.unique('side'))
         self.addCleanup(self.cloud.network.delete_network, network)
@@ -52,7 +52,7 @@ class InterfaceTest(cloud.CloudTestCase):
             'an active port', lambda: self.cloud.network.get_port(
                 second.id).status == 'ACTIVE', 30)
 
-        # It is still there, in its place, after a new start.
+        # It is the same interface after a restart.
         self.cloud.compute.reboot_server(server, 'HARD')
         cloud.wait_for('the reboot', lambda: self.cloud.compute.get_server(
             server.id).task_state is not None, 20, 0.1)
@@ -63,10 +63,10 @@ class InterfaceTest(cloud.CloudTestCase):
             address, 'ip -4 address show dev eth1', user='root'))
 
         self.cloud.compute.delete_server_interface(created.port_id, server)
-        cloud.wait_for('the end of the second interface',
+        cloud.wait_for('the second interface to be removed',
                        lambda: macs() == [first.mac_address], 30)
         cloud.wait_for(
-            'an end of its host side',
+            'its device on the host to be removed',
             lambda: not self.host.left_of('none', [second.id]), 30)
         ports = [first.id, second.id]
         self.delete(server.id)

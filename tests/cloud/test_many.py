@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Fifty servers at once, made and deleted."""
+"""Fifty servers, created and deleted at the same time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMEOUT = 600
 class ManyTest(cloud.CloudTestCase):
 
     def flavor(self) -> str:
-        """A flavor that claims no CPU, which small hosts have too few of."""
+        """Create a flavor without CPU allocations, for hosts with few CPUs."""
         name = self.unique('many')
         flavor = self.admin.compute.create_flavor(
             name=name, vcpus=1, ram=64, disk=1)
@@ -39,7 +39,7 @@ class ManyTest(cloud.CloudTestCase):
         return name
 
     def project(self) -> tuple[Any, Any]:
-        """A connection to a new project with a network of its own."""
+        """Return a connection to a new project with a network of its own."""
         identity = self.admin.identity
         project = identity.create_project(
             name=self.unique('many'), domain_id='default')

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""CPUs of their own for servers, with Nova's scheduler and claims.
+"""Dedicated CPUs for servers, with Nova's scheduler and claims.
 
-The host's CPUs are divided for the time of each test: the last one is for
-servers that want it for themselves, the others are shared.
+For each test the last CPU of the host is dedicated ([compute]
+cpu_dedicated_set), and the others are shared.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PinningTest(cloud.CloudTestCase):
                 f'cpu_dedicated_set = {hardware.format_cpu_spec(self.own)}\n')
         self.restart()
         self.wait_inventory(True)
-        # Servers go before what they need.
+        # Servers are deleted before what they use.
         self.addCleanup(self.delete, self.old.id)
 
     @staticmethod
@@ -60,15 +60,15 @@ class PinningTest(cloud.CloudTestCase):
         cloud.quickstart('restart', 'nova-compute')
 
     def wait_inventory(self, divided: bool) -> None:
-        """Wait until nova-compute has told Placement of its CPUs."""
+        """Wait until nova-compute has reported its CPUs to Placement."""
         [provider] = list(self.admin.placement.resource_providers())
 
-        def told() -> bool:
+        def reported() -> bool:
             inventory = self.admin.placement.get(
                 f'/resource_providers/{provider.id}/inventories'
             ).json()['inventories']
             return ('PCPU' in inventory) == divided
-        cloud.wait_for('the inventory of CPUs', told, cloud.BOOT_TIMEOUT)
+        cloud.wait_for('the inventory of CPUs', reported, cloud.BOOT_TIMEOUT)
 
     def flavor(self, **specs: str) -> str:
         model = self.admin.compute.find_flavor('lxd.tiny',
@@ -107,7 +107,7 @@ class PinningTest(cloud.CloudTestCase):
         self.assert_no_host()
         started = self.started_at(pinned)
         self.restart()
-        # CPUs in use are not assigned again, whichever server restarts.
+        # CPUs in use are not assigned twice, whichever server restarts.
         self.assert_no_host()
         self.assert_on(pinned, self.own)
         self.assertEqual(started, self.started_at(pinned))

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Stopping, starting and rebooting, asked for from outside and inside."""
+"""Stop, start and reboot, by Nova's API and by the guest."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import Any
 
 from tests.fixtures import cloud
 
-# A server's own poweroff has to show within this many seconds. Nova's API
-# gets the news from an event, not from the periodic task (ten minutes).
+# Seconds in which a guest's own poweroff has to show. Nova's API learns of it
+# by an event, not by the periodic task (ten minutes).
 NOTICE_TIMEOUT = 20
 
 
@@ -35,7 +35,7 @@ class PowerTest(cloud.CloudTestCase):
         return self.ssh(self.address, command, user='root')
 
     def boot_id(self) -> str:
-        """Return something that changes with each boot of the guest."""
+        """Return a string that changes with each boot of the guest."""
         name = self.host.name_of(self.server.id)
         state = self.host.query(
             f'/1.0/instances/{name}/state?project={cloud.LXD_PROJECT}')

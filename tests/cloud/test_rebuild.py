@@ -59,7 +59,7 @@ class RebuildTest(cloud.CloudTestCase):
         self.wait_status(server.id, 'ACTIVE')
 
     def test_image_too_large(self) -> None:
-        """The server is told before anything of it is lost."""
+        """The rebuild is refused before anything of the server is lost."""
         flavor = self.admin.compute.create_flavor(
             name=self.unique('small'), vcpus=1, ram=128, disk=1)
         self.addCleanup(self.admin.compute.delete_flavor, flavor.id)
@@ -75,7 +75,7 @@ class RebuildTest(cloud.CloudTestCase):
         except exceptions.BadRequestException:
             pass
         else:
-            self.fail('An image that does not fit was taken')
+            self.fail('An image that does not fit was accepted')
         self.assertEqual('kept', self.execute(server, 'cat /root/kept'))
 
     def test_restart_of_nova_compute_in_the_middle(self) -> None:
@@ -90,9 +90,9 @@ class RebuildTest(cloud.CloudTestCase):
         def over() -> Any:
             found = self.cloud.compute.get_server(server.id)
             return found if found.task_state is None else None
-        found = cloud.wait_for('the end of the task', over, 120)
+        found = cloud.wait_for('the task to end', over, 120)
         if found.status != 'ACTIVE':
-            # Nova gives up a rebuild that was cut off; the next one works.
+            # Nova does not resume an interrupted rebuild; the next one works.
             self.assertEqual('ERROR', found.status)
             self.cloud.compute.rebuild_server(
                 server.id,

@@ -35,7 +35,7 @@ class ResizeTest(cloud.CloudTestCase):
         self.wait_status(server.id, 'VERIFY_RESIZE', 120)
 
     def limits(self, server: Any) -> tuple[str, str, str]:
-        """CPUs and memory as the guest sees them, and the disk's quota."""
+        """Return CPUs and memory in the guest, and the quota of its disk."""
         found = self.host.instances_of(server.id)[0]
         return (self.execute(server, 'nproc'),
                 found['config']['limits.memory'],
@@ -85,7 +85,7 @@ class ResizeTest(cloud.CloudTestCase):
     def test_smaller_root_disk_is_refused(self) -> None:
         server = self.boot(flavor=self.flavor(disk=3).name)
         began, before = self.started_at(server), self.limits(server)
-        # Nova's API refuses it before the driver has to.
+        # Nova's API refuses it before it reaches the driver.
         self.assertRaises(
             exceptions.BadRequestException, self.cloud.compute.resize_server,
             server.id, self.flavor(disk=1).id)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Servers go on when the host's daemons start again."""
+"""Servers keep running when the daemons of the host restart."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.fixtures import cloud
 
 
 class Connection:
-    """A connection to a guest, in which it has to keep answering.
+    """A connection to a guest on which it has to keep answering.
 
-    The guest's port is not replaced and its processes go on as long as the
-    connection works; how long single answers take depends on how busy the
-    host is.
+    As long as the connection works, the guest's port has not been replaced
+    and its processes run. How long single answers take depends on the load of
+    the host.
     """
 
     def __init__(self, address: str) -> None:
@@ -49,7 +49,7 @@ class Connection:
         self._client.communicate()
 
     def answers(self) -> bool:
-        """Whether the guest still answers; False once it is cut."""
+        """Whether the guest still answers on the connection."""
         assert self._client.stdin and self._client.stdout
         try:
             self._client.stdin.write(b'x')
@@ -79,7 +79,7 @@ class RestartTest(cloud.CloudTestCase):
                                f'?project={cloud.LXD_PROJECT}')['pid']
 
     def check_afterwards(self) -> None:
-        """States are right, and all that users do still works."""
+        """Check power states, and that operations still work."""
         compute = self.cloud.compute
         self.assertEqual(
             'ACTIVE', compute.get_server(self.running.id).status)
@@ -89,7 +89,7 @@ class RestartTest(cloud.CloudTestCase):
         self.wait_status(self.stopped.id, 'ACTIVE', 90)
         self.ssh(self.address, f'ping -c 3 -W 3 {self.fixed_ip(self.stopped)}',
                  user='root')
-        # Events are heard again.
+        # The driver receives events again.
         self.try_ssh(self.address, 'poweroff', 'root', timeout=10)
         self.wait_status(self.running.id, 'SHUTOFF', 30)
         for server_id, ports in self.ports_of.items():
@@ -101,7 +101,7 @@ class RestartTest(cloud.CloudTestCase):
         with Connection(self.address) as connection:
             self.assertTrue(connection.answers())
             cloud.quickstart('restart', 'nova-compute')
-            # Time for what it does at its start; requests wait for it anyway.
+            # Time for its start; requests wait for it anyway.
             time.sleep(10)
             self.assertTrue(connection.answers())
         self.assertEqual(before, self.pid())
@@ -128,7 +128,7 @@ class RestartTest(cloud.CloudTestCase):
 
 
 class MiddleTest(cloud.CloudTestCase):
-    """Restarts while something goes on, after which nothing may be left."""
+    """Restarts during an operation, after which nothing may be left."""
 
     def begin_boot(self) -> Any:
         server = self.create(cloud.distribution(), 'lxd.small')
@@ -137,15 +137,15 @@ class MiddleTest(cloud.CloudTestCase):
         return server
 
     def settled(self, server: Any) -> str:
-        """Wait until Nova has made up its mind.
+        """Wait until the build has ended.
 
-        :returns: the server's status.
+        :returns: the status of the server.
         """
         def over() -> Any:
             found = self.cloud.compute.get_server(server.id)
             return (found.status if found.task_state is None and
                     found.status in ('ACTIVE', 'ERROR') else None)
-        return cloud.wait_for('the end of its build', over, 180)
+        return cloud.wait_for('its build to end', over, 180)
 
     def delete_for_good(self, server: Any) -> None:
         ports = [port.id for port in self.ports(server.id)]
@@ -167,7 +167,7 @@ class MiddleTest(cloud.CloudTestCase):
         if self.settled(server) == 'ACTIVE':
             self.wait_answer(self.floating_ip(server.id))
         self.delete_for_good(server)
-        # And the host goes on to work.
+        # The host still works.
         self.boot()
 
     def test_nova_compute_while_it_is_deleted(self) -> None:

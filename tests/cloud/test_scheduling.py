@@ -19,11 +19,11 @@ from typing import Any
 
 from tests.fixtures import cloud
 
-#: CPU flags of the kernel and what they must have become.
+#: CPU flags of the kernel, and the traits that they become.
 _FLAGS = {'aes': 'HW_CPU_X86_AESNI', 'avx2': 'HW_CPU_X86_AVX2',
           'sse4_2': 'HW_CPU_X86_SSE42', 'asimd': 'HW_CPU_AARCH64_ASIMD'}
 
-#: No container gets what this promises, so that no host reports it.
+#: Containers cannot have this, so no host reports it.
 _NEVER = 'HW_CPU_X86_VMX'
 
 _VERSION = '1.17'
@@ -73,7 +73,7 @@ class SchedulingTest(cloud.CloudTestCase):
                        ) -> None:
         server = self.create(flavor=flavor)
         self.wait_status(server.id, 'ERROR')
-        # The status is there a moment before the reason.
+        # The status is set a moment before the fault.
         fault = cloud.wait_for(
             'a reason', lambda: self.cloud.compute.get_server(server.id).fault,
             cloud.ACTION_TIMEOUT)
@@ -115,7 +115,7 @@ class SchedulingTest(cloud.CloudTestCase):
         self.boot(flavor=self.flavor(**{f'trait:{_NEVER}': 'forbidden'}))
 
     def test_trait_of_the_operator(self) -> None:
-        """One that is set by hand counts, and the driver leaves it alone."""
+        """A trait that an operator sets is used, and the driver keeps it."""
         trait, path = self.new_trait(), (
             f'/resource_providers/{self.provider()}/traits')
         flavor = self.requiring(trait)
@@ -123,12 +123,12 @@ class SchedulingTest(cloud.CloudTestCase):
         self.change(path, {trait}, set())
         self.addCleanup(self.change, path, set(), {trait})
         self.boot(flavor=flavor)
-        # nova-compute has written its own view of the host meanwhile.
+        # nova-compute has updated the resource provider meanwhile.
         self.assertIn(trait, self.traits())
         self.boot(flavor=flavor)
 
     def change(self, path: str, more: set[str], less: set[str]) -> None:
-        """Set traits by hand, as often as nova-compute comes in between."""
+        """Change traits by hand; try again if nova-compute comes between."""
         def changed() -> bool:
             found = self.placement('get', path).json()
             found['traits'] = sorted({*found['traits'], *more} - less)
@@ -136,8 +136,7 @@ class SchedulingTest(cloud.CloudTestCase):
         cloud.wait_for('the change of the traits', changed, 10)
 
     def test_dedicated_cpus_without_any(self) -> None:
-        """The host has not set CPUs aside, so nobody gets shared ones as
-        their own."""
+        """A host without dedicated CPUs does not dedicate its shared ones."""
         inventory = self.placement(
             'get', f'/resource_providers/{self.provider()}/inventories'
         ).json()['inventories']

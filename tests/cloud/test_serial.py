@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Serial consoles, the way their users reach them: through Nova's proxy."""
+"""Serial consoles through nova-serialproxy, as users reach them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Terminal(contextlib.AbstractContextManager['Terminal']):
         self._channel.send_binary(text.encode())
 
     def expect(self, wanted: str, timeout: float = 60) -> str:
-        """Reads until a text comes, and returns what was before it."""
+        """Read until a text appears, and return what came before it."""
         deadline = time.monotonic() + timeout
         while wanted not in self.seen:
             self._channel.settimeout(max(0.1, deadline - time.monotonic()))
@@ -68,7 +68,7 @@ class Terminal(contextlib.AbstractContextManager['Terminal']):
         self.run('echo $((6 * 7))', '42')
 
     def run(self, command: str, result: str) -> None:
-        """Types a command and waits for its result, not for its echo."""
+        """Type a command and wait for its result, not for its echo."""
         self.type(f"{command}; echo 'do''ne'\n")
         self.expect(result)
         self.expect('done')
@@ -94,7 +94,7 @@ class SerialConsoleTest(cloud.CloudTestCase):
             self.server, protocol='serial', type='serial').url
 
     def refused(self, url: str) -> bool:
-        """True when no terminal comes of it."""
+        """Whether the URL does not lead to a terminal."""
         try:
             with Terminal(url) as terminal:
                 terminal.is_closed()
@@ -108,7 +108,7 @@ class SerialConsoleTest(cloud.CloudTestCase):
 
     def test_terminal(self) -> None:
         with Terminal(self.url()) as terminal:
-            # What a client does that knows the size of its window.
+            # As a client does that knows the size of its window.
             terminal.type('\x1b[8;50;132t')
             terminal.log_in()
             terminal.run('stty size', '50 132')
@@ -149,7 +149,7 @@ class SerialConsoleTest(cloud.CloudTestCase):
             terminal.log_in()
             self.wait_status(self.server.id, 'ACTIVE')
         cloud.quickstart('restart', 'nova-compute')
-        # The token that Nova gave out before is good for the same port.
+        # The earlier token is valid for the same port.
         with Terminal(url) as terminal:
             terminal.log_in()
         self.assertEqual(port, self.port())

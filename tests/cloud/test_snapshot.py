@@ -26,7 +26,7 @@ IMAGE_TIMEOUT = 300
 class SnapshotTest(cloud.CloudTestCase):
 
     def snapshot(self, server: Any) -> Any:
-        """Make an image; returns it once it is active and the server free."""
+        """Make an image; return it when it is active and the task is over."""
         image = self.cloud.compute.create_server_image(
             server.id, self.unique('snapshot'))
         self.addCleanup(self.cloud.image.delete_image, image.id,
@@ -143,7 +143,7 @@ class SnapshotTest(cloud.CloudTestCase):
                     image.id).status == 'deleted'
             except exceptions.NotFoundException:
                 return True
-        cloud.wait_for('the end of the image', image_is_gone, 60)
+        cloud.wait_for('the image to be deleted', image_is_gone, 60)
         aliases = self.host.query(
             f'/1.0/images/aliases?project={cloud.LXD_PROJECT}')
         self.assertEqual([], [url for url in aliases if server.id in url])
@@ -157,7 +157,7 @@ class SnapshotTest(cloud.CloudTestCase):
         cloud.wait_for('the copy', lambda: len(
             self.host.instances_of(server.id)) == 2, 60, 0.05)
         cloud.quickstart('restart', 'nova-compute')
-        cloud.wait_for('the end of the task', lambda: self.cloud.compute.
+        cloud.wait_for('the task to end', lambda: self.cloud.compute.
                        get_server(server.id).task_state is None, 120)
         self.assertEqual('ACTIVE', self.cloud.compute.get_server(
             server.id).status)

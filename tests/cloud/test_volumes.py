@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Cinder volumes, as users have them: through the APIs and in the guest."""
+"""Cinder volumes as users see them: through the APIs and in the guest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATH = '/dev/vdb'
 
 
 class VolumeTools:
-    """What tests of volumes do."""
+    """Helpers for volumes."""
 
     volume_type = ''
 
@@ -45,7 +45,7 @@ class VolumeTools:
                 'devstack/quickstart.sh up prints why')
 
     def boot(self, *args: Any, **kwargs: Any) -> Any:
-        """Make a server, without a port: nothing here needs one."""
+        """Make a server without ports, which no test here needs."""
         return super().boot(*args, networks='none', key_name=None, **kwargs)
 
     # -- volumes
@@ -67,7 +67,7 @@ class VolumeTools:
                               cloud.ACTION_TIMEOUT)
 
     def delete_volume(self, volume_id: str) -> None:
-        """Delete a volume with the servers that have it."""
+        """Delete a volume and the servers that have it."""
         try:
             volume = self.cloud.block_storage.get_volume(volume_id)
         except exceptions.NotFoundException:
@@ -85,7 +85,7 @@ class VolumeTools:
             except exceptions.NotFoundException:
                 return True
             return False
-        cloud.wait_for('the end of the volume', gone, cloud.ACTION_TIMEOUT)
+        cloud.wait_for('the volume to be deleted', gone, cloud.ACTION_TIMEOUT)
 
     def attach(self, server: Any, volume: Any, path: str = PATH) -> None:
         self.cloud.compute.create_volume_attachment(
@@ -99,7 +99,7 @@ class VolumeTools:
     # -- in the guest
 
     def write(self, server: Any, path: str = PATH) -> str:
-        """Fill the beginning of a volume.
+        """Write random bytes at the beginning of a volume.
 
         :returns: checksum of what was written.
         """
@@ -115,15 +115,14 @@ class VolumeTools:
     # -- on the host
 
     def left_of_volume(self, volume_id: str) -> list[str]:
-        """Loop devices, LXD devices and iSCSI sessions of a volume that the
-        driver made."""
+        """List loop devices, LXD devices and iSCSI sessions of a volume."""
         found = [f'LXD device of {instance["name"]}'
                  for instance in self.host.instances()
                  if f'volume-{volume_id}' in instance['devices']]
         for directory, names in (('/sys/block', 'loop*/loop/backing_file'),
                                  ('/sys/class/iscsi_session', '*/targetname')):
             for file in pathlib.Path(directory).glob(names):
-                # Others come and go.
+                # Devices of other tests may vanish meanwhile.
                 with contextlib.suppress(OSError):
                     text = file.read_text()
                     if volume_id in text:
@@ -139,7 +138,7 @@ class VolumeTools:
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         self.cloud.block_storage.delete_snapshot(snapshot_id)
-        cloud.wait_for('the end of the snapshot', lambda: not any(
+        cloud.wait_for('the snapshot to be deleted', lambda: not any(
             snapshot.id == snapshot_id for snapshot in
             self.cloud.block_storage.snapshots()), cloud.ACTION_TIMEOUT)
 
@@ -292,7 +291,7 @@ class BlockCases(VolumeCases):
                 server, '[ -e /mnt/vdb/data ] && echo yes || echo no'))
 
     def _data(self, server: Any) -> str:
-        """Checksum and owner of the file in the mounted volume."""
+        """Return checksum and owner of the file in the mounted volume."""
         return self.execute(server, 'sha256sum </mnt/vdb/data; '
                             'stat -c "%u %g" /mnt/vdb/data')
 
@@ -321,7 +320,7 @@ class BlockVolumeTest(BlockCases, cloud.CloudTestCase):
     volume_type = 'loop'
 
     def test_moved_to_other_storage(self) -> None:
-        """Cinder moves an attached volume, and has Nova exchange it."""
+        """Cinder migrates an attached volume, and Nova swaps it."""
         server = self.boot()
         volume = self.make_volume()
         self.attach(server, volume)
@@ -363,7 +362,7 @@ class BlockVolumeTest(BlockCases, cloud.CloudTestCase):
         self.assertEqual(written, self.read(servers[1]))
         self.detach(servers[1], volume)
         self.assert_released(volume.id)
-        # Mounted, it would be a filesystem in two places.
+        # Two hosts must not mount the same filesystem.
         self.cloud.block_storage.set_volume_metadata(
             volume.id, lxd_volume_mode='filesystem')
         self.cloud.compute.create_volume_attachment(
@@ -372,7 +371,7 @@ class BlockVolumeTest(BlockCases, cloud.CloudTestCase):
         self.assertIn('several servers', self._last_failure(servers[0]))
 
     def _last_failure(self, server: Any) -> str:
-        """The error of the last failed action, as administrators see it."""
+        """Return the error of the last failed action for administrators."""
         actions = self.admin.compute.get(
             f'/servers/{server.id}/os-instance-actions',
             microversion='2.84').json()['instanceActions']

@@ -36,13 +36,13 @@ DRIVER = 'nova_lxd_py.virt.driver.LXDDriver'
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory) -> pathlib.Path:
-    """A copy of the source tree."""
+    """Copy the source tree."""
     return environment.copy_source(tmp_path_factory.mktemp('source') / 'src')
 
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory, source) -> pathlib.Path:
-    """The wheel that pip builds from the source tree."""
+    """Build the wheel from the source tree with pip."""
     builder = environment.virtualenv(tmp_path_factory.mktemp('builder') / 'v')
     target = tmp_path_factory.mktemp('wheel')
     builder.pip('wheel', '--no-deps', '--wheel-dir', target, source)
@@ -52,7 +52,7 @@ def wheel(tmp_path_factory, source) -> pathlib.Path:
 
 
 def constraints() -> list[object]:
-    """Options that pin what this package does not ask for itself."""
+    """Return options of pip that pin the dependencies of dependencies."""
     return ['--constraint', CONSTRAINTS] if CONSTRAINTS.exists() else []
 
 
@@ -65,7 +65,7 @@ def test_wheel_adds_one_file_beside_the_package(wheel):
     assert {name for name in top
             if not name.endswith(('.dist-info', '.data'))} == {
         'nova_lxd_py', 'nova_lxd_py.pth'}
-    # Whatever is not on record stays behind when the package is uninstalled.
+    # A file that RECORD lacks stays behind when the package is uninstalled.
     recorded = {line.split(',')[0] for line in record.splitlines()}
     assert recorded == {name for name in names if not name.endswith('/')}
 
@@ -81,7 +81,7 @@ def test_wheel_builds_without_git_history(tmp_path, source):
 
 @pytest.fixture(scope='module')
 def nova_venv(tmp_path_factory):
-    """A virtual environment as operators have it: Nova from PyPI."""
+    """Make a virtual environment as operators have it: Nova from PyPI."""
     path = tmp_path_factory.mktemp('nova') / 'venv'
     python = environment.virtualenv(path)
     environment.install_others(python, path, NOVA, *constraints())
@@ -89,14 +89,14 @@ def nova_venv(tmp_path_factory):
 
 
 def test_wheel_in_the_virtualenv_of_nova(nova_venv, wheel):
-    """Kolla's and OpenStack-Ansible's way."""
+    """As Kolla and OpenStack-Ansible install."""
     nova_before = nova_venv.version('nova')
     before = nova_venv.loaded_at_start()
 
     nova_venv.pip('install', wheel, *constraints())
 
     assert nova_venv.version('nova') == nova_before
-    # Every interpreter of the environment pays for what is loaded at start.
+    # Modules loaded at start slow down each interpreter of the environment.
     assert nova_venv.loaded_at_start() - before == OURS_AT_START
     driver, nova = nova_venv.load_driver()
     assert driver == DRIVER
@@ -109,7 +109,7 @@ def test_wheel_in_the_virtualenv_of_nova(nova_venv, wheel):
 
 
 def test_wheel_in_the_virtualenv_of_the_oldest_nova(tmp_path, wheel):
-    """With libraries of that time, some of which pip has to move on."""
+    """With libraries of that time, some of which pip has to upgrade."""
     path = tmp_path / 'venv'
     python = environment.virtualenv(path)
     environment.install_others(
@@ -124,14 +124,14 @@ def test_wheel_in_the_virtualenv_of_the_oldest_nova(tmp_path, wheel):
 
 @pytest.fixture
 def bare_venv(tmp_path, wheel):
-    """An environment that holds this package and nothing else."""
+    """Make an environment with this package and nothing else."""
     python = environment.virtualenv(tmp_path / 'venv')
     python.pip('install', '--no-deps', wheel)
     return python, next((tmp_path / 'venv').glob('lib/python*/site-packages'))
 
 
 def test_too_old_nova_is_named(bare_venv):
-    """pip upgrades no Nova; the driver checks its version."""
+    """pip does not upgrade Nova; the driver checks its version."""
     python, packages = bare_venv
     nova = packages / 'nova'
     (nova / 'virt').mkdir(parents=True)
@@ -152,8 +152,7 @@ def test_half_removed_package_does_not_disturb_python(bare_venv):
 
 
 def test_editable_beside_an_editable_nova(tmp_path, source):
-    """DevStack's way: both are checkouts, installed with ``pip install -e``.
-    """
+    """As DevStack installs: two checkouts, with ``pip install -e``."""
     path = tmp_path / 'venv'
     python = environment.virtualenv(path)
     python.pip('download', '--no-deps', '--no-binary', 'nova', '--dest',
@@ -181,7 +180,7 @@ def test_editable_beside_an_editable_nova(tmp_path, source):
 
 @pytest.fixture(scope='module')
 def debian():
-    """A Debian with its nova-compute package."""
+    """Return a Debian with its nova-compute package."""
     if os.geteuid() != 0:
         pytest.skip('debootstrap needs root')
     return scratch_root.debian_with_nova()
@@ -201,7 +200,7 @@ def test_pip_beside_the_nova_of_the_distribution(debian, wheel):
         driver, nova = python.load_driver()
         assert driver == DRIVER
         assert nova.startswith('/usr/lib/python3/dist-packages/')
-        # Nothing that the distribution's Nova stands on was replaced.
+        # No dependency of the distribution's Nova was replaced.
         added = set(python.pip('list', '--format', 'freeze').split())
         added -= packages_before
         assert {line.partition('=')[0] for line in added} == {

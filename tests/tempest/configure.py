@@ -37,7 +37,7 @@ MATRIX = REPO / 'doc' / 'source' / 'support-matrix.ini'
 SKIPS = pathlib.Path(__file__).with_name('skips.yaml')
 ADMIN_CLOUD = 'nova-lxd-admin'
 
-# Some tests want a second image that one can log in to as well.
+# Some tests need a second image with an SSH server.
 SECOND_IMAGE = 'tempest-second'
 
 # The option of [compute-feature-enabled] and the row of the support matrix
@@ -65,26 +65,26 @@ FEATURES = {
     'vtpm_live_migration': 'operation.live-migrate',
 }
 
-# What else a system container is not.
+# Other features that system containers lack.
 LIMITS = {
     # Between hosts it depends on both of them.
     'can_migrate_between_any_hosts': False,
-    # Its only test logs in with the password, as the user whom cloud-init
-    # makes; the image takes keys only, as those of distributions do. It also
-    # takes the floating IP of the other tests' server.
+    # Its only test logs in with the password, as the user that cloud-init
+    # creates; the image accepts keys only, as those of distributions do. It
+    # also takes the floating IP of the server of the other tests.
     'change_password': False,
-    # Tempest means a disk that the guest mounts; it is a directory here, and
-    # works without that.
+    # Tempest expects a disk that the guest mounts; here it is a directory,
+    # which works without that.
     'config_drive': False,
-    # A bus is no option for a container.
+    # Containers have no disk bus.
     'ide_bus': False,
 }
 
 
 def features() -> dict[str, bool]:
-    """Options of [compute-feature-enabled], as the support matrix has it.
+    """Return the options of [compute-feature-enabled] by the support matrix.
 
-    :raises KeyError: when the matrix lacks a row
+    :raises KeyError: if the matrix lacks a row.
     """
     matrix = configparser.ConfigParser(interpolation=None)
     matrix.read(MATRIX)
@@ -95,13 +95,13 @@ def features() -> dict[str, bool]:
 
 
 def skips() -> dict[str, str]:
-    """Regular expressions of tests that are left out, each with its reason."""
+    """Return regular expressions of excluded tests, each with its reason."""
     entries = yaml.safe_load(SKIPS.read_text()) or []
     return {entry['test']: entry['reason'].strip() for entry in entries}
 
 
 class Cloud:
-    """What tempest must be told of a cloud."""
+    """The tempest configuration of a cloud."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self._directory = directory
@@ -117,7 +117,7 @@ class Cloud:
         return self._directory / 'image'
 
     def image(self) -> Any:
-        """The image with sshd and cloud-init, which has its user's name."""
+        """Return the image with sshd and cloud-init, named like its user."""
         for image in self._cloud.image.images(
                 tag='quickstart', sort='created_at:desc'):
             if image.name != 'tiny':
@@ -126,7 +126,7 @@ class Cloud:
                  'devstack/quickstart.sh up makes one.')
 
     def second_image(self, image: Any) -> Any:
-        """A copy of the image; also leaves its content in a file."""
+        """Return a copy of the image, whose content is also left in a file."""
         for old in self._cloud.image.images(name=SECOND_IMAGE):
             self._cloud.image.delete_image(old)
         self._cloud.image.download_image(
@@ -152,7 +152,7 @@ class Cloud:
                    for service in self._cloud.compute.services())
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """The sections of tempest.conf; True and False for flags."""
+        """Return the sections of tempest.conf."""
         image = self.image()
         second = self.second_image(image)
         public = self._cloud.network.find_network(
@@ -193,7 +193,7 @@ class Cloud:
             'compute': {
                 'image_ref': image.id,
                 'image_ref_alt': second.id,
-                # A root disk that is twice the size, nothing else.
+                # The same with a root disk of twice the size.
                 'flavor_ref': 'lxd.tiny',
                 'flavor_ref_alt': 'lxd.small',
                 'min_compute_nodes': self._computes(),
@@ -232,7 +232,7 @@ class Cloud:
             'volume': {
                 'max_microversion': 'latest',
                 'build_timeout': 180,
-                # As large as what boots from them has to be.
+                # Large enough for servers to boot from.
                 'volume_size': 2,
                 'volume_type_multiattach': 'multiattach',
             },
@@ -246,7 +246,7 @@ class Cloud:
             },
             'lxd': {
                 'mounted_volumes': True,
-                # Many guests share two CPUs, and a stop takes longer still.
+                # Many guests share two CPUs, so stops take longer.
                 'longest_pause': 3000,
             },
             'scenario': {
@@ -262,7 +262,7 @@ class Cloud:
 
 
 def write(directory: pathlib.Path) -> None:
-    """Writes tempest.conf and the list of tests to leave out."""
+    """Write tempest.conf and the list of excluded tests."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = configparser.ConfigParser(
         interpolation=None, default_section='none')
@@ -277,13 +277,13 @@ def write(directory: pathlib.Path) -> None:
 
 
 def exclude_list() -> str:
-    """What is left out, as ``tempest run --exclude-list`` reads it."""
+    """Return the list for ``tempest run --exclude-list``."""
     return ''.join(f'{test}  # {" ".join(reason.split())}\n'
                    for test, reason in skips().items())
 
 
 def print_features() -> None:
-    """Prints a line of section, option and value for each flag."""
+    """Print section, option and value of each flag, one a line."""
     for option, value in sorted({**features(), **LIMITS}.items()):
         print('compute-feature-enabled', option, value)
     print('volume-feature-enabled', 'extend_attached_volume', True)

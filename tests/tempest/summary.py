@@ -44,7 +44,7 @@ class Result:
 
     @property
     def group(self) -> str:
-        """Module and class, without the part that all have."""
+        """Module and class, without the common prefix."""
         name = re.sub(r'^\w+ \((.*)\)$', r'\1', self.name)
         name = re.sub(r'\[.*$', '', name)
         words = name.split('.')
@@ -58,7 +58,7 @@ class Result:
 
 
 def read(stream: BinaryIO) -> list[Result]:
-    """The results in a stream of subunit, version 2."""
+    """Read the results from a stream of subunit, version 2."""
     found: list[Result] = []
 
     def take(test: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ def _details(details: dict[str, Any]) -> str:
 
 
 def cause(details: str) -> str:
-    """The message at the end of a traceback, on one line."""
+    """Return the message at the end of a traceback, on one line."""
     lines = details.rstrip().splitlines()
     for number in range(len(lines) - 1, -1, -1):
         if re.match(r'[\w.]+(Exception|Error|Timeout|Mismatch\w*|[A-Z]\w+)'
@@ -96,7 +96,7 @@ def cause(details: str) -> str:
 
 
 def report(results: list[Result]) -> str:
-    """The summary for people."""
+    """Format the summary for the terminal."""
     out: list[str] = []
     groups: dict[str, collections.Counter[str]] = {}
     seconds: collections.Counter[str] = collections.Counter()
