@@ -60,7 +60,7 @@ class BootCases(boot_volume_host.BootVolumeHost):
         self.destroy(server, self.described(volume))
         self.assertEqual({}, self.host.lxd_instances())
         self.assert_clean()
-        # The server has another range of user ids now.
+        # The second server has another range of user ids.
         first = self.boot(self.volume_from_image())
         second = self.boot(volume)
         self.assertEqual(filled, self.sum(second))
@@ -159,7 +159,7 @@ class BootCases(boot_volume_host.BootVolumeHost):
         self.assert_clean()
 
     def test_files_and_password(self) -> None:
-        # Busybox of distributions lacks chpasswd: one that notes its input.
+        # Busybox of distributions lacks chpasswd; this one records its input.
         image = self.host.image(busybox_image.unified({
             'bin/chpasswd': b'#!/bin/sh\ncat >> /root/input\n'}))
         server = self.boot(self.volume_from_image(image), injected_files=[
@@ -342,7 +342,7 @@ class BootCases(boot_volume_host.BootVolumeHost):
         self.assertEqual(filled, self.sum(server))
         self.destroy(server)
 
-    # -- what cannot be -----------------------------------------------------
+    # -- refusals -----------------------------------------------------------
 
     def test_policy(self) -> None:
         for change, reason in ((('multiattach', True), 'several servers'),
@@ -370,7 +370,7 @@ class Ext4BootTest(BootCases, unittest.TestCase):
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class XfsBootTest(boot_volume_host.BootVolumeHost, unittest.TestCase):
-    """On a block device, with privileges of the daemon alone."""
+    """On a block device, with the capabilities of the privsep daemon."""
 
     filesystem = 'xfs'
     daemon = True
@@ -397,7 +397,7 @@ class LocalBootTest(boot_volume_host.BootVolumeHost, unittest.TestCase):
             extra_specs={'lxd:privileged_allowed': 'true'}))
         self.fill(server)
         for wrapper in self.roots.iterdir():
-            # Its programs are root's on the host as well.
+            # Its setuid programs would run as root on the host as well.
             self.assertEqual(0o100, wrapper.stat().st_mode & 0o777)
         self.destroy(server)
         self.assert_clean()

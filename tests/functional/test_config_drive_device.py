@@ -83,7 +83,7 @@ class ConfigDriveDeviceCase(unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        # Nova looks for its release beside its configuration files.
+        # Nova reads its release file beside its configuration files.
         CONF([], default_config_files=[], default_config_dirs=[])
         # Nova's own test cases add options for the command line.
         self.addCleanup(CONF.clear)
@@ -175,7 +175,7 @@ class ConfigDriveDeviceTest(ConfigDriveDeviceCase):
             self.assert_fails_in(
                 server, f'dd if=/dev/zero of={device} bs=512 count=1 '
                         f'conv=fsync')
-            # Nor detach it, to read the file that is attached next.
+            # Nor detach it to read the next file that uses the loop device.
             self.assertIn('not permitted', self.assert_fails_in(
                 server, f'busybox losetup -d {device}'))
             self.assertEqual(server.uuid, self.metadata(server)['uuid'])
@@ -277,7 +277,7 @@ class ConfigDriveDeviceTest(ConfigDriveDeviceCase):
         other = types.SimpleNamespace(name=f'{server.name}-rescue')
         self.assertEqual(server.uuid, self.metadata(other)['uuid'])
         self.reboot_host(server)
-        # Another file gets the loop device.
+        # The loop device is reused for another file.
         other_disk = self.storage.directory / 'other'
         other_disk.write_bytes(bytes(1 << 20))
         taken = subprocess.run(
@@ -335,7 +335,7 @@ class ConfigDriveDeviceTest(ConfigDriveDeviceCase):
             device = self.device(server)
 
     def on_vfat(self, server: Any, device: str, path: str) -> str:
-        """Read a file as a guest that cannot mount the device."""
+        """Read a file as a guest does that cannot mount the device."""
         return self.program(server, 'mtools', '-c', 'mtype', '-i', device,
                             f'::{path}')
 
@@ -362,7 +362,7 @@ class ConfigDriveDeviceTest(ConfigDriveDeviceCase):
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class DaemonConfigDriveDeviceTest(ConfigDriveDeviceCase):
-    """The same through a privsep daemon, with its capabilities."""
+    """The same with the capabilities of the privsep daemon."""
 
     daemon = True
 

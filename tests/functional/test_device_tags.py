@@ -86,7 +86,7 @@ class DeviceTagsTest(test.TestCase):
                 'system_metadata'])
 
     def port(self, number: int, tag: str | None, **kwargs: Any) -> model.VIF:
-        """Create a port as Nova has it while it builds an instance."""
+        """Create a port as Nova describes it during a build."""
         port = str(uuid.uuid4())
         mac = f'fa:16:3e:00:01:{number:02x}'
         objects.VirtualInterface(
@@ -128,7 +128,7 @@ class DeviceTagsTest(test.TestCase):
         self.host.spawn(self.instance, self.image, model.NetworkInfo(ports))
 
     def served(self) -> list[dict[str, Any]]:
-        """Return what the metadata service answers from the database."""
+        """Return the devices in the answer of the metadata service."""
         answer = metadata_base.InstanceMetadata(
             self.stored(self.instance.uuid),
             network_info=model.NetworkInfo())

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a real LXD measures of servers."""
+"""Diagnostics of instances on a real LXD."""
 
 from __future__ import annotations
 

@@ -98,7 +98,10 @@ class RunTest(ExecTestCase):
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class PasswordTest(ExecTestCase):
-    """Busybox of distributions lacks chpasswd: one that notes its input."""
+    """Passwords, with a chpasswd that records its input.
+
+    Busybox of distributions lacks chpasswd.
+    """
 
     def image(self, chpasswd: bytes = CHPASSWD) -> Any:
         return self.host.image(busybox_image.unified({
@@ -113,7 +116,7 @@ class PasswordTest(ExecTestCase):
         self.assertEqual(['root:' + PASSWORD], self.passwords(server))
 
     def assert_secret(self, password: str) -> None:
-        """See that LXD has the password nowhere."""
+        """Check that LXD has stored the password nowhere."""
         lxd = self.host.lxd
         for entry in self.host.lxd_instances().values():
             self.assertNotIn(password, str(entry))

@@ -110,7 +110,7 @@ class ServerContract(contract.ContractTest):
 
     def test_all_projects(self):
         self.same('GET', '/1.0/instances', params={'all-projects': 'true'})
-        # There may be others on an LXD that is not ours alone.
+        # An LXD that others use may have more.
         self.same('GET', '/1.0/instances', shape=False, params={
             'all-projects': 'true', 'project': None})
 
@@ -193,7 +193,7 @@ class ImageContract(contract.ContractTest):
         wrong = {**self.OCTETS, 'X-LXD-fingerprint': '0' * 64}
         contents = [b'junk' * 200, b'', busybox_image.rootfs()]
         if shutil.which('qemu-img') is None:
-            # LXD looks into disk images where it can.
+            # LXD inspects disk images if it has the programs.
             contents.append(b'QFI\xfb' + bytes(600))
         for content in contents:
             self.same('POST', '/1.0/images', content, headers=self.OCTETS)

@@ -57,9 +57,9 @@ class EventContract(contract.ContractTest):
                 'project': event['project']})
 
     def _collect_until(self, action: str) -> list[Any]:
-        """Collect the events of the real LXD up to one, and some after it.
+        """Collect events of the real LXD up to one, and those soon after it.
 
-        A guest takes its time to end.
+        A real guest does not stop at once.
         """
         found: list[Any] = []
         deadline = time.monotonic() + 60
@@ -104,7 +104,7 @@ class EventContract(contract.ContractTest):
                 'name': 'c1', 'source': contract.FROM_IMAGE,
                 'devices': {'root': {**contract.ROOT['root'],
                                      'size': '1MiB'}}})
-        # Nothing tells of its end.
+        # No event reports its deletion.
         self.assertEqual(['instance-created'], self._same_events())
 
     def test_what_guests_do(self):

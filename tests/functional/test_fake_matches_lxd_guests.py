@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The fake LXD against a real one: what is in instances."""
+"""The fake LXD against a real one: files and commands in instances."""
 
 from __future__ import annotations
 

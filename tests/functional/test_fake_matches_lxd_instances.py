@@ -257,7 +257,7 @@ class InstanceContract(contract.InstanceContractTest):
             body = dict(answer.metadata, description='new')
             self.assertEqual(202, api.call(
                 'PUT', path, body, headers={'If-Match': tag}).status)
-            # The description is no part of the tag, config is.
+            # The ETag covers the config, but not the description.
             body['config']['user.a'] = 'c'
             self.assertEqual(202, api.call(
                 'PUT', path, body, headers={'If-Match': tag}).status)
@@ -301,7 +301,7 @@ class InstanceContract(contract.InstanceContractTest):
         self.same('DELETE', volume)
 
     def test_guest_that_does_not_listen(self):
-        # A signal that its init takes no notice of.
+        # A signal that its init ignores.
         self.create(config={'raw.lxc': 'lxc.signal.halt=SIGCONT'})
         self.fake.instance('c1').guest.ignores_shutdown = True
         self.power('start')

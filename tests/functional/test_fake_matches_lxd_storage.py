@@ -24,7 +24,7 @@ _VOLUMES = '/1.0/storage-pools/default/volumes/custom'
 
 
 class PoolContract(contract.InstanceContractTest):
-    """Storage pools that come and go."""
+    """Storage pools that are created and deleted."""
 
     def test_deletion(self):
         self.same('DELETE', '/1.0/storage-pools/nope')
@@ -79,10 +79,10 @@ class BackupContract(contract.ContractTest):
 
 
 class MetricsContract(contract.InstanceContractTest):
-    """What LXD measures."""
+    """LXD's metrics."""
 
     def samples(self, api):
-        """Names and labels of the samples of an instance."""
+        """Return names and labels of the samples of an instance."""
         answer = api.request('GET', '/1.0/metrics')
         self.assertEqual(200, answer.status)
         found = re.findall(r'^lxd_(\w+)\{(.*)\} \S+$', answer.body.decode(),

@@ -91,7 +91,7 @@ class FirstBootTest(boot_volume_host.BootVolumeHost, unittest.TestCase):
             self.assertEqual('from the image\n',
                              self.host.run(server, 'cat', '/etc/motd'))
             self.destroy(server, self.described(volume))
-        # Blank, as it is for a moment.
+        # Blank, as it is between the image and the filesystem.
         volume = self.volume_from_image()
         with open(volume.file, 'r+b') as stream:
             stream.write(bytes(2 * units.Mi))
@@ -137,7 +137,7 @@ class FirstBootTest(boot_volume_host.BootVolumeHost, unittest.TestCase):
                            ) -> bool:
         """Boot a server while one request to LXD fails.
 
-        :returns: whether there were as many.
+        :returns: whether there was a request of this number.
         """
         volume = self.volume_from_image()
         server = self.host.instance(root_gb=0)
@@ -153,7 +153,7 @@ class FirstBootTest(boot_volume_host.BootVolumeHost, unittest.TestCase):
         self.storage.delete(volume)
         return spoilt is not None
 
-    # -- what cannot be -----------------------------------------------------
+    # -- refusals -----------------------------------------------------------
 
     def test_refusals(self) -> None:
         cases = []
@@ -202,7 +202,7 @@ class FirstBootTest(boot_volume_host.BootVolumeHost, unittest.TestCase):
             self.assertEqual(power_state.SHUTDOWN, self.host.state(server))
 
     def test_too_small(self) -> None:
-        # Blank blocks would take no space on the volume. What is packed fits.
+        # Not blank blocks, which need no space. Compressed, the image fits.
         big = self.host.image(busybox_image.unified(
             {'big': b'not blank ' * (8 * units.Mi)}))
         volume = self.storage.volume(64 * units.Mi)

@@ -41,7 +41,7 @@ class GuestRebootsTest(unittest.TestCase):
         self.addCleanup(self.host.cleanUp)
 
     def started(self) -> dict[str, Any]:
-        """Return the process id of init by instance."""
+        """Return the process IDs of the init processes by instance."""
         api, found = self.host.lxd.api, {}
         for server in self.servers:
             state = api.must('GET', f'/1.0/instances/{server.name}/state',
@@ -76,7 +76,7 @@ class GuestRebootsTest(unittest.TestCase):
                 break
             self.assertLess(time.monotonic() - start, 120, now)
             time.sleep(1)
-        # Until the latest delayed report.
+        # Until the last delayed event has been sent.
         time.sleep(self.host.driver._services.session.options
                    .guest_shutdown_delay + 1)
         stopped = [event for event in self.host.events if event.transition ==

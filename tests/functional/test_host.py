@@ -70,7 +70,7 @@ class HostTest(unittest.TestCase):
         host = driver_host.DriverHost(lxd_daemon.shared('dir'))
         self.addCleanup(host.cleanUp)
         host.setUp()
-        # The size of the filesystem it is on.
+        # The size of its filesystem.
         size = os.statvfs(host.lxd.directory)
         self.assertEqual(
             size.f_blocks * size.f_frsize >> 30,
@@ -104,7 +104,7 @@ class HostTest(unittest.TestCase):
         self.assertIn('CUSTOM_LXD_POOL_BTRFS', found.traits)
         self.assertTrue([trait for trait in found.traits
                          if trait.startswith('CUSTOM_LXD_SERVER_')])
-        # Repeating it changes nothing.
+        # A second update changes nothing.
         self.driver.update_provider_tree(tree, self.node)
         self.assertEqual(found.inventory, tree.data(self.node).inventory)
         self.assertEqual(found.traits, tree.data(self.node).traits)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What root in a guest may try against its host, on a real LXD."""
+"""Attacks of root in a guest on its host, on a real LXD."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def with_libraries(program: str) -> dict[str, bytes]:
     for file in (path, *libraries):
         base = os.path.basename(file)
         name = 'ld.so' if base.startswith('ld-') else base
-        # A shebang would make it executable; ld.so is made so in the guest.
+        # Not executable without a shebang; the guest makes ld.so executable.
         found[f'root/{name}'] = pathlib.Path(file).read_bytes()
     return found
 
@@ -85,13 +85,13 @@ class SubvolumeTest(unittest.TestCase):
 
     @property
     def root(self) -> pathlib.Path:
-        """The guest's root directory in LXD's mount namespace."""
+        """Return the guest's root directory in LXD's mount namespace."""
         return pathlib.Path(
             self.host.lxd.directory, 'storage-pools', self.host.lxd.pool,
             'containers', f'{self.host.project}_{self.server.name}', 'rootfs')
 
     def test_guest_cannot_create_subvolumes(self) -> None:
-        # A subvolume to take snapshots of, as an earlier version allowed it.
+        # A subvolume for snapshots, which an earlier version allowed.
         self.on_pool('btrfs', 'subvolume', 'create', f'{self.root}/mnt/old')
         before = self.subvolumes()
         for arguments in (('create', '/root/mine'),

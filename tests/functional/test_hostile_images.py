@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Images that tenants made to reach the host, in a real LXD.
+"""Images that attack the host, with a real LXD.
 
-Each is sent as a tenant would: uploaded to Glance, and a server made from it.
-Around all of them stands a directory of the host, whose content must neither
-show up in a server nor change.
+Each is uploaded to Glance, and an instance is created from it, as a tenant
+does. A directory of the host must neither be visible in an instance nor
+change.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ def file(name: str, content: bytes = b'evil\n', **pax: str
 
 
 class Archive:
-    """Writes members in just the given order, after a root filesystem that
-    boots.
+    """An archive with members in the given order, after a root filesystem
+    that boots.
 
-    :param unified: an LXD image, with the root filesystem in rootfs/.
-    :param metadata: of an LXD image.
-    :param system: whether to bring the root filesystem.
+    :param unified: whether it is an LXD image, with the files in rootfs/.
+    :param metadata: metadata.yaml of an LXD image.
+    :param system: whether to add the root filesystem.
     """
 
     def __init__(self, unified: bool = True, metadata: str = METADATA,
@@ -121,12 +121,12 @@ class HostileTestCase(unittest.TestCase):
         self.host = driver_host.DriverHost()
         self.host.setUp()
         self.addCleanup(self.host.cleanUp)
-        # Not below /tmp, which could be another one for LXD.
+        # Not below /tmp, of which LXD may have its own.
         self.canary = tempfile.mkdtemp(prefix='canary-', dir='/var/tmp')
         self.addCleanup(shutil.rmtree, self.canary)
         os.chmod(self.canary, 0o755)
         pathlib.Path(self.canary, 'secret').write_text('secret')
-        # A whole system, so that it could be booted.
+        # A complete system, which could be booted.
         subprocess.run(['tar', '-C', self.canary, '-x'], check=True,
                        input=busybox_image.rootfs(mode='w'))
         self.before = self.census()
@@ -231,7 +231,7 @@ class ReplacedRootTest(HostileTestCase):
         return server
 
     def test_no_image_of_it(self) -> None:
-        """It would upload files of the host to Glance."""
+        """An image would have files of the host."""
         server = self.replaced()
         image = self.host.glance.create(None, {'name': 'stolen'})
         with self.assertRaises(exception.NovaException):
@@ -240,7 +240,7 @@ class ReplacedRootTest(HostileTestCase):
         self.assertEqual(0, self.host.glance.get(None, image['id'])['size'])
 
     def test_no_rescue_of_it(self) -> None:
-        """It would show files of the host in the rescue instance."""
+        """The rescue instance would have files of the host."""
         server = self.replaced()
         rescue = self.host.image(busybox_image.rootfs({'rescue': b'x'}))
         with self.assertRaises(exception.NovaException):
@@ -317,10 +317,10 @@ class MemberTest(HostileTestCase):
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class MetadataTest(HostileTestCase):
-    """What LXD would do because an image's metadata says so."""
+    """Metadata of images, which LXD would obey."""
 
     def test_members_outside_the_root(self) -> None:
-        """Such as the file in which LXD keeps an instance's description."""
+        """Such as backup.yaml, LXD's definition of the instance."""
         server = self.boot(Archive().add(
             file('backup.yaml'), directory('escape'),
             link('templates', self.canary)).data())
@@ -340,7 +340,7 @@ templates:
             server, 'ls', SEED.rpartition('/')[0]))
 
     def test_properties(self) -> None:
-        """None reaches LXD, least of all the driver's own notes."""
+        """None reaches LXD, in particular none with the driver's own names."""
         metadata = METADATA.replace('{os: busybox}', """
   os: busybox
   nova.checked: 0123456789abcdef
@@ -364,7 +364,7 @@ expiry_date: 1700000001""")
                 'properties: {os: busybox}\n', properties)).data())
 
     def test_image_of_an_earlier_version(self) -> None:
-        """What an earlier version has passed on to LXD is not used."""
+        """An image that an earlier version has imported is not used."""
         image = self.host.image(Archive().data())
         hostile = Archive(system=False, metadata=METADATA.replace(
             '{os: busybox}', f'{{{cache.PROPERTY_IMAGE}: {image.id}}}')).add(
@@ -386,8 +386,8 @@ expiry_date: 1700000001""")
 class SparseTest(HostileTestCase):
 
     def test_image_of_a_server_with_a_sparse_file(self) -> None:
-        """It fits into the flavor of the server that it was made of, as when
-        a shelved server comes back."""
+        """It fits into the flavor of the server that it was made of, as for
+        unshelve."""
         image = self.host.image(busybox_image.rootfs())
         server = self.host.spawn(self.host.instance(image, root_gb=1), image)
         self.host.run(server, 'dd', 'if=/dev/urandom', 'of=/root/sparse',

@@ -132,7 +132,7 @@ class FormatTest(ImageTestCase):
         self.assertIn('root:x:0', self.host.run(server, 'cat',
                                                 '/etc/passwd'))
         self.assertEqual('0', self.host.run(server, 'id', '-u').strip())
-        # Again, from the image in LXD.
+        # The second time from the image in LXD.
         again = self.host.spawn(self.host.instance(image), image)
         self.assertEqual(power_state.RUNNING, self.host.state(again))
         self.assertEqual([image.id], self.host.glance.downloads)
@@ -160,7 +160,7 @@ class FormatTest(ImageTestCase):
             busybox_image.rootfs(mode='w')))
 
     def test_rootfs_made_by_tar(self) -> None:
-        """Made by tar itself: all names begin with ./."""
+        """The names in archives of GNU tar begin with ./."""
         with tempfile.TemporaryDirectory() as directory:
             tree = os.path.join(directory, 'tree')
             os.mkdir(tree)
@@ -239,7 +239,7 @@ class RefusalTest(ImageTestCase):
         self.assertEqual([], self.host.driver.list_instances())
 
     def test_damage_that_only_lxd_notices(self) -> None:
-        """Content of a squashfs carries no checksums; the image is not kept
+        """A squashfs has no checksums of its content; the image is not kept
         for the next server."""
         if not shutil.which('mksquashfs'):
             self.skipTest('mksquashfs is not installed')

@@ -12,7 +12,7 @@
 
 """Ports attached to and detached from instances on a real LXD.
 
-The guests' root renames and deletes the network devices, as tenants may.
+Root in the guest renames and deletes the network devices, as tenants may.
 """
 
 from __future__ import annotations

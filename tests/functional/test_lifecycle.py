@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A server's life on a real LXD, through the driver as Nova calls it."""
+"""The lifecycle of instances on a real LXD, through the driver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 
-#: An init that ignores all requests to shut down.
+#: An init that ignores all signals for a shutdown.
 STUBBORN = {'etc/inittab': b"""\
 ::sysinit:/bin/hostname -F /etc/hostname
 ::respawn:/bin/sleep 100000
@@ -252,7 +252,7 @@ class LifecycleTest(unittest.TestCase):
         self.assertEqual(power_state.SUSPENDED, self.host.state(server))
         self.driver.resume(self.host.context, server, [])
         self.assertEqual(power_state.RUNNING, self.host.state(server))
-        # Starting it wakes it as well, and a later pause is a pause.
+        # A start resumes it as well, and a later pause is a pause.
         self.driver.suspend(self.host.context, server)
         self.driver.power_on(self.host.context, server, [])
         self.assertEqual(power_state.RUNNING, self.host.state(server))
@@ -278,7 +278,7 @@ class LifecycleTest(unittest.TestCase):
             self.assertRaises(exception.InstanceNotFound, call)
 
     def test_lost_instance(self) -> None:
-        """Somebody has deleted the LXD instance, or a rebuild has failed."""
+        """The LXD instance was deleted by hand, or a rebuild has failed."""
         image = self.host.image()
         server = self.host.spawn(self.host.instance(image), image)
         context = self.host.context
@@ -350,11 +350,11 @@ class LifecycleTest(unittest.TestCase):
     def _wait_for(self, server, transition: int, timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout
         while transition not in self._transitions(server):
-            self.assertLess(time.monotonic(), deadline, 'no event came')
+            self.assertLess(time.monotonic(), deadline, 'no event received')
             time.sleep(0.1)
 
     def _from_within(self, server, command: str) -> None:
-        # The command that is waited for must have ended before the guest.
+        # The command must have ended before the guest does.
         self.host.run(server, 'sh', '-c',
                       f'(sleep 1; {command}) > /dev/null 2>&1 &')
 
@@ -377,7 +377,7 @@ class LifecycleTest(unittest.TestCase):
         self.assertEqual(power_state.RUNNING,
                          self.driver.get_info(server).state)
 
-    # -- two at once --------------------------------------------------------
+    # -- concurrency --------------------------------------------------------
 
     def test_operations_on_one_server_do_not_interleave(self) -> None:
         server = self.host.spawn()

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Flavors' limits and flags, as they hold in a real container."""
+"""Limits and flags of flavors in a real container."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MIB = 1 << 20
 
 
 class FlavorTest(unittest.TestCase):
-    """Makes servers of a flavor and looks at them from inside."""
+    """A test with instances of a flavor, inspected from inside."""
 
     driver_type = 'btrfs'
     options: dict[str, Any] = {}
@@ -68,7 +68,7 @@ class LimitTest(FlavorTest):
 
     def test_memory(self) -> None:
         server = self.server(memory_mb=64)
-        # The buffer is that large, and full.
+        # dd fills its whole buffer.
         self.run_in(server, 'dd if=/dev/zero of=/dev/null bs=20M count=1')
         self.assert_fails_in(
             server, 'dd if=/dev/zero of=/dev/null bs=100M count=1')
@@ -78,7 +78,7 @@ class LimitTest(FlavorTest):
         self.assertEqual('1\n', self.run_in(self.server(vcpus=1), 'nproc'))
 
     def test_more_vcpus_than_the_host_has(self) -> None:
-        """Placement keeps such flavors away; LXD gives what there is."""
+        """Placement does not allow such flavors; LXD gives all CPUs."""
         self.assertEqual(
             self.host.driver.get_available_resource('x')['vcpus'],
             int(self.run_in(self.server(vcpus=1000), 'nproc')))
@@ -150,7 +150,7 @@ class FlagTest(FlavorTest):
     def test_nesting(self) -> None:
         for word, there in (('true', True), ('false', False)):
             server = self.server({'lxd:nested_allowed': word})
-            # LXD gives nested containers a clean /proc here.
+            # LXD mounts a full /proc here for nested containers.
             found = 'yes' in self.run_in(
                 server, 'test -d /dev/.lxc/proc && echo yes; true')
             self.assertEqual(there, found)
@@ -240,7 +240,7 @@ class ConfigDriveTests(FlavorTest):
             server, 'touch /config-drive/x'))
 
     def test_not_in_the_root_disk(self) -> None:
-        """What is made of the server's disk does not hold the password."""
+        """Copies of the root disk do not contain the password."""
         server = self.server(config_drive='True', admin_password='s3cret')
         self.host.driver.power_off(server)
         api, params = self.host.lxd.api, {'project': self.host.project}
@@ -255,7 +255,7 @@ class ConfigDriveTests(FlavorTest):
             self.host.driver.reboot(self.host.context, server, [], kind)
             self.assertEqual('s3cret', self.drive(server)['admin_pass'])
 
-    def test_made_anew_when_lost(self) -> None:
+    def test_recreated_if_lost(self) -> None:
         server = self.server(config_drive='True', admin_password='s3cret')
         self.host.driver.power_off(server)
         api, params = self.host.lxd.api, {'project': self.host.project}
@@ -269,7 +269,7 @@ class ConfigDriveTests(FlavorTest):
         self.host.driver.power_on(self.host.context, server, [])
         self.assertEqual(server.uuid, self.drive(server)['uuid'])
 
-    def test_goes_with_the_server(self) -> None:
+    def test_deleted_with_the_server(self) -> None:
         server = self.server(config_drive='True')
         self.assertEqual([f'config-drive-{server.uuid}'],
                          self.host.lxd_volumes())
@@ -285,10 +285,10 @@ class BtrfsConfigDriveTest(ConfigDriveTests):
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 @variants.keep(
     'test_content', 'test_not_in_the_root_disk', 'test_kept_over_reboots',
-    'test_goes_with_the_server')
+    'test_deleted_with_the_server')
 class DirConfigDriveTest(ConfigDriveTests):
     driver_type = 'dir'
 
 
-# Not to be run for itself.
+# A base class, not to be run itself.
 del ConfigDriveTests

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's own tests of compute drivers, with a real LXD behind ours.
+"""Nova's own tests of compute drivers, with this driver and a real LXD.
 
-Nova's mixin takes NotImplementedError for a pass, so a method that the driver
-leaves out is listed in ``NOT_IMPLEMENTED`` with the reason; any other
+For Nova's mixin NotImplementedError is a pass, so ``NOT_IMPLEMENTED`` lists
+the methods that the driver does not implement, with the reason; any other
 NotImplementedError fails.
 """
 
@@ -40,7 +40,7 @@ from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 
-#: Methods of the contract that the driver leaves to Nova, and why.
+#: Methods that the driver does not implement, with the reason.
 NOT_IMPLEMENTED = {
     'trigger_crash_dump': 'a container has no kernel of its own to crash',
     'soft_delete': 'Nova powers the server off instead',
@@ -50,10 +50,10 @@ NOT_IMPLEMENTED = {
     'get_mks_console': 'a container has no screen',
     'live_migration_force_complete': 'memory cannot be moved',
     'live_migration_abort': 'memory cannot be moved',
-    'get_instance_disk_info': 'asked for live migration only',
-    'set_host_enabled': 'Nova itself tells Placement of it',
-    'host_power_action': 'the power of the host is not the business of LXD',
-    'block_stats': 'LXD has no figures of single disks',
+    'get_instance_disk_info': 'needed for live migration only',
+    'set_host_enabled': 'Nova itself sets the trait in Placement',
+    'host_power_action': 'LXD does not control the power of its host',
+    'block_stats': 'LXD has no statistics of single disks',
 }
 
 
@@ -73,11 +73,11 @@ class LXDDriverTestCase(test_virt_drivers._VirtDriverTestCase, test.TestCase):
         if paste:
             self.flags(api_paste_config=paste, group='wsgi')
         super().setUp()
-        # Nova 34 runs on SQLAlchemy 2.1, but its fixtures make errors of what
-        # that warns of in Nova's own queries.
+        # Nova's fixtures turn SQLAlchemy 2.1's warnings about Nova's own
+        # queries into errors.
         warnings.filterwarnings('ignore', message=r'The noload\(\) option')
-        # Nova's base class made a driver that has not seen a host yet; this
-        # brings LXD, options, and one that has.
+        # Nova's base class made a driver without init_host(); this has LXD and
+        # options, and calls it.
         self.host = self.useFixture(driver_host.DriverHost(database=True))
         self.image_service = self.host.glance
         self.connection = self.host.driver
@@ -104,15 +104,15 @@ class LXDDriverTestCase(test_virt_drivers._VirtDriverTestCase, test.TestCase):
                       'driver; LXD cannot move the memory of a container')
 
     def test_set_admin_password(self) -> None:
-        # Busybox of distributions lacks chpasswd; where an image has it is
-        # tested in test_exec.
+        # Busybox of distributions lacks chpasswd; test_exec has an image with
+        # it.
         instance, _ports = self._get_running_instance()
         self.assertRaises(exception.SetAdminPasswdNotSupported,
                           self.connection.set_admin_password, instance,
                           'p4ssw0rd')
 
     def test_attach_detach_volume(self) -> None:
-        # Nova's test has a connection of a type that nothing can connect;
+        # Nova's test has a connection of a type that does not exist;
         # test_volumes has real ones.
         instance, _ports = self._get_running_instance()
         connection = {
@@ -123,7 +123,7 @@ class LXDDriverTestCase(test_virt_drivers._VirtDriverTestCase, test.TestCase):
                           connection, instance, '/dev/sdb')
 
     def test_get_device_name_for_instance(self) -> None:
-        # Nova's test asks for a mock as name.
+        # Nova's test requests a mock as the name.
         instance, _ports = self._get_running_instance()
         for requested, expected in (('/dev/vdc', '/dev/vdc'),
                                     (None, '/dev/sdb')):
@@ -139,7 +139,7 @@ class LXDDriverTestCase(test_virt_drivers._VirtDriverTestCase, test.TestCase):
         self.skipTest('see test_attach_detach_volume')
 
     def test_migrate_disk_and_power_off(self) -> None:
-        # Nova's test moves to another host; this is what works: a resize.
+        # Nova's test moves to another host; this resizes on the same one.
         instance, ports = self._get_running_instance()
         flavor = instance.flavor.obj_clone()
         flavor.memory_mb = 192
@@ -150,7 +150,7 @@ class LXDDriverTestCase(test_virt_drivers._VirtDriverTestCase, test.TestCase):
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class ImplementedTestCase(test.NoDBTestCase):
-    """The list above is complete, and holds nothing that exists."""
+    """NOT_IMPLEMENTED is complete, and names no implemented method."""
 
     def test_list_is_true(self) -> None:
         for name, reason in NOT_IMPLEMENTED.items():
@@ -158,7 +158,7 @@ class ImplementedTestCase(test.NoDBTestCase):
             self.assertIs(
                 getattr(nova_driver.ComputeDriver, name),
                 getattr(nova_lxd_py.virt.driver.LXDDriver, name),
-                f'{name} is implemented; take it off the list')
+                f'{name} is implemented; remove it from the list')
 
 
 class _Base(nova_driver.ComputeDriver):
@@ -170,7 +170,7 @@ class _Base(nova_driver.ComputeDriver):
 
 
 class SignatureTestCase(test.SubclassSignatureTestCase):
-    """Every method takes what Nova hands it."""
+    """Every method has the parameters of Nova's base class."""
 
     def _get_base_class(self) -> type:
         return _Base

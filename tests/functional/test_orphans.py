@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Leftovers of servers on a real LXD, and a Nova that does not have them."""
+"""Leftovers of instances that Nova does not have, on a real LXD."""
 
 from __future__ import annotations
 

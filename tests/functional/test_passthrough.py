@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Passing devices through, with a real LXD but without hardware.
+"""Passthrough devices with a real LXD, without the hardware.
 
-LXD takes the devices as the driver describes them, and servers that should
-have one do not start without it.
+LXD accepts the devices as the driver describes them, and instances whose
+device is missing do not start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.functional import test_resize
 
 NO_LXD = lxd_daemon.missing()
 
-#: A vendor that there is not, so that nobody has the device.
+#: A vendor ID that is not assigned, so that no host has the device.
 GPU = {'lxd:gpu': 'ffff:0001'}
 USB = {'lxd:usb': 'ffff:0002'}
 

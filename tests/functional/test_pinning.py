@@ -10,10 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""CPUs of their own for servers, with a real LXD and Nova's own fitting.
+"""Dedicated CPUs with a real LXD and Nova's own NUMA fitting.
 
-They need two CPUs: the last one is for servers that want it for themselves,
-the others are shared.
+They need two CPUs: the last one is dedicated, the others are shared.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class CpuTestCase(test_resize.ResizeTestCase):
                               'compute')
             self.addCleanup(CONF.clear_override, option, 'compute')
 
-    # What Nova's resource tracker does.
+    # -- Nova's resource tracker --------------------------------------------
 
     def fitted(self, flavor: objects.Flavor
                ) -> objects.InstanceNUMATopology | None:
@@ -87,32 +86,32 @@ class CpuTestCase(test_resize.ResizeTestCase):
         server.numa_topology = self.fitted(server.flavor)
         return self.host.spawn(server, image)
 
-    # What there is to see of it.
+    # -- the guest ----------------------------------------------------------
 
     def allowed(self, server: objects.Instance) -> set[int]:
-        """The CPUs that the kernel lets the guest run on."""
+        """Return the CPUs that the kernel allows the guest."""
         text = self.host.run(server, 'grep', 'Cpus_allowed_list',
                              '/proc/self/status')
         return numbers(text.partition(':')[2])
 
     def assert_on(self, server: objects.Instance, cpus: set[int]) -> None:
-        # LXD applies a set a moment after it has taken it.
+        # LXD applies a CPU set a moment after the request.
         deadline = time.monotonic() + 30
         while self.allowed(server) != cpus and time.monotonic() < deadline:
             time.sleep(0.05)
         self.assertEqual(cpus, self.allowed(server))
         self.assertEqual(f'{len(cpus)}\n', self.host.run(server, 'nproc'))
-        # Init, from which all else in the guest descends.
+        # Init, from which all other processes inherit it.
         with open(f'/proc/{self.pid(server)}/status') as stream:
             [line] = [line for line in stream if 'Cpus_allowed_list' in line]
         self.assertEqual(cpus, numbers(line.partition(':')[2]))
 
-    def ceiling(self, server: objects.Instance) -> float | None:
-        """How many CPUs' time the kernel gives the guest, None for any."""
+    def cpu_quota(self, server: objects.Instance) -> float | None:
+        """Return the CPU quota of the guest in CPUs, None for unlimited."""
         with open(f'/proc/{self.pid(server)}/cgroup') as stream:
             groups = [line.strip().split(':', 2)[1:] for line in stream]
         for controllers, group in groups:
-            # Below the group that LXD limits a guest has its own ones.
+            # The guest has groups of its own below the one that LXD limits.
             directory = pathlib.Path('/'.join(group.split('/')[:2]))
             if 'cpu' in controllers.split(','):
                 found = pathlib.Path('/sys/fs/cgroup/cpu',
@@ -127,7 +126,7 @@ class CpuTestCase(test_resize.ResizeTestCase):
                 words = limit.read_text().split()
                 return (None if words[0] == 'max' else
                         int(words[0]) / int(words[1]))
-        raise AssertionError(f'There are no limits of CPU time: {groups}')
+        raise AssertionError(f'no cgroup with a CPU quota: {groups}')
 
 
 @unittest.skipIf(NO_LXD or TOO_FEW, NO_LXD or TOO_FEW or '')
@@ -227,7 +226,7 @@ class PinningTest(CpuTestCase):
         self.assertIn('use dedicated or shared', str(caught.exception))
         self.assertEqual({}, self.host.lxd_instances())
 
-    # The host.
+    # -- the host -----------------------------------------------------------
 
     def start_again(self, *servers: objects.Instance) -> None:
         self.host.instances = list(servers)
@@ -237,7 +236,7 @@ class PinningTest(CpuTestCase):
             self.host.context, objects.InstanceList(objects=list(servers)))
 
     def test_restart(self) -> None:
-        """Neither nova-compute's nor LXD's moves a server."""
+        """Restarts of nova-compute and LXD do not repin instances."""
         pinned, shared = self.server(DEDICATED), self.server()
         with self.running_on(pinned), self.running_on(shared):
             self.start_again(pinned, shared)
@@ -283,27 +282,27 @@ class PinningTest(CpuTestCase):
 
 @unittest.skipIf(NO_LXD or TOO_FEW, NO_LXD or TOO_FEW or '')
 class SharedSetTest(CpuTestCase):
-    """More shared CPUs than the server has: it gets that much of them."""
+    """With more shared CPUs than vCPUs, an instance has a CPU quota."""
 
     def setUp(self) -> None:
         super().setUp()
         self.divide(set(CPUS), set())
 
-    def test_ceiling(self) -> None:
+    def test_cpu_quota(self) -> None:
         server = self.server(vcpus=1)
         self.assert_on(server, set(CPUS))
-        self.assertEqual(1, self.ceiling(server))
+        self.assertEqual(1, self.cpu_quota(server))
         self.driver.reboot(self.host.context, server, [], 'HARD')
-        self.assertEqual(1, self.ceiling(server))
+        self.assertEqual(1, self.cpu_quota(server))
 
-    def test_ceiling_goes_with_a_resize(self) -> None:
+    def test_cpu_quota_follows_a_resize(self) -> None:
         server = self.server(vcpus=1)
         with self.running_on(server):
             self.resize(server, vcpus=len(CPUS))
-            self.assertIsNone(self.ceiling(server))
+            self.assertIsNone(self.cpu_quota(server))
             self.revert(server)
-            self.assertEqual(1, self.ceiling(server))
+            self.assertEqual(1, self.cpu_quota(server))
 
     def test_quota(self) -> None:
         server = self.server({'quota:cpu_quota': '50000'}, vcpus=1)
-        self.assertEqual(0.5, self.ceiling(server))
+        self.assertEqual(0.5, self.cpu_quota(server))

@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""Functions that run as root, where the kernel itself is what is tested."""
+"""Functions that run as root, with the real kernel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ time.sleep(1000)
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class MappedVolumeTest(unittest.TestCase):
-    """Processes that have not opened what they use."""
+    """Processes that have mapped a device without keeping it open."""
 
     def setUp(self) -> None:
         super().setUp()

@@ -29,16 +29,16 @@ from tests.fixtures import variants
 
 NO_LXD = lxd_daemon.missing()
 
-#: Busybox of distributions lacks chpasswd: one that notes its input.
+#: Busybox of distributions lacks chpasswd; this one records its input.
 CHPASSWD = b'#!/bin/sh\ncat > /root/chpasswd-input\n'
 
 
 class _Named(types.SimpleNamespace):
-    """Just enough of a server for DriverHost.run."""
+    """The fields of an instance that DriverHost.run uses."""
 
 
 class RescueCases:
-    """What holds on every kind of pool that is at hand."""
+    """Tests for every kind of storage pool."""
 
     pool_driver = ''
     options: dict[str, str] = {}
@@ -77,7 +77,7 @@ class RescueCases:
         return self.host.run(_Named(name=server.name + '-rescue'), *command)
 
     def of(self, server) -> list[str]:
-        """Name all LXD instances that a server has."""
+        """List the names of all LXD instances of a server."""
         return [name for name, entry in self.host.lxd_instances().items()
                 if entry['config'].get('user.nova.uuid') == server.uuid]
 
@@ -185,7 +185,7 @@ class RescueCases:
         server = self.make_server()
         self.rescue(server)
         api, params = self.host.lxd.api, {'project': self.host.project}
-        # As after a crash between making it and putting it in charge.
+        # As after a crash before the server was marked as rescued.
         api.must('PUT', f'/1.0/instances/{server.name}-rescue/state',
                  {'action': 'stop', 'force': True}, params=params)
         api.must('PATCH', f'/1.0/instances/{server.name}',

@@ -73,10 +73,10 @@ class ResizeTestCase(unittest.TestCase):
 
     def fitted(self, flavor: objects.Flavor
                ) -> objects.InstanceNUMATopology | None:
-        """What Nova's claim chooses of the host for a flavor."""
+        """Return the NUMA topology that Nova's claim chooses for a flavor."""
         return None
 
-    # What Nova's manager does between the driver's methods.
+    # -- Nova's compute manager ---------------------------------------------
 
     def prepare(self, server: objects.Instance, flavor: objects.Flavor,
                 bdi: Any = None) -> Any:
@@ -117,7 +117,7 @@ class ResizeTestCase(unittest.TestCase):
         server.task_state = None
         server.old_flavor = server.new_flavor = None
 
-    # What there is to see of it.
+    # -- the guest ----------------------------------------------------------
 
     def shown(self, server: objects.Instance) -> dict[str, Any]:
         return self.host.lxd_instances()[server.name]
@@ -128,7 +128,7 @@ class ResizeTestCase(unittest.TestCase):
                 if not key.startswith('volatile.')}
 
     def pid(self, server: objects.Instance) -> int:
-        """The guest's init on the host: another one after each start."""
+        """Return the process ID of the guest's init, which a start changes."""
         return self.host.lxd.api.must(
             'GET', f'/1.0/instances/{server.name}/state',
             params={'project': self.host.project})['pid']
@@ -141,7 +141,7 @@ class ResizeTestCase(unittest.TestCase):
 
     @contextlib.contextmanager
     def running_on(self, server: objects.Instance) -> Any:
-        """See that the guest does not notice the body of the statement."""
+        """Check that the guest runs on within the context."""
         before = self.pid(server)
         self.assertGreater(before, 0)
         yield
@@ -175,8 +175,8 @@ class ResizeTest(ResizeTestCase):
                                  self.config(server)['limits.memory'])
 
     def test_made_by_an_earlier_driver(self) -> None:
-        """What only a start can bring, and no flavor asks for, is no reason
-        for one."""
+        """Keys that need a restart do not cause one unless a flavor requests
+        them."""
         server = self.server()
         key = 'security.syscalls.deny'
         self.assertIn(key, self.config(server))
@@ -192,7 +192,7 @@ class ResizeTest(ResizeTestCase):
         with self.running_on(server):
             self.resize(server, memory_mb=256)
             self.assertEqual('256MiB', self.config(server)['limits.memory'])
-            # LXD has it for the next start, no matter who requests it.
+            # LXD has it for the next start, whoever requests that.
             self.assertIn(key, self.config(server))
             self.revert(server)
             self.assertIn(key, self.config(server))
@@ -208,7 +208,7 @@ class ResizeTest(ResizeTestCase):
         for key in ('config', 'devices'):
             self.assertEqual(before[key], after[key])
         self.host.run(server, 'ls', '/root/made-meanwhile')
-        # The quota is in force again.
+        # The quota is enforced again.
         with self.assertRaisesRegex(AssertionError, '(?i)quota|space'):
             self.fill(server, 1100)
 
@@ -219,7 +219,7 @@ class ResizeTest(ResizeTestCase):
         with self.running_on(server):
             self.revert(server)
         self.assertEqual('2GiB', self.shown(server)['devices']['root']['size'])
-        # Neither guest nor LXD is hurt.
+        # Guest and LXD still work.
         self.fill(server, 10, '/more')
         self.host.run(server, 'rm', '/fill', '/more')
         self.driver.reboot(self.host.context, server, [], 'HARD')
@@ -241,7 +241,7 @@ class ResizeTest(ResizeTestCase):
     def test_less_memory_than_in_use_is_refused(self) -> None:
         server = self.server(memory_mb=256)
         before = self.shown(server)
-        # Files of a tmpfs are memory that cannot be given up.
+        # Files of a tmpfs are memory that cannot be reclaimed.
         self.host.run(server, 'mount', '-t', 'tmpfs', 'tmpfs', '/mnt')
         self.fill(server, 100, '/mnt/fill')
         with self.running_on(server):
@@ -251,7 +251,7 @@ class ResizeTest(ResizeTestCase):
 
     def refusal(self, server: objects.Instance, bdi: Any = None,
                 **changes: Any) -> Exception:
-        """See that a resize is refused, and why."""
+        """Check that a resize is refused, and return the error."""
         with self.assertRaises(exception.InstanceFaultRollback) as caught:
             self.prepare(server, self.flavor(server, **changes), bdi)
         return caught.exception.inner_exception
@@ -367,7 +367,7 @@ class ResizeTest(ResizeTestCase):
         self.assertEqual(power_state.SHUTDOWN, self.host.state(server))
         self.assertEqual('256MiB', self.config(server)['limits.memory'])
         self.revert(server, power_on=False)
-        # What Nova does next.
+        # Nova's next call.
         self.driver.power_off(server)
         after = self.shown(server)
         self.assertEqual(before['config'], after['config'])
@@ -375,7 +375,7 @@ class ResizeTest(ResizeTestCase):
         self.driver.power_on(self.host.context, server, [])
         self.assertEqual(power_state.RUNNING, self.host.state(server))
 
-    # -- when it goes wrong -------------------------------------------------
+    # -- failures -----------------------------------------------------------
 
     def test_delete_while_resized(self) -> None:
         server = self.server()
@@ -423,7 +423,7 @@ class ResizeTest(ResizeTestCase):
         self.assertEqual(before['config'], after['config'])
         self.assertEqual(before['devices'], after['devices'])
 
-    def test_hard_reboot_while_resized_keeps_the_way_back(self) -> None:
+    def test_hard_reboot_while_resized_keeps_the_revert(self) -> None:
         server = self.server()
         before = self.shown(server)
         self.resize(server, memory_mb=256, root_gb=2)

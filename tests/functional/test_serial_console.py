@@ -37,7 +37,7 @@ NO_LXD = lxd_daemon.missing()
 
 CONF = driver_host.CONF
 
-#: Seconds after which something is blocked, even on a busy machine.
+#: Seconds after which an operation is blocked, even on a busy machine.
 BLOCKED = 45
 
 LOGIN = serial_terminal.LOGIN
@@ -368,7 +368,7 @@ class SerialConsoleTest(unittest.TestCase):
         self.assertEqual({('127.0.0.1', first.port),
                           ('127.0.0.1', second.port)},
                          nova_serial.ALLOCATED_PORTS)
-        # A third one, asked first, must not get theirs.
+        # A third one, whose console is requested first, must not get theirs.
         third = self.host.spawn(image=self.image)
         self.assertNotIn(self.console(third).port,
                          (first.port, second.port))
@@ -376,7 +376,7 @@ class SerialConsoleTest(unittest.TestCase):
         self.assertEqual(first.port, self.console().port)
         with Terminal(self.console()) as terminal:
             terminal.log_in()
-        # Deleted without having been asked for since the restart.
+        # Deleted without a request for its console since the restart.
         self.host.restart_driver()
         self.destroy(self.server)
         self.assertNotIn(('127.0.0.1', first.port),

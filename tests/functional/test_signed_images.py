@@ -107,7 +107,7 @@ class SignedImageTest(unittest.TestCase):
             self.authority))
 
     def test_content_that_was_changed(self) -> None:
-        """By somebody who could also change Glance's own checksums."""
+        """By an attacker who could also change Glance's checksums."""
         properties = self.signer.sign(self.content)
         image_id = self.glance.add(
             busybox_image.unified({'etc/evil': b'x'}), **properties)
@@ -134,7 +134,7 @@ class SignedImageTest(unittest.TestCase):
                             self.glance.add(self.content), self.authority)
 
     def test_image_that_is_cached_already(self) -> None:
-        """Another server, which trusts everybody, has brought it here."""
+        """A server without trusted certificates has imported it before."""
         image_id = self.signed()
         self.server(image_id)
         self.assert_refused(exception.CertificateValidationFailed, image_id,
@@ -142,7 +142,7 @@ class SignedImageTest(unittest.TestCase):
         self.assertEqual([image_id], self.glance.downloads)
         self.server(image_id, self.authority)
         self.assertEqual(2, len(self.glance.downloads))
-        # From now on it is known to be good for this authority.
+        # From now on it is recorded as verified by this certificate.
         self.server(image_id, self.authority)
         self.host.restart_driver()
         self.server(image_id, self.authority)
@@ -157,7 +157,7 @@ class SignedImageTest(unittest.TestCase):
         self.server(image_id)
         self.assert_refused(cursive_exception.SignatureVerificationError,
                             image_id, self.authority)
-        # It stays for those who do not mind.
+        # It stays for servers without trusted certificates.
         self.server(image_id)
         self.assertEqual(1, len(self.glance.downloads))
 

@@ -34,13 +34,13 @@ from tests.fixtures import variants
 
 NO_LXD = lxd_daemon.missing()
 
-#: Writes the time since the host's start, in hundredths of a second.
+#: Writes the uptime of the host, in hundredths of a second.
 TICKER = ('while true; do read up rest < /proc/uptime; echo $up; '
           'usleep 10000; done > /root/ticks')
 
 
 class SnapshotCases:
-    """What holds on every kind of pool that is at hand."""
+    """Tests for every kind of storage pool."""
 
     pool_driver = ''
 
@@ -59,7 +59,10 @@ class SnapshotCases:
         self.states.append((task_state, expected_state))
 
     def snapshot(self, server) -> str:
-        """Make an image; returns its id."""
+        """Make an image.
+
+        :returns: its ID.
+        """
         self.states.clear()
         image_id = self.host.glance.create(
             None, {'name': 'backup', 'properties': {'a': 'b'}})['id']
@@ -68,7 +71,7 @@ class SnapshotCases:
         return image_id
 
     def describe(self, server) -> dict:
-        """All that LXD says of a server's instance."""
+        """Return LXD's description of an instance."""
         answer = self.host.lxd.api.request(
             'GET', f'/1.0/instances/{server.name}',
             params={'project': self.host.project})
@@ -77,7 +80,7 @@ class SnapshotCases:
         return described
 
     def assert_clean(self) -> None:
-        """Nothing of a snapshot is left in LXD."""
+        """Check that nothing of a snapshot is left in LXD."""
         roles = [entry['config'].get('user.nova.role')
                  for entry in self.host.lxd_instances().values()]
         self.assertNotIn('snapshot', roles)
@@ -87,7 +90,7 @@ class SnapshotCases:
                  for alias in image['aliases']]
         self.assertEqual([], [name for name in names
                               if name.startswith(snapshot.ALIAS_PREFIX)])
-        # Each of them is one that the driver has imported.
+        # All of them are images that the driver has imported.
         self.assertEqual(len(images), len(names), images)
 
     def content(self, image_id: str) -> tarfile.TarFile:
@@ -95,7 +98,7 @@ class SnapshotCases:
                               input=self.host.glance.data(image_id)).stdout
         return tarfile.open(fileobj=io.BytesIO(data))
 
-    # -- what it makes ------------------------------------------------------
+    # -- content of the image -----------------------------------------------
 
     def test_image_boots_again(self) -> None:
         server = self.host.spawn()
@@ -115,7 +118,7 @@ class SnapshotCases:
              (task_states.IMAGE_UPLOADING, task_states.IMAGE_PENDING_UPLOAD)],
             self.states)
         self.assert_clean()
-        # A cloud that has never seen the original.
+        # In a cloud without the original.
         other = driver_host.DriverHost(lxd_daemon.shared(self.pool_driver))
         other.setUp()
         self.addCleanup(other.cleanUp)
@@ -180,7 +183,7 @@ class SnapshotCases:
         self.assertTrue(self.host.glance.data(self.snapshot(server))
                         .startswith(b'\xfd7zXZ'))
 
-    # -- what can go wrong --------------------------------------------------
+    # -- failures -----------------------------------------------------------
 
     def test_no_such_server(self) -> None:
         self.assertRaises(exception.InstanceNotRunning, self.snapshot,
@@ -275,7 +278,7 @@ class SnapshotCases:
         self.assertNotIn(server.name, self.host.lxd_instances())
 
     def _leave_something(self, server) -> None:
-        """Do as a nova-compute that ends in the middle of a snapshot."""
+        """Leave what an interrupted snapshot leaves in LXD."""
         api, params = self.host.lxd.api, {'project': self.host.project}
         name = f'{server.name}-snapshot'
         api.must('POST', '/1.0/instances', {
@@ -339,8 +342,8 @@ class BtrfsSnapshotTest(SnapshotCases, unittest.TestCase):
         began = time.monotonic()
         gaps = self.gaps_during(server, lambda: self.snapshot(server))
         took = time.monotonic() - began
-        # A guest that is stopped for the snapshot has one long gap. How
-        # short gaps are is measured by benchmarks.snapshot.
+        # A guest that is stopped for the snapshot has one long gap.
+        # benchmarks.snapshot measures short gaps.
         self.assertLess(max(gaps), max(0.5, took / 2))
 
     def gaps_during(self, server, action) -> list[float]:

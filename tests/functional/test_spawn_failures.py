@@ -10,11 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nothing is left of a server whose build fails, at whichever step it does.
+"""Failed builds leave nothing behind, whichever step fails.
 
-A build is watched once to learn which requests it sends to LXD. Then each of
-them is spoilt in turn, in two ways: LXD refuses it, or LXD carries it out and
-the answer is lost.
+The requests of a build to LXD are counted first. Then each of them fails once
+in two ways: LXD refuses it, or LXD carries it out and the answer is lost.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ NO_LXD = lxd_daemon.missing()
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class SpawnFailureTest(unittest.TestCase):
 
-    #: ``[lxd]`` options and flavor under which every step is tried.
+    #: ``[lxd]`` options and flavor of the builds.
     options = {'idmap_isolation': 'server'}
 
     def setUp(self) -> None:
@@ -81,7 +80,7 @@ class SpawnFailureTest(unittest.TestCase):
                 what = f'{how.name} of {self.proxy.spoilt}'
                 self.proxy.behave()
                 self._assert_nothing_left(what)
-                # The same server can be built on this host afterwards.
+                # The same instance can be built on this host afterwards.
                 self.host.spawn(server, image)
             else:
                 self.assertIsNotNone(self.proxy.spoilt)
@@ -134,7 +133,7 @@ class LostPoolTest(unittest.TestCase):
                 'ephemerals': [{'size': 1}], 'root_device_name': '/dev/sda'}
         with self.assertRaises(exception.NovaException) as caught:
             self.host.spawn(server, image, block_device_info=info)
-        # Nova would leave the server in BUILD, without a fault.
+        # Otherwise Nova leaves the server in BUILD, without a fault.
         self.assertNotIsInstance(caught.exception,
                                  exception.InstanceNotFound)
         self.host.driver.destroy(self.host.context, server, [], info)

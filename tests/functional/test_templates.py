@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Fast spawn with a real LXD: templates, clones, and who has which uids."""
+"""Fast spawn with a real LXD: templates, clones and uid ranges."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TemplateTestCase(unittest.TestCase):
         return self.guests.get(server).config
 
     def first_uid(self, server: objects.Instance) -> int:
-        """Where the guest's root is on the host, by the kernel's word."""
+        """Return the uid of the guest's root on the host, by the kernel."""
         return int(self.host.run(server, 'cat', '/proc/self/uid_map'
                                  ).split()[1])
 
@@ -89,7 +89,7 @@ class TemplateTestCase(unittest.TestCase):
         return results
 
     def tree(self, name: str) -> dict[str, tuple[int, ...]]:
-        """List a stopped instance's files: type and mode, size, change."""
+        """Return mode, size and change time of a stopped instance's files."""
         assert self.host.lxd.directory is not None
         top = (self.host.lxd.directory / 'storage-pools' / self.host.lxd.pool
                / 'containers' / f'{self.host.project}_{name}' / 'rootfs')
@@ -113,12 +113,12 @@ class CloneTest(TemplateTestCase):
             self.assertEqual(power_state.RUNNING, self.host.state(server))
             self.assertEqual(int(template.config['volatile.idmap.base']),
                              self.first_uid(server))
-            # Shifted right: the guest's root owns its files.
+            # Correctly shifted: root in the guest owns its files.
             self.assertEqual('0', self.host.run(
                 server, 'stat', '-c', '%u', '/etc/passwd').strip())
             self.host.run(server, 'touch', '/etc/written')
             self.assertNotIn(templates.KEY_TEMPLATE, self.config(server))
-            # Templates of the image's own metadata are not for LXD.
+            # LXD does not get the templates of the image's metadata.
             self.assertEqual('busybox', self.host.run(
                 server, 'cat', '/etc/hostname').strip())
         self.assertEqual('2GiB', self.guests.get(second).devices['root'][
@@ -187,7 +187,7 @@ class CloneTest(TemplateTestCase):
                                  for server in servers}))
 
     def test_half_made_template(self) -> None:
-        """As a crash leaves it: made, but with its obstacle, not shifted."""
+        """As a crash leaves it: created, with its obstacle, not shifted."""
         self.spawn()
         template, = self.templates()
         name, config = template.name, dict(template.config)
@@ -218,7 +218,7 @@ class CloneTest(TemplateTestCase):
 class RangeTest(TemplateTestCase):
 
     def test_ranges_do_not_overlap(self) -> None:
-        """Made at once, some with ranges of their own."""
+        """Created at the same time, some with ranges of their own."""
         own = {'lxd:isolated': 'true'}
 
         def server(number: int) -> objects.Instance:
@@ -237,7 +237,7 @@ class RangeTest(TemplateTestCase):
                 made.uuid if number % 2 else made.project_id)
         self.assertEqual({1}, {len(found) for found in owners.values()})
         self.assertEqual(8, len(owners))
-        # Nor do they reach into each other, or where LXD has no business.
+        # Nor do they overlap partly, also not with LXD's common range.
         bases = sorted(owners)
         self.assertGreaterEqual(bases[0], first_of_all + 65536)
         for lower, higher in zip(bases, bases[1:]):
@@ -269,7 +269,7 @@ class RangeTest(TemplateTestCase):
                                  'pool': self.host.lxd.pool}}})
         second = self.spawn('p2')
         self.host.driver.destroy(self.host.context, first, [])
-        # It may be in use again in a moment.
+        # Its range may be used again soon.
         self.assertRaises(exception.NovaException, self.spawn, 'p3')
         patch = fixtures.MonkeyPatch(
             'nova_lxd_py.virt.guest.uid_ranges.GRACE', 0)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ports of containers on Open vSwitch, through restarts and losses."""
+"""Ports of containers on Open vSwitch, through restarts and failures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ tearDownModule = lab.tear_down_module
 
 
 class PrivilegedDaemonTestCase(lab.VIFTestCase):
-    """The daemons that act as root, started as nova-compute starts them."""
+    """The privsep daemons, started as nova-compute starts them."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -55,7 +55,7 @@ class PrivilegedDaemonTestCase(lab.VIFTestCase):
 
 
 class LifeTestCase(lab.VIFTestCase):
-    """What a guest and its host go through."""
+    """Reboots and restarts of guest, LXD, nova-compute and Open vSwitch."""
 
     def test_traffic_and_identity(self) -> None:
         guest, other = self.make_guests()
@@ -182,7 +182,7 @@ class LossTestCase(lab.VIFTestCase):
         self.assert_restartable(guest, other)
 
     def test_held_by_a_guest_unknown_to_lxd(self) -> None:
-        """The monitor was killed and the guest has survived it."""
+        """The monitor was killed, and the guest still runs."""
         guest, other = self.make_guests()
         guest.stop()
         with subprocess.Popen(['unshare', '--net', 'sleep', '600']) as holder:

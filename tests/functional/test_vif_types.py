@@ -50,10 +50,10 @@ class LimitsTestCase(lab.VIFTestCase):
 
     def fastest(self, seconds: float, sender: lab.Guest,
                 receiver: lab.Guest, size: int, pause: float = 0) -> float:
-        """Send until it takes no longer than some seconds.
+        """Repeat a transfer until it takes no longer than some seconds.
 
-        A busy machine makes some attempts slow; it makes none faster than
-        the limit.
+        A busy machine makes some transfers slower, but none faster than the
+        limit.
 
         :param pause: seconds between attempts.
         :returns: the seconds of the fastest attempt.
@@ -171,7 +171,7 @@ class OtherTypesTestCase(lab.VIFTestCase):
         guest = lab.Guest(self, 1)
         guest.vif.update(type=model.VIF_TYPE_TAP, details={})
         guest.create()
-        # As Calico's agent would do, for example.
+        # As Calico's agent does, for example.
         subprocess.run(['ip', 'address', 'add', '10.9.0.254/24', 'dev',
                         guest.pair.outer], check=True)
         guest.start()
@@ -205,7 +205,7 @@ class OtherTypesTestCase(lab.VIFTestCase):
         self.assertEqual(2, len(os.listdir('/sys/class/net/brqtest/brif')))
 
     def test_rows_of_kernel_datapath(self) -> None:
-        """os-vif writes QoS rows there, also without the kernel module."""
+        """os-vif writes QoS rows for it, also without the kernel module."""
         guest = lab.Guest(self, 1)
         guest.vif['network']['bridge'] = 'br-kernel'
         guest.vif['details'].update(bridge_name='br-kernel',

@@ -176,7 +176,7 @@ class FilesystemCases(volume_host.VolumeHost):
         self.assertFalse(self.asked_for_state())
         self.assertEqual(filled, self.sum(server))
         self.release(server)
-        # Mounted in another place: no process has it open.
+        # A bind mount keeps it busy without a process.
         self.host.run(server, 'sh', '-c', 'mkdir -p /other && busybox mount '
                       f'-o bind {self.directory} /other')
         self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
@@ -297,8 +297,8 @@ class FilesystemCases(volume_host.VolumeHost):
             self.assertFalse(left.exists(), what)
             self.assertEqual(set(), self.storage.left_on_host(), what)
 
-    def test_lxd_has_crashed_before_it_wrote_that_down(self) -> None:
-        """The guest has the mount already, and perhaps uses it."""
+    def test_lxd_has_crashed_before_it_recorded_that(self) -> None:
+        """The guest has the mount already, and may use it."""
         server, volume = self.host.spawn(), self.storage.volume()
         filled, left = self.fill_and_detach(server, volume)
         target = self.fail_to_attach(server, volume)
@@ -320,7 +320,7 @@ class FilesystemCases(volume_host.VolumeHost):
     @property
     def lxd_directory(self) -> pathlib.Path:
         if self.host.lxd.directory is None:
-            self.skipTest('It reads the directory of an LXD of its own')
+            self.skipTest('it needs the directory of a private LXD')
         return self.host.lxd.directory
 
     def fill_and_detach(self, server, volume) -> tuple[str, pathlib.Path]:
@@ -391,7 +391,7 @@ class XfsVolumeTest(FilesystemCases, unittest.TestCase):
     filesystem = 'xfs'
 
     def shut_down_filesystem(self, volume: lab_volumes.Volume) -> None:
-        """What the kernel does when it can no longer write to the log."""
+        """Shut down xfs, as the kernel does if it cannot write the log."""
         descriptor = os.open(os.path.join(
             lab_volumes.CONF.lxd.volume_mount_directory, volume.id),
             os.O_RDONLY)
@@ -475,7 +475,7 @@ class PrivilegedVolumeTest(volume_host.VolumeHost, unittest.TestCase):
         self.detach(server, connection)
 
     def test_detach_after_a_reboot_of_the_host(self) -> None:
-        """Another server has mounted what is at the volume's device now."""
+        """The device of the volume is another one's, which is mounted."""
         first, second = self.host.spawn(), self.host.spawn()
         one = self.storage.volume()
         mine = self.attach(first, one)
@@ -500,9 +500,9 @@ class PrivilegedVolumeTest(volume_host.VolumeHost, unittest.TestCase):
     'test_stop_writes_cached_data', 'test_busy_stays_attached',
     'test_read_only', 'test_content_is_never_overwritten',
     'test_destroy_while_it_is_used',
-    'test_lxd_has_crashed_before_it_wrote_that_down')
+    'test_lxd_has_crashed_before_it_recorded_that')
 class DaemonVolumeTest(FilesystemCases, unittest.TestCase):
-    """With the privileges that the daemon has, and no others."""
+    """With the capabilities of the privsep daemon."""
 
     filesystem = 'ext4'
     daemon = True

@@ -35,7 +35,7 @@ PATH = volume_host.PATH
 
 
 class VolumeCases(volume_host.VolumeHost):
-    """What holds for every kind of volume."""
+    """Tests for every kind of volume."""
 
     # -- attach and detach --------------------------------------------------
 
@@ -52,7 +52,7 @@ class VolumeCases(volume_host.VolumeHost):
         self.assertEqual({}, self.devices(server))
         self.assertEqual(set(), self.storage.left_on_host())
         self.assertEqual(written, volume.checksum(2 * units.Mi))
-        # At another server it is the same.
+        # Another server reads the same.
         other = self.host.spawn()
         connection = self.attach(other, volume, '/dev/sdc')
         self.assertEqual(written, self.read(other, '/dev/sdc'))
@@ -82,7 +82,7 @@ class VolumeCases(volume_host.VolumeHost):
         self.assertEqual(before, self.devices(server))
         self.detach(server, connection)
         self.detach(server, connection)
-        # One that was refused for its device name.
+        # A volume that was refused for its device name.
         self.detach(server, connection, '/dev/../etc')
         # Nova does so after an aborted build.
         self.destroy(server)
@@ -178,7 +178,7 @@ class VolumeCases(volume_host.VolumeHost):
                           connection, server, 3 * units.Gi)
         self.detach(server, connection)
 
-    # -- what cannot be -----------------------------------------------------
+    # -- refusals -----------------------------------------------------------
 
     def test_refusals(self) -> None:
         server = self.host.spawn()
@@ -228,7 +228,7 @@ class VolumeCases(volume_host.VolumeHost):
             self.host.driver.attach_volume(self.host.context, connection,
                                            server, PATH)
         written = self.write(servers[0])
-        # Not what the host's cache holds for the other one.
+        # Not a stale cache of the host.
         self.assertEqual(written, self.read(servers[1]))
         self.detach(servers[0], shared[0])
         self.assertFalse(self.has(servers[0]))
@@ -238,8 +238,8 @@ class VolumeCases(volume_host.VolumeHost):
         self.destroy(servers[1], disks.described(mapping))
         self.assertEqual(set(), self.storage.left_on_host())
 
-    def test_let_go_by_another_server_during_a_start(self) -> None:
-        """The host may have another volume there by the time it starts."""
+    def test_released_by_another_server_during_a_start(self) -> None:
+        """The device may be another volume's when the server starts."""
         first, second = self.host.spawn(), self.host.spawn()
         volume = self.storage.volume()
         shared = [{**volume.connection(), 'multiattach': True}
@@ -252,7 +252,7 @@ class VolumeCases(volume_host.VolumeHost):
         lab_volumes.reboot_host(self.host)
         mapping = volume.mapping()
         mapping['connection_info']['multiattach'] = True
-        # Nova is told when the host is connected, before LXD is.
+        # Nova saves the connection before LXD has the device.
         mapping.save = lambda: self.detach(second, shared[1])
         self.assertRaisesRegex(
             exception.VolumeAttachFailed, 'released',
@@ -306,7 +306,7 @@ class VolumeCases(volume_host.VolumeHost):
 @variants.keep(
     'test_hot', 'test_cold', 'test_twice_is_once', 'test_extend',
     'test_wrong_size_is_not_the_volume', 'test_shared_by_servers',
-    'test_let_go_by_another_server_during_a_start')
+    'test_released_by_another_server_during_a_start')
 class LocalVolumeTest(VolumeCases, unittest.TestCase):
     kind = lab_volumes.LocalVolume
 
@@ -321,7 +321,7 @@ class LocalVolumeTest(VolumeCases, unittest.TestCase):
         self.detach(server, self.attach(server, volume))
 
     def test_device_of_another_volume(self) -> None:
-        """What a stale connection of the host leads to."""
+        """As with a stale connection of the host."""
         first, second = self.host.spawn(), self.host.spawn()
         one, other = self.storage.volume(), self.storage.volume()
         connection = self.attach(first, one)
@@ -332,7 +332,7 @@ class LocalVolumeTest(VolumeCases, unittest.TestCase):
         self.detach(first, connection)
 
     def test_device_of_another_volume_after_a_reboot_of_the_host(self) -> None:
-        """What a stopped server had is another volume's by now."""
+        """The device of a stopped server is another volume's by now."""
         first, second = self.host.spawn(), self.host.spawn()
         one, other = self.storage.volume(), self.storage.volume()
         mine = self.attach(first, one)
@@ -341,7 +341,7 @@ class LocalVolumeTest(VolumeCases, unittest.TestCase):
         self.host.restart_driver()
         connection = self.attach(second, other, device_path=one.device)
         written = self.write(second)
-        # Its own has another device now.
+        # Its own volume has another device now.
         mapping = one.mapping()
         mapping['connection_info']['data']['device_path'] = other.device
         self.host.driver.power_on(self.host.context, first, [],
@@ -370,7 +370,7 @@ class FileVolumeTest(VolumeCases, unittest.TestCase):
         self.detach(server, connection)
 
     def test_guest_cannot_take_it_off_its_file(self) -> None:
-        """Whose the loop device would be next, nobody knows."""
+        """The loop device could become another volume's."""
         for specs in ({}, {'lxd:privileged_allowed': 'true'}):
             server = self.host.spawn(self.host.instance(
                 image := self.host.image(), specs), image)
@@ -416,7 +416,7 @@ class FileVolumeTest(VolumeCases, unittest.TestCase):
         volume = self.storage.volume()
         self.assertRaisesRegex(exception.VolumeAttachFailed, 'qcow2',
                                self.attach, server, volume, format='qcow2')
-        # What a guest writes changes nothing of the format.
+        # Content that a guest writes does not change the format.
         connection = self.attach(server, volume)
         self.host.run(server, 'sh', '-c',
                       f'printf "QFI\\373\\000\\000\\000\\003" > {PATH}')

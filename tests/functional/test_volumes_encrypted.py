@@ -12,9 +12,9 @@
 
 """Encrypted volumes with a real LXD, and with cryptsetup where that can work.
 
-On a kernel without device-mapper, a script takes the place of cryptsetup: it
-opens a loop device behind a header, without a cipher. Everything up to its
-arguments and standard input is real there, too.
+On a kernel without device-mapper, a script replaces cryptsetup: it attaches a
+loop device behind a header, without a cipher. Everything up to its arguments
+and standard input is real there, too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ for last; do device=$name; name=$last; done
 case $* in
 *luksFormat*)
     cat >>"$0.input"
-    # Whatever was there is noise through the cipher.
+    # Earlier content is noise after decryption.
     dd if=/dev/urandom of="$name" bs=1M seek=2 count=2 conv=notrunc status=none
     printf 'LUKS\272\276\000\002' | dd of="$name" conv=notrunc status=none ;;
 *luksOpen*)

@@ -43,10 +43,10 @@ def _fail(*_args: Any, **_kwargs: Any) -> None:
 
 
 class VolumeFailureCases(volume_host.VolumeHost):
-    """What holds for every kind of volume."""
+    """Tests for every kind of volume."""
 
     def test_lxd_fails(self) -> None:
-        """LXD refuses to take a volume, or does and nobody hears of it."""
+        """LXD refuses a volume, or attaches it and the answer is lost."""
         server = self.host.spawn()
         first = self.attach(server, self.storage.volume())
         volume = self.storage.volume()
@@ -73,7 +73,7 @@ class VolumeFailureCases(volume_host.VolumeHost):
         connection = self.attach(server, volume)
         directory = self.host.lxd.directory
         if directory is None:
-            self.skipTest('It reads the directory of an LXD of its own')
+            self.skipTest('it needs the directory of a private LXD')
         [node] = (directory / 'devices').glob(f'*/*{volume.id[-12:]}*')
         number = os.stat(node).st_rdev
         self.detach(server, connection)
@@ -87,7 +87,7 @@ class VolumeFailureCases(volume_host.VolumeHost):
         os.mknod(node, stat.S_IFBLK | 0o600, number)
         self.detach(server, volume.connection())
         self.assertFalse(node.exists())
-        # It is back when the driver asks what has become of it.
+        # LXD is back when the driver checks the result.
         os.mknod(node, stat.S_IFBLK | 0o600, number)
         self.proxy.spoil(0, faulty_proxy.Spoil.LOSE_REQUEST)
         self.assertRaises(exception.NovaException, self.attach, server,
@@ -97,7 +97,7 @@ class VolumeFailureCases(volume_host.VolumeHost):
         self.assertEqual(set(), self.storage.left_on_host())
 
     def test_lxd_is_gone_for_good(self) -> None:
-        """Nova is told that a server has no volume, which it has in truth."""
+        """The attachment fails for Nova, although LXD has the device."""
         first, second = self.host.spawn(), self.host.spawn()
         volume = self.storage.volume()
         self.proxy.refuse_from('PATCH', faulty_proxy.Spoil.LOSE_ANSWER)
@@ -119,7 +119,7 @@ class VolumeFailureCases(volume_host.VolumeHost):
         self.assertEqual(set(), self.storage.left_on_host())
 
     def test_nova_compute_is_killed_while_it_attaches(self) -> None:
-        """Nova knows nothing of the connection, so it is removed at start."""
+        """Nova has no record of the connection, so it is removed at start."""
         server = self.host.spawn()
         kept = self.attach(server, self.storage.volume())
         written = self.write(server)
@@ -142,12 +142,12 @@ class VolumeFailureCases(volume_host.VolumeHost):
         self.detach(server, self.attach(server, volume))
 
     def is_connected(self, volume: lab_volumes.Volume) -> bool:
-        """Whether the host has something of the connection that it makes."""
+        """Whether the host is already connected to a volume."""
         return volume.kind == 'local' or volume.id in str(
             self.storage.left_on_host())
 
     def test_build_that_cannot_be_undone(self) -> None:
-        """The server runs on, and so do its volumes."""
+        """The server keeps running with its volumes."""
         mapping = self.storage.volume().mapping()
         server = self.host.instance(self.host.image())
         with fixtures.MonkeyPatch(
@@ -162,7 +162,7 @@ class VolumeFailureCases(volume_host.VolumeHost):
         self.assertIn('stays connected after a failed build', self.log.output)
         self.host.driver._services.volume_reconciler.run()
         self.assertEqual(written, self.read(server))
-        # Nova does so later ([DEFAULT] running_deleted_instance_action).
+        # Nova does that later ([DEFAULT] running_deleted_instance_action).
         self.destroy(server, disks.described(mapping))
         self.assertEqual(set(), self.storage.left_on_host())
 

@@ -127,6 +127,6 @@ class IscsiFilesystemTest(IscsiCases, unittest.TestCase):
         self.detach(server, connection)
 
     def blocks(self, server) -> int:
-        """How large the guest finds the filesystem."""
+        """Return the size of the filesystem in the guest."""
         return int(self.host.run(server, 'busybox', 'stat', '-f', '-c', '%b',
                                  '/mnt/vdb'))

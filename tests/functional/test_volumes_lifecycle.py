@@ -37,7 +37,7 @@ PATH = volume_host.PATH
 
 
 class VolumeLifecycleCases(volume_host.VolumeHost):
-    """What holds for every kind of volume."""
+    """Tests for every kind of volume."""
 
     def test_boot_and_destroy(self) -> None:
         volumes = [self.storage.volume(), self.storage.volume()]
@@ -76,7 +76,7 @@ class VolumeLifecycleCases(volume_host.VolumeHost):
         self.attach(server, volume)
         written = self.write(server)
         info = disks.described(volume.mapping())
-        # Somebody takes it away by hand.
+        # An operator removes it by hand.
         api, params = self.host.lxd.api, {'project': self.host.project}
         instance = self.host.lxd_instances()[server.name]
         del instance['devices'][f'volume-{volume.id}']
@@ -146,7 +146,7 @@ class VolumeLifecycleCases(volume_host.VolumeHost):
         self.host.driver.migrate_disk_and_power_off(
             self.host.context, server, self.host.driver.get_host_ip_addr(),
             new, [], disks.described(mapping), timeout=0)
-        # Nova frees the connection and makes another one.
+        # Nova deletes the attachment and creates another one.
         self.assertEqual(set(), self.storage.left_on_host())
         self.assertEqual({}, self.devices(server))
         server.old_flavor, server.flavor = old, new

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Many steps in no order, after which nothing of the volumes is left.
+"""Volume operations in random order, after which nothing is left.
 
-Some of them are kills: of LXD, and of a process that has the driver, in the
-middle of what they do. The environment variable NOVA_LXD_TEST_STEPS sets the
-number of steps, and NOVA_LXD_TEST_SEED repeats those of an earlier run.
+Some steps kill LXD, or a process with the driver, during an operation. The
+environment variable NOVA_LXD_TEST_STEPS sets the number of steps, and
+NOVA_LXD_TEST_SEED repeats those of an earlier run.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ CHOICES = (
 
 
 @unittest.skipIf(NO_LXD or os.environ.get('LXD_SOCKET'),
-                 NO_LXD or 'It kills LXD, and LXD_SOCKET names one that is '
-                 'not its own')
+                 NO_LXD or 'it kills LXD, so it needs a private one (without '
+                 'LXD_SOCKET)')
 class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
-    """One server, three volumes."""
+    """One server and three volumes."""
 
     kind = lab_volumes.FileVolume
     options = {'volume_filesystems': ['ext4']}
@@ -73,10 +73,10 @@ class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
     def lxd(self) -> lxd_daemon.RealLXD:
         return self.daemon_of_its_own
 
-    # -- what can be done ---------------------------------------------------
+    # -- steps --------------------------------------------------------------
 
     def step(self, name: str, number: int) -> None:
-        """Do one thing, if it can be done now."""
+        """Do one step, if the state allows it."""
         info = disks.described(*self.mappings.values())
         driver, context = self.host.driver, self.host.context
         if name == 'attach' and number not in self.mappings:
@@ -119,8 +119,8 @@ class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
         return mapping
 
     def kill(self, name: str, number: int) -> None:
-        """Kill somebody who attaches, detaches or reboots, and do it again as
-        Nova or its user would."""
+        """Kill a process that attaches, detaches or reboots, and repeat the
+        operation as Nova or its user would."""
         what = self.random.choice(('attach', 'detach', 'hard'))
         if what != 'hard':
             what = 'detach' if number in self.mappings else 'attach'
@@ -148,7 +148,7 @@ class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
         else:
             self.kill_lxd(lambda: begin(self.host.driver), patience)
         if what == 'hard':
-            # What became of the first is not known.
+            # The result of the first attempt is unknown.
             self.reboot(self.server, info)
         elif what == 'detach':
             self.detach(self.server, self.mappings.pop(number)[
@@ -156,7 +156,7 @@ class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
         elif self.random.random() < 0.5:
             self.mappings[number] = self.attached(number)
         else:
-            # Nova never heard what became of the connection.
+            # Nova does not have the connection.
             self.detach(self.server, self.volumes[number].connection(),
                         self.paths[number])
 
@@ -201,7 +201,7 @@ class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
         self.assertEqual([], self.held_locks())
 
     def check_content(self) -> None:
-        """See that each volume has what was written to it first."""
+        """Check that each volume has its first content."""
         self.assertEqual({f'volume-{self.volumes[number].id}'
                           for number in self.mappings},
                          set(self.devices(self.server)))
@@ -214,7 +214,7 @@ class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
                              self.read(self.server, where, 1))
 
     def held_locks(self) -> list[str]:
-        """os-brick's file locks that somebody still holds."""
+        """List os-brick's file locks that are held."""
         held = []
         for path in pathlib.Path(lab_volumes.CONF.state_path).rglob(
                 '*os-brick*'):

@@ -40,7 +40,7 @@ PATH = volume_host.PATH
 
 
 class SwapCases(volume_host.VolumeHost):
-    """What holds for block devices and filesystems alike."""
+    """Tests for block devices and filesystems."""
 
     where = PATH
     size = 128 * units.Mi
@@ -51,7 +51,7 @@ class SwapCases(volume_host.VolumeHost):
 
     def swap(self, server, old: dict, new: lab_volumes.Volume,
              size_gb: int = 0, **data: Any) -> dict:
-        """As Nova does.
+        """Swap a volume as Nova does.
 
         :returns: the connection of the new volume.
         """
@@ -80,7 +80,7 @@ class SwapCases(volume_host.VolumeHost):
         self.assertEqual(filled, self.sum(server))
         self.assertEqual(power_state.RUNNING, self.host.state(server))
         first.close()
-        # Nothing is read from the old one, and all goes to the new one.
+        # Reads and writes go to the new volume only.
         refilled = self.fill(server)
         self.reboot(server, disks.described(self._mapping(second, new)))
         self.assertEqual(refilled, self.sum(server))
@@ -108,12 +108,12 @@ class SwapCases(volume_host.VolumeHost):
         self.detach(server, new)
 
     def capacity(self, server) -> int:
-        """Bytes that the guest sees."""
+        """Return the size of the volume in the guest, in bytes."""
         return int(self.host.run(server, 'busybox', 'blockdev',
                                  '--getsize64', PATH))
 
     def test_moved_by_cinder(self) -> None:
-        """The new volume gets the id of the old one afterwards."""
+        """Cinder gives the new volume the ID of the old one afterwards."""
         server = self.host.spawn()
         first, second = self.volume(), self.volume()
         old = self.attach(server, first)
@@ -150,7 +150,7 @@ class SwapCases(volume_host.VolumeHost):
         self.assertEqual(filled, self.fill_again(server, filled))
 
     def fill_again(self, server, filled: str) -> str:
-        """It can be written to."""
+        """Write to the volume, and return the checksum."""
         self.host.run(server, 'sh', '-c', f'dd if=/root/data of={self.where} '
                       'bs=1M conv=fsync')
         return self.sum(server)
@@ -187,7 +187,7 @@ class SwapCases(volume_host.VolumeHost):
         self.detach(server, new)
 
     def test_lxd_fails(self) -> None:
-        """At each of the changes that a swap consists of."""
+        """Each request of a swap to LXD fails once."""
         server = self.host.spawn()
         first = self.volume()
         old = self.attach(server, first)
@@ -223,7 +223,7 @@ class SwapCases(volume_host.VolumeHost):
         self.detach(server, old)
 
     def test_lxd_has_crashed_while_it_switched(self) -> None:
-        """The guest has neither volume then, or no longer the old one."""
+        """The guest has neither volume, or no longer the old one."""
         server = self.host.spawn()
         first = self.volume()
         old = self.attach(server, first)
@@ -256,7 +256,7 @@ class SwapCases(volume_host.VolumeHost):
         self.detach(server, new)
 
     def test_old_volume_cannot_be_disconnected(self) -> None:
-        """It does not come back, and Nova is not told that it has."""
+        """It is not attached again, and the swap is a success for Nova."""
         server = self.host.spawn()
         first, second = self.volume(), self.volume()
         old = self.attach(server, first)
@@ -273,7 +273,7 @@ class SwapCases(volume_host.VolumeHost):
         self.assertIn('could not be disconnected', self.log.output)
         self.assertEqual([f'volume-{second.id}'], list(self.devices(server)))
         self.assertEqual(filled, self.sum(server))
-        # The next time it is.
+        # The next attempt disconnects it.
         self.host.driver._services.volume_reconciler.run()
         self.assertNotIn(first.id, str(self.storage.left_on_host()))
         self.assertEqual(filled, self.sum(server))
@@ -298,16 +298,16 @@ class SwapCases(volume_host.VolumeHost):
             self.host.restart_driver()
             if number < 2:
                 self.assert_as_before(server, first, filled)
-                # Nova gives the new one back to Cinder.
+                # Nova deletes the attachment of the new volume.
                 self.detach(server, second.connection())
         self.assert_as_before(server, second, filled)
         self.detach(server, second.connection())
         self.assertEqual(set(), self.storage.left_on_host())
-        # What Nova does then.
+        # As Nova does then.
         self.detach(server, old)
 
     def wait_for_lxd(self) -> None:
-        """LXD does what it has been sent."""
+        """Wait until LXD has processed all requests."""
         time.sleep(2)
         self.host.lxd.wait_for_operations()
 
@@ -343,13 +343,13 @@ class FilesystemSwapTest(SwapCases, unittest.TestCase):
             .split()[1])
 
     def test_larger(self) -> None:
-        # The other one grows only where this machine lets it.
+        # ext4 grows only with CAP_SYS_RESOURCE.
         self.size = 512 * units.Mi
         lab_volumes.CONF.set_override('volume_filesystems', ['xfs'], 'lxd')
         super().test_larger()
 
     def test_nova_compute_is_killed_while_it_copies(self) -> None:
-        """The server gets its volume back, whatever is wrong with others."""
+        """A damaged record of another swap does not prevent its rollback."""
         other, server = self.host.spawn(), self.host.spawn()
         first, second = self.volume(), self.volume()
         old = self.attach(server, first)
@@ -373,7 +373,7 @@ class FilesystemSwapTest(SwapCases, unittest.TestCase):
         self.detach(server, self.swap(server, old, self.volume()))
 
     def test_mounted_elsewhere(self) -> None:
-        """No process is to be seen that uses it."""
+        """No process has it open."""
         server = self.host.spawn()
         first, second = self.volume(), self.volume()
         old = self.attach(server, first)
