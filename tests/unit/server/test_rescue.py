@@ -68,7 +68,7 @@ class RescueTestCase(session_case.SessionTestCase):
             vifs, _Images(self.session),
             config_drive.ConfigDriveManager(self.session),
             password.AdminPassword(self.session, self.guests),
-            services._volumes(self.session, self.guests, None))
+            services.build(None, lambda event: None).volumes)
         self.server = objects.Instance(
             id=1, uuid=UUID, project_id='p', user_id='u', display_name='s',
             image_ref='', config_drive='', system_metadata={}, task_state=None,
