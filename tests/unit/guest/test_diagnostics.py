@@ -60,6 +60,21 @@ class DiagnosticsTestCase(session_case.SessionTestCase):
         self.assertNotIn('memory-used', plain)
         self.assertEqual(128 * 1024, plain['memory'])
 
+    def test_units(self):
+        self.start()
+        self.guest.usage.update(cpu=7, memory=(5 << 20) + 1023, disk=9 << 30)
+        found = self.diagnostics.read(self.server)
+        self.assertEqual((7, 5, 128), (
+            found.cpu_details[0].time, found.memory_details.used,
+            found.memory_details.maximum))
+        # The root disk; no ports.
+        self.assertEqual((1, 0), (len(found.disk_details),
+                                  len(found.nic_details)))
+        plain = self.diagnostics.read_plain(self.server)
+        self.assertEqual((7, 5 << 10, 5 << 10, 0, 9 << 30), (
+            plain['cpu0_time'], plain['memory-used'], plain['memory-peak'],
+            plain['memory-swap'], plain['root_usage']))
+
     def test_never_started(self):
         found = self.diagnostics.read(self.server)
         self.assertEqual(('shutdown', None, 2), (

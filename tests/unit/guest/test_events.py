@@ -17,8 +17,11 @@ from __future__ import annotations
 
 from nova.compute import power_state
 from nova import exception
+from nova.virt import event as virt_event
 
 from tests.fixtures import fake_driver_host
+
+STOPPED = virt_event.EVENT_LIFECYCLE_STOPPED
 
 
 class MemoryTest(fake_driver_host.FakeDriverTestCase):
@@ -39,3 +42,48 @@ class MemoryTest(fake_driver_host.FakeDriverTestCase):
         self.lxd.wait_for(lambda: not [
             name for name in (*watcher._known, *watcher._changes)
             if name.startswith('instance-')])
+
+    def test_what_the_driver_has_changed_is_asked_for(self):
+        """LXD's event of it may come later than Nova asks."""
+        server = self.host.spawn()
+        path = f'/1.0/instances/{server.name}'
+        self.driver.get_info(server)
+        self.lxd.clear_requests()
+        self.driver.get_info(server)
+        self.assertEqual(0, self.lxd.count('GET', path))
+        self.watcher().forget(server)
+        self.driver.get_info(server)
+        self.assertEqual(1, self.lxd.count('GET', path))
+
+    def test_instances_of_others_are_met_without_an_error(self):
+        """An error would make the driver connect again and read all."""
+        self.lxd.wait_for(lambda: self.watcher()._connected)
+        self.lxd.clear_requests()
+        self.lxd.api.must('POST', '/1.0/instances', {
+            'name': 'foreign', 'source': {'type': 'none'}, 'profiles': [],
+            'devices': {'root': {'type': 'disk', 'path': '/',
+                                 'pool': 'default'}}},
+            params={'project': self.host.project})
+        self.lxd.guest_poweroff(self.host.spawn().name)
+        self.lxd.wait_for(lambda: self.host.events and
+                          self.host.events[-1].get_transition() == STOPPED)
+        self.assertEqual(1, self.lxd.count('GET', '/1.0/instances/foreign'))
+        self.assertEqual(0, self.lxd.count('GET', '/1.0/events'))
+
+    def test_only_changes_are_reported_after_an_interruption(self):
+        servers = [self.host.spawn() for _number in range(2)]
+        self.lxd.guest_poweroff(servers[0].name)
+        # Two starts and a stop.
+        self.lxd.wait_for(lambda: len(self.host.events) == 3)
+        for server in servers:
+            self.driver.get_info(server)
+        self.host.events.clear()
+        self.lxd.clear_requests()
+        self.lxd.close_websockets(False)
+        self.lxd.wait_for(lambda: self.lxd.count('GET', '/1.0/instances'))
+        self.lxd.guest_poweroff(servers[1].name)
+        self.lxd.wait_for(lambda: self.host.events)
+        self.assertEqual(
+            [(servers[1].uuid, STOPPED)],
+            [(event.get_instance_uuid(), event.get_transition())
+             for event in self.host.events])

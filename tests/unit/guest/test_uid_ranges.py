@@ -1,0 +1,62 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Uid ranges of projects."""
+
+from __future__ import annotations
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import uid_ranges
+from tests.fixtures import session_case
+
+
+class ProjectTestCase(session_case.SessionTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.guests = registry.GuestRegistry(self.session)
+        self.ranges = self.new_ranges()
+
+    def new_ranges(self) -> uid_ranges.ProjectUIDRanges:
+        return uid_ranges.ProjectUIDRanges(conf.CONF.lxd, self.guests)
+
+    def base(self, project: str = 'p1') -> str:
+        return self.ranges.config_for(project)[uid_ranges.BASE]
+
+    def test_a_project_keeps_its_range(self) -> None:
+        base = self.base()
+        self.assertNotEqual(base, self.base('p2'))
+        self.ranges = self.new_ranges()
+        self.lxd.clear_requests()
+        self.assertEqual(base, self.base())
+        # Its holder is only read.
+        self.assertEqual(['GET'],
+                         [each.method for each in self.lxd.requests])
+
+    def test_holder_without_a_range(self) -> None:
+        self.base()
+        [name] = self.lxd.instances
+        config = self.lxd.instance(name).config
+        for key in (uid_ranges.BASE, 'volatile.idmap.base'):
+            config.pop(key)
+        self.assertTrue(self.base())
+        self.assertIsNot(config, self.lxd.instance(name).config)
+
+    def test_range_that_is_used_again(self) -> None:
+        base = self.base()
+        [name] = self.lxd.instances
+        config = self.lxd.instance(name).config
+        config[uid_ranges.KEY_UNUSED] = '1'
+        self.assertEqual(base, self.base())
+        self.assertNotIn(uid_ranges.KEY_UNUSED,
+                         self.lxd.instance(name).config)
