@@ -306,6 +306,32 @@ image is imported only once, regardless of how many instances wait for it.
 """),
 ]
 
+migration_opts = [
+    cfg.StrOpt(
+        'migration_address',
+        help="""
+Address of this host at which the LXD of other compute hosts fetch instances
+that are migrated or resized to them, with or without a port (8443 by default),
+for example ``192.0.2.11`` or ``[2001:db8::11]:8443``.
+
+The driver sets LXD's ``core.https_address`` to it. If that is set already, it
+must include this address. With it the API of LXD can be reached on this
+network, for clients whose certificate LXD trusts; the driver adds none. Only
+the compute hosts need to reach it.
+
+Instances can be migrated between hosts that have this option. If unset, which
+is the default, they can only be resized on their own host.
+"""),
+    cfg.IntOpt(
+        'migration_timeout',
+        default=3600, min=60, max=86400,
+        help="""
+Seconds that the transfer of one disk of an instance to another host may take.
+If it takes longer, the migration fails and the instance is started again where
+it was.
+"""),
+]
+
 snapshot_opts = [
     cfg.StrOpt(
         'snapshot_compression',
@@ -441,7 +467,8 @@ nfs(5). Options that Cinder returns for a share are added to them.
 ]
 
 ALL_OPTS = (connection_opts + timeout_opts + instance_opts + device_opts +
-            image_opts + snapshot_opts + volume_opts)
+            image_opts + migration_opts + snapshot_opts +
+            volume_opts)
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:

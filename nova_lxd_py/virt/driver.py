@@ -62,7 +62,7 @@ class LXDDriver(driver.ComputeDriver):
     # -- service ------------------------------------------------------------
 
     def init_host(self, host):
-        self._services.start()
+        self._services.start(host)
         if not hasattr(super(), 'process_instances_at_startup'):
             # Nova 31 to 33.
             self._services.repin.repin_host(host)
@@ -267,7 +267,7 @@ class LXDDriver(driver.ComputeDriver):
     def migrate_disk_and_power_off(self, context, instance, dest, flavor,
                                    network_info, block_device_info=None,
                                    timeout=0, retry_interval=0):
-        return self._services.resize.prepare(
+        return self._services.migrate.prepare(
             context, instance, dest, flavor, network_info, block_device_info,
             timeout, retry_interval)
 
@@ -275,18 +275,18 @@ class LXDDriver(driver.ComputeDriver):
                          network_info, image_meta, resize_instance,
                          allocations, block_device_info=None, power_on=True,
                          share_info=None):
-        self._services.resize.finish(context, migration, instance,
-                                     network_info, block_device_info,
-                                     power_on)
+        self._services.migrate.finish(context, migration, instance,
+                                      network_info, block_device_info,
+                                      power_on)
 
     def confirm_migration(self, context, migration, instance, network_info):
-        self._services.resize.confirm(migration, instance)
+        self._services.migrate.confirm(migration, instance)
 
     def finish_revert_migration(self, context, instance, network_info,
                                 migration, block_device_info=None,
                                 power_on=True, share_info=None):
-        self._services.resize.revert(context, instance, network_info,
-                                     migration, block_device_info, power_on)
+        self._services.migrate.revert(context, instance, network_info,
+                                      migration, block_device_info, power_on)
 
     def check_can_live_migrate_destination(self, context, instance,
                                            src_compute_info, dst_compute_info,
@@ -294,7 +294,9 @@ class LXDDriver(driver.ComputeDriver):
                                            disk_over_commit=False):
         raise exception.MigrationPreCheckError(
             reason='LXD cannot move the memory of a running container to '
-                   'another host')
+                   'another host; migrate the server instead (cold '
+                   'migration), which stops it while its disks are copied, '
+                   'and only for seconds if it boots from a volume')
 
     def cleanup_live_migration_destination_check(self, context,
                                                  dest_check_data):

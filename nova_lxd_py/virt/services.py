@@ -38,11 +38,15 @@ from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import server_kind
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import config_drive
+from nova_lxd_py.virt import peer
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt.server import build as build_ops
 from nova_lxd_py.virt.server import guest_config
+from nova_lxd_py.virt.server import incoming as incoming_ops
 from nova_lxd_py.virt.server import local_disks
+from nova_lxd_py.virt.server import migrate as migrate_ops
 from nova_lxd_py.virt.server import orphans as orphan_ops
+from nova_lxd_py.virt.server import outgoing as outgoing_ops
 from nova_lxd_py.virt.server import power as power_ops
 from nova_lxd_py.virt.server import quiesce
 from nova_lxd_py.virt.server import repin as repin_ops
@@ -85,7 +89,8 @@ class Services:
     spawn: build_ops.SpawnOps
     teardown: teardown_ops.TeardownOps
     power: power_ops.PowerOps
-    resize: resize_ops.ResizeOps
+    migrate: migrate_ops.MigrateOps
+    peer_server: peer.PeerServer
     rescue: rescue_ops.RescueOps
     snapshot: snapshot_ops.SnapshotOps
     quiescer: quiesce.Quiescer
@@ -96,10 +101,11 @@ class Services:
     serial_consoles: serial.SerialConsoleManager
     diagnostics: diagnostics.Diagnostics
 
-    def start(self) -> None:
+    def start(self, host: str) -> None:
         """Check LXD and the options, then recover from whatever ended the
         last nova-compute.
 
+        :param host: name of this compute host.
         :raises exception_mapping.StartupError: if this host cannot run
             servers.
         """
@@ -113,6 +119,8 @@ class Services:
         self.orphans.sweep(nova_context.get_admin_context(), min_age=0)
         self.serial_consoles.recover()
         self.watcher.start()
+        if self.session.options.migration_address:
+            self.peer_server.start(host)
         LOG.info('Using %s at %s, project %s, storage pool %s',
                  server_kind.version(self.session.server),
                  self.session.endpoint, self.session.project,
@@ -120,6 +128,7 @@ class Services:
 
     def stop(self) -> None:
         """Stop the threads that the driver has started."""
+        self.peer_server.stop()
         self.serial_consoles.stop()
         self.watcher.stop()
 
@@ -166,6 +175,10 @@ def build(virtapi: nova_virtapi.VirtAPI,
                                   images, config_drives, passwords, volumes)
     power = power_ops.PowerOps(session.options, guests, guest_configs, vifs,
                                disks, root_disks, rescue, volumes)
+    teardown = teardown_ops.TeardownOps(
+        guests, vifs, disks, snapshot, serial_consoles, volumes)
+    resize = resize_ops.ResizeOps(guests, guest_configs, vifs, template_store,
+                                  ephemeral, root_disks, power, volumes)
     return Services(
         session=session, guests=guests, watcher=watcher, host=host,
         vifs=vifs, interfaces=interfaces.InterfaceOps(guests, vifs),
@@ -176,12 +189,13 @@ def build(virtapi: nova_virtapi.VirtAPI,
         spawn=build_ops.SpawnOps(
             virtapi, guests, guest_configs, vifs, images, template_store,
             disks, passwords, volumes),
-        teardown=teardown_ops.TeardownOps(
-            guests, vifs, disks, snapshot, serial_consoles, volumes),
-        power=power,
-        resize=resize_ops.ResizeOps(
-            guests, guest_configs, vifs, template_store, ephemeral,
-            root_disks, power, volumes),
+        teardown=teardown, power=power,
+        migrate=migrate_ops.MigrateOps(
+            guests, resize,
+            outgoing_ops.OutgoingOps(session, peer.PeerClient()), power,
+            teardown, vifs, serial_consoles, volumes),
+        peer_server=peer.PeerServer(incoming_ops.IncomingOps(
+            session, guests, guest_configs, template_store, disks, volumes)),
         rescue=rescue, snapshot=snapshot, quiescer=quiescer,
         orphans=orphan_ops.OrphanSweeper(session, guests, disks),
         repin=repin_ops.RepinOps(guests, guest_configs),

@@ -59,6 +59,11 @@ KEY_QUIESCED = 'user.nova.quiesced'
 #: On a server that is resized on this host, until that is confirmed or
 #: reverted: ID of Nova's migration record.
 KEY_RESIZE = 'user.nova.resize'
+#: On what a migration to another host has copied or left behind: ID of Nova's
+#: migration record.
+KEY_MIGRATION = 'user.nova.migration'
+#: 'true' on a copy from another host that lacks nothing any more.
+KEY_COMPLETE = 'user.nova.complete'
 #: Cinder's ID of the volume that a server boots from, for as long as its LXD
 #: instance exists; its block device on the host while that is connected, and
 #: the host's boot ID at the time.
@@ -78,10 +83,15 @@ ROLE_PROBE = 'probe'
 ROLE_TEMPLATE = 'template'
 #: An instance through which LXD unpacks an image to a volume.
 ROLE_UNPACKED = 'unpacked'
+#: A server that is coming from another host, until Nova finishes the
+#: migration here.
+ROLE_INCOMING = 'incoming'
+#: A server that has gone to another host, until Nova confirms or reverts that.
+ROLE_MOVED = 'moved'
 
-_SUFFIXES = {ROLE_SERVER: '', ROLE_RESCUE: '-rescue',
-             ROLE_SNAPSHOT: '-snapshot', ROLE_PROBE: '-probe',
-             ROLE_UNPACKED: '-unpacked'}
+_SUFFIXES = {ROLE_SERVER: '', ROLE_INCOMING: '', ROLE_MOVED: '',
+             ROLE_RESCUE: '-rescue', ROLE_SNAPSHOT: '-snapshot',
+             ROLE_PROBE: '-probe', ROLE_UNPACKED: '-unpacked'}
 
 #: The longest addition to the name of an instance.
 LONGEST_SUFFIX = max(_SUFFIXES.values(), key=len)

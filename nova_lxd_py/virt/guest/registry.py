@@ -98,7 +98,8 @@ class GuestRegistry:
         name = lxd_guest.lxd_name(instance, role)
         with contextlib.suppress(errors.InstanceNotFound):
             guest = self.by_name(name)
-            if guest.is_ours and guest.uuid == instance.uuid:
+            if (guest.is_ours and guest.uuid == instance.uuid and
+                    guest.role == role):
                 return guest
         # Names come from a template that an operator may change.
         for other in self.all():
@@ -130,6 +131,29 @@ class GuestRegistry:
             return self.find(instance, lxd_guest.ROLE_RESCUE) or guest
         return guest
 
+    def reclaim(self, instance: Any) -> lxd_guest.Guest | None:
+        """Make what a migration has copied to this host, or left behind on
+        it, the server's LXD instance; if Nova has the server here.
+
+        Nothing else has to be repaired: the next start does that.
+
+        :param instance: the :class:`nova.objects.Instance`.
+        :returns: the guest, None if there is none, or only an incomplete one.
+        """
+        for guest in self.of(instance):
+            if (guest.role == lxd_guest.ROLE_MOVED or
+                    (guest.role == lxd_guest.ROLE_INCOMING and
+                     guest.config.get(lxd_guest.KEY_COMPLETE) == 'true')):
+                LOG.info('LXD instance %s is the server from now on; a '
+                         'migration had marked it as %s', guest.name,
+                         guest.role, instance=instance)
+                guest.update(config={
+                    lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER,
+                    lxd_guest.KEY_MIGRATION: None,
+                    lxd_guest.KEY_COMPLETE: None})
+                return guest
+        return None
+
     def find(self, instance: Any, role: str = lxd_guest.ROLE_SERVER
              ) -> lxd_guest.Guest | None:
         """Find the LXD instance of a server as :meth:`get` does, None if LXD
@@ -143,8 +167,8 @@ class GuestRegistry:
                config: Mapping[str, str],
                devices: Mapping[str, Mapping[str, str]],
                timeout: float | None = None,
-               progress: operations.Progress | None = None
-               ) -> lxd_guest.Guest:
+               progress: operations.Progress | None = None,
+               architecture: str = '') -> lxd_guest.Guest:
         """Create an LXD instance without starting it.
 
         :param name: name of the LXD instance.
@@ -153,6 +177,8 @@ class GuestRegistry:
         :param devices: all its devices; profiles are never used.
         :param timeout: seconds; ``[lxd] operation_timeout`` by default.
         :param progress: see :meth:`.operations.Operation.wait`.
+        :param architecture: LXD's name of its architecture, which the source
+            does not tell if it is another LXD.
         :returns: the new guest.
         :raises errors.LXDError: if LXD cannot create it; LXD keeps nothing
             of it then.
@@ -162,6 +188,8 @@ class GuestRegistry:
             'name': name, 'type': 'container', 'source': dict(source),
             'config': config, 'profiles': [],
             'devices': {key: dict(value) for key, value in devices.items()}}
+        if architecture:
+            body['architecture'] = architecture
         patience = timeout or self._session.operation_timeout
         with self.pending.expected(name, config) as announced:
             if config.get('security.idmap.isolated') != 'true':

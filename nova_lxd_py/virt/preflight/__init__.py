@@ -60,6 +60,7 @@ def check(session: lxd.Session, conf: Any) -> None:
         lxd_checks.check_pool(session, conf.lxd)
         host_checks.check_cpus(session, conf)
         host_checks.check_devices(session, conf.lxd)
+        lxd_checks.check_migration(session, conf.lxd)
 
     wait_for_lxd(session, conf.lxd.startup_timeout, check_lxd)
     host_checks.report_uid_ranges(session, conf.lxd)

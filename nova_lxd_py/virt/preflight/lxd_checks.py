@@ -20,6 +20,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt import exception_mapping
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import migration
 from nova_lxd_py.virt.lxd import server_kind
 from nova_lxd_py.virt.lxd import session as lxd
 
@@ -170,3 +171,30 @@ def check_pool(session: lxd.Session, options: Any) -> None:
         LOG.warning('Storage pool %s has the driver dir: the whole image is '
                     'copied for every instance, and the root disk size of '
                     'flavors is not enforced', name)
+
+
+def check_migration(session: lxd.Session, options: Any) -> None:
+    """Ensure that other hosts can fetch instances from LXD.
+
+    :param session: the connected LXD session.
+    :param options: the ``[lxd]`` option group.
+    :raises StartupError: if LXD does not listen where it should.
+    """
+    address = options.migration_address
+    if not address:
+        return
+    try:
+        listens = migration.listen(session, address)
+    except ValueError as exc:
+        raise exception_mapping.StartupError(
+            f'[lxd] migration_address is "{address}", which is not an address '
+            f'with or without a port') from exc
+    except (errors.OperationFailed, errors.InvalidRequest) as exc:
+        raise exception_mapping.StartupError(
+            f'LXD cannot listen at [lxd] migration_address {address}: {exc}'
+        ) from exc
+    if not listens:
+        present = session.server['config'].get('core.https_address')
+        raise exception_mapping.StartupError(
+            f'[lxd] migration_address is {address}, but LXD listens at '
+            f'{present} (core.https_address); change one of them')

@@ -130,6 +130,10 @@ class GuestConfigBuilder:
         return GuestConfig(config, {**devices,
                                     **self._vifs.devices(network_info)})
 
+    def root_device(self, flavor: objects.Flavor) -> dict[str, str]:
+        """Return the LXD device of the root disk for a flavor."""
+        return lxd_flavor.root_device(flavor, self._options)
+
     def flavor_devices(self, flavor: objects.Flavor
                        ) -> dict[str, Mapping[str, str]]:
         """Return the LXD devices that follow from a flavor alone.
@@ -139,8 +143,7 @@ class GuestConfigBuilder:
         :raises nova.exception.InvalidInput: if the flavor asks for a device
             that the operator does not offer.
         """
-        return {root_disk.DEVICE: lxd_flavor.root_device(flavor,
-                                                         self._options),
+        return {root_disk.DEVICE: self.root_device(flavor),
                 **passthrough.devices(flavor,
                                       self._options.passthrough_devices)}
 

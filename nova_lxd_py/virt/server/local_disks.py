@@ -23,6 +23,7 @@ from nova import context as nova_context
 from nova import objects
 from oslo_log import log as logging
 
+from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt.server import rollback
@@ -120,6 +121,21 @@ class LocalDisks:
         """
         with _kept_if_in_use(instance):
             self._config_drives.remove(instance)
+
+
+def is_of(volume: Mapping[str, Any], instance: objects.Instance) -> bool:
+    """Return whether a custom volume is one that the driver has created for
+    an instance, and no copy of one.
+
+    :param volume: LXD's description of it.
+    """
+    if volume['config'].get(lxd_guest.KEY_UUID) != instance.uuid:
+        return False
+    role = volume['config'].get(lxd_guest.KEY_ROLE)
+    if role == config_drive.ROLE:
+        return volume['name'] == config_drive.volume_name(instance)
+    return (role == ephemeral_disks.ROLE and volume['name'].startswith(
+        ephemeral_disks.volume_name(instance, '')))
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@
 
 A build that fails after a crash or while LXD cannot be reached can leave a
 config drive, which may hold a password, or ephemeral disks; interrupted
-operations leave auxiliary LXD instances. Nova asks this host to delete only
-servers that it has here. The driver finds the others by its keys.
+operations leave auxiliary LXD instances, and interrupted migrations what has
+come to the destination, or has stayed on the source. Nova asks this host to
+delete only servers that it has here. The driver finds the others by its keys.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Mapping
 import time
 from typing import Any
 
+from nova.compute import vm_states
 from nova import conf as nova_conf
 from nova import context as nova_context
 from nova import exception
@@ -35,9 +37,7 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
-from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt.server import local_disks
-from nova_lxd_py.virt.storage import ephemeral_disks
 
 CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
@@ -48,7 +48,11 @@ MIN_AGE = 600
 #: LXD instances that are of no use without the server's own.
 _AUXILIARY_ROLES = frozenset({
     lxd_guest.ROLE_RESCUE, lxd_guest.ROLE_SNAPSHOT, lxd_guest.ROLE_PROBE,
-    lxd_guest.ROLE_UNPACKED})
+    lxd_guest.ROLE_UNPACKED, lxd_guest.ROLE_INCOMING, lxd_guest.ROLE_MOVED})
+
+#: States of servers whose migration may still be confirmed, reverted or
+#: repaired, so that what it has left on the source is needed.
+_UNDECIDED = frozenset({vm_states.RESIZED, vm_states.ERROR})
 
 
 class _Leftovers:
@@ -123,7 +127,7 @@ class OrphanSweeper:
                                         params={'recursion': 1}):
             uuid = volume['config'].get(lxd_guest.KEY_UUID, '')
             if (uuidutils.is_uuid_like(uuid) and uuid not in present and
-                    _is_of(volume, uuid)):
+                    local_disks.is_of(volume, objects.Instance(uuid=uuid))):
                 found.setdefault(uuid, _Leftovers()).volumes.append(volume)
         return found
 
@@ -146,23 +150,13 @@ class OrphanSweeper:
             self._disks.delete_config_drive(instance)
 
 
-def _is_of(volume: Mapping[str, Any], uuid: str) -> bool:
-    """Return whether a custom volume is one that the driver has created for a
-    server, and no copy of one."""
-    instance = objects.Instance(uuid=uuid)
-    role = volume['config'].get(lxd_guest.KEY_ROLE)
-    if role == config_drive.ROLE:
-        return volume['name'] == config_drive.volume_name(instance)
-    return (role == ephemeral_disks.ROLE and volume['name'].startswith(
-        ephemeral_disks.volume_name(instance, '')))
-
-
 def _is_here(context: nova_context.RequestContext, uuid: str) -> bool:
     """Return whether Nova has a server on this host, or changes it right now
-    so that it may come here."""
+    so that it may come here, or back."""
     try:
         instance = objects.Instance.get_by_uuid(context, uuid,
                                                 expected_attrs=[])
     except exception.InstanceNotFound:
         return False
-    return instance.host == CONF.host or instance.task_state is not None
+    return (instance.host == CONF.host or instance.task_state is not None or
+            instance.vm_state in _UNDECIDED)

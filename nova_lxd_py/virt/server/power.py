@@ -122,13 +122,26 @@ class PowerOps:
         See :meth:`nova.virt.driver.ComputeDriver.power_on`.
         """
         with self._guests.changing(instance):
-            guest = self._guests.active(instance)
+            guest = self._active(instance)
             if guest.power_state == power_state.SHUTDOWN:
                 self._start(context, instance, guest, network_info,
                             block_device_info)
             else:
                 guest.unfreeze()
                 self._clear_suspended(guest)
+
+    def _active(self, instance: objects.Instance) -> lxd_guest.Guest:
+        """Find the LXD instance that acts as a server, also if a migration
+        has failed after Nova has decided that the server is on this host.
+
+        :raises errors.InstanceNotFound: if LXD has none.
+        """
+        try:
+            return self._guests.active(instance)
+        except errors.InstanceNotFound:
+            if self._guests.reclaim(instance) is None:
+                raise
+        return self._guests.active(instance)
 
     @staticmethod
     def _clear_suspended(guest: lxd_guest.Guest) -> None:
@@ -149,6 +162,7 @@ class PowerOps:
             repairs everything the instance has from the host.
         """
         with self._guests.changing(instance):
+            self._active(instance)
             self._rescues.finish_interrupted(instance)
             guest = self._guests.active(instance)
             if not (reboot_type == 'SOFT' and

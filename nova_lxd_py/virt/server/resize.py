@@ -96,7 +96,7 @@ class ResizeOps:
     # -- the steps of a resize ----------------------------------------------
 
     def prepare(self, context: nova_context.RequestContext,
-                instance: objects.Instance, dest: str, flavor: objects.Flavor,
+                instance: objects.Instance, flavor: objects.Flavor,
                 network_info: Any, block_device_info: dict[str, Any] | None,
                 timeout: int, retry_interval: int) -> dict[str, Any]:
         """Check that an instance can have a flavor while a rollback is easy,
@@ -104,7 +104,6 @@ class ResizeOps:
 
         See :meth:`nova.virt.driver.ComputeDriver.migrate_disk_and_power_off`.
 
-        :param dest: address of the destination host.
         :param flavor: the new flavor; the instance still has the old one.
         :param timeout: seconds for the guest to shut down.
         :param retry_interval: seconds between shutdown requests.
@@ -112,19 +111,13 @@ class ResizeOps:
         :raises nova.exception.InstanceFaultRollback: if the instance cannot
             be resized; it is as it was then.
         """
-        if not _is_this_host(context, instance, dest):
-            raise exception.InstanceFaultRollback(exception.MigrationError(
-                reason='LXD servers cannot be moved to another host yet, only '
-                       'resized on their own host'))
         stopped_here = False
         try:
             guest = self._guests.get(instance)
             running = guest.power_state != power_state.SHUTDOWN
             config = self._guest_configs.config(flavor, _claimed(instance))
             devices = self._guest_configs.flavor_devices(flavor)
-            self._refuse_smaller_disks(
-                instance, guest, flavor, devices[root_disk.DEVICE],
-                block_device_info)
+            self.check_disks(instance, guest, flavor, block_device_info)
             if running and (mappings.volumes(block_device_info) or
                             _must_restart(guest, config) or
                             _range_changes(instance.flavor, flavor)):
@@ -152,7 +145,7 @@ class ResizeOps:
                 self._restart(context, instance, network_info,
                               block_device_info)
             raise exception.InstanceFaultRollback(
-                _public_error(instance, exc)) from exc
+                public_error(instance, exc)) from exc
         return {'in_place': True}
 
     def _restart(self, context: nova_context.RequestContext,
@@ -178,9 +171,7 @@ class ResizeOps:
         :param migration: Nova's record of the resize.
         :param instance: the instance, which has the new flavor by now.
         :param power_on: whether to start it.
-        :raises nova.exception.MigrationError: if it comes from another host.
         """
-        _refuse_other_hosts(migration)
         self._apply(instance, instance.old_flavor, network_info,
                     block_device_info, {})
         if power_on:
@@ -195,7 +186,6 @@ class ResizeOps:
 
         See :meth:`nova.virt.driver.ComputeDriver.confirm_migration`.
         """
-        _refuse_other_hosts(migration)
         with self._guests.changing(instance):
             guest = self._guests.find(instance)
             if guest is None:
@@ -293,11 +283,18 @@ class ResizeOps:
 
     # -- checks ------------------------------------------------------------
 
-    def _refuse_smaller_disks(
+    def check_disks(
             self, instance: objects.Instance, guest: lxd_guest.Guest,
-            flavor: objects.Flavor, root: Mapping[str, str],
+            flavor: objects.Flavor,
             block_device_info: dict[str, Any] | None) -> None:
+        """Check that a flavor does not make the disks of an instance smaller.
+
+        :param guest: its LXD instance, freshly read.
+        :param flavor: the new flavor; the instance still has the old one.
+        :raises nova.exception.ResizeError: if it does.
+        """
         old = instance.flavor
+        root = self._guest_configs.root_device(flavor)
         if flavor.root_gb and mappings.root(block_device_info) is None:
             if flavor.root_gb < old.root_gb:
                 raise exception.ResizeError(reason=(
@@ -344,20 +341,6 @@ class ResizeOps:
                 f'the {flavor.memory_mb} MiB of the flavor; stop it first'))
 
 
-def _is_this_host(context: nova_context.RequestContext,
-                  instance: objects.Instance, dest: str) -> bool:
-    """Whether a resize stays on this host.
-
-    The address does not tell: services on several hosts may have the same
-    ``[DEFAULT] my_ip``, so Nova's record of the migration is asked.
-    """
-    if instance.migration_context is None:
-        return dest == CONF.my_ip
-    migration = objects.Migration.get_by_id(
-        context, instance.migration_context.migration_id)
-    return migration.source_compute == migration.dest_compute
-
-
 def _claimed(instance: objects.Instance
              ) -> objects.InstanceNUMATopology | None:
     """Return the NUMA topology that Nova has claimed for the new flavor."""
@@ -368,12 +351,6 @@ def _claimed(instance: objects.Instance
 def _migration_id(instance: objects.Instance) -> str:
     context = instance.migration_context
     return str(context.migration_id) if context is not None else 'unknown'
-
-
-def _refuse_other_hosts(migration: objects.Migration) -> None:
-    if migration.source_compute != migration.dest_compute:
-        raise exception.MigrationError(
-            reason='LXD servers cannot be moved to another host yet')
 
 
 def _must_restart(guest: lxd_guest.Guest, config: Mapping[str, str]
@@ -392,11 +369,11 @@ def _range_changes(flavor: objects.Flavor, other: objects.Flavor | None
         for spec in (lxd_flavor.SPEC_ISOLATED, lxd_flavor.SPEC_PRIVILEGED))
 
 
-def _public_error(instance: objects.Instance, exc: Exception
-                  ) -> exception.NovaException:
+def public_error(instance: objects.Instance, exc: Exception
+                 ) -> exception.NovaException:
     """Return the error that the tenant sees, without LXD's own text, which
     may name paths of the host."""
-    if isinstance(exc, exception.ResizeError):
+    if isinstance(exc, (exception.ResizeError, exception.MigrationError)):
         return exc
     if isinstance(exc, (exception.InvalidInput,
                         exception.ComputeResourcesUnavailable)):

@@ -19,10 +19,12 @@ from typing import Any
 
 import fixtures
 from nova.compute import task_states
+from nova.compute import vm_states
 from nova import exception
 from nova import objects
 
 from tests.fixtures import disks
+from tests.fixtures import driver_host
 from tests.fixtures import fake_driver_host
 
 
@@ -201,3 +203,51 @@ class OrphansTest(fake_driver_host.FakeDriverTestCase):
         name = self.auxiliary(server, 'unpacked')
         self.sweep()
         self.assertEqual([name], list(self.host.own()))
+
+    # -- migrations ---------------------------------------------------------
+
+    def migrated(self, role: str) -> objects.Instance:
+        """Leave what a migration to or from another host can leave."""
+        server = self.make()
+        self.driver.power_off(server)
+        guest = self.host.fake(server)
+        guest.config['user.nova.role'] = role
+        guest.config['user.nova.migration'] = '7'
+        server.host = 'other'
+        return server
+
+    def test_migration_that_was_confirmed_elsewhere(self) -> None:
+        for role in ('moved', 'incoming'):
+            self.migrated(role)
+            self.sweep()
+            self.assertEqual({}, self.host.own())
+            self.assertEqual([], self.host.lxd_volumes())
+
+    def test_migration_of_a_deleted_server(self) -> None:
+        for role in ('moved', 'incoming'):
+            del self.nova[self.migrated(role).uuid]
+            self.host.restart_driver()
+            self.assertEqual({}, self.host.own())
+            self.assertEqual([], self.host.lxd_volumes())
+
+    def test_migration_under_way(self) -> None:
+        for role in ('moved', 'incoming'):
+            server = self.migrated(role)
+            for task, state in (
+                    (task_states.RESIZE_MIGRATING, vm_states.ACTIVE),
+                    (task_states.RESIZE_FINISH, vm_states.ACTIVE),
+                    (None, vm_states.RESIZED), (None, vm_states.ERROR)):
+                server.task_state, server.vm_state = task, state
+                self.assert_kept(server)
+                self.assertIn(server.name, self.host.own())
+            server.task_state, server.vm_state = None, vm_states.ACTIVE
+            self.sweep()
+
+    def test_migration_that_nova_has_given_to_this_host(self) -> None:
+        for role in ('moved', 'incoming'):
+            server = self.migrated(role)
+            server.host = driver_host.CONF.host
+            self.assert_kept(server)
+            self.assertIn(server.name, self.host.own())
+            server.host = 'other'
+            self.sweep()

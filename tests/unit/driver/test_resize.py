@@ -256,14 +256,6 @@ class ResizeTest(ResizeTestCase):
         self.finish(server, flavor, disk_info)
         self.assertEqual('256MiB', self.limits(server)[0])
 
-    def test_from_another_host(self) -> None:
-        server = self.make()
-        self.migration.source_compute = 'elsewhere'
-        flavor = self.flavor()
-        self.assertRaises(exception.MigrationError, self.finish, server,
-                          flavor)
-        self.assertRaises(exception.MigrationError, self.confirm, server)
-
     def test_confirm_of_what_is_gone(self) -> None:
         server = self.make()
         self.driver.destroy(self.context, server, self.ports)

@@ -154,3 +154,37 @@ class IncusTestCase(preflight_case.PreflightTestCase):
     def test_missing_extension(self) -> None:
         self.lxd.daemon.extensions.remove('resources')
         self.assert_stops('Incus 6.0.4 lacks', 'resources')
+
+
+class MigrationTestCase(preflight_case.PreflightTestCase):
+
+    def address(self, address: str | None) -> None:
+        self.cfg.config(group='lxd', migration_address=address)
+
+    def test_unset(self) -> None:
+        self.check()
+        self.assertEqual({}, self.lxd.daemon.config)
+
+    def test_lxd_listens(self) -> None:
+        self.address('192.0.2.1')
+        opened = self.check()
+        self.assertEqual('192.0.2.1:8443', opened.server['config'][
+            'core.https_address'])
+        self.check()
+
+    def test_no_address(self) -> None:
+        self.address('192.0.2.1:lxd')
+        self.assert_stops('migration_address is "192.0.2.1:lxd"')
+
+    def test_lxd_cannot_listen(self) -> None:
+        self.address('192.0.2.1')
+        self.lxd.fail_next('PATCH', '/1.0', 500, 'cannot assign requested '
+                                                 'address')
+        self.assert_stops('migration_address 192.0.2.1',
+                          'cannot assign requested address')
+
+    def test_lxd_listens_elsewhere(self) -> None:
+        self.lxd.daemon.config['core.https_address'] = '127.0.0.1:8443'
+        self.address('192.0.2.1')
+        self.assert_stops('192.0.2.1', 'LXD listens at 127.0.0.1:8443',
+                          'core.https_address')

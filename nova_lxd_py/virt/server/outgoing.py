@@ -1,0 +1,212 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Sending the disks of a server to another host, from the source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import time
+from typing import Any
+
+from nova import context as nova_context
+from nova import exception
+from nova import objects
+from oslo_log import log as logging
+
+from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.lxd import migration
+from nova_lxd_py.virt.lxd import session as lxd
+from nova_lxd_py.virt import peer
+from nova_lxd_py.virt.server import local_disks
+from nova_lxd_py.virt.storage import root_disk
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds within which a failed transfer is begun once more: LXD waits only
+#: ten for the other side, which may be busy.
+_QUICK_FAILURE = 60.0
+
+#: Keys of a custom volume that any pool driver has.
+_COMMON_KEYS = ('size', 'user.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipment:
+    """An instance that goes to another host.
+
+    :ivar host: name of the destination compute host.
+    :ivar flavor: the flavor that the instance is to have there.
+    :ivar migration_id: ID of Nova's record of the migration.
+    :ivar volumes: LXD's descriptions of its custom volumes.
+    """
+
+    context: nova_context.RequestContext
+    instance: objects.Instance
+    guest: lxd_guest.Guest
+    host: str
+    flavor: objects.Flavor
+    migration_id: int
+    volumes: list[Mapping[str, Any]]
+
+
+class OutgoingOps:
+    """Has other hosts pull servers from here.
+
+    :param session: the LXD session.
+    :param peers: calls the drivers of other hosts.
+    """
+
+    def __init__(self, session: lxd.Session, peers: peer.PeerClient) -> None:
+        self._session = session
+        self._options = session.options
+        self._peers = peers
+
+    def prepare(self, context: nova_context.RequestContext,
+                instance: objects.Instance, guest: lxd_guest.Guest,
+                record: objects.Migration, flavor: objects.Flavor) -> Shipment:
+        """Describe what goes to another host.
+
+        :param guest: its LXD instance, freshly read.
+        :param record: Nova's record of the migration.
+        :param flavor: the new flavor.
+        :raises nova.exception.MigrationError: if this host sends nothing.
+        :raises errors.LXDError: if a request fails.
+        """
+        if not self._options.migration_address:
+            raise exception.MigrationError(reason=(
+                'servers cannot leave this host, since [lxd] '
+                'migration_address is not set on it'))
+        volumes = [volume for volume in self._session.get(
+            'storage-pools', self._options.storage_pool, 'volumes', 'custom',
+            params={'recursion': 1}) if local_disks.is_of(volume, instance)]
+        return Shipment(context, instance, guest, record.dest_compute, flavor,
+                        record.id, volumes)
+
+    def ask(self, shipment: Shipment) -> bool:
+        """Ask the destination whether the instance can come.
+
+        :returns: whether a second copy sends only what has changed.
+        :raises nova.exception.MigrationError: with the reason, if not.
+        :raises errors.LXDError: if a request fails.
+        """
+        environment = self._session.server['environment']
+        answer = self._peers.can_take(
+            shipment.context, shipment.host, shipment.instance,
+            shipment.flavor, shipment.migration_id, {
+                'server': environment['server'],
+                'architecture': self._architecture(shipment),
+                'size': self._size(shipment)})
+        driver = self._session.storage_pool(
+            shipment.guest.devices[root_disk.DEVICE]['pool'])['driver']
+        return migration.is_incremental(driver, answer['pool_driver'])
+
+    def copy(self, shipment: Shipment, refresh: bool) -> None:
+        """Have the destination pull everything.
+
+        :param refresh: whether it has a copy that only has to be brought up
+            to date.
+        :raises nova.exception.MigrationError: if that fails.
+        :raises errors.LXDError: if a request to LXD on this host fails.
+        """
+        self._repeated(shipment, functools.partial(
+            self._copy_root, shipment, refresh))
+        for volume in shipment.volumes:
+            self._repeated(shipment, functools.partial(
+                self._copy_volume, shipment, volume, refresh))
+
+    def complete(self, shipment: Shipment) -> None:
+        """Tell the destination that it has everything.
+
+        :raises nova.exception.MigrationError: if it has not.
+        """
+        self._peers.complete(
+            shipment.context, shipment.host, shipment.instance,
+            shipment.migration_id,
+            [volume['name'] for volume in shipment.volumes])
+
+    def discard(self, context: nova_context.RequestContext,
+                instance: objects.Instance, host: str, migration_id: int
+                ) -> None:
+        """Have a host delete what has come there, without waiting."""
+        if self._options.migration_address:
+            self._peers.discard(context, host, instance, migration_id)
+
+    # -- steps --------------------------------------------------------------
+
+    @staticmethod
+    def _repeated(shipment: Shipment, step: Callable[[], None]) -> None:
+        began = time.monotonic()
+        try:
+            step()
+        except exception.MigrationError as exc:
+            if time.monotonic() - began > _QUICK_FAILURE:
+                raise
+            LOG.info('Repeating a transfer that has failed: %s',
+                     exc.format_message(), instance=shipment.instance)
+            step()
+
+    def _copy_root(self, shipment: Shipment, refresh: bool) -> None:
+        guest = shipment.guest
+        volume = lxd_guest.root_volume(guest)
+        source = None
+        if volume is None:
+            source = migration.offer_instance(
+                self._session, guest.name,
+                self._options.migration_address).source
+        elif refresh:
+            return
+        self._peers.pull_instance(
+            shipment.context, shipment.host, shipment.instance,
+            shipment.flavor, shipment.migration_id, {
+                'source': source, 'refresh': refresh, 'root_volume': volume,
+                'architecture': self._architecture(shipment),
+                'root_size': guest.devices[root_disk.DEVICE].get('size', '')},
+            self._timeout())
+
+    def _copy_volume(self, shipment: Shipment, volume: Mapping[str, Any],
+                     refresh: bool) -> None:
+        source = migration.offer_volume(
+            self._session, self._options.storage_pool, volume['name'],
+            self._options.migration_address).source
+        self._peers.pull_volume(
+            shipment.context, shipment.host, shipment.instance,
+            shipment.migration_id, {
+                'name': volume['name'], 'source': source, 'refresh': refresh,
+                'config': {key: value for key, value
+                           in volume['config'].items()
+                           if key.startswith(_COMMON_KEYS)}},
+            self._timeout())
+
+    def _timeout(self) -> int:
+        # The peer gives up first, and says why.
+        return self._options.migration_timeout + 60
+
+    def _architecture(self, shipment: Shipment) -> str:
+        return self._session.get('instances', shipment.guest.name)[
+            'architecture']
+
+    def _size(self, shipment: Shipment) -> int:
+        """Return how many bytes there are to copy, as far as the pool counts.
+        """
+        total = 0
+        if not lxd_guest.root_volume(shipment.guest):
+            disks = shipment.guest.state().get('disk') or {}
+            total += (disks.get(root_disk.DEVICE) or {}).get('usage', 0)
+        for volume in shipment.volumes:
+            state = self._session.get(
+                'storage-pools', self._options.storage_pool, 'volumes',
+                'custom', volume['name'], 'state')
+            total += (state.get('usage') or {}).get('used', 0)
+        return total
