@@ -90,7 +90,7 @@ container_up() {
     setsid lxd --group root >"$work/lxd.log" 2>&1 &
     container_lxd=$!
     lxd waitready --timeout 60
-    # Several sandboxes may share the machine: take a network that is free.
+    # Other scripts may use networks of the machine: take one that is free.
     subnet=$((RANDOM % 200 + 20))
     lxc network create "$container_bridge" \
         ipv4.address="10.$subnet.77.1/24" ipv4.nat=true ipv6.address=none \
