@@ -36,6 +36,9 @@ SEED = os.environ.setdefault('NOVA_LXD_TEST_SEED', str(
     random.SystemRandom().randrange(1, 1 << 31)))
 SHARE = os.environ.get('NOVA_LXD_TEST_SHARE')
 
+#: Files that take a minute for one test.
+LONG = ('test_volumes_random.py', 'test_guest_reboots.py')
+
 _claimed: dict[str, bool] = {}
 
 
@@ -47,10 +50,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Run files with many tests first, so that processes end together."""
+    """Run the longest files first, so that processes end together."""
     if SHARE:
         count = collections.Counter(item.path for item in items)
-        items.sort(key=lambda item: -count[item.path])
+        items.sort(key=lambda item: (item.path.name not in LONG,
+                                     -count[item.path]))
 
 
 @pytest.hookimpl(tryfirst=True)
