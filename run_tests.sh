@@ -428,15 +428,12 @@ run_stages() {
     done
 }
 
-# run_beside LOG STAGE...: runs stages in the background with what the others leave
-# of the processors. Sets BESIDE to the job.
+# run_beside LOG STAGE...: runs stages in the background, with the priority of the
+# others, since unit tests do not wait for ever. Sets BESIDE to the job.
 run_beside() {
     local log=$1
     shift
-    (
-        renice -n 10 "$BASHPID" >/dev/null
-        run_stages "$@"
-    ) >"$log" 2>&1 &
+    run_stages "$@" >"$log" 2>&1 &
     BESIDE=$!
     JOBS+=("$BESIDE")
 }
