@@ -55,6 +55,7 @@ def check(session: lxd.Session, conf: Any) -> None:
 
     def check_lxd() -> None:
         session.connect()
+        lxd_checks.check_single(session)
         lxd_checks.check_extensions(session, conf.lxd)
         lxd_checks.check_project(session, conf)
         lxd_checks.check_pool(session, conf.lxd)
@@ -65,6 +66,7 @@ def check(session: lxd.Session, conf: Any) -> None:
     wait_for_lxd(session, conf.lxd.startup_timeout, check_lxd)
     host_checks.report_uid_ranges(session, conf.lxd)
     host_checks.report_device_activation(session)
+    host_checks.report_server(session)
 
 
 def wait_for_lxd(session: lxd.Session, timeout: float,

@@ -25,6 +25,7 @@ from nova_lxd_py.virt import exception_mapping
 from nova_lxd_py.virt.host import cpus
 from nova_lxd_py.virt.host import device_activation
 from nova_lxd_py.virt.host import passthrough
+from nova_lxd_py.virt.host import server_host
 from nova_lxd_py.virt.host import subordinate_ids
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import config_drive_device
@@ -181,3 +182,23 @@ def report_device_activation(session: lxd.Session) -> None:
                     'tenants write on volumes; it lacks %s. See "Volumes and '
                     "the host's udev\" in the security guide.",
                     ', '.join(missing))
+
+
+def report_server(session: lxd.Session) -> None:
+    """Log what LXD lacks on this host: programs and security fixes.
+
+    :param session: the connected LXD session.
+    """
+    # The snap has programs and versions of its own.
+    if not session.is_local or session.endpoint.startswith('/var/snap/'):
+        return
+    missing = server_host.missing_programs()
+    if missing:
+        LOG.warning('Host lacks the package %s: %s cannot unpack images that '
+                    'are compressed with it, and snapshots are compressed '
+                    'with gzip, which takes longer', ', '.join(missing),
+                    session.kind.product)
+    outdated = server_host.outdated_package(session.server)
+    if outdated is not None:
+        LOG.warning('Package %s %s lacks security fixes; install %s or later',
+                    *outdated)

@@ -52,6 +52,20 @@ PROJECT_FEATURES = {'features.images': 'true', 'features.profiles': 'true',
                     'features.storage.volumes': 'true'}
 
 
+def check_single(session: lxd.Session) -> None:
+    """Check that LXD is not a member of a cluster.
+
+    :param session: the connected LXD session.
+    :raises StartupError: if it is.
+    """
+    if session.server.get('environment', {}).get('server_clustered'):
+        product = session.kind.product
+        raise exception_mapping.StartupError(
+            f'{product} at {session.endpoint} is a member of a cluster, which '
+            f'would create instances of this host on any of its members; use '
+            f'{product} without a cluster on each compute host')
+
+
 def check_extensions(session: lxd.Session, options: Any) -> None:
     """Check that LXD has the API extensions that the driver requires.
 

@@ -15,7 +15,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import unittest
 
+import fixtures
+
+from nova_lxd_py import conf
+from nova_lxd_py.virt.lxd import session
+from nova_lxd_py.virt.preflight import host_checks
 from tests.fixtures import preflight_case
 
 
@@ -128,3 +135,54 @@ class UidRangeTestCase(preflight_case.PreflightTestCase):
         self.set_uid_ranges(0)
         self.check()
         self.assertNotIn('/etc/subuid', self.log.output)
+
+
+class ServerTestCase(preflight_case.PreflightTestCase):
+    """What the host of LXD lacks."""
+
+    server = 'incus'
+
+    def test_nothing(self) -> None:
+        self.packages('incus-base', '6.0.4-2+deb13u12')
+        self.check()
+        self.assertNotIn('Package', self.log.output)
+
+    def test_programs(self) -> None:
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.host.server_host._DIRECTORIES', ('nothing',)))
+        self.check()
+        self.assertIn('lacks the package zstd: Incus cannot unpack',
+                      self.log.output)
+
+    @unittest.skipIf(shutil.which('dpkg') is None, 'dpkg is not installed')
+    def test_outdated_package(self) -> None:
+        self.packages('incus-base', '6.0.4-2+deb13u9')
+        self.check()
+        self.assertIn('Package incus-base 6.0.4-2+deb13u9 lacks security '
+                      'fixes; install 6.0.4-2+deb13u12', self.log.output)
+
+    def test_package_of_another_server(self) -> None:
+        self.packages('lxd', '5.0.2-1')
+        self.check()
+        self.assertNotIn('Package', self.log.output)
+
+    def test_snap(self) -> None:
+        """It has programs and versions of its own."""
+        self.packages('incus-base', '6.0.4-2+deb13u9')
+        opened = session.Session(conf.CONF.lxd)
+        opened.connect()
+        self.cfg.config(group='lxd', endpoint='/var/snap/lxd/unix.socket')
+        host_checks.report_server(opened)
+        self.assertNotIn('Package', self.log.output)
+
+    def packages(self, name: str, version: str) -> None:
+        """Have dpkg take a package for the only one that is installed."""
+        database = self.useFixture(fixtures.TempDir()).path
+        with open(os.path.join(database, 'status'), 'w') as status:
+            status.write(f'Package: {name}\nStatus: install ok installed\n'
+                         f'Architecture: amd64\nVersion: {version}\n'
+                         f'Maintainer: x <x@example.org>\nDescription: x\n')
+        for directory in ('updates', 'info'):
+            os.mkdir(os.path.join(database, directory))
+        self.useFixture(fixtures.EnvironmentVariable('DPKG_ADMINDIR',
+                                                     database))

@@ -18,6 +18,13 @@ from tests.fixtures.fake_lxd import state
 from tests.fixtures import preflight_case
 
 
+class ClusterTestCase(preflight_case.PreflightTestCase):
+
+    def test_member_of_a_cluster(self) -> None:
+        self.lxd.daemon.environment['server_clustered'] = True
+        self.assert_stops('LXD at', 'member of a cluster', 'without a')
+
+
 class ExtensionTestCase(preflight_case.PreflightTestCase):
 
     def test_missing_extension(self) -> None:
