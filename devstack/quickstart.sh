@@ -40,6 +40,9 @@ script runs itself with sudo if it is not root already.
 
   up                    install what is missing, start what does not run and
                         boot a first server; safe to repeat
+      --server lxd|incus
+                        what runs the containers (default: LXD, or Incus if
+                        the distribution has no LXD)
       --pool btrfs|dir  storage pool of the servers (default: btrfs on a file)
       --pool-size SIZE  size of that file, which is sparse (default $POOL_SIZE)
       --no-server       do not boot a first server (--server undoes it)
@@ -78,7 +81,15 @@ parse_up_options() {
             shift
             ;;
         --no-server) WITH_SERVER=no ;;
-        --server) WITH_SERVER=yes ;;
+        --server)
+            case ${2:-} in
+            lxd | incus)
+                CONTAINER_SERVER=$2
+                shift
+                ;;
+            *) WITH_SERVER=yes ;;
+            esac
+            ;;
         --no-nat) WITH_NAT=no ;;
         --nat) WITH_NAT=yes ;;
         --with-cinder | --cinder) WITH_CINDER=yes ;;
@@ -95,7 +106,8 @@ parse_up_options() {
 compare_with_saved() {
     local key
     ((${#SAVED[@]})) || return 0
-    for key in POOL_DRIVER POOL_SIZE PORT_OFFSET PUBLIC_NET PRIVATE_NET; do
+    for key in CONTAINER_SERVER POOL_DRIVER POOL_SIZE PORT_OFFSET \
+        PUBLIC_NET PRIVATE_NET; do
         [[ ${SAVED[$key]:-${!key}} == "${!key}" ]] ||
             die "This cloud was made with $key=${SAVED[$key]}. Purge it to" \
                 "use $key=${!key}."

@@ -11,18 +11,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-# Our own LXD, or Incus if the distribution has no LXD package.
+# Our own LXD, or Incus if that is wanted or the distribution has no LXD package.
 
 # Sets CONTAINER_DAEMON, CONTAINER_CLIENT, LXD_ENV and LXD_SOCKET.
 find_lxd() {
     local path
     LXD_SOCKET=$LXD_HOME/unix.socket
     LXD_ENV=(LXD_DIR="$LXD_HOME" INCUS_DIR="$LXD_HOME" HOME="$DATA/lxd-client")
-    if path=$(command -v lxd) && [[ $(readlink -f "$path") != */snap* ]]; then
+    if [[ $CONTAINER_SERVER != incus ]] && path=$(command -v lxd) &&
+        [[ $(readlink -f "$path") != */snap* ]]; then
         CONTAINER_DAEMON=$path
         CONTAINER_CLIENT=$(command -v lxc)
         return 0
     fi
+    [[ $CONTAINER_SERVER != lxd ]] || return 1
     for path in /usr/libexec/incus/incusd /usr/sbin/incusd /usr/bin/incusd; do
         if [[ -x $path ]]; then
             CONTAINER_DAEMON=$path
@@ -119,15 +121,32 @@ without_systemd_names() {
     : >"$DATA/lxd-libraries/libnss_systemd.so.2"
 }
 
+is_incus() { [[ ${CONTAINER_DAEMON##*/} == incusd ]]; }
+
+# Commands that LXD's daemon has itself, and Incus' client.
+lxd_admin() {
+    local -a program=("$CONTAINER_DAEMON")
+    ! is_incus || program=("$CONTAINER_CLIENT" admin)
+    timeout 40 "${CLEAN_ENV[@]}" "${LXD_ENV[@]}" "${program[@]}" "$@" \
+        </dev/null
+}
+
+# A later `up` must not take the other one.
+save_server() {
+    CONTAINER_SERVER=lxd
+    ! is_incus || CONTAINER_SERVER=incus
+    save_settings
+}
+
 run_lxd() {
     daemon_start lxd "${LXD_ENV[@]}" LD_LIBRARY_PATH="$DATA/lxd-libraries" \
         "$CONTAINER_DAEMON" --group root &&
-        wait_until LXD 60 lxd env "${LXD_ENV[@]}" "$CONTAINER_DAEMON" \
-            waitready --timeout=30
+        wait_until LXD 60 lxd lxd_admin waitready --timeout=30
 }
 
 step_lxd() {
     find_lxd
+    save_server
     mkdir -p "$LXD_HOME" "$DATA/lxd-client"
     chmod 711 "$LXD_HOME"
     ensure_subordinate_ids
@@ -150,8 +169,7 @@ stop_lxd() {
                     "$CONTAINER_CLIENT" stop --all --force \
                     --project "${project##*/}" </dev/null || :
             done
-        timeout 30 "${CLEAN_ENV[@]}" "${LXD_ENV[@]}" "$CONTAINER_DAEMON" \
-            shutdown --timeout 20 || :
+        lxd_admin shutdown --timeout 20 || :
     fi
     daemon_stop lxd 20
     unmount_below "$LXD_HOME"

@@ -41,9 +41,11 @@ missing_packages() {
     done
 }
 
-# Debian 12 and 13 package LXD, Ubuntu 24.04 packages Incus.
+# Debian 12 and 13 package LXD, Debian 13 and Ubuntu 24.04 package Incus.
 lxd_packages() {
-    if package_installed lxd || apt-cache show lxd 2>/dev/null |
+    if [[ ${CONTAINER_SERVER:-} == incus ]]; then
+        echo incus-base incus-client
+    elif package_installed lxd || apt-cache show lxd 2>/dev/null |
         grep -q '^Version: [1-9]*:*5'; then
         echo lxd lxd-client
     else
@@ -114,6 +116,11 @@ step_packages_first() {
 }
 
 step_packages() {
+    if [[ $CONTAINER_SERVER == incus ]] && ! package_installed incus-base &&
+        ! apt-cache show incus-base >/dev/null 2>&1; then
+        echo 'This distribution has no Incus; Debian 13 has it.'
+        return 1
+    fi
     # shellcheck disable=SC2046 # one or two words
     install_packages "${SERVER_PACKAGES[@]}" $(lxd_packages)
 }

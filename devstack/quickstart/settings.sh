@@ -76,6 +76,9 @@ BRIDGE_PUBLIC=br-ex
 PUBLIC_NET=${QUICKSTART_PUBLIC_NET:-${SAVED[PUBLIC_NET]:-172.24.4}}
 PRIVATE_NET=${QUICKSTART_PRIVATE_NET:-${SAVED[PRIVATE_NET]:-10.24.4}}
 
+# lxd or incus; empty means LXD, or Incus if the distribution has no LXD.
+CONTAINER_SERVER=${SAVED[CONTAINER_SERVER]:-}
+
 # LXD storage pool: btrfs on a sparse loop file, or a directory.
 POOL_NAME=nova
 POOL_SIZE=${SAVED[POOL_SIZE]:-20GiB}

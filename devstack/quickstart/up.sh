@@ -90,8 +90,8 @@ prepare_prefix() {
 
 save_settings() {
     local key
-    for key in POOL_DRIVER POOL_SIZE WITH_SERVER WITH_NAT WITH_CINDER \
-        COMPUTE_DRIVER PORT_OFFSET PUBLIC_NET PRIVATE_NET; do
+    for key in CONTAINER_SERVER POOL_DRIVER POOL_SIZE WITH_SERVER WITH_NAT \
+        WITH_CINDER COMPUTE_DRIVER PORT_OFFSET PUBLIC_NET PRIVATE_NET; do
         printf '%s=%s\n' "$key" "${!key}"
     done >"$PREFIX/settings"
 }
