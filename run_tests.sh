@@ -37,7 +37,7 @@ unset PYTHONDONTWRITEBYTECODE
 
 usage() {
     cat <<END
-Usage: ./run_tests.sh [stage]... [-- pytest option...]
+Usage: ./run_tests.sh [stage]... [--server lxd|incus] [-- pytest option...]
        ./run_tests.sh tempest [regular expression]
 
 Without arguments all stages run: "functional" and then "cloud", which is started
@@ -70,6 +70,10 @@ These run only if they are named; the last two take an hour:
                selects; its files are in .venv/tempest/run
 
 Results and the durations of all tests are left in .venv/results.
+
+--server incus runs the tests of "functional" with Incus. Where it is not
+installed, the packages of Debian 13 are unpacked into /var/cache/nova-lxd-py
+(NOVA_LXD_TEST_CACHE names another directory).
 
 Environment: PYTHON (default python3), NOVA_LXD_TEST_NO_UV=1 (install with pip
 only), NOVA_LXD_TEST_PROCESSES=N (for the stage "functional", default: three or
@@ -305,8 +309,14 @@ stage_mutation() {
         -m tests.mutation.mutate ${PYTEST_OPTIONS[@]+"${PYTEST_OPTIONS[@]}"}
 }
 
+# Unpacks Incus if the tests are for it and the host has none.
+need_server() {
+    [[ ${NOVA_LXD_TEST_SERVER:-lxd} != incus ]] ||
+        "$NOVA34/bin/python" -m tests.fixtures.incus_root
+}
+
 stage_functional() {
-    need_packages && need_nova34 &&
+    need_packages && need_nova34 && need_server &&
         run_shared functional "$NOVA34/bin/python" tests/functional 600
 }
 
@@ -569,6 +579,14 @@ main() {
             shift
             PYTEST_OPTIONS=("$@")
             break
+            ;;
+        --server)
+            [[ ${2:-} == lxd || ${2:-} == incus ]] || {
+                usage >&2
+                exit 2
+            }
+            export NOVA_LXD_TEST_SERVER=$2
+            shift
             ;;
         unit) stages+=(threads eventlet) ;;
         tempest)

@@ -14,9 +14,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import tempfile
 import threading
 import time
 import unittest
@@ -68,7 +65,7 @@ class LifecycleTest(unittest.TestCase):
         config = self.host.lxd_instances()[server.name]['config']
         self.assertEqual('96MiB', config['limits.memory'])
         self.assertEqual('false', config['security.privileged'])
-        self.assertEqual('false', config['security.devlxd'])
+        self.assertEqual('false', config[lxd_daemon.GUEST_API_KEY])
         uids = self.host.run(server, 'cat', '/proc/self/uid_map').split()
         self.assertEqual('0', uids[0])
         self.assertGreaterEqual(int(uids[1]), 65536)
@@ -108,13 +105,10 @@ class LifecycleTest(unittest.TestCase):
         image = self.host.image()
         server = self.host.spawn(self.host.instance(
             image, config_drive='True'), image)
-        with tempfile.TemporaryDirectory() as home:
-            subprocess.run(
-                ['lxc', 'copy', server.name, 'backup', '--instance-only',
-                 '--project', self.host.project],
-                env={**os.environ, 'HOME': home, 'LXD_CONF': home,
-                     'LXD_DIR': os.path.dirname(self.host.lxd.endpoint)},
-                check=True, capture_output=True, timeout=60)
+        done = self.host.lxd.client(
+            'copy', server.name, 'backup', '--instance-only', '--project',
+            self.host.project)
+        self.assertEqual(0, done.returncode, done.stderr)
         copy = self.host.lxd_instances()['backup']
         self.assertEqual(server.uuid, copy['config']['user.nova.uuid'])
         self.assertEqual([server.name], self.driver.list_instances())

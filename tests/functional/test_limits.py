@@ -180,7 +180,7 @@ class FlagTest(FlavorTest):
                       self.run_in(server, 'cat /proc/1/environ'))
 
     def test_guest_learns_nothing_of_lxd(self) -> None:
-        self.run_in(self.server(), 'test ! -e /dev/lxd')
+        self.run_in(self.server(), f'test ! -e {lxd_daemon.GUEST_API}')
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
@@ -192,7 +192,7 @@ class CloudInitKeysTest(FlavorTest):
         server = self.server(
             user_data=base64.b64encode(b'#!/bin/sh\n').decode(),
             key_data='ssh-ed25519 AAAA me')
-        self.run_in(server, 'test -S /dev/lxd/sock')
+        self.run_in(server, f'test -S {lxd_daemon.GUEST_API}/sock')
         config = self.host.lxd_instances()[server.name]['config']
         self.assertEqual('#!/bin/sh\n', config['cloud-init.user-data'])
         self.assertIn('ssh-ed25519 AAAA me',

@@ -358,7 +358,8 @@ class FilesystemCases(volume_host.VolumeHost):
         self.host.run(server, 'mkdir', self.directory)
         subprocess.run(
             ['nsenter', '--target', str(pid), '--mount', 'busybox', 'mount',
-             '-o', 'move', '/dev/.lxd-mounts/volume', self.directory],
+             '-o', 'move', f'{lxd_daemon.GUEST_MOUNTS}/volume',
+             self.directory],
             check=True)
         subprocess.run(['umount', passage], check=True)
         passage.rmdir()
