@@ -17,21 +17,16 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import pathlib
 import shutil
 import struct
 import subprocess
 import time
-from typing import Any
 import unittest
 
-import fixtures
 from nova import exception
 from oslo_utils import units
 
 from tests.fixtures import disks
-from tests.fixtures import faulty_proxy
-from tests.fixtures import killed_process
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
 from tests.fixtures import variants
@@ -46,32 +41,8 @@ NO_LXD = lxd_daemon.missing()
 PATH = volume_host.PATH
 
 
-class FilesystemCases(volume_host.VolumeHost):
+class FilesystemCases(volume_host.FilesystemHost):
     """Volumes in filesystem mode, for every filesystem and id range."""
-
-    kind = lab_volumes.FileVolume
-    filesystem = ''
-    options: dict[str, Any] = {}
-    directory = '/mnt/vdb'
-
-    def setUp(self) -> None:
-        self.options = {'volume_filesystems': [self.filesystem],
-                        'volume_mode': 'filesystem', **self.options}
-        super().setUp()
-        self.metadata = self.storage.metadata
-
-    def fill(self, server, name: str = 'data') -> str:
-        self.host.run(server, 'sh', '-c',
-                      f'dd if=/dev/urandom of={self.directory}/{name} bs=1M '
-                      f'count=4 && chown 7:8 {self.directory}/{name}')
-        return self.sum(server, name)
-
-    def sum(self, server, name: str = 'data') -> str:
-        """Return checksum, owner and group of a file."""
-        return self.host.run(
-            server, 'sh', '-c', f'cd {self.directory}; '
-            f'busybox sha256sum $PWD/{name}; '
-            f'busybox stat -c "%u %g" . {name}')
 
     def test_moves_between_servers(self) -> None:
         first, second = self.host.spawn(), self.host.spawn()
@@ -246,124 +217,6 @@ class FilesystemCases(volume_host.VolumeHost):
         self.assertEqual(set(), self.storage.left_on_host())
         self.detach(server, connection)
 
-    def test_lxd_fails(self) -> None:
-        server = self.host.spawn()
-        volume = self.storage.volume()
-        for how in faulty_proxy.Spoil:
-            self.proxy.spoil(0, how)
-            self.assertRaises(exception.NovaException, self.attach, server,
-                              volume)
-            self.proxy.behave()
-            self.assertEqual({}, self.devices(server), how)
-            self.assertEqual(set(), self.storage.left_on_host())
-        connection = self.attach(server, volume)
-        self.fill(server)
-        self.detach(server, connection)
-
-    def test_nova_compute_is_killed_while_it_attaches(self) -> None:
-        """The mount and the loop device are removed at start."""
-        server, volume = self.host.spawn(), self.storage.volume()
-        target = os.path.join(lab_volumes.CONF.lxd.volume_mount_directory,
-                              volume.id)
-
-        def attach_and_hang() -> None:
-            with fixtures.MonkeyPatch(
-                    'nova_lxd_py.virt.volume.attachment.add_device',
-                    lambda *args: time.sleep(60)):
-                self.host.make_driver().attach_volume(
-                    self.host.context, volume.connection(), server, PATH)
-        self.assertTrue(killed_process.run(
-            attach_and_hang, lambda: target in str(
-                self.storage.left_on_host())))
-        self.host.restart_driver()
-        self.assertEqual(set(), self.storage.left_on_host())
-        connection = self.attach(server, volume)
-        self.fill(server)
-        self.detach(server, connection)
-
-    def test_lxd_has_crashed_while_it_attached(self) -> None:
-        server, volume = self.host.spawn(), self.storage.volume()
-        filled, left = self.fill_and_detach(server, volume)
-        for what in ('attach', 'detach'):
-            target = self.fail_to_attach(server, volume)
-            # LXD mounts it here before it does so in the guest.
-            left.mkdir()
-            subprocess.run(['mount', '--bind', target, left], check=True)
-            connection = volume.connection()
-            if what == 'attach':
-                connection = self.attach(server, volume)
-                self.assertEqual(filled, self.sum(server))
-            self.detach(server, connection)
-            self.assertFalse(left.exists(), what)
-            self.assertEqual(set(), self.storage.left_on_host(), what)
-
-    def test_lxd_has_crashed_before_it_recorded_that(self) -> None:
-        """The guest has the mount already, and may use it."""
-        server, volume = self.host.spawn(), self.storage.volume()
-        filled, left = self.fill_and_detach(server, volume)
-        target = self.fail_to_attach(server, volume)
-        left.mkdir()
-        self.mount_in_guest(server, target)
-        self.hold_open(server, f'{self.directory}/data')
-        self.assertRaises(exception.DeviceDetachFailed, self.attach, server,
-                          volume)
-        self.assertRaises(exception.DeviceDetachFailed, self.detach, server,
-                          volume.connection())
-        self.assertEqual(filled, self.sum(server))
-        self.release(server)
-        connection = self.attach(server, volume)
-        self.assertEqual(filled, self.sum(server))
-        self.detach(server, connection)
-        self.assertFalse(left.exists())
-        self.assertEqual(set(), self.storage.left_on_host())
-
-    @property
-    def lxd_directory(self) -> pathlib.Path:
-        if self.host.lxd.directory is None:
-            self.skipTest('it needs the directory of a private LXD')
-        return self.host.lxd.directory
-
-    def fill_and_detach(self, server, volume) -> tuple[str, pathlib.Path]:
-        """Write files to an attached volume, and detach it.
-
-        :returns: checksum of one, and where LXD had mounted the volume.
-        """
-        connection = self.attach(server, volume)
-        filled = self.fill(server)
-        devices = self.lxd_directory / 'devices'
-        [left] = devices.glob(f'*/*{volume.id[-12:]}*')
-        self.detach(server, connection)
-        return filled, left
-
-    def fail_to_attach(self, server, volume) -> str:
-        """Simulate a crash of LXD while it attaches a volume.
-
-        :returns: where the host has mounted the volume.
-        """
-        self.proxy.refuse_from('PATCH')
-        self.assertRaises(exception.NovaException, self.attach, server, volume)
-        self.proxy.behave()
-        return os.path.join(lab_volumes.CONF.lxd.volume_mount_directory,
-                            volume.id)
-
-    def mount_in_guest(self, server, target: str) -> None:
-        """Mount a directory of the host in a guest, as LXD does."""
-        name = f'{self.host.project}_{server.name}'
-        passage = self.lxd_directory / 'shmounts' / name / 'volume'
-        passage.mkdir()
-        subprocess.run(['mount', '--bind', target, passage], check=True)
-        pid = self.host.lxd.api.must(
-            'GET', f'/1.0/instances/{server.name}/state',
-            params={'project': self.host.project})['pid']
-        self.host.run(server, 'mkdir', self.directory)
-        subprocess.run(
-            ['nsenter', '--target', str(pid), '--mount', 'busybox', 'mount',
-             '-o', 'move', f'{lxd_daemon.GUEST_MOUNTS}/volume',
-             self.directory],
-            check=True)
-        subprocess.run(['umount', passage], check=True)
-        passage.rmdir()
-
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class Ext4VolumeTest(FilesystemCases, unittest.TestCase):
@@ -500,8 +353,7 @@ class PrivilegedVolumeTest(volume_host.VolumeHost, unittest.TestCase):
     'test_moves_between_servers', 'test_mount_is_safe', 'test_cold',
     'test_stop_writes_cached_data', 'test_busy_stays_attached',
     'test_read_only', 'test_content_is_never_overwritten',
-    'test_destroy_while_it_is_used',
-    'test_lxd_has_crashed_before_it_recorded_that')
+    'test_destroy_while_it_is_used')
 class DaemonVolumeTest(FilesystemCases, unittest.TestCase):
     """With the capabilities of the privsep daemon."""
 
