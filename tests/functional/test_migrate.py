@@ -100,7 +100,7 @@ class MigrateTestCase(unittest.TestCase):
 
     def root(self, host: driver_host.DriverHost, server: objects.Instance
              ) -> pathlib.Path:
-        """Root directory of a server, as the host sees it."""
+        """Return the root directory of a server on the host."""
         return (host.lxd.directory / 'storage-pools' / host.lxd.pool /
                 'containers' / f'{host.project}_{server.name}' / 'rootfs')
 
@@ -111,7 +111,7 @@ class MigrateTestCase(unittest.TestCase):
             'volatile.idmap.base'])
 
     def write_all_kinds(self, server: objects.Instance) -> None:
-        """Write what copies get wrong."""
+        """Write files of all types, with attributes that copies may lose."""
         base = self.first_uid(self.host, server)
         where = self.root(self.host, server) / 'kinds'
         where.mkdir()
@@ -224,8 +224,8 @@ class MigrateTestCase(unittest.TestCase):
                 each.driver.list_instance_uuids())
 
 
-class Journeys:
-    """What works between any two pools."""
+class MigrateCases:
+    """Tests for every pair of storage pools."""
 
     def test_there_and_back(self: Any) -> None:
         server = self.make()
@@ -296,7 +296,7 @@ class Journeys:
                     killer.join()
                 server.task_state = None
                 self.assert_runs(self.host, server)
-        # What came is replaced by the next attempt.
+        # The next attempt replaces an incomplete copy.
         self.move(server).whole()
         self.assert_runs(self.other, server)
         self.assertEqual(
@@ -316,12 +316,12 @@ class Journeys:
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class BtrfsTest(Journeys, MigrateTestCase):
+class BtrfsTest(MigrateCases, MigrateTestCase):
     pools = ('btrfs', 'btrfs')
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class DirTest(Journeys, MigrateTestCase):
+class DirTest(MigrateCases, MigrateTestCase):
     pools = ('dir', 'dir')
 
     def test_only_changes_after_the_stop(self) -> None:
@@ -339,10 +339,10 @@ class DirTest(Journeys, MigrateTestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class BtrfsToDirTest(Journeys, MigrateTestCase):
+class BtrfsToDirTest(MigrateCases, MigrateTestCase):
     pools = ('btrfs', 'dir')
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class DirToBtrfsTest(Journeys, MigrateTestCase):
+class DirToBtrfsTest(MigrateCases, MigrateTestCase):
     pools = ('dir', 'btrfs')

@@ -9,9 +9,9 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""LXD or the driver's process killed in the middle of an operation.
+"""LXD or the driver's process is killed during an operation.
 
-What Nova and the user do then must succeed, with the data that was there. Each
+The next calls of Nova and the user must succeed, with the same data. Each
 operation is interrupted at several moments. Attaching, detaching and hard
 reboots are in test_volumes_random, swaps in test_volumes_swap, first boots of
 volumes in test_first_boots.
@@ -42,12 +42,12 @@ from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 
-#: At which parts of the time that an operation takes it is interrupted.
+#: Fractions of an operation's duration after which it is interrupted.
 MOMENTS = (0.1, 0.35, 0.6, 0.85)
 
 
 class RestartCases:
-    """What holds whichever of both is killed."""
+    """Tests for both kinds of interruptions."""
 
     host: driver_host.DriverHost
     daemon: lxd_daemon.RealLXD
@@ -83,11 +83,11 @@ class RestartCases:
     # -- killing ------------------------------------------------------------
 
     def interrupt(self, action: Callable[[Any], None], seconds: float) -> None:
-        """Begin an action of a driver, and kill somebody after a while."""
+        """Begin an action of a driver, and kill LXD or the driver."""
         raise NotImplementedError
 
     def measure(self, action: Callable[[Any], None]) -> float:
-        """Return how long an action takes that nobody interrupts."""
+        """Return the duration of an action without interruption."""
         began = time.monotonic()
         action(self.host.driver)
         return time.monotonic() - began
@@ -108,7 +108,7 @@ class RestartCases:
         server.vm_state = vm_states.ACTIVE
 
     def assert_whole(self, server: objects.Instance) -> None:
-        """It runs, with its data, and LXD has nothing else of it."""
+        """Check that it runs with its data, and nothing else is left."""
         self.assertEqual(power_state.RUNNING, self.host.state(server))
         self.assertEqual('mine\n',
                          self.host.run(server, 'cat', '/root/mine'))
@@ -242,7 +242,7 @@ class RestartCases:
         revert(self.host.driver)
         for moment in MOMENTS:
             self.interrupt(resize, moment * seconds)
-            # What nova-compute does with such a server when it starts.
+            # The call of nova-compute for such a server when it starts.
             revert(self.host.driver)
             self.assert_limits(server, '128MiB', '1GiB')
             # And what its owner does if Nova has gone further than that.
@@ -288,6 +288,6 @@ class KilledDriverTest(RestartCases, unittest.TestCase):
         began = time.monotonic()
         killed_process.run(lambda: action(self.host.make_driver()),
                            lambda: time.monotonic() > began + seconds)
-        # LXD goes on with what it has been asked for.
+        # LXD completes the requests that it has got.
         self.daemon.wait_for_operations()
         self.host.restart_driver()

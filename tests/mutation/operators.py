@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Statements that are taken away, beside the mutations of cosmic-ray.
+"""Mutations of statements, in addition to those of cosmic-ray.
 
-Cosmic-ray changes expressions. What guards something is often a statement: a
-check that raises, a lock, a call whose result nobody uses.
+Cosmic-ray changes expressions. A guard is often a statement: a check that
+raises, a lock, a call without a result.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ReturnNone(_Statement):
     """``return X`` becomes ``return None``."""
 
     def replacement(self, node: Any) -> str | None:
-        # What asks for None or False mostly takes one for the other.
+        # Callers mostly treat None and False alike.
         if (node.type == 'return_stmt' and
                 node.children[1].get_code().strip() not in ('None', 'False')):
             return 'return None'

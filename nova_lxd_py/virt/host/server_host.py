@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the host of an LXD server lacks, and holes that its packages have."""
+"""Programs that the host of LXD lacks, and security holes of its packages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from oslo_log import log as logging
 
 LOG = logging.getLogger(__name__)
 
-#: Programs that LXD and Incus run, which none of their packages requires: name
+#: Programs that LXD and Incus run, but their packages do not depend on: name
 #: and package.
 _PROGRAMS = (('zstd', 'zstd'),)
 

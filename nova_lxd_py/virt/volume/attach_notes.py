@@ -12,10 +12,10 @@
 """Notes of volumes that are being attached to running guests.
 
 Nova records a connection only when the driver has attached the volume. If
-nova-compute is killed before, nobody knows how to disconnect the host, and of
-iSCSI, Fibre Channel and others the host itself does not tell to which Cinder
-volume a device belongs. So the LXD instance says what is being connected,
-until it has the volume. Credentials are left out: disconnecting needs none.
+nova-compute is killed before, nothing says how to disconnect the host: for
+iSCSI, Fibre Channel and others the host does not know to which Cinder volume a
+device belongs. So the LXD instance has a note of the connection until it has
+the volume. Credentials are left out, since disconnecting needs none.
 """
 
 from __future__ import annotations
