@@ -151,7 +151,7 @@ class EventWatcher:
                     self._read(self._channel)
                 finally:
                     websockets.shutdown(self._channel)
-                    # Nobody else reads it.
+                    # No other thread reads it.
                     self._channel.shutdown()
             except (errors.LXDError, websocket.WebSocketException,
                     OSError, ValueError) as exc:
@@ -224,9 +224,9 @@ class EventWatcher:
                 return
             changes = self._changes[name]
         if known is None:
-            # Created or renamed just now: learn once whose it is. LXD sends
+            # Created or renamed just now: look up once whose it is. LXD sends
             # the event also for an instance that it then fails to create, and
-            # none for its end: it counts only once somebody asks for it.
+            # none for its deletion: it counts only when it is requested.
             with contextlib.suppress(errors.NotFound):
                 self._remember(self._new_guest(name), changes, fresh=False)
             return

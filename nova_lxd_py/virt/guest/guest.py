@@ -167,8 +167,8 @@ class Guest:
 
     @property
     def is_copy(self) -> bool:
-        """Whether somebody else copied it from an instance of the driver, or
-        renamed one."""
+        """Whether it was copied from an instance of the driver, or renamed,
+        by hand."""
         return self.config.get(KEY_LXD_NAME, self.name) != self.name
 
     @property

@@ -66,8 +66,8 @@ class GuestRegistry:
         """Log once the names of instances that are copies of servers."""
         copies = {guest.name: guest for guest in guests if guest.is_copy}
         for name in sorted(copies.keys() - self._copies):
-            LOG.warning('Ignoring LXD instance %s, which somebody has copied '
-                        'or renamed from %s', name,
+            LOG.warning('Ignoring LXD instance %s, which was copied or '
+                        'renamed by hand from %s', name,
                         copies[name].config[lxd_guest.KEY_LXD_NAME],
                         instance_uuid=copies[name].uuid)
         self._copies = set(copies)

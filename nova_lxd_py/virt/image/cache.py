@@ -413,8 +413,8 @@ class ImageStore:
             return True
 
     def _remove(self, image: dict[str, Any]) -> None:
-        """Remove the driver's names of an image, and the image itself where
-        the driver brought it and nobody else has given it a name."""
+        """Remove the driver's aliases of an image, and the image itself if the
+        driver has imported it and it has no other alias."""
         ours = [alias['name'] for alias in image['aliases']
                 if alias['name'].startswith((ALIAS_PREFIX,
                                              _OLD_ALIAS_PREFIX))]

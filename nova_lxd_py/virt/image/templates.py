@@ -154,8 +154,8 @@ class TemplateStore:
         :param instance: the instance.
         :param fingerprint: LXD's name of its image.
         :param make: makes it, given what :meth:`source_for` returns; called
-            once more where a clone cannot be made, for example since somebody
-            has deleted the template at that moment.
+            once more if a clone cannot be made, for example because the
+            template has just been deleted.
         :returns: what ``make`` returns.
         :raises nova.exception.NovaException: as :meth:`source_for`.
         :raises errors.LXDError: as ``make``.
@@ -318,7 +318,7 @@ class TemplateStore:
                  time.monotonic() - began, instance=instance)
 
     def _shift(self, guest: lxd_guest.Guest) -> None:
-        """Have LXD shift a root disk, by a start that comes to nothing."""
+        """Have LXD shift a root disk, by a start that fails as intended."""
         try:
             guest.start()
         except (errors.OperationFailed, errors.InvalidRequest) as exc:

@@ -63,7 +63,7 @@ _MIB = float(1 << 20)
 
 
 class _GivenUp(Exception):
-    """Tells the download that nobody wants its data any more."""
+    """Tells the download that its data is not needed any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -447,7 +447,7 @@ class Transfer:
 
 
 def drop_unnamed(session: lxd.Session, fingerprint: str) -> None:
-    """Delete an image unless somebody has given it a name meanwhile.
+    """Delete an image unless it has got an alias meanwhile.
 
     :param session: the LXD session.
     :param fingerprint: LXD's name of the image, whose import failed.

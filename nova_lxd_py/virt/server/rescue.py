@@ -104,7 +104,7 @@ class RescueOps:
                ) -> lxd_guest.Guest:
         """Start a rescue instance in place of an instance.
 
-        A failure leaves the server's own instance stopped and in charge.
+        A failure leaves the server's own LXD instance stopped and active.
         See :meth:`nova.virt.driver.ComputeDriver.rescue`.
 
         :param image_meta: the image to make the rescue instance from.

@@ -125,7 +125,7 @@ class CopiesTestCase(session_case.SessionTestCase):
             for _time in range(2):
                 self.guests.all()
         self.assertEqual(2, self.log.output.count('Ignoring LXD instance'))
-        self.assertIn(f'other, which somebody has copied or renamed from '
+        self.assertIn(f'other, which was copied or renamed by hand from '
                       f'{self.name}', self.log.output)
 
     def test_a_copy_in_place_of_the_server(self):
