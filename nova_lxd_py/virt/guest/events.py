@@ -197,8 +197,10 @@ class EventWatcher:
         LOG.debug('Following the events of %d LXD instances', len(now))
         for name, known in now.items():
             old = before.get(name)
-            if (old is not None and old.state != known.state and
-                    known.state in _BY_STATE):
+            # An outdated state is not what Nova knows: that of a server
+            # that nobody has asked for is still the one at its creation.
+            if (old is not None and known.state in _BY_STATE and
+                    (old.state != known.state or not old.fresh)):
                 self._report(name, known, _BY_STATE[known.state])
 
     # -- events -------------------------------------------------------------

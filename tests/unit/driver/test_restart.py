@@ -194,6 +194,17 @@ class RestartTest(RestartTestCase):
         self.assertEqual(power_state.SHUTDOWN,
                          self.driver.get_info(other).state)
 
+    def test_stop_of_a_server_that_nobody_has_asked_for(self) -> None:
+        """What is known of it was learned before it was started."""
+        server = self.host.spawn()
+        self.wait_for(server, STARTED)
+        self.lxd.stop()
+        self.lxd.guest_poweroff(server.name)
+        self.host.fake(server).config['boot.autostart'] = 'false'
+        self.host.events.clear()
+        self.lxd.start()
+        self.wait_for(server, STOPPED)
+
     def test_events_are_lost(self) -> None:
         server = self.host.spawn()
         for goodbye in (False, True):
