@@ -24,6 +24,8 @@ from __future__ import annotations
 import os
 import struct
 
+from nova_lxd_py.virt.privileged import luks
+
 # From fs/ext4/ext4.h of Linux.
 _EXT_OFFSET, _EXT_SIZE, _EXT_MAGIC = 1024, 1024, 0xef53
 _COMPAT_HAS_JOURNAL = 0x4
@@ -35,7 +37,8 @@ _XFS_MAGIC = b'XFSB'
 
 
 def refusal(descriptor: int, kind: str) -> str:
-    """Return the feature for which a filesystem must not be mounted.
+    """Return the feature for which a filesystem must not be mounted, or an
+    encrypted volume not opened.
 
     :param descriptor: file descriptor of the device, open for reading.
     :param kind: name of the filesystem, as libblkid identifies it.
@@ -46,6 +49,8 @@ def refusal(descriptor: int, kind: str) -> str:
         return _ext(os.pread(descriptor, _EXT_SIZE, _EXT_OFFSET))
     if kind == 'xfs':
         return _xfs(os.pread(descriptor, 56, 0))
+    if kind == 'crypto_LUKS':
+        return luks.refusal(descriptor)
     return ''
 
 
