@@ -249,6 +249,9 @@ class Inspector:
             self._archive.finish()
         except image_tar.NotTar:
             raise self._no_archive() from None
+        except rootfs_rules.Forbidden as exc:
+            # In a squashfs, whose tables are read at its end.
+            raise UnacceptableImage(exc.reason) from exc
         except (image_squashfs.Damaged, decompression.Corrupt,
                 image_tar.Damaged) as exc:
             raise self._damaged(exc) from exc

@@ -13,13 +13,16 @@
 
 They tell how large it is when unpacked, which its superblock does not say, and
 which device nodes it has. Their table stands behind all file content, so that
-it is kept while the image passes by and read at the end.
+it is kept while the image passes by and read at the end, together with the
+table of directories behind it. unsquashfs before 4.5.1 believes names with
+``..`` or ``/``, writes through a link that a directory has beside a second
+entry of its name, and unpacks a directory that is in several others as often,
+so that a small image has any number of files.
 """
 
 from __future__ import annotations
 
 import array
-from collections.abc import Iterator
 import lzma
 import struct
 import sys
@@ -47,6 +50,10 @@ _BLOCK_RAW = 1 << 24
 _FIXED = {4: 8, 5: 8, 6: 4, 7: 4, 11: 12, 12: 12, 13: 8, 14: 8}
 _HEADER = 16
 _DIRECTORY, _LONG_DIRECTORY = 1, 8
+#: Blocks of a table: each but the last few is full.
+_MAX_BLOCKS = 2 * MAX_INODES // _METADATA_BLOCK
+#: What the size of a directory counts besides its listing.
+_NOT_LISTED = 3
 _BLOCK_DEVICES = (4, 11)
 _DEVICES = (4, 5, 11, 12)
 
@@ -71,8 +78,8 @@ class Reader:
         (magic, self._inodes, _time, self._block_size, _fragments,
          compressor, _block_log, _flags, _ids, major, _minor, self._root,
          self._length, _id_table, _xattrs, self._inode_table,
-         self._directory_table) = struct.unpack_from('<4sIIIIHHHHHHQQQQQQ',
-                                                     head)
+         self._directory_table, *others) = struct.unpack_from(
+             '<4sIIIIHHHHHHQQQQQQQQ', head)
         if (magic != MAGIC or major != 4 or
                 not 4096 <= self._block_size <= 1 << 20 or
                 not SUPERBLOCK <= self._inode_table < self._directory_table
@@ -87,17 +94,29 @@ class Reader:
         if self._directory_table - self._inode_table > MAX_TABLE:
             raise Unsupported('it is a squashfs with more files than any '
                               'root filesystem has')
+        self._directories_end = min(
+            (place for place in (*others, _id_table, _xattrs, self._length)
+             if place > self._directory_table), default=self._length)
+        if self._directories_end - self._directory_table > MAX_TABLE:
+            raise Unsupported('it is a squashfs with larger directories than '
+                              'any root filesystem has')
         self._position = 0
         self._table = bytearray()
+        self._directories = bytearray()
+        #: Where each directory's listing is: block, offset in it, length.
+        self._listings = array.array('I')
 
     def feed(self, data: bytes) -> None:
         """Read the next part, from the very beginning on.
 
         :param data: any number of bytes.
         """
-        start = max(0, self._inode_table - self._position)
-        stop = max(0, self._directory_table - self._position)
+        start, stop, end = (
+            max(0, place - self._position) for place in (
+                self._inode_table, self._directory_table,
+                self._directories_end))
         self._table += data[start:stop]
+        self._directories += data[stop:end]
         self._position += len(data)
 
     def finish(self) -> int:
@@ -111,65 +130,91 @@ class Reader:
         if self._position < self._length:
             raise Damaged('the squashfs breaks off before its end')
         try:
-            return self._content_size(self._decompressed_table())
+            inodes, blocks = _decompressed(self._compressor, self._table)
+            root = blocks[self._root >> 16] + (self._root & 0xffff)
+            if struct.unpack_from('<H', inodes, root)[0] not in (
+                    _DIRECTORY, _LONG_DIRECTORY):
+                raise ValueError('its root is no directory')
+            known = bytearray(len(inodes) // 8 + 1)
+            size = self._content_size(inodes, known)
+            self._check_directories(blocks, known, root)
+            return size
         except (struct.error, LookupError, ValueError, EOFError, zlib.error,
                 lzma.LZMAError, decompression.Corrupt) as exc:
             raise Damaged(f'its squashfs inode table is damaged ({exc})'
                           ) from exc
 
-    def _decompressed_table(self) -> bytes:
-        """Decompress the table of inodes.
+    def _check_directories(self, blocks: dict[int, int], known: bytearray,
+                           root: int) -> None:
+        """Check names, and that each entry leads to an inode that has been
+        read, and no two to one directory.
 
-        :raises ValueError: if there is no directory where the root must be.
+        :param blocks: where the blocks of the inode table are.
+        :param known: a bit for each byte at which an inode begins.
+        :param root: where the inode of the root is.
         """
-        root_block, root_offset = self._root >> 16, self._root & 0xffff
-        root = None
-        result = bytearray()
-        for position, block in self._table_blocks():
-            if position == root_block:
-                root = len(result) + root_offset
-            result += block
-            if len(result) > MAX_INODES:
-                raise Damaged('its squashfs inode table is damaged (it does '
-                              'not end)')
-        if root is None or struct.unpack_from('<H', result, root)[0] not in (
-                _DIRECTORY, _LONG_DIRECTORY):
-            raise ValueError('its root is no directory')
-        return bytes(result)
+        table, places = _decompressed(self._compressor, self._directories)
+        parented = bytearray(len(known))
+        _set(parented, root)
+        total = 0
+        listings = iter(self._listings)
+        for block, offset, length in zip(listings, listings, listings):
+            total += length
+            if total > MAX_INODES:
+                raise ValueError('directories overlap')
+            position = places[block] + offset
+            end = position + length
+            if end > len(table):
+                raise ValueError('a directory is longer than the table')
+            before = b''
+            while position < end:
+                count, start, _number = struct.unpack_from('<3I', table,
+                                                           position)
+                position += 12
+                for _entry in range(count + 1):
+                    inode, _difference, kind, last = struct.unpack_from(
+                        '<HhHH', table, position)
+                    position += 8
+                    name = bytes(table[position:position + last + 1])
+                    position += last + 1
+                    _check_entry(name, before)
+                    before = name
+                    place = blocks[start] + inode
+                    if not _is_set(known, place):
+                        raise ValueError('an entry leads to no inode')
+                    if kind == _DIRECTORY:
+                        if _is_set(parented, place):
+                            raise ValueError('a directory is in two others')
+                        _set(parented, place)
+            if position != end:
+                raise ValueError('a directory ends within an entry')
 
-    def _table_blocks(self) -> Iterator[tuple[int, bytes]]:
-        """Decompress the table block by block.
+    def _content_size(self, inodes: bytearray, known: bytearray) -> int:
+        """Read all inodes.
 
-        :returns: where each block begins in the table, and its content.
+        :param known: gets a bit for each byte at which an inode begins.
         """
-        table, position = memoryview(self._table), 0
-        while position < len(table):
-            start = position
-            header, = struct.unpack_from('<H', table, position)
-            position += 2
-            size = header & (_UNCOMPRESSED - 1)
-            block = bytes(table[position:position + size])
-            if len(block) < size:
-                raise ValueError('short block')
-            position += size
-            if not header & _UNCOMPRESSED:
-                block = decompression.decompress_block(
-                    self._compressor, block, _METADATA_BLOCK)
-            if len(block) > _METADATA_BLOCK:
-                raise ValueError('large block')
-            yield start, block
-
-    def _content_size(self, inodes: bytes) -> int:
         total, position = 0, 0
         for _inode in range(self._inodes):
             kind, = struct.unpack_from('<H', inodes, position)
+            _set(known, position)
             position += _HEADER
             if kind in (2, 9):
                 size, position = self._file(inodes, position, kind)
                 total += size
             elif kind == _DIRECTORY:
+                block, _links, size, offset = struct.unpack_from(
+                    '<IIHH', inodes, position)
+                self._listings.extend(
+                    (block, offset, size - _NOT_LISTED)
+                    if size > _NOT_LISTED else ())
                 position += 16
             elif kind == _LONG_DIRECTORY:
+                _links, size, block, _parent, _count, offset = (
+                    struct.unpack_from('<IIIIHH', inodes, position))
+                self._listings.extend(
+                    (block, offset, size - _NOT_LISTED)
+                    if size > _NOT_LISTED else ())
                 position = _long_directory(inodes, position)
             elif kind in (3, 10):
                 length, = struct.unpack_from('<I', inodes, position + 4)
@@ -180,7 +225,7 @@ class Reader:
                 position += _FIXED[kind]
         return total
 
-    def _file(self, inodes: bytes, position: int, kind: int
+    def _file(self, inodes: bytearray, position: int, kind: int
               ) -> tuple[int, int]:
         """Read one file's inode.
 
@@ -210,7 +255,58 @@ class Reader:
         return content, end
 
 
-def _check_device(kind: int, inodes: bytes, position: int) -> None:
+def _decompressed(compressor: str, table: bytearray
+                  ) -> tuple[bytearray, dict[int, int]]:
+    """Decompress a table.
+
+    :returns: its content, and where in it the content of each block is, by
+        where the block begins in the table.
+    :raises ValueError: if a block is damaged.
+    """
+    view, position = memoryview(table), 0
+    result, places = bytearray(), {}
+    while position + 2 <= len(view):
+        header, = struct.unpack_from('<H', view, position)
+        size = header & (_UNCOMPRESSED - 1)
+        block = bytes(view[position + 2:position + 2 + size])
+        if len(block) < size:
+            raise ValueError('short block')
+        if not header & _UNCOMPRESSED:
+            block = decompression.decompress_block(compressor, block,
+                                                   _METADATA_BLOCK)
+        if len(block) > _METADATA_BLOCK:
+            raise ValueError('large block')
+        places[position] = len(result)
+        result += block
+        position += 2 + size
+        if len(result) > MAX_INODES or len(places) > _MAX_BLOCKS:
+            raise Damaged('its squashfs inode table is damaged (it does not '
+                          'end)')
+    return result, places
+
+
+def _set(bits: bytearray, place: int) -> None:
+    bits[place >> 3] |= 1 << (place & 7)
+
+
+def _is_set(bits: bytearray, place: int) -> bool:
+    return bool(bits[place >> 3] & 1 << (place & 7))
+
+
+def _check_entry(name: bytes, before: bytes) -> None:
+    """Check a name in a directory, and that it comes after another one: the
+    kernel requires that order, and no name is there twice."""
+    if name in (b'.', b'..') or b'/' in name or b'\0' in name:
+        raise rootfs_rules.Forbidden(
+            f'a file in it has a name that cannot be '
+            f'({rootfs_rules.shown(name)})')
+    if name <= before:
+        raise rootfs_rules.Forbidden(
+            f'a directory in it has {rootfs_rules.shown(name)} twice, or is '
+            f'not sorted')
+
+
+def _check_device(kind: int, inodes: bytearray, position: int) -> None:
     device, = struct.unpack_from('<I', inodes, position + 4)
     # As the kernel's new_encode_dev().
     rootfs_rules.check_device(
@@ -218,7 +314,7 @@ def _check_device(kind: int, inodes: bytes, position: int) -> None:
         (device & 0xff) | ((device >> 12) & 0xfff00), 'a file')
 
 
-def _long_directory(inodes: bytes, position: int) -> int:
+def _long_directory(inodes: bytearray, position: int) -> int:
     count, = struct.unpack_from('<H', inodes, position + 16)
     position += 24
     for _entry in range(count):
