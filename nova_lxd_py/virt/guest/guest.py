@@ -133,7 +133,8 @@ class Guest:
     def __init__(self, session: lxd.Session, info: Mapping[str, Any]) -> None:
         self._session = session
         self._info = info
-        self._extender = root_extension.RootExtender(self, self._update)
+        self._extender = root_extension.RootExtender(session, self,
+                                                     self._update)
 
     def __repr__(self) -> str:
         return f'<Guest {self.name} {self.role} {self.uuid}>'
@@ -446,6 +447,16 @@ class Guest:
                 LOG.debug('Retrying to delete LXD instance %s after: %s',
                           self.name, exc)
                 time.sleep(BUSY_POLL)
+
+    def with_space(self, change: Callable[[], _T]) -> _T:
+        """Call a function for which LXD may need space in the root disk, such
+        as for a copy of it; extend a full disk and call it again.
+
+        :param change: the function.
+        :returns: its result.
+        :raises errors.DiskFull: if the disk may not be extended any more.
+        """
+        return self._extender.with_space(change)
 
     def extend_full_root(self) -> bool:
         """Extend the root disk if it is so full that LXD cannot write to it.

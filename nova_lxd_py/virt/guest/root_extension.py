@@ -22,17 +22,22 @@ start after the guest has freed space removes the extension.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import contextlib
 import functools
+import os
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 from oslo_log import log as logging
 
+from nova_lxd_py.virt.guest import root_check
 from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.privileged import btrfs
 
 if TYPE_CHECKING:
     from nova_lxd_py.virt.guest import guest as lxd_guest
+    from nova_lxd_py.virt.lxd import session as lxd
 
 LOG = logging.getLogger(__name__)
 
@@ -46,12 +51,15 @@ _Update = Callable[[Mapping[str, 'str | None'] | None,
 class RootExtender:
     """Extends the root disk of an LXD instance while LXD needs space in it.
 
+    :param session: the LXD session.
     :param guest: the instance.
     :param update: updates its configuration keys and devices, without an
         extension.
     """
 
-    def __init__(self, guest: lxd_guest.Guest, update: _Update) -> None:
+    def __init__(self, session: lxd.Session, guest: lxd_guest.Guest,
+                 update: _Update) -> None:
+        self._session = session
         self._guest = guest
         self._update = update
 
@@ -132,8 +140,7 @@ class RootExtender:
                              {root_quota.DEVICE: larger})
                 return size
             except errors.LXDError as exc:
-                # btrfs refuses a quota below the usage, which can exceed the
-                # present quota by much.
+                # The usage can exceed the present quota by much.
                 if not root_quota.is_exceeded(exc):
                     raise
                 if size >= limit:
@@ -141,3 +148,20 @@ class RootExtender:
                         f'The quota of the root disk of LXD instance '
                         f'{guest.name} cannot be extended: {exc.message}'
                         ) from exc
+                self._make_space(guest, root['pool'], limit)
+
+    def _make_space(self, guest: lxd_guest.Guest, pool: str, size: int
+                    ) -> None:
+        """Raise the quota on a btrfs pool, where LXD needs space in the disk
+        to raise it. LXD sets the quota that it is told next.
+
+        :param pool: name of the storage pool.
+        :param size: the quota in bytes.
+        """
+        directory = os.path.join(root_check.lxd_directory(self._session),
+                                 'storage-pools', pool)
+        # Pools are not visible in the mount namespace of the host with snaps,
+        # and only those of btrfs need this.
+        if os.path.isdir(directory):
+            with contextlib.suppress(OSError):
+                btrfs.set_quota(directory, guest.container, size)

@@ -157,7 +157,8 @@ class SnapshotOps:
                 if value.get('path') == '/'})
             cleanup.callback(_quietly, lambda: self._delete_copy(instance))
             with self._quiescer.quiesced(instance, guest):
-                return self._guests.create(
+                # On btrfs, the copy has the same quota before it gets another.
+                return guest.with_space(lambda: self._guests.create(
                     lxd_guest.lxd_name(instance,
                                        lxd_guest.ROLE_SNAPSHOT),
                     {'type': 'copy', 'source': guest.name,
@@ -166,7 +167,7 @@ class SnapshotOps:
                      lxd_guest.KEY_ROLE: lxd_guest.ROLE_SNAPSHOT,
                      # It never runs, so it needs no uid range of its own.
                      'security.idmap.isolated': 'false'},
-                    devices, timeout=self._options.image_timeout)
+                    devices, timeout=self._options.image_timeout))
 
     def _publish(self, instance: objects.Instance, image_id: str,
                  copy: lxd_guest.Guest, cleanup: contextlib.ExitStack

@@ -14,9 +14,14 @@
 
 from __future__ import annotations
 
+import os
+
+import fixtures
+
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.privileged import btrfs
 from tests.fixtures import session_case
 
 URL = '/1.0/instances/c1'
@@ -88,6 +93,20 @@ class FullDiskTestCase(session_case.SessionTestCase):
         self.fill(times=3)
         self.guest.update(config={'user.a': 'b'})
         self.assert_extended(3)
+
+    def test_quota_that_lxd_cannot_raise(self):
+        """It is raised on the pool first."""
+        calls = []
+        self.useFixture(fixtures.MockPatchObject(
+            btrfs, 'set_quota', lambda *args: calls.append(args)))
+        directory = self.useFixture(fixtures.TempDir()).path
+        self.session.options.directory = directory
+        pool = os.path.join(directory, 'storage-pools', 'default')
+        os.makedirs(pool)
+        self.fill(times=2)
+        self.guest.update(config={'user.a': 'c'})
+        self.assertEqual([(pool, self.guest.container,
+                           (1 << 30) + root_quota.MAX_EXTENSION)], calls)
 
     def test_extensions_have_an_end(self):
         self.fill(times=20)
