@@ -291,11 +291,13 @@ class VolumeAttacher:
                         # It may have crashed in the middle, and be back.
                         clear_leftover(guest, name, device)
                 except errors.LXDError as error:
-                    undo.pop_all()
-                    LOG.error('Volume %(volume)s stays connected, since LXD '
-                              'may have attached it to the guest: %(error)s',
-                              {'volume': identifier, 'error': error},
-                              instance=instance)
+                    if not _has_been_undone(guest, name, before, error):
+                        undo.pop_all()
+                        LOG.error('Volume %(volume)s stays connected, since '
+                                  'LXD may have attached it to the guest: '
+                                  '%(error)s', {'volume': identifier,
+                                                'error': error},
+                                  instance=instance)
 
     def detach_device(self, instance: objects.Instance, guest: lxd_guest.Guest,
                       connection_info: dict[str, Any], mountpoint: str
@@ -407,6 +409,19 @@ def _unmounting(instance: objects.Instance | None, identifier: str,
     except exception.VolumeDetachFailed:
         if not force:
             raise
+
+
+def _has_been_undone(guest: lxd_guest.Guest, name: str,
+                     before: Mapping[str, str] | None,
+                     error: errors.LXDError) -> bool:
+    """Whether LXD has removed a device although it reports a failure: it
+    writes to a root disk that is full after everything else."""
+    if not isinstance(error, errors.DiskFull):
+        return False
+    try:
+        return guest.reload().devices.get(name) == before
+    except errors.LXDError:
+        return False
 
 
 def add_device(guest: lxd_guest.Guest, name: str, device: Mapping[str, str]

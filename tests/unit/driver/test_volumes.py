@@ -26,6 +26,7 @@ from nova import objects
 from os_brick import exception as brick_exception
 from oslo_utils import units
 
+from nova_lxd_py.virt.guest import root_quota
 from tests.fixtures import disks
 from tests.fixtures import memory_cinder
 from tests.fixtures import volume_case
@@ -132,6 +133,23 @@ class VolumeCases:
         self.assertEqual([self.volume.id], list(self.given()))
         self.assertIsNotNone(self.storage.device_of(self.volume))
         self.detach(connection)
+        self.assert_detached()
+
+    def test_disk_is_full_beyond_its_extension(self) -> None:
+        """LXD changes the guest, and then cannot write that down."""
+        name = self.server.name
+        fake = self.host.fake(self.server)
+        fake.devices['root']['size'] = (
+            f'{units.Gi + root_quota.MAX_EXTENSION}B')
+        fake.config[root_quota.KEY_ROOT_QUOTA] = '1GiB'
+        full = 'open backup.yaml: disk quota exceeded'
+        path = f'/1.0/instances/{name}'
+        self.lxd.before('PATCH', path, lambda request: fake.devices.update(
+            request.json()['devices']))
+        self.lxd.fail_next('PATCH', path, 500, full)
+        self.lxd.fail_operation('PUT', path, full, after=True)
+        self.assertRaisesRegex(exception.NovaException, 'is full',
+                               self.attach)
         self.assert_detached()
 
     def test_answer_is_lost(self) -> None:
