@@ -59,7 +59,7 @@ class BootFromVolumeTools(test_volumes.VolumeTools):
 
 
 class BootCases(BootFromVolumeTools):
-    """What holds on back ends with block devices."""
+    """Tests for back ends with block devices."""
 
     def test_life(self) -> None:
         """Boot a new volume, and boot another server from the same volume."""

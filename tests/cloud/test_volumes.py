@@ -144,7 +144,7 @@ class VolumeTools:
 
 
 class VolumeCases(VolumeTools):
-    """What holds on every back end."""
+    """Tests for every back end."""
 
     def test_attach_and_detach(self) -> None:
         server, other = self.boot(), self.boot()
@@ -255,7 +255,7 @@ class VolumeCases(VolumeTools):
 
 
 class BlockCases(VolumeCases):
-    """What holds on back ends with block devices."""
+    """Tests for back ends with block devices."""
 
     def test_extend(self) -> None:
         server = self.boot()

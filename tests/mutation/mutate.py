@@ -80,7 +80,7 @@ class Mutant:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """What mutants that differ only in the replacement have in common."""
+        """The place of a mutant, without its replacement."""
         kind = self.operator.split('_')[0]
         return self.path, kind, self.begin, self.end
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the documentation names exists, and what must be documented is."""
+"""The documentation is complete, and all that it names exists."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class SupportMatrixTestCase(base.BaseTestCase):
                                  r'\btests\.', f'{name} names no test')
 
     def test_capabilities_agree(self):
-        """What the driver tells Nova and what the matrix tells readers."""
+        """The driver's capabilities are those of the support matrix."""
         capabilities = driver.LXDDriver.capabilities
         for operation, capability in (
                 ('operation.attach-interface', 'supports_attach_interface'),

@@ -122,7 +122,7 @@ class InterfacesTest(fake_driver_host.FakeDriverTestCase):
         self.assert_on_host(self.first)
 
     def test_plug_and_unplug(self) -> None:
-        """What Nova calls when it starts, and around a migration."""
+        """The calls of Nova at its start and around a migration."""
         for _time in range(2):
             self.driver.plug_vifs(self.server, [self.first, self.second])
         self.assert_on_host(self.first, self.second)

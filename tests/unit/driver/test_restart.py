@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""What changes behind the driver's back: restarts and LXD's events."""
+"""Changes that the driver does not make: restarts and LXD's events."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class RestartTest(RestartTestCase):
         server, other = self.host.spawn(), self.host.spawn()
         self.driver.get_info(other)
         self.lxd.stop()
-        # It goes down while nobody tells.
+        # It stops without an event.
         self.lxd.guest_poweroff(other.name)
         self.host.fake(other).config['boot.autostart'] = 'false'
         self.assertRaises(exception.HypervisorUnavailable,
@@ -336,7 +336,7 @@ class ChangeTest(fake_driver_host.FakeDriverTestCase):
 
 
 class _Clock:
-    """A clock that goes on only while somebody sleeps."""
+    """A clock that advances only during sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -347,4 +347,4 @@ class _Clock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
         if self.now > 60:
-            raise AssertionError('nobody looks at the clock')
+            raise AssertionError('the clock is not read')

@@ -73,7 +73,7 @@ class SnapshotTest(fake_driver_host.FakeDriverTestCase):
             None, image_id)))
 
     def test_stopped_server_with_volumes_and_ports(self) -> None:
-        """What is attached is neither copied nor held."""
+        """Attached devices are neither copied nor kept busy."""
         volume, ports = self.storage.volume(), self.host.ports()
         info = disks.described(volume.mapping())
         server = self.host.spawn(network_info=ports, block_device_info=info)

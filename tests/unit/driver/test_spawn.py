@@ -71,7 +71,7 @@ class SpawnTest(fake_driver_host.FakeDriverTestCase):
             b'hello\n', self.host.fake(server).files.get('/etc/motd').content)
         self.assertEqual([(server.name, ['chpasswd'])],
                          self.lxd.daemon.exec_log)
-        # The password goes to the guest, and to nobody who can read keys.
+        # The password goes to the guest, and not into keys.
         self.assertNotIn('secret', str(self.config(server)))
 
     def test_without_power(self) -> None:

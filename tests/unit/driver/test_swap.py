@@ -25,7 +25,7 @@ PATH = volume_case.PATH
 
 
 class SwapCases:
-    """What holds for all kinds of connections and both modes."""
+    """Tests for all kinds of connections and both modes."""
 
     def test_swap(self) -> None:
         self.volume.disk.data = b'mine'

@@ -35,7 +35,7 @@ PATH = volume_case.PATH
 
 
 class VolumeCases:
-    """What holds for all kinds of connections and both modes."""
+    """Tests for all kinds of connections and both modes."""
 
     def test_hot(self) -> None:
         for _time in range(2):

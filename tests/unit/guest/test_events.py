@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""What the watcher of LXD's events keeps in memory."""
+"""The states that the watcher of LXD's events keeps in memory."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class PruneTestCase(image_case.ImageTestCase):
         self.assertEqual([self.fingerprint], self.prune())
         self.assertNothingLeft()
 
-    def test_driver_restart_does_not_begin_anew(self) -> None:
+    def test_age_survives_a_restart_of_the_driver(self) -> None:
         self.prune()
         self.pass_time(DAY + 1)
         self.store = self.new_store()

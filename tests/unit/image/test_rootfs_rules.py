@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the archives of root filesystems may hold."""
+"""Rules for archives of root filesystems."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class UidRangeTestCase(preflight_case.PreflightTestCase):
 
 
 class ServerTestCase(preflight_case.PreflightTestCase):
-    """What the host of LXD lacks."""
+    """Programs that the host of LXD lacks."""
 
     server = 'incus'
 

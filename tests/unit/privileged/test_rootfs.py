@@ -47,7 +47,7 @@ class RootTest(mounts_case.MountsTestCase):
         self.kernel.content = {'rootfs/etc': None}
         self.mount()
         [found] = self.kernel.placed
-        # Until it is there nobody can use what is on the volume.
+        # Until then the volume cannot be used.
         self.assertEqual([mounts.MS_NOSUID | mounts.MS_NODEV],
                          self.kernel.flags)
         self.assertEqual(mounts.MOUNT_ATTR_NOSUID, found.attributes.attr_clr)
@@ -156,7 +156,7 @@ class RootTest(mounts_case.MountsTestCase):
 
 
 class ContentTestCase(base.BaseTestCase):
-    """What is found on a volume, and which arguments are refused."""
+    """Content of volumes, and refused arguments."""
 
     def setUp(self) -> None:
         super().setUp()

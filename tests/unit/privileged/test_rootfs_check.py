@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the root of a container on a storage pool is."""
+"""Checks of the root directory of a container on a storage pool."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What LXD instances look like, and servers that move to other CPUs."""
+"""Configuration of LXD instances, and instances that are repinned."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ class UsageTestCase(session_case.SessionTestCase):
             lxd_devices.KEY_BOOT])
 
     def test_detached_after_a_reboot(self) -> None:
-        """What another server has mounted does not keep it attached."""
+        """A mount of another server does not keep it attached."""
         self.patch_root('mounts.is_in_use', lambda path: True)
         self.patch('mounted_modes._RELEASE_TIMEOUT', 0)
         for boot in ('first', 'second'):
