@@ -22,8 +22,7 @@ import uuid
 from nova import exception
 from nova.network import model
 
-from nova_lxd_py.virt import privileged
-from tests.fixtures import driver_host
+from tests.fixtures import driver_case
 from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
@@ -32,16 +31,10 @@ MAC = 'fa:16:3e:00:02:01'
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class DiagnosticsTest(unittest.TestCase):
+class DiagnosticsTest(driver_case.NetworkCase, unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        for context in (privileged.context, privileged.network_context):
-            context.set_client_mode(False)
-            self.addCleanup(context.set_client_mode, True)
-        self.host = driver_host.DriverHost()
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
         image = self.host.image()
         port = str(uuid.uuid4())
         vif = model.VIF(

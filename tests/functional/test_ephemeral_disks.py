@@ -20,7 +20,7 @@ from nova.compute import power_state
 from nova import exception
 
 from nova_lxd_py.virt.storage import ephemeral_disks
-from tests.fixtures import driver_host
+from tests.fixtures import driver_case
 from tests.fixtures import lxd_daemon
 from tests.fixtures import variants
 
@@ -35,19 +35,8 @@ def ephemerals(*sizes: int, **fields) -> dict:
          **fields} for number, size in enumerate(sizes)]}
 
 
-class EphemeralDiskCases:
+class EphemeralDiskCases(driver_case.DriverCase):
     """Tests for every storage driver."""
-
-    pool_driver = ''
-    options: dict[str, str] = {}
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.host = driver_host.DriverHost(
-            lxd_daemon.shared(self.pool_driver), **self.options)
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
-        self.driver = self.host.driver
 
     def spawn(self, *sizes: int, **fields):
         info = ephemerals(*sizes, **fields)

@@ -25,6 +25,7 @@ from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import exec as lxd_exec
 from nova_lxd_py.virt.lxd import session
 from tests.fixtures import busybox_image
+from tests.fixtures import driver_case
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
@@ -34,18 +35,8 @@ CHPASSWD = b'#!/bin/sh\nexec cat >> /root/input\n'
 PASSWORD = 'Gr\u00fcn: $(reboot) \'"\\ 7'
 
 
-class ExecTestCase(unittest.TestCase):
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.host = driver_host.DriverHost()
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
-        self.driver = self.host.driver
-
-
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class RunTest(ExecTestCase):
+class RunTest(driver_case.DriverCase, unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
@@ -97,7 +88,7 @@ class RunTest(ExecTestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class PasswordTest(ExecTestCase):
+class PasswordTest(driver_case.DriverCase, unittest.TestCase):
     """Passwords, with a chpasswd that records its input.
 
     Busybox of distributions lacks chpasswd.
@@ -182,7 +173,7 @@ class PasswordTest(ExecTestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class InjectedFilesTest(ExecTestCase):
+class InjectedFilesTest(driver_case.DriverCase, unittest.TestCase):
 
     def test_written(self) -> None:
         server = self.host.spawn(injected_files=[

@@ -30,6 +30,7 @@ from nova_lxd_py.virt.host import host as lxd_host
 from nova_lxd_py.virt.lxd import session
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt.preflight import lxd_checks
+from tests.fixtures import driver_case
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
@@ -40,14 +41,10 @@ NODE_UUID = '5f6e1b3a-0000-4000-8000-000000000001'
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class HostTest(unittest.TestCase):
+class HostTest(driver_case.DriverCase, unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.host = driver_host.DriverHost()
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
-        self.driver = self.host.driver
         [self.node] = self.driver.get_available_nodes()
 
     # -- resources ----------------------------------------------------------
@@ -125,14 +122,8 @@ class HostTest(unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class StartUpTest(unittest.TestCase):
+class StartUpTest(driver_case.DriverCase, unittest.TestCase):
     """Invalid options stop the service with one sentence."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.host = driver_host.DriverHost()
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
 
     def set(self, **settings: object) -> None:
         for name, value in settings.items():

@@ -25,9 +25,8 @@ from nova.compute import power_state
 from nova.network import model
 from nova import objects
 
-from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.vif import manager
-from tests.fixtures import driver_host
+from tests.fixtures import driver_case
 from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
@@ -37,16 +36,10 @@ DELETE = 'ip link delete eth1'
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class InterfaceTest(unittest.TestCase):
+class InterfaceTest(driver_case.NetworkCase, unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        for context in (privileged.context, privileged.network_context):
-            context.set_client_mode(False)
-            self.addCleanup(context.set_client_mode, True)
-        self.host = driver_host.DriverHost()
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
         before = set(os.listdir('/sys/class/net'))
         self.addCleanup(lambda: self.assertLessEqual(
             set(os.listdir('/sys/class/net')), before))

@@ -23,7 +23,7 @@ from nova import exception
 from nova.virt import event as virt_event
 
 from tests.fixtures import busybox_image
-from tests.fixtures import driver_host
+from tests.fixtures import driver_case
 from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
@@ -36,14 +36,7 @@ STUBBORN = {'etc/inittab': b"""\
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class LifecycleTest(unittest.TestCase):
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.host = driver_host.DriverHost()
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
-        self.driver = self.host.driver
+class LifecycleTest(driver_case.DriverCase, unittest.TestCase):
 
     def assert_nothing_left(self) -> None:
         left = {name: entry for name, entry

@@ -23,7 +23,7 @@ from nova.network import model as network_model
 from nova import objects
 
 from tests.fixtures import busybox_image
-from tests.fixtures import driver_host
+from tests.fixtures import driver_case
 from tests.fixtures import lxd_daemon
 from tests.fixtures import variants
 
@@ -37,19 +37,11 @@ class _Named(types.SimpleNamespace):
     """The fields of an instance that DriverHost.run uses."""
 
 
-class RescueCases:
+class RescueCases(driver_case.DriverCase):
     """Tests for every kind of storage pool."""
-
-    pool_driver = ''
-    options: dict[str, str] = {}
 
     def setUp(self) -> None:
         super().setUp()
-        self.host = driver_host.DriverHost(
-            lxd_daemon.shared(self.pool_driver), **self.options)
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
-        self.driver = self.host.driver
         self.rescue_image = self.host.image(busybox_image.unified(
             {'etc/rescue-image': b'yes', 'bin/chpasswd': CHPASSWD}))
 

@@ -26,6 +26,7 @@ from nova import objects
 from nova.tests.unit import fake_flavor
 
 from nova_lxd_py.virt import privileged
+from tests.fixtures import driver_case
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
@@ -34,19 +35,12 @@ NO_LXD = lxd_daemon.missing()
 ADDRESS = '192.0.2.1'
 
 
-class ResizeTestCase(unittest.TestCase):
-
-    pool_driver = 'btrfs'
+class ResizeTestCase(driver_case.DriverCase, unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.host = driver_host.DriverHost(
-            lxd_daemon.shared(self.pool_driver))
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
         driver_host.CONF.set_override('my_ip', ADDRESS)
         self.addCleanup(driver_host.CONF.clear_override, 'my_ip')
-        self.driver = self.host.driver
         self.migration = objects.Migration(
             source_compute='testhost', dest_compute='testhost')
         patch = fixtures.MonkeyPatch(

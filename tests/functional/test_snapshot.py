@@ -28,6 +28,7 @@ import yaml
 
 from nova_lxd_py.virt.server import snapshot
 from tests.fixtures import busybox_image
+from tests.fixtures import driver_case
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 from tests.fixtures import variants
@@ -39,18 +40,11 @@ TICKER = ('while true; do read up rest < /proc/uptime; echo $up; '
           'usleep 10000; done > /root/ticks')
 
 
-class SnapshotCases:
+class SnapshotCases(driver_case.DriverCase):
     """Tests for every kind of storage pool."""
-
-    pool_driver = ''
 
     def setUp(self) -> None:
         super().setUp()
-        self.host = driver_host.DriverHost(
-            lxd_daemon.shared(self.pool_driver))
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
-        self.driver = self.host.driver
         self.states: list[tuple[str, str]] = []
 
     def update_task_state(self, task_state: str,

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
 import unittest
 
@@ -30,6 +29,8 @@ from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import session
 from tests.fixtures import busybox_image
+from tests.fixtures import concurrent_calls
+from tests.fixtures import driver_case
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 
@@ -41,15 +42,10 @@ NEEDS_TEMPLATES = unittest.skipIf(
 ROLE_TEMPLATE = lxd_guest.ROLE_TEMPLATE
 
 
-class TemplateTestCase(unittest.TestCase):
-
-    pool = 'btrfs'
+class TemplateTestCase(driver_case.DriverCase, unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.host = driver_host.DriverHost(lxd_daemon.shared(self.pool))
-        self.host.setUp()
-        self.addCleanup(self.host.cleanUp)
         self.session = session.Session(CONF.lxd)
         self.session.connect()
         self.guests = registry.GuestRegistry(self.session)
@@ -73,23 +69,6 @@ class TemplateTestCase(unittest.TestCase):
         """Return the uid of the guest's root on the host, by the kernel."""
         return int(self.host.run(server, 'cat', '/proc/self/uid_map'
                                  ).split()[1])
-
-    def all_at_once(self, *actions: Any) -> list[Any]:
-        results: list[Any] = [None] * len(actions)
-
-        def run(number: int) -> None:
-            try:
-                results[number] = actions[number]()
-            except Exception as exc:
-                results[number] = exc
-
-        threads = [threading.Thread(target=run, args=(number,))
-                   for number in range(len(actions))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
 
     def tree(self, name: str) -> dict[str, tuple[int, ...]]:
         """Return mode, size and change time of a stopped instance's files."""
@@ -215,7 +194,7 @@ class CloneTest(TemplateTestCase):
 
     @NEEDS_TEMPLATES
     def test_many_first_servers(self) -> None:
-        servers = self.all_at_once(*[self.spawn] * 6)
+        servers = concurrent_calls.run_all([self.spawn] * 6)
         for server in servers:
             self.assertEqual(power_state.RUNNING, self.host.state(server))
         self.assertEqual(1, len(self.templates()))
@@ -234,7 +213,7 @@ class RangeTest(TemplateTestCase):
             return self.spawn(f'p{number % 3}',
                               extra_specs=own if number % 2 else None)
 
-        servers = self.all_at_once(*[
+        servers = concurrent_calls.run_all([
             lambda number=number: server(number) for number in range(10)])
         first_of_all = 100000 if not os.path.exists('/etc/subuid') else min(
             int(line.split(':')[1]) for line in open('/etc/subuid')
@@ -332,7 +311,7 @@ class OffTest(TemplateTestCase):
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class DirPoolTest(TemplateTestCase):
 
-    pool = 'dir'
+    pool_driver = 'dir'
 
     def test_no_templates(self) -> None:
         first, second = self.spawn(), self.spawn()
