@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -101,10 +102,17 @@ class ConfigDriveDeviceCase(unittest.TestCase):
         self.addCleanup(lambda: self.assertEqual(before, self.loops()))
 
     def loops(self) -> set[str]:
-        """List the loop devices of config drives on this host."""
-        return {str(path) for path in
-                pathlib.Path('/sys/block').glob('loop*/loop/backing_file')
-                if '/config-drive-' in path.read_text()}
+        """List the loop devices of the driver's config drives."""
+        found = set()
+        for path in pathlib.Path('/sys/block').glob(
+                'loop*/loop/backing_file'):
+            # Other tests create and delete loop devices meanwhile.
+            with contextlib.suppress(OSError):
+                text = path.read_text()
+                if text.startswith(f'{CONF.state_path}/') and (
+                        '/config-drive-' in text):
+                    found.add(str(path))
+        return found
 
     def instance(self, extra_specs: dict[str, str] | None = None,
                  **fields: Any) -> objects.Instance:

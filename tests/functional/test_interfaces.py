@@ -17,7 +17,9 @@ Root in the guest renames and deletes the network devices, as tenants may.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pathlib
 import unittest
 import uuid
 
@@ -31,6 +33,9 @@ from tests.fixtures import lxd_daemon
 
 NO_LXD = lxd_daemon.missing()
 
+#: Of no other test.
+MAC_PREFIX = 'fa:16:3e:00:03:'
+
 RENAME = 'ip link set eth1 down && ip link set eth1 name evil0'
 DELETE = 'ip link delete eth1'
 
@@ -40,9 +45,8 @@ class InterfaceTest(driver_case.NetworkCase, unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        before = set(os.listdir('/sys/class/net'))
-        self.addCleanup(lambda: self.assertLessEqual(
-            set(os.listdir('/sys/class/net')), before))
+        self.made: list[model.VIF] = []
+        self.addCleanup(lambda: self.assertEqual([], self.left_on_host()))
         self.ports = [self.port(1)]
         self.server = self.host.spawn(network_info=self.ports)
         self.addCleanup(lambda: self.host.driver.destroy(
@@ -52,9 +56,24 @@ class InterfaceTest(driver_case.NetworkCase, unittest.TestCase):
         port = str(uuid.uuid4())
         network = model.Network(id=str(uuid.uuid4()), label='net', subnets=[],
                                 mtu=1442)
-        return model.VIF(id=port, address=f'fa:16:3e:00:02:{number:02x}',
-                         network=network, type=model.VIF_TYPE_TAP,
-                         devname=f'tap{port}'[:14], active=True, details={})
+        vif = model.VIF(id=port, address=f'{MAC_PREFIX}{number:02x}',
+                        network=network, type=model.VIF_TYPE_TAP,
+                        devname=f'tap{port}'[:14], active=True, details={})
+        self.made.append(vif)
+        return vif
+
+    def left_on_host(self) -> list[str]:
+        """Name the host's network devices with a port's ID or address."""
+        found = []
+        for name in os.listdir('/sys/class/net'):
+            # Other tests create and delete devices meanwhile.
+            with contextlib.suppress(OSError):
+                address = pathlib.Path(
+                    f'/sys/class/net/{name}/address').read_text()
+                if address.startswith(MAC_PREFIX) or any(
+                        vif['id'][:11] in name for vif in self.made):
+                    found.append(name)
+        return found
 
     def attach(self, number: int) -> model.VIF:
         vif = self.port(number)
