@@ -36,8 +36,8 @@ from nova_lxd_py.virt import privileged
 from tests.fixtures import busybox_image
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
+from tests.fixtures import volume_host
 from tests.functional import test_resize
-from tests.functional import test_volumes
 
 NO_LXD = lxd_daemon.missing()
 
@@ -54,7 +54,7 @@ done
 '''
 
 
-class FullDiskTestCase(test_volumes.Host):
+class FullDiskTestCase(volume_host.VolumeHost):
 
     kind = lab_volumes.FileVolume
     options = {'volume_filesystems': ['ext4']}
