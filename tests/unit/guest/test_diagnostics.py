@@ -67,6 +67,7 @@ class DiagnosticsTestCase(session_case.SessionTestCase):
         self.assertEqual((7, 5, 128), (
             found.cpu_details[0].time, found.memory_details.used,
             found.memory_details.maximum))
+        self.assertLessEqual(0, found.uptime)
         # The root disk; no ports.
         self.assertEqual((1, 0), (len(found.disk_details),
                                   len(found.nic_details)))

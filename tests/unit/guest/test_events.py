@@ -15,6 +15,9 @@
 
 from __future__ import annotations
 
+import time
+
+import fixtures
 from nova.compute import power_state
 from nova import exception
 from nova.virt import event as virt_event
@@ -69,6 +72,16 @@ class MemoryTest(fake_driver_host.FakeDriverTestCase):
                           self.host.events[-1].get_transition() == STOPPED)
         self.assertEqual(1, self.lxd.count('GET', '/1.0/instances/foreign'))
         self.assertEqual(0, self.lxd.count('GET', '/1.0/events'))
+
+    def test_quiet_connection_is_kept(self):
+        """Nothing happens for long: the driver asks whether LXD is there."""
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.guest.events.QUIET', 0.1))
+        self.lxd.close_websockets()
+        self.lxd.clear_requests()
+        self.lxd.wait_for(lambda: self.lxd.count('GET', '/1.0/events'))
+        time.sleep(0.5)
+        self.assertEqual(1, self.lxd.count('GET', '/1.0/events'))
 
     def test_only_changes_are_reported_after_an_interruption(self):
         servers = [self.host.spawn() for _number in range(2)]

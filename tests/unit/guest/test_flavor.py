@@ -228,6 +228,7 @@ class CPUTestCase(FlavorTestCase):
 
     def test_period(self) -> None:
         self.assertEqual('5ms/10ms', self.allowance(quota=5000, period=10000))
+        self.assertEqual('1ms/1ms', self.allowance(quota=1000, period=1000))
         self.assertEqual('1000ms/1000ms',
                          self.allowance(quota=1000000, period=1000000))
 

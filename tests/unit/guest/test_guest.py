@@ -33,8 +33,8 @@ class GuestTestCase(session_case.SessionTestCase):
         of the driver that LXD has not answered."""
         self.create(start=True)
         self.lxd.instance('c1').guest.ignores_shutdown = True
-        self.lxd.daemon.speed = 20
-        self.refused(errors.OperationFailed, self.guest().shut_down, 20)
+        self.lxd.daemon.speed = 2
+        self.refused(errors.OperationFailed, self.guest().shut_down, 3)
         self.assertEqual('Running', self.status())
 
     def test_isolated_instance_that_cannot_be_created(self) -> None:

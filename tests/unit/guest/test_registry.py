@@ -119,6 +119,18 @@ class CopiesTestCase(session_case.SessionTestCase):
         self.assertEqual([], self.names())
         self.assertIsNone(self.guests.find(self.server))
 
+    def test_lost_answer_of_a_deletion(self):
+        """The others are deleted as well."""
+        self.guests.create(
+            'rescue', {'type': 'image', 'alias': 'tiny'},
+            {lxd_guest.KEY_UUID: UUID,
+             lxd_guest.KEY_ROLE: lxd_guest.ROLE_RESCUE},
+            {'root': {'type': 'disk', 'path': '/', 'pool': 'default'}})
+        self.lxd.drop_connection('DELETE', '/1.0/instances/rescue',
+                                 after=True)
+        self.guests.delete_all(self.server)
+        self.assertEqual({}, self.lxd.instances)
+
     def test_the_log_has_each_name_once(self):
         for name in ('backup', 'other'):
             self.copy(name)
