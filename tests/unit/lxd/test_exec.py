@@ -28,6 +28,26 @@ class ReleaseTestCase(websocket_proxy.ProxyTestCase):
         self.create(start=True)
         self.watch_sockets()
 
+    def test_output(self) -> None:
+        self.lxd.daemon.exec_handler = lambda *args: (3, b'out' * 9, b'err')
+        self.assertEqual(
+            lxd_exec.Result(3, b'out' * 9, b'err'),
+            lxd_exec.run(self.session, 'c1', ['true'], timeout=5))
+
+    def test_end_of_the_input(self) -> None:
+        """Commands that read all of it come to an end."""
+        self.lxd.daemon.exec_handler = lambda *args: (0, args[-1].read(), b'')
+        self.assertEqual(b'abc', lxd_exec.run(
+            self.session, 'c1', ['cat'], b'abc', timeout=3).output)
+
+    def test_output_without_end(self) -> None:
+        """What is too much is dropped, and the command goes on."""
+        self.lxd.daemon.exec_handler = lambda *args: (
+            0, b'x' * (lxd_exec.OUTPUT_LIMIT + 9), b'')
+        found = lxd_exec.run(self.session, 'c1', ['true'], timeout=5)
+        self.assertEqual((0, b'x' * lxd_exec.OUTPUT_LIMIT),
+                         (found.code, found.output))
+
     def test_ended_by_the_client(self) -> None:
         for _turn in range(3):
             lxd_exec.run(self.session, 'c1', ['true'], timeout=5)

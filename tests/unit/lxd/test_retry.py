@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import time
+from unittest import mock
 
 import testtools
 
@@ -130,6 +131,20 @@ class TransientFailuresTestCase(session_case.SessionTestCase):
         self.assertLess(time.monotonic() - began, 1.5)
         self.assertGreater(self.sent(recorded, 'PUT /1.0/instances/c1/state'),
                            2)
+
+    def test_pauses(self):
+        """LXD in trouble is not asked more and more often."""
+        pauses = []
+        self.lxd.fail_next('GET', '/1.0/instances', 500, BUSY, times=6)
+        clock = mock.Mock(monotonic=time.monotonic, sleep=pauses.append)
+        with mock.patch.object(retry, 'time', clock):
+            self.session.get('instances')
+        self.assertEqual(6, len(pauses))
+        for number, pause in enumerate(pauses):
+            longest = min(retry.FIRST_PAUSE * 2 ** number,
+                          retry.LONGEST_PAUSE)
+            self.assertLessEqual(longest / 2, pause)
+            self.assertLessEqual(pause, longest)
 
     def test_lxd_is_ready_some_time_later(self):
         fault = self.lxd.fail_next(

@@ -28,7 +28,9 @@ class ServerKindTestCase(base.BaseTestCase):
 
     def connect(self, server: str) -> session.Session:
         lxd = self.useFixture(fake_lxd.FakeLXD(project='nova', server=server))
-        lxd.add_image(project='nova', alias='tiny')
+        self.api = lxd.api
+        for project in ('nova', 'default'):
+            lxd.add_image(project=project, alias='tiny')
         cfg = self.useFixture(config_fixture.Config(conf.CONF))
         cfg.config(group='lxd', endpoint=lxd.endpoint, project='nova')
         opened = session.Session(conf.CONF.lxd)
@@ -61,5 +63,14 @@ class ServerKindTestCase(base.BaseTestCase):
                 'devices': {'root': {'type': 'disk', 'path': '/',
                                      'pool': 'default'}}})
             opened.put('instances', 'c1', 'state', body={'action': 'start'})
+            # Another project's may have the same name.
+            where = {'project': 'default'}
+            self.api.must('POST', '/1.0/instances', {
+                'name': 'c1', 'source': {'type': 'image', 'alias': 'tiny'},
+                'profiles': [], 'config': {'limits.memory': '2GiB'},
+                'devices': {'root': {'type': 'disk', 'path': '/',
+                                     'pool': 'default'}}}, params=where)
+            self.api.must('PUT', '/1.0/instances/c1/state',
+                          {'action': 'start'}, params=where)
             self.assertEqual(1 << 30, metrics.read(opened, 'c1').get(
                 'memory_MemTotal_bytes'))

@@ -18,11 +18,13 @@ import os
 import socket
 import threading
 import time
+from unittest import mock
 
 import fixtures
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import server_kind
 from nova_lxd_py.virt.lxd import session
 from tests.fixtures import session_case
 
@@ -38,6 +40,17 @@ class ConnectionTestCase(session_case.SessionTestCase):
         self.assertTrue(self.session.has_extension('projects'))
         self.assertFalse(self.session.has_extension('projects_of_mars'))
         self.assertTrue(self.session.is_local)
+
+    def test_well_known_sockets(self):
+        """The first one that exists, and else LXD's own."""
+        self.cfg.config(group='lxd', endpoint='')
+        names = ('/no/snap', '/no/lxd', '/no/incus')
+        for present, expected in (
+                ((), 1), ((2,), 2), ((1, 2), 1), ((0, 1, 2), 0)):
+            paths = tuple(self.lxd.endpoint if number in present else name
+                          for number, name in enumerate(names))
+            with mock.patch.object(server_kind, 'WELL_KNOWN_SOCKETS', paths):
+                self.assertEqual(paths[expected], self.session.endpoint)
 
     def test_first_request_connects(self):
         self.assertEqual([], self.session.get('instances'))
@@ -205,6 +218,14 @@ class TransportTestCase(session_case.SessionTestCase):
         self.assertLess(time.monotonic() - began, 4)
         self.assertIsInstance(error, (errors.DeadlineExceeded,
                                       errors.Unreachable))
+
+    def test_slow_change(self):
+        """LXD answers a PATCH when the change is done."""
+        self.cfg.config(group='lxd', request_timeout=1)
+        self.lxd.delay('PATCH', '/1.0/instances/c1', 1.5)
+        self.session.patch('instances', 'c1', timeout=10,
+                           body={'config': {'user.a': 'b'}})
+        self.assertEqual('b', self.lxd.instance('c1').config['user.a'])
 
     def test_broken_connection(self):
         self.lxd.drop_connection('PUT', '*/state')
