@@ -99,6 +99,14 @@ class OrphansTest(fake_driver_host.FakeDriverTestCase):
         self.sweep()
         self.assert_nothing_left()
 
+    def test_lxd_has_the_server(self) -> None:
+        """Whatever Nova says."""
+        server = self.make()
+        del self.nova[server.uuid]
+        self.lxd.clear_requests()
+        self.assert_kept(server)
+        self.assertEqual(0, self.lxd.count('DELETE', '*'))
+
     def test_not_at_once(self) -> None:
         server = self.orphan()
         self.age(600)

@@ -91,6 +91,14 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
                          self.actions(server)[:2])
         self.assert_state(power_state.SHUTDOWN, server)
 
+    def test_suspended_guest_is_asked(self) -> None:
+        server = self.host.spawn()
+        self.driver.suspend(self.context, server)
+        self.lxd.clear_requests()
+        self.driver.power_off(server, timeout=10, retry_interval=5)
+        self.assertIn(('stop', False), self.actions(server))
+        self.assertNotIn('user.nova.suspended', self.config(server))
+
     def test_off_fails(self) -> None:
         server = self.host.spawn()
         self.break_(server, 'stop')
@@ -250,6 +258,19 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
         self.assertNotIn('limits.processes', after)
         self.assertEqual('false', after['security.nesting'])
         self.assertEqual(before[1], self.devices(server))
+
+    def test_hard_brings_back_an_ephemeral_disk(self) -> None:
+        image = self.host.image()
+        info = disks.described(ephemerals=[
+            {'size': 1, 'device_name': '/dev/sdb', 'guest_format': None}])
+        server = self.host.spawn(self.host.instance(image, ephemeral_gb=1),
+                                 image, block_device_info=info)
+        before = dict(self.devices(server))
+        [name] = set(before) - {'root'}
+        self.driver.power_off(server)
+        del self.devices(server)[name]
+        self.driver.reboot(self.context, server, [], 'HARD', info)
+        self.assertEqual(before, self.devices(server))
 
     def test_hard_of_a_server_that_cannot_be_stopped(self) -> None:
         server = self.host.spawn()

@@ -109,6 +109,12 @@ class ResizeTest(ResizeTestCase):
         # The guest has not noticed.
         self.assertEqual(0, self.stops())
 
+    def test_new_limit_is_tried_at_once(self) -> None:
+        """While the server is as it was, so that a refusal harms nothing."""
+        server = self.make()
+        self.prepare(server, self.flavor(memory_mb=256))
+        self.assertEqual('256MiB', self.config(server)['limits.memory'])
+
     def test_back(self) -> None:
         server = self.make()
         self.resize(server, self.flavor(memory_mb=256, root_gb=2))
@@ -276,6 +282,17 @@ class ResizeTest(ResizeTestCase):
             self.context, server, self.ports, self.migration, None)
         self.assertEqual('128MiB', self.limits(server)[0])
         self.assert_state(power_state.RUNNING, server)
+
+    def test_revert_that_lxd_refuses_a_stopped_one(self) -> None:
+        """Nothing is tried that helps only a running one."""
+        server = self.make()
+        self.driver.power_off(server)
+        flavor = self.flavor(memory_mb=256)
+        self.finish(server, flavor, self.prepare(server, flavor),
+                    power_on=False)
+        self.lxd.fail_next('PUT', f'/1.0/instances/{server.name}', 400, 'x')
+        self.assertRaises(exception.NovaException, self.revert, server,
+                          power_on=False)
 
     def test_revert_that_the_running_guest_does_not_bear(self) -> None:
         server = self.make()

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 from nova.compute import power_state
 from nova.compute import task_states
@@ -76,6 +77,30 @@ class SnapshotTestCase(session_case.SessionTestCase):
             image['container_format']))
         self.assertEqual('linux', image['properties']['os_type'])
         self.assert_clean()
+
+    def test_space_of_the_copy_is_free_during_the_upload(self):
+        seen = {}
+
+        def update_task_state(task_state, **kwargs):
+            seen[task_state] = sorted(self.lxd.instances)
+        self.take(update_task_state)
+        self.assertEqual(['instance-00000001'],
+                         seen[task_states.IMAGE_UPLOADING])
+
+    def test_waits_for_other_operations_on_the_server(self):
+        thread = threading.Thread(target=self.take)
+        with self.guests.changing(self.server):
+            thread.start()
+            thread.join(0.3)
+            self.assertEqual(['instance-00000001'], sorted(self.lxd.instances))
+            self.assertTrue(thread.is_alive())
+        thread.join(20)
+        self.assert_clean()
+
+    def test_thawing_survives_an_lxd_in_trouble(self):
+        self.lxd.fail_next('GET', '/1.0/instances')
+        quiesce.Quiescer(self.session.options, self.guests,
+                         volumes=None).thaw()
 
     def test_fingerprints_differ(self):
         """Each image is one that LXD does not have yet."""
