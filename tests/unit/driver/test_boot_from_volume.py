@@ -196,6 +196,12 @@ class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
         self.volume.properties.clear()
         self.assertIn('empty', self.refused())
 
+    def test_empty_filesystem(self) -> None:
+        """Cinder does not say of which image the volume is."""
+        self.volume = self.storage.volume(content='ext4')
+        self.volume.disk.root = rootfs.UNFINISHED
+        self.assertIn('filesystem is empty', self.refused())
+
     def test_content_that_is_not_the_image(self) -> None:
         """Nothing that anybody has written is ever overwritten."""
         self.volume.disk.data = b'precious' + self.volume.disk.data[8:]

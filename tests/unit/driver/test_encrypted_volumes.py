@@ -91,6 +91,14 @@ class EncryptedVolumesTest(fake_driver_host.FakeDriverTestCase):
             self.storage.device_of(self.volume).path.rpartition('/')[2],
             self.encryption.lower[f'crypt-{self.volume.id}'])
 
+    def test_mapping_of_which_the_kernel_says_nothing(self) -> None:
+        other = self.storage.volume(content='crypto_LUKS')
+        stale = self.storage.add_device(other.disk)
+        self.encryption.open(self.volume.id, stale.path).disk.data = b'theirs'
+        self.encryption.lower.clear()
+        self.attach()
+        self.assertEqual(b'', self.opened().disk.data)
+
     def test_plain_content_is_not_encrypted_over(self) -> None:
         self.volume.disk.content = 'ext4'
         self.assertRaises(exception.VolumeAttachFailed, self.attach)
@@ -151,3 +159,12 @@ class EncryptedVolumesTest(fake_driver_host.FakeDriverTestCase):
         self.attach()
         self.driver.destroy(self.context, self.server, [])
         self.assertIsNone(self.opened())
+
+    def test_destroy_without_the_connection_that_cannot_be_closed(self
+                                                                  ) -> None:
+        """The server goes all the same; the volume is closed later."""
+        self.attach()
+        self.storage.fail('cryptsetup.close', OSError('in use'))
+        self.driver.destroy(self.context, self.server, [])
+        self.assertNotIn(self.server.name, self.lxd.instances)
+        self.assertIsNotNone(self.opened())

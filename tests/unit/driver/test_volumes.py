@@ -360,6 +360,13 @@ class BlockTest(VolumeCases, volume_case.VolumeTestCase):
         self.while_attaching(lambda other: self.detach(
             self.volume.connection(), other))
 
+    def test_another_volume_of_the_server_is_detached_meanwhile(self
+                                                                ) -> None:
+        second = self.storage.volume()
+        connection = self.attach(second, path='/dev/vdc')
+        self.while_attaching(lambda other: self.detach(
+            connection, path='/dev/vdc'))
+
     def test_extended_for_another_server_meanwhile(self) -> None:
         self.while_attaching(lambda other: self.driver.extend_volume(
             self.context, self.volume.connection(), other, 2 * units.Gi))
@@ -404,6 +411,30 @@ class FilesystemTest(VolumeCases, volume_case.VolumeTestCase):
         config = self.config(self.server)
         self.assertEqual(int(config['security.idmap.base']), mount.ids[0])
         self.assertEqual(65536, mount.ids[2])
+
+    def test_mount_fails(self) -> None:
+        self.storage.fail('mounts.mount', OSError(errno.EIO, '10.0.0.1'))
+        error = self.assertRaises(exception.VolumeAttachFailed, self.attach)
+        self.assertNotIn('10.0.0.1', str(error))
+        self.assert_detached()
+
+    def test_server_goes_although_unmounting_fails(self) -> None:
+        self.attach()
+        self.storage.fail('mounts.unmount', OSError(errno.EIO, 'I/O error'),
+                          always=True)
+        self.driver.destroy(self.context, self.server, [], self.info())
+        self.assertNotIn(self.server.name, self.lxd.instances)
+        self.storage.heal()
+
+    def test_unmount_fails(self) -> None:
+        connection = self.attach()
+        self.storage.fail('mounts.unmount', OSError(errno.EBUSY, '10.0.0.1'))
+        error = self.assertRaises(exception.DeviceDetachFailed, self.detach,
+                                  connection)
+        self.assertNotIn('10.0.0.1', str(error))
+        self.assertIsNotNone(self.storage.device_of(self.volume))
+        self.detach(connection)
+        self.assert_detached()
 
     def test_discard(self) -> None:
         for wanted in (True, False):

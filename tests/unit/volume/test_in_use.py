@@ -19,6 +19,7 @@ import os
 import types
 
 import fixtures
+from nova.compute import power_state
 from nova import exception
 from oslotest import base
 
@@ -41,6 +42,29 @@ class InUseTestCase(base.BaseTestCase):
         in_use.check(
             types.SimpleNamespace(name='guest'), 1,
             {'type': 'disk', 'source': directory}, '/dev/sdb')
+
+    def init_process(self, found: object, pid: int, state: int) -> int:
+        def find_init(*args: object) -> object:
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        with fixtures.MockPatchObject(fuser, 'find_init', find_init):
+            return in_use.init_process(
+                types.SimpleNamespace(
+                    power_state=state, container='p_guest',
+                    state=lambda: {'pid': pid}),
+                'volume', {'type': 'unix-block', 'source': '/dev/sdb'})
+
+    def test_init(self) -> None:
+        """LXD is asked where the host does not show it."""
+        running = power_state.RUNNING
+        self.assertEqual(4711, self.init_process(4711, 1, running))
+        for found in (0, PermissionError()):
+            self.assertEqual(42, self.init_process(found, 42, running))
+            # It has ended meanwhile.
+            self.assertEqual(0, self.init_process(found, -1, running))
+        self.assertEqual(0, self.init_process(4711, 1, power_state.SHUTDOWN))
 
     def test_unused(self) -> None:
         self.check([])
