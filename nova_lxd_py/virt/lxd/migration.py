@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any
 from urllib import parse
 
@@ -158,18 +159,16 @@ def _offer(session: lxd.Session, address: str,
 
 
 def refresh_instance(session: lxd.Session, info: Mapping[str, Any],
-                     source: Mapping[str, Any], timeout: float,
-                     progress: operations.Progress | None = None) -> None:
+                     source: Mapping[str, Any], timeout: float) -> None:
     """Pull what has changed in an instance since it was pulled.
 
     :param session: the LXD session of the target.
     :param info: the target's description of the instance.
     :param source: see :class:`Offer`.
     :param timeout: seconds that it may take.
-    :param progress: see :meth:`.operations.Operation.wait`.
     :raises errors.LXDError: if it fails; the instance may have changed.
     """
-    session.post('instances', timeout=timeout, progress=progress, body={
+    session.post('instances', timeout=timeout, body={
         **{key: info[key] for key in ('name', 'architecture', 'profiles',
                                       'config', 'devices')},
         'type': 'container', 'source': {**source, 'refresh': True}})
@@ -177,8 +176,7 @@ def refresh_instance(session: lxd.Session, info: Mapping[str, Any],
 
 def pull_volume(session: lxd.Session, pool: str, name: str,
                 config: Mapping[str, str], source: Mapping[str, Any],
-                refresh: bool, timeout: float,
-                progress: operations.Progress | None = None) -> None:
+                refresh: bool, timeout: float) -> None:
     """Pull a custom volume.
 
     :param session: the LXD session of the target.
@@ -188,12 +186,24 @@ def pull_volume(session: lxd.Session, pool: str, name: str,
     :param source: see :class:`Offer`.
     :param refresh: whether it exists already.
     :param timeout: seconds that it may take.
-    :param progress: see :meth:`.operations.Operation.wait`.
     :raises errors.LXDError: if it fails.
     """
     session.post('storage-pools', pool, 'volumes', 'custom', timeout=timeout,
-                 progress=progress, body={
-                     'name': name, 'type': 'custom',
-                     'content_type': 'filesystem', 'config': dict(config),
-                     'source': {**source, 'volume_only': True,
-                                'refresh': refresh}})
+                 body={'name': name, 'type': 'custom',
+                       'content_type': 'filesystem', 'config': dict(config),
+                       'source': {**source, 'volume_only': True,
+                                  'refresh': refresh}})
+
+
+def sent(operation: operations.Operation) -> tuple[int, str]:
+    """Return how far a transfer is, as the source last said.
+
+    :param operation: the source's operation, freshly read.
+    :returns: bytes, and LXD's text; 0 and '' before it has begun.
+    """
+    text = (operation.metadata.get('metadata') or {}).get('fs_progress', '')
+    found = re.search(r'([\d.]+)([kMGTP]?)B \(', text)
+    if found is None:
+        return 0, text
+    return int(float(found[1]) *
+               1000 ** ' kMGTP'.index(found[2] or ' ')), text

@@ -34,17 +34,6 @@ PROGRESS_SLICE = 5
 Progress = Callable[[Mapping[str, Any]], None]
 
 
-def fs_progress(metadata: Mapping[str, Any]) -> str:
-    """Return how far a transfer is, as LXD describes it; '' if it does not.
-
-    :param metadata: metadata of the operation.
-    """
-    return ', '.join(
-        str(value) for key, value in sorted(
-            (metadata.get('metadata') or {}).items())
-        if key.endswith('_progress'))
-
-
 class Requests(Protocol):
     """The part of :class:`.session.Session` that operations need."""
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import contextlib
-import time
 from typing import Any
 
 from nova import context as nova_context
@@ -35,7 +34,6 @@ from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import migration
-from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt.server import guest_config
@@ -48,8 +46,6 @@ LOG = logging.getLogger(__name__)
 
 #: Bytes of a pool that a migration does not fill.
 _SPARE = 256 << 20
-#: Seconds between log lines about the progress of a transfer.
-_REPORT_INTERVAL = 30.0
 
 #: What may be left here of an earlier migration of the same server.
 _REPLACED_ROLES = (lxd_guest.ROLE_INCOMING, lxd_guest.ROLE_MOVED)
@@ -133,8 +129,7 @@ class IncomingOps:
                 migration.refresh_instance(
                     self._session, {**_description(guest.reload()),
                                     'architecture': wanted['architecture']},
-                    wanted['source'], self._options.migration_timeout,
-                    _Progress(instance, 'root disk'))
+                    wanted['source'], self._options.migration_timeout)
                 return
             self._refuse_present(instance)
             self._clear(instance)
@@ -156,7 +151,6 @@ class IncomingOps:
                 wanted['source'] or self._volumes.placeholder_source(),
                 config, {root_disk.DEVICE: root},
                 timeout=self._options.migration_timeout,
-                progress=_Progress(instance, 'root disk'),
                 architecture=wanted['architecture'])
 
     def pull_volume(self, context: nova_context.RequestContext,
@@ -182,7 +176,7 @@ class IncomingOps:
             migration.pull_volume(
                 self._session, pool, name, wanted['config'],
                 wanted['source'], wanted['refresh'],
-                self._options.migration_timeout, _Progress(instance, name))
+                self._options.migration_timeout)
 
     def complete(self, context: nova_context.RequestContext,
                  instance: objects.Instance, migration_id: int,
@@ -257,23 +251,6 @@ class IncomingOps:
         self._guest_configs.flavor_devices(flavor)
         return self._guest_configs.config(
             flavor, claimed.new_numa_topology if claimed else None)
-
-
-class _Progress:
-    """Logs the progress of a transfer now and then."""
-
-    def __init__(self, instance: objects.Instance, what: str) -> None:
-        self._instance = instance
-        self._what = what
-        self._reported = time.monotonic()
-
-    def __call__(self, metadata: Mapping[str, Any]) -> None:
-        if time.monotonic() - self._reported < _REPORT_INTERVAL:
-            return
-        self._reported = time.monotonic()
-        LOG.info('Receiving %(what)s: %(progress)s',
-                 {'what': self._what, 'progress': operations.fs_progress(
-                     metadata)}, instance=self._instance)
 
 
 def _refusal(reason: str) -> exception.MigrationError:

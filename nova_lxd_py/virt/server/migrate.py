@@ -137,7 +137,6 @@ class MigrateOps:
             stopped_at = time.monotonic()
             self._outgoing.copy(shipment, refresh=ahead)
             self._outgoing.complete(shipment)
-            _report(instance, 90)
             self._leave(shipment, network_info, block_device_info)
         except (errors.LXDError, exception.NovaException) as exc:
             LOG.warning('Keeping the server on this host, since it cannot be '
@@ -238,7 +237,6 @@ class MigrateOps:
         LOG.info('Copying the disks to host %s while the guest runs',
                  shipment.host, instance=shipment.instance)
         self._outgoing.copy(shipment, refresh=False)
-        _report(shipment.instance, 50)
         return True
 
     def _leave(self, shipment: outgoing_ops.Shipment, network_info: Any,
@@ -298,13 +296,3 @@ def _record(context: nova_context.RequestContext, instance: objects.Instance
         return None
     return objects.Migration.get_by_id(
         context, instance.migration_context.migration_id)
-
-
-def _report(instance: objects.Instance, percent: int) -> None:
-    """Show in the API how far a migration is."""
-    try:
-        instance.progress = percent
-        instance.save()
-    except Exception as exc:
-        # A number that nothing depends on.
-        LOG.debug('Could not save the progress: %s', exc, instance=instance)

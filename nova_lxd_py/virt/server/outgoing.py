@@ -14,9 +14,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
+import threading
 import time
 from typing import Any
 
@@ -26,7 +28,9 @@ from nova import objects
 from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import migration
+from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt import peer
 from nova_lxd_py.virt.server import local_disks
@@ -37,6 +41,9 @@ LOG = logging.getLogger(__name__)
 #: Seconds within which a failed transfer is begun once more: LXD waits only
 #: ten for the other side, which may be busy.
 _QUICK_FAILURE = 60.0
+
+#: Seconds between looks at a transfer, and between log lines about it.
+_POLL, _REPORT_INTERVAL = 5.0, 30.0
 
 #: Keys of a custom volume that any pool driver has.
 _COMMON_KEYS = ('size', 'user.')
@@ -50,6 +57,7 @@ class Shipment:
     :ivar flavor: the flavor that the instance is to have there.
     :ivar migration_id: ID of Nova's record of the migration.
     :ivar volumes: LXD's descriptions of its custom volumes.
+    :ivar size: bytes of its disks, as far as the storage pool counts them.
     """
 
     context: nova_context.RequestContext
@@ -59,6 +67,7 @@ class Shipment:
     flavor: objects.Flavor
     migration_id: int
     volumes: list[Mapping[str, Any]]
+    size: int
 
 
 class OutgoingOps:
@@ -92,7 +101,7 @@ class OutgoingOps:
             'storage-pools', self._options.storage_pool, 'volumes', 'custom',
             params={'recursion': 1}) if local_disks.is_of(volume, instance)]
         return Shipment(context, instance, guest, record.dest_compute, flavor,
-                        record.id, volumes)
+                        record.id, volumes, self._size(guest, volumes))
 
     def ask(self, shipment: Shipment) -> bool:
         """Ask the destination whether the instance can come.
@@ -107,7 +116,7 @@ class OutgoingOps:
             shipment.flavor, shipment.migration_id, {
                 'server': environment['server'],
                 'architecture': self._architecture(shipment),
-                'size': self._size(shipment)})
+                'size': shipment.size})
         driver = self._session.storage_pool(
             shipment.guest.devices[root_disk.DEVICE]['pool'])['driver']
         return migration.is_incremental(driver, answer['pool_driver'])
@@ -160,34 +169,40 @@ class OutgoingOps:
     def _copy_root(self, shipment: Shipment, refresh: bool) -> None:
         guest = shipment.guest
         volume = lxd_guest.root_volume(guest)
-        source = None
-        if volume is None:
-            source = migration.offer_instance(
-                self._session, guest.name,
-                self._options.migration_address).source
-        elif refresh:
+        wanted = {
+            'source': None, 'refresh': refresh, 'root_volume': volume,
+            'architecture': self._architecture(shipment),
+            'root_size': guest.devices[root_disk.DEVICE].get('size', '')}
+        if volume is not None:
+            if not refresh:
+                self._pull_instance(shipment, wanted)
             return
+        offer = migration.offer_instance(
+            self._session, guest.name, self._options.migration_address)
+        with _watched(shipment, 'root disk', offer.operation):
+            self._pull_instance(shipment, {**wanted, 'source': offer.source})
+
+    def _pull_instance(self, shipment: Shipment, wanted: Mapping[str, Any]
+                       ) -> None:
         self._peers.pull_instance(
             shipment.context, shipment.host, shipment.instance,
-            shipment.flavor, shipment.migration_id, {
-                'source': source, 'refresh': refresh, 'root_volume': volume,
-                'architecture': self._architecture(shipment),
-                'root_size': guest.devices[root_disk.DEVICE].get('size', '')},
-            self._timeout())
+            shipment.flavor, shipment.migration_id, wanted, self._timeout())
 
     def _copy_volume(self, shipment: Shipment, volume: Mapping[str, Any],
                      refresh: bool) -> None:
-        source = migration.offer_volume(
+        offer = migration.offer_volume(
             self._session, self._options.storage_pool, volume['name'],
-            self._options.migration_address).source
-        self._peers.pull_volume(
-            shipment.context, shipment.host, shipment.instance,
-            shipment.migration_id, {
-                'name': volume['name'], 'source': source, 'refresh': refresh,
-                'config': {key: value for key, value
-                           in volume['config'].items()
-                           if key.startswith(_COMMON_KEYS)}},
-            self._timeout())
+            self._options.migration_address)
+        with _watched(shipment, volume['name'], offer.operation):
+            self._peers.pull_volume(
+                shipment.context, shipment.host, shipment.instance,
+                shipment.migration_id, {
+                    'name': volume['name'], 'source': offer.source,
+                    'refresh': refresh,
+                    'config': {key: value for key, value
+                               in volume['config'].items()
+                               if key.startswith(_COMMON_KEYS)}},
+                self._timeout())
 
     def _timeout(self) -> int:
         # The peer gives up first, and says why.
@@ -197,16 +212,60 @@ class OutgoingOps:
         return self._session.get('instances', shipment.guest.name)[
             'architecture']
 
-    def _size(self, shipment: Shipment) -> int:
+    def _size(self, guest: lxd_guest.Guest,
+              volumes: list[Mapping[str, Any]]) -> int:
         """Return how many bytes there are to copy, as far as the pool counts.
         """
         total = 0
-        if not lxd_guest.root_volume(shipment.guest):
-            disks = shipment.guest.state().get('disk') or {}
+        if not lxd_guest.root_volume(guest):
+            disks = guest.state().get('disk') or {}
             total += (disks.get(root_disk.DEVICE) or {}).get('usage', 0)
-        for volume in shipment.volumes:
+        for volume in volumes:
             state = self._session.get(
                 'storage-pools', self._options.storage_pool, 'volumes',
                 'custom', volume['name'], 'state')
             total += (state.get('usage') or {}).get('used', 0)
         return total
+
+
+@contextlib.contextmanager
+def _watched(shipment: Shipment, what: str, operation: operations.Operation
+             ) -> Iterator[None]:
+    """Show how far a transfer is, in the API and in the log, while the
+    destination makes it."""
+    done = threading.Event()
+    thread = threading.Thread(
+        target=_watch, args=(shipment, what, operation, done), daemon=True,
+        name=f'lxd-migration-{shipment.instance.uuid}')
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _watch(shipment: Shipment, what: str, operation: operations.Operation,
+           done: threading.Event) -> None:
+    instance = shipment.instance
+    reported = time.monotonic()
+    while not done.wait(_POLL):
+        try:
+            operation.is_running()
+            count, text = migration.sent(operation)
+            if shipment.size:
+                instance.progress = min(99, 100 * count // shipment.size)
+                instance.save()
+        except errors.LXDError as exc:
+            LOG.debug('No progress from LXD: %s', exc, instance=instance)
+            continue
+        except Exception as exc:
+            # Nothing depends on the number in Nova's database.
+            LOG.debug('Could not save the progress: %s', exc,
+                      instance=instance)
+            continue
+        if text and time.monotonic() - reported >= _REPORT_INTERVAL:
+            reported = time.monotonic()
+            LOG.info('Sending %(what)s to host %(host)s: %(progress)s',
+                     {'what': what, 'host': shipment.host, 'progress': text},
+                     instance=instance)

@@ -278,6 +278,20 @@ class MigrateTest(TwoHostsTestCase):
         self.assert_here(server)
         self.assertIn(device, self.devices(server))
 
+    def test_progress(self) -> None:
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.server.outgoing._POLL', 0.05))
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.server.outgoing._REPORT_INTERVAL', 0.1))
+        log = self.useFixture(fixtures.FakeLogger())
+        server = self.make()
+        self.host.fake(server).usage['disk'] = 3000000
+        self.other_lxd.daemon.transfer_time = 1.0
+        self.move(server).send()
+        self.assertEqual(50, server.progress)
+        self.assertIn('Sending root disk to host otherhost: c1: 1.50MB',
+                      log.output)
+
     def test_serial_port_stays(self) -> None:
         server = self.make()
         self.host.fake(server).config['user.nova.serial_port'] = '10000'

@@ -72,6 +72,20 @@ class AddressTestCase(session_case.SessionTestCase):
         self.assertFalse(migration.is_incremental('btrfs', 'btrfs'))
         self.assertFalse(migration.is_incremental('zfs', 'zfs'))
 
+    def test_sent(self):
+        self.create()
+        operation = migration.offer_instance(self.session, 'c1',
+                                             '192.0.2.1').operation
+        for text, expected in (
+                ('c1: 182.26MB (182.10MB/s)', 182260000),
+                ('c1: 999B (1B/s)', 999), ('c1: 1.5kB (1B/s)', 1500),
+                ('c1: 2.00GB (182.10MB/s)', 2000000000), ('', 0),
+                ('nothing known', 0)):
+            operation.metadata = {'metadata': {'fs_progress': text}}
+            self.assertEqual((expected, text), migration.sent(operation))
+        operation.metadata = {'metadata': None}
+        self.assertEqual((0, ''), migration.sent(operation))
+
     def test_no_certificate(self):
         self.create()
         self.lxd.daemon.certificate = ''
