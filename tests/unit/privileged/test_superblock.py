@@ -96,6 +96,13 @@ class SuperblockTestCase(base.BaseTestCase):
             self.assertIn(word, self.write('>Q', offset, value))
             self.assertEqual('xfs', self.write('8B', offset, *before))
 
+    def test_luks(self) -> None:
+        self.file.truncate(SIZE)
+        self.assertEqual('crypto_LUKS',
+                         self.write('8s', 0, b'LUKS\xba\xbe\0\1'))
+        # Iterations of the first key slot.
+        self.assertIn('costs too much', self.write('>I', 212, 1 << 31))
+
     def test_not_mounted(self) -> None:
         """The superblock is checked again immediately before mount(2)."""
         self.make('mkfs.ext4', '-q', '-O', 'mmp')
