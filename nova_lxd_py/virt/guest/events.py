@@ -171,7 +171,8 @@ class EventWatcher:
         asked = False
         while not self._stopping.is_set():
             try:
-                text = channel.recv()
+                # Pings and pongs count: they show that LXD is there.
+                opcode, data = channel.recv_data(control_frame=True)
             except websocket.WebSocketTimeoutException:
                 if asked:
                     raise
@@ -179,10 +180,11 @@ class EventWatcher:
                 asked = True
                 continue
             asked = False
-            if not text:
+            if opcode == websocket.ABNF.OPCODE_CLOSE:
                 raise websocket.WebSocketConnectionClosedException(
                     'LXD closed the event stream')
-            self._handle(json.loads(text))
+            if opcode == websocket.ABNF.OPCODE_TEXT:
+                self._handle(json.loads(data))
 
     def _seed(self) -> None:
         """Read all states, and report changes since the last connection."""

@@ -75,13 +75,19 @@ class MemoryTest(fake_driver_host.FakeDriverTestCase):
 
     def test_quiet_connection_is_kept(self):
         """Nothing happens for long: the driver asks whether LXD is there."""
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.guest.events.QUIET', 0.1))
+        for name, seconds in (('QUIET', 0.1), ('RECONNECT_FIRST', 0.01)):
+            self.useFixture(fixtures.MonkeyPatch(
+                f'nova_lxd_py.virt.guest.events.{name}', seconds))
+        watcher = self.watcher()
+        self.lxd.wait_for(lambda: watcher._connected)
+        first = watcher._channel
         self.lxd.close_websockets()
+        self.lxd.wait_for(lambda: watcher._connected and
+                          watcher._channel is not first)
         self.lxd.clear_requests()
-        self.lxd.wait_for(lambda: self.lxd.count('GET', '/1.0/events'))
-        time.sleep(0.5)
-        self.assertEqual(1, self.lxd.count('GET', '/1.0/events'))
+        time.sleep(1)
+        self.assertEqual(0, self.lxd.count('GET', '/1.0/events'))
+        self.assertTrue(watcher._connected)
 
     def test_only_changes_are_reported_after_an_interruption(self):
         servers = [self.host.spawn() for _number in range(2)]
