@@ -344,6 +344,18 @@ class ShareFileTest(VolumeCases, volume_case.VolumeTestCase):
                           format='qcow2')
         self.assert_detached()
 
+    def test_share_is_released(self) -> None:
+        """It stays mounted only as long as a volume on it is connected."""
+        released = 'loop.release_share'
+        connection = self.attach()
+        self.assertNotIn(released, self.storage.calls)
+        self.detach(connection)
+        self.assertIn(released, self.storage.calls)
+        self.storage.calls.clear()
+        self.storage.fail('loop.attach', OSError(errno.EBUSY, 'busy'))
+        self.assertRaises(exception.VolumeAttachFailed, self.attach)
+        self.assertIn(released, self.storage.calls)
+
     def test_read_only(self) -> None:
         self.attach(access_mode='ro')
         self.assertTrue(self.storage.device_of(self.volume).read_only)

@@ -159,3 +159,17 @@ class CopiesTestCase(session_case.SessionTestCase):
         self.session.patch('instances', self.name, body={'config': {
             lxd_guest.KEY_LXD_NAME: ''}})
         self.assertEqual([self.name], self.names())
+
+
+class CreateTestCase(session_case.SessionTestCase):
+
+    def test_isolated_instance_that_cannot_be_created(self):
+        """LXD says why only when the operation ends."""
+        self.lxd.fail_operation('POST', '/1.0/instances', 'no space left')
+        error = self.refused(
+            errors.OperationFailed,
+            registry.GuestRegistry(self.session).create, 'c1',
+            {'type': 'image', 'alias': 'tiny'},
+            {'security.idmap.isolated': 'true'},
+            {'root': {'type': 'disk', 'path': '/', 'pool': 'default'}})
+        self.assertIn('no space left', str(error))
