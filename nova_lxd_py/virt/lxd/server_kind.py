@@ -23,6 +23,8 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from requests import structures
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerKind:
@@ -33,16 +35,44 @@ class ServerKind:
     :ivar guest_api_key: configuration key of an instance that enables the
         API for guests (``/dev/lxd``, ``/dev/incus``).
     :ivar metrics_prefix: beginning of the names of its metrics.
+    :ivar header_prefix: beginning of the names of its HTTP headers, of which
+        it ignores others.
     """
 
     product: str
     client: str
     guest_api_key: str
     metrics_prefix: str
+    header_prefix: str
+
+    def own_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return HTTP headers as the server knows them.
+
+        :param headers: headers, by the names that LXD gives them.
+        """
+        return {_renamed(name, LXD.header_prefix, self.header_prefix): value
+                for name, value in headers.items()}
+
+    def lxd_headers(self, headers: Mapping[str, str]
+                    ) -> structures.CaseInsensitiveDict[str]:
+        """Return the server's HTTP headers by the names of LXD.
+
+        :param headers: headers of an answer.
+        """
+        return structures.CaseInsensitiveDict(
+            (_renamed(name, self.header_prefix, LXD.header_prefix), value)
+            for name, value in headers.items())
 
 
-LXD = ServerKind('LXD', 'lxc', 'security.devlxd', 'lxd_')
-INCUS = ServerKind('Incus', 'incus', 'security.guestapi', 'incus_')
+def _renamed(name: str, before: str, after: str) -> str:
+    if name.lower().startswith(before.lower()):
+        return after + name[len(before):]
+    return name
+
+
+LXD = ServerKind('LXD', 'lxc', 'security.devlxd', 'lxd_', 'X-LXD-')
+INCUS = ServerKind('Incus', 'incus', 'security.guestapi', 'incus_',
+                   'X-Incus-')
 
 #: The configuration keys of all kinds that enable the API for guests.
 GUEST_API_KEYS = frozenset(kind.guest_api_key for kind in (LXD, INCUS))

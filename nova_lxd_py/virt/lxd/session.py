@@ -305,7 +305,7 @@ class Session:
         kwargs: dict[str, Any] = {
             'params': {'project': self.project, **(params or {})},
             'timeout': (send_timeout or CONNECT_TIMEOUT, timeout)}
-        sent = dict(headers or {})
+        sent = self.kind.own_headers(headers or {})
         if etag:
             sent['If-Match'] = etag
         if sent:
@@ -348,7 +348,8 @@ class Session:
 
         :param path: path segments below ``/1.0``.
         :param chunks: the content; exceptions that it raises are passed on.
-        :param headers: HTTP headers that LXD defines for this upload.
+        :param headers: HTTP headers that LXD defines for this upload, by the
+            names that LXD gives them.
         :param timeout: seconds that the transfer and the subsequent operation
             may take together, by default ``[lxd] image_timeout``.
         :param progress: see :meth:`Operation.wait`.
@@ -400,7 +401,7 @@ class Session:
                 raise self._transport_error(what, exc) from exc
 
         try:
-            yield response.headers, body()
+            yield self.kind.lxd_headers(response.headers), body()
         finally:
             response.close()
 

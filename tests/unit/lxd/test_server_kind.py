@@ -74,3 +74,17 @@ class ServerKindTestCase(base.BaseTestCase):
                           {'action': 'start'}, params=where)
             self.assertEqual(1 << 30, metrics.read(opened, 'c1').get(
                 'memory_MemTotal_bytes'))
+
+    def test_headers(self) -> None:
+        for server in ('lxd', 'incus'):
+            opened = self.connect(server)
+            opened.post('instances', body={
+                'name': 'c1', 'source': {'type': 'image', 'alias': 'tiny'},
+                'profiles': [], 'devices': {'root': {
+                    'type': 'disk', 'path': '/', 'pool': 'default'}}})
+            opened.write_file('c1', '/root/mine', b'x', mode=0o400, uid=7)
+            with opened.download('instances', 'c1', 'files', params={
+                    'path': '/root/mine'}) as (headers, _chunks):
+                self.assertEqual(('0400', '7', 'file'), (
+                    headers['X-LXD-mode'], headers['x-lxd-uid'],
+                    headers['X-LXD-type']))
