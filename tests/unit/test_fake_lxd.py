@@ -205,16 +205,15 @@ class DaemonTestCase(FakeLXDTestCase):
         self.assertLess(time.monotonic() - began, 10)
 
     def test_a_new_instance_without_range_spoils_those_of_others(self):
-        # Long enough for both to be under way at the same time.
-        self.lxd.daemon.record_delay = 0.5
-        threads = [threading.Thread(
-            target=self.create, args=(f'c{number}', False),
-            kwargs={'security.idmap.isolated': 'true'})
-            for number in (1, 2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        isolated = {'security.idmap.isolated': 'true'}
+        # Long enough for the other one to be created meanwhile.
+        self.lxd.daemon.record_delay = 2
+        thread = threading.Thread(target=self.create, args=('c1', False),
+                                  kwargs=isolated)
+        thread.start()
+        self.lxd.wait_for(lambda: self.lxd.instances)
+        self.create('c2', False, **isolated)
+        thread.join()
         bases = {instance.config['volatile.idmap.base']
                  for instance in self.lxd.instances.values()}
         self.assertIn('65536', bases)
