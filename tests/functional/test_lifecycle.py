@@ -20,6 +20,7 @@ import unittest
 
 from nova.compute import power_state
 from nova import exception
+from nova import objects
 from nova.virt import event as virt_event
 
 from tests.fixtures import busybox_image
@@ -291,7 +292,9 @@ class LifecycleTest(driver_case.DriverCase, unittest.TestCase):
                 lambda: driver.set_admin_password(server, 'x'),
                 lambda: driver.get_info(server, use_cache=False),
                 lambda: driver.finish_revert_migration(
-                    context, server, [], None)):
+                    context, server, [], objects.Migration(
+                        source_compute='testhost',
+                        dest_compute='testhost'))):
             self.assertRaises(exception.InstanceNotFound, call)
         with self.assertRaises(exception.InstanceFaultRollback) as caught:
             driver.migrate_disk_and_power_off(
