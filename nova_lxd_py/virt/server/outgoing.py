@@ -221,10 +221,12 @@ class OutgoingOps:
             disks = guest.state().get('disk') or {}
             total += (disks.get(root_disk.DEVICE) or {}).get('usage', 0)
         for volume in volumes:
-            state = self._session.get(
-                'storage-pools', self._options.storage_pool, 'volumes',
-                'custom', volume['name'], 'state')
-            total += (state.get('usage') or {}).get('used', 0)
+            # A dir pool does not count.
+            with contextlib.suppress(errors.OperationFailed):
+                state = self._session.get(
+                    'storage-pools', self._options.storage_pool, 'volumes',
+                    'custom', volume['name'], 'state')
+                total += (state.get('usage') or {}).get('used', 0)
         return total
 
 
