@@ -27,6 +27,7 @@ import uuid
 
 from nova.compute import power_state
 from nova.compute import vm_states
+from nova import exception
 from nova.network import model
 from nova import objects
 from oslo_utils import units
@@ -50,6 +51,15 @@ busybox fallocate -l 900M /root/first
 for size in 1M 64k 4k; do
     dd if=/dev/urandom of=/root/full-$size bs=$size
     sync
+done
+'''
+
+#: Keeps writing, also whenever the quota is extended.
+WRITE_ON = '''
+for writer in 1 2 3 4; do
+    (while true; do
+        dd if=/dev/zero of=/root/on-$writer-$RANDOM bs=64k
+    done) >/dev/null 2>&1 </dev/null &
 done
 '''
 
@@ -244,6 +254,34 @@ class ExceededQuotaTest(FullDiskCases, unittest.TestCase):
             ).splitlines()[-1].split()
         self.on_pool('btrfs', 'qgroup', 'limit', str(int(used) - 4096), group,
                      pool)
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class WritingGuestTest(FullDiskTestCase, unittest.TestCase):
+    """With a guest that fills each extension."""
+
+    def fill(self) -> None:
+        super().fill()
+        self.host.run(self.server, 'sh', '-c', WRITE_ON)
+
+    def test_changes_have_an_end(self) -> None:
+        """Each change works, or says why not and leaves nothing."""
+        refused = 0
+        for number in range(12):
+            volume = self.storage.volume()
+            try:
+                self.attach(self.server, volume, f'/dev/vd{chr(99 + number)}')
+            except exception.NovaException as exc:
+                self.assertIn('is full', str(exc))
+                refused += 1
+        self.assertGreater(refused, 0)
+        self.assertEqual(12 - refused, len(self.devices(self.server)))
+        self.assertLessEqual(self.quota(),
+                             units.Gi + root_quota.MAX_EXTENSION)
+        self.driver.power_off(self.server)
+        self.assertEqual(power_state.SHUTDOWN, self.host.state(self.server))
+        self.driver.destroy(self.context, self.server, self.ports)
+        self.assertNotIn(self.server.name, self.host.lxd_instances())
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')

@@ -417,8 +417,32 @@ class SquashfsTest(HostileTestCase):
                       for part in ('-p', definition)]
             subprocess.run(
                 ['mksquashfs', tree, made, '-all-root', '-no-progress',
-                 '-quiet', *pseudo], check=True, capture_output=True)
+                 '-quiet', '-noI', *pseudo], check=True, capture_output=True)
             return pathlib.Path(made).read_bytes()
+
+    def test_names(self) -> None:
+        """unsquashfs of long ago writes where they lead to."""
+        target = f'{self.canary}/new'.encode()
+        for name, new in ((b'a' * len(target), target), (b'qq', b'..')):
+            good = self.make(f'/root/{name.decode()} f 644 0 0 echo evil')
+            place = good.rindex(name)
+            self.assert_refused('a name that cannot be', good[:place] + new +
+                                good[place + len(new):])
+
+    def test_second_entry_behind_a_link(self) -> None:
+        """CVE-2021-41072: what is written to the first is the link's."""
+        good = self.make(f'/root/xx1 s 777 0 0 {self.canary}/new',
+                         '/root/xx2 f 644 0 0 echo evil')
+        self.assert_refused('xx1 twice', good.replace(b'xx2', b'xx1'))
+
+    def test_directory_in_two_others(self) -> None:
+        """Twenty levels of it are a million files."""
+        good = self.make('/root/one d 755 0 0', '/root/two d 755 0 0')
+        # An entry: the offset of its inode, its number, type and name.
+        first, second = (good.rindex(name) - 8 for name in (b'one', b'two'))
+        evil = bytearray(good)
+        evil[second:second + 2] = good[first:first + 2]
+        self.assert_refused('in two others', bytes(evil))
 
     def test_devices(self) -> None:
         self.boot(self.make('/dev/null c 666 0 0 1 3'))

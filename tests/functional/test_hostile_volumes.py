@@ -24,6 +24,7 @@ import errno
 import os
 import pathlib
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -45,6 +46,7 @@ from nova_lxd_py.virt.privileged import network
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
 from tests.fixtures import volume_host
+from tests.functional import test_volumes_encrypted
 
 NO_LXD = lxd_daemon.missing()
 NO_XFS = None if shutil.which('mkfs.xfs') else (
@@ -310,6 +312,24 @@ class FilesOnVolumesTest(HostileTestCase, unittest.TestCase):
                               'of=/dev/null', 'count=1')
         self.detach(self.server, connection)
 
+    def test_links_at_mount_points(self) -> None:
+        """Whatever the guest has there, nothing of the host is mounted on."""
+        depth = '/..' * 12
+        for script in (
+                f'rm -rf /mnt && ln -s {depth}{self.canary} /mnt',
+                f'rm -rf /mnt && mkdir /mnt && ln -s {self.canary} /mnt/vdb',
+                'rm -rf /mnt && ln -s /proc/1/root /mnt',
+                'rm -rf /mnt && echo file > /mnt'):
+            self.host.run(self.server, 'sh', '-c', script)
+            volume = self.storage.volume()
+            with contextlib.suppress(exception.NovaException):
+                connection = self.attach(self.server, volume)
+                self.assert_untouched()
+                self.detach(self.server, connection)
+            self.assertEqual({}, self.devices(self.server))
+            self.assertEqual(set(), self.storage.left_on_host())
+            self.assert_untouched()
+
     def test_links_at_device_names(self) -> None:
         self.server.metadata = {'lxd_volume_mode': 'block'}
         self.host.run(self.server, 'ln', '-s', f'{self.canary}/file',
@@ -335,6 +355,99 @@ class FilesOnVolumesTest(HostileTestCase, unittest.TestCase):
                           'count=1', 'conv=fsync')
         self.detach(self.server, connection)
         self.assertEqual(before, volume.checksum(1 << 20))
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class KeyDerivationTest(test_volumes_encrypted.EncryptedCases,
+                        unittest.TestCase):
+    """LUKS headers that take hours and all memory to open."""
+
+    kind = lab_volumes.FileVolume
+
+    def refuse(self, header: bytes) -> None:
+        volume = self.storage.volume()
+        write(volume, 0, header)
+        self.assertRaisesRegex(
+            exception.VolumeAttachFailed, 'costs too much',
+            self.attach_encrypted, self.server, volume)
+        self.assertFalse(self.opened(volume))
+        self.assertEqual(set(), self.storage.left_on_host())
+
+    def test_not_opened(self) -> None:
+        self.install()
+        self.server = self.host.spawn()
+        self.metadata['provider'] = 'luks'
+        first = bytearray(592)
+        first[:8] = b'LUKS\xba\xbe\0\1'
+        first[208:216] = struct.pack('>2I', 0x00ac71f3, 4_000_000_000)
+        self.refuse(bytes(first))
+        self.metadata['provider'] = 'luks2'
+        second = bytearray(0x4000)
+        second[:16] = b'LUKS\xba\xbe\0\2' + struct.pack('>Q', 0x4000)
+        text = (b'{"keyslots":{"0":{"type":"luks2","kdf":{"type":"argon2id",'
+                b'"time":4000000,"memory":4194304,"cpus":4}}}}')
+        second[4096:4096 + len(text)] = text
+        self.refuse(bytes(second))
+        # In the copy of the header only.
+        plain = bytearray(0x4000)
+        plain[:16] = second[:16]
+        copy = bytes(second).replace(b'LUKS', b'SKUL', 1)
+        self.refuse(bytes(plain) + copy)
+        self.assertNotIn('luksOpen', pathlib.Path(
+            f'{self.program}.arguments').read_text())
+
+
+@unittest.skipIf(NO_LXD, NO_LXD or '')
+class ManyFilesTest(volume_host.VolumeHost, unittest.TestCase):
+    """A detach whose look at the guest's processes would take for ever."""
+
+    kind = lab_volumes.FileVolume
+    PROCESSES, FILES = 26, 20_000
+    SCRIPT = '''
+import os, resource, sys, time
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+for _process in range(int(sys.argv[1])):
+    if os.fork() == 0:
+        for _file in range(min(int(sys.argv[2]), most - 10)):
+            os.dup(0)
+        os.write(1, b'ready\n')
+        time.sleep(1000)
+time.sleep(1000)
+'''
+
+    def test_bounded(self) -> None:
+        server = self.host.spawn()
+        connection = self.attach(server, self.storage.volume())
+        init = self.host.lxd.api.must(
+            'GET', f'/1.0/instances/{server.name}/state',
+            params={'project': self.host.project})['pid']
+        # Programs of the host among the processes of the guest.
+        started = subprocess.Popen(
+            ['nsenter', '--target', str(init), '--pid', sys.executable, '-c',
+             self.SCRIPT, str(self.PROCESSES), str(self.FILES)],
+            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            start_new_session=True)
+        try:
+            assert started.stdout is not None
+            for _process in range(self.PROCESSES):
+                self.assertEqual(b'ready\n', started.stdout.readline())
+            begin = time.monotonic()
+            self.assertRaisesRegex(
+                exception.DeviceDetachFailed, 'too many open files',
+                self.detach, server, connection)
+            self.assertLess(time.monotonic() - begin, 60)
+        finally:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.detach(server, connection)
+                break
+            except exception.DeviceDetachFailed:
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.5)
 
 
 class DeafFilesystem:
