@@ -43,6 +43,7 @@ class ServerContract(contract.ContractTest):
         self.same('GET', '/1.0/events?type=bogus')
         self.same('GET', '/1.0/cluster', ignore=('member_config',))
         self.same('GET', '/1.0/certificates')
+        self.same('GET', '/1.0/networks')
 
     def test_resources(self):
         fake, real = self.same('GET', '/1.0/resources', shape=False)

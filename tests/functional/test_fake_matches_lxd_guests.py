@@ -128,6 +128,43 @@ class GuestContract(contract.InstanceContractTest):
         self.same('POST', f'{base}/exec', {
             'command': ['true'], 'wait-for-websocket': True})
 
+    def test_operations(self):
+        self.create()
+        self.power('start')
+        found = []
+        for api in (self.fake_api, self.real_api):
+            answer = api.request('POST', '/1.0/instances/c1/exec', {
+                'command': ['cat'], 'wait-for-websocket': True,
+                'interactive': False})
+            path = answer.body['operation']
+            # Others have ended, and are listed for some seconds.
+            self.assertEqual([path], api.must('GET', '/1.0/operations')[
+                'running'])
+            for params in ({}, {'all-projects': 'true', 'project': None}):
+                [listed] = [operation for operation in api.must(
+                    'GET', '/1.0/operations',
+                    params={'recursion': '1', **params})['running']
+                    if path.endswith(operation['id'])]
+                self.assertEqual(api.must('GET', path), listed)
+            self.assertNotIn(path, api.must(
+                'GET', '/1.0/operations', params={'project': 'default'}
+                ).get('running', []))
+            refused = api.call('DELETE', path)
+            fds = listed['metadata']['fds']
+            channels = {
+                name: api.websocket(f'{path}/websocket', secret=fds[name])
+                for name in ('0', '1', '2', 'control')}
+            channels['0'].send('')
+            api.must('GET', f'{path}/wait')
+            for channel in channels.values():
+                channel.shutdown()
+            self.assertNotIn('running', api.must('GET', '/1.0/operations'))
+            found.append((contract.shape_of({**listed, 'metadata': sorted(
+                listed['metadata'])}), listed['class'], listed['description'],
+                listed['resources'], listed['may_cancel'], refused.status,
+                refused.error))
+        self.assertEqual(found[1], found[0])
+
     def test_console(self):
         self.create()
         self.power('start')

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
@@ -77,6 +78,48 @@ class InstanceContract(contract.InstanceContractTest):
         self.create(profiles=[], devices={
             'd': {'type': 'disk', 'source': '/', 'path': '/x'}})
         self.same('GET', '/1.0/instances')
+
+    def uid_ranges(self, api, name):
+        """What LXD keeps of the user ids of an instance."""
+        config = api.must('GET', f'/1.0/instances/{name}')['config']
+        return {key: value if key.endswith('.base') else json.loads(value)
+                for key, value in config.items() if 'idmap' in key
+                and key.startswith('volatile.')}
+
+    def test_uid_ranges(self):
+        self.create('c1')
+        ranges = self.uid_ranges(self.real_api, 'c1')
+        [first, size] = [ranges['volatile.idmap.next'][0][key]
+                         for key in ('Hostid', 'Maprange')]
+        self.fake.daemon.uid_range = first, size
+        isolated = {'security.idmap.isolated': 'true'}
+        for number, config in enumerate((
+                {}, isolated, {**isolated, 'security.idmap.size': '70000'},
+                isolated, {**isolated, 'security.idmap.base':
+                           str(first + 20 * 65536)},
+                {'security.privileged': 'true'}, isolated)):
+            name = f'd{number}'
+            self.create(name, config=config)
+            self.agree(*(self.uid_ranges(api, name) for api in (
+                self.real_api, self.fake_api)), name)
+        for name in ('d0', 'd1', 'd5'):
+            self.power('start', name)
+            self.agree(*(self.uid_ranges(api, name) for api in (
+                self.real_api, self.fake_api)), name)
+        # Stopped, with other ids at its next start.
+        for config in (isolated, {}, {'security.privileged': 'true'}):
+            self.same('PATCH', '/1.0/instances/d3', {'config': {
+                'security.idmap.isolated': '', 'security.privileged': '',
+                **config}})
+            self.agree(*(self.uid_ranges(api, 'd3') for api in (
+                self.real_api, self.fake_api)), 'd3')
+        self.same('DELETE', '/1.0/instances/d1')
+        self.create('e', config=isolated)
+        self.same('DELETE', '/1.0/instances/d2')
+        self.create('f', config=isolated)
+        for name in ('e', 'f'):
+            self.agree(*(self.uid_ranges(api, name) for api in (
+                self.real_api, self.fake_api)), name)
 
     def test_life(self):
         self.create(config={'user.nova.uuid': 'u', 'limits.memory': '64MiB',
