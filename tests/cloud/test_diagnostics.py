@@ -21,6 +21,8 @@ from tests.fixtures import cloud
 
 class DiagnosticsTest(cloud.CloudTestCase):
 
+    together = 2
+
     def setUp(self) -> None:
         super().setUp()
         self.server = self.boot()

@@ -25,6 +25,8 @@ NOTICE_TIMEOUT = 20
 
 class PowerTest(cloud.CloudTestCase):
 
+    together = 6
+
     def setUp(self) -> None:
         super().setUp()
         self.server = self.boot()

@@ -20,6 +20,8 @@ from tests.fixtures import cloud
 
 class RescueTest(cloud.CloudTestCase):
 
+    together = 6
+
     def execute(self, server: Any, script: str, suffix: str = '') -> str:
         """Run a shell script in a server's container, or the rescue one."""
         return self.host.lxc('exec', self.host.name_of(server.id) + suffix,

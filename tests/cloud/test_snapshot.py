@@ -25,6 +25,8 @@ IMAGE_TIMEOUT = 300
 
 class SnapshotTest(cloud.CloudTestCase):
 
+    together = 4
+
     def snapshot(self, server: Any) -> Any:
         """Make an image; return it when it is active and the task is over."""
         image = self.cloud.compute.create_server_image(

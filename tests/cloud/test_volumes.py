@@ -29,6 +29,7 @@ class VolumeTools:
     """Helpers for volumes."""
 
     volume_type = ''
+    together_arguments: dict[str, Any] = {'networks': 'none', 'key_name': None}
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -46,7 +47,7 @@ class VolumeTools:
 
     def boot(self, *args: Any, **kwargs: Any) -> Any:
         """Make a server without ports, which no test here needs."""
-        return super().boot(*args, networks='none', key_name=None, **kwargs)
+        return super().boot(*args, **self.together_arguments, **kwargs)
 
     # -- volumes
 
@@ -318,6 +319,7 @@ class BlockVolumeTest(BlockCases, cloud.CloudTestCase):
     """On the back end with block devices of the host."""
 
     volume_type = 'loop'
+    together = 15
 
     def test_moved_to_other_storage(self) -> None:
         """Cinder migrates an attached volume, and Nova swaps it."""
@@ -386,9 +388,11 @@ class FileVolumeTest(VolumeCases, cloud.CloudTestCase):
     """On the back end with files on a share."""
 
     volume_type = 'nfs'
+    together = 8
 
 
 class IscsiVolumeTest(BlockCases, cloud.CloudTestCase):
     """On the back end with LVM, over iSCSI."""
 
     volume_type = 'lvm'
+    together = 12
