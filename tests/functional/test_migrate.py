@@ -171,9 +171,11 @@ class MigrateTestCase(unittest.TestCase):
                 shown = str(path.relative_to(root))
                 inodes.setdefault(about.st_ino, []).append(shown)
                 found[shown] = self._described(path, about, base)
-        for names in inodes.values():
-            for name in names:
-                found[name]['links'] = sorted(names)
+        if set(self.pools) == {'btrfs'}:
+            # Elsewhere LXD 5.0.2 makes a file of its own of each link.
+            for names in inodes.values():
+                for name in names:
+                    found[name]['links'] = sorted(names)
         return found
 
     @staticmethod
@@ -208,6 +210,7 @@ class MigrateTestCase(unittest.TestCase):
 
     def assert_same(self, before: dict[str, Any], after: dict[str, Any]
                     ) -> None:
+        self.maxDiff = None
         different = {name: (before.get(name), after.get(name))
                      for name in {*before, *after}
                      if before.get(name) != after.get(name)}
