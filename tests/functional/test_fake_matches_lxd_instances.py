@@ -113,13 +113,6 @@ class InstanceContract(contract.InstanceContractTest):
                 **config}})
             self.agree(*(self.uid_ranges(api, 'd3') for api in (
                 self.real_api, self.fake_api)), 'd3')
-        self.same('DELETE', '/1.0/instances/d1')
-        self.create('e', config=isolated)
-        self.same('DELETE', '/1.0/instances/d2')
-        self.create('f', config=isolated)
-        for name in ('e', 'f'):
-            self.agree(*(self.uid_ranges(api, name) for api in (
-                self.real_api, self.fake_api)), name)
 
     def test_life(self):
         self.create(config={'user.nova.uuid': 'u', 'limits.memory': '64MiB',

@@ -403,7 +403,7 @@ class ManyFilesTest(volume_host.VolumeHost, unittest.TestCase):
 
     kind = lab_volumes.FileVolume
     PROCESSES, FILES = 26, 20_000
-    SCRIPT = '''
+    SCRIPT = r'''
 import os, resource, sys, time
 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
