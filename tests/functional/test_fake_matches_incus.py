@@ -31,13 +31,28 @@ class IncusContract(contract.InstanceContractTest):
                              fake['environment'][key], key)
 
     def test_guest_api(self):
-        self.create(config={'security.devlxd': 'true'})
-        self.create(config={'security.guestapi': 'maybe'})
-        self.create(config={'security.guestapi': 'false'})
+        for key, status in (('security.devlxd', 404),
+                            ('security.guestapi', 200)):
+            name = key.replace('.', '-')
+            for api in (self.fake_api, self.real_api):
+                api.call('POST', '/1.0/instances', {
+                    'name': name, 'source': contract.FROM_IMAGE,
+                    'config': {key: 'false'}})
+            self.lxd.wait_for_operations()
+            for api in (self.fake_api, self.real_api):
+                self.assertEqual(status, api.call(
+                    'GET', f'/1.0/instances/{name}').status)
+
+    def start(self):
+        """Start a server that has a uid range of its own on both."""
+        for api in (self.fake_api, self.real_api):
+            api.must('POST', '/1.0/instances', {
+                'name': 'c1', 'source': contract.FROM_IMAGE,
+                'config': {'security.idmap.isolated': 'true'}})
+            api.must('PUT', '/1.0/instances/c1/state', {'action': 'start'})
 
     def test_idmapped_root(self):
-        self.create(config={'security.idmap.isolated': 'true'})
-        self.power('start')
+        self.start()
         for api in (self.fake_api, self.real_api):
             config = api.must('GET', '/1.0/instances/c1')['config']
             self.assertEqual('[]', config['volatile.last_state.idmap'])
@@ -45,10 +60,17 @@ class IncusContract(contract.InstanceContractTest):
                              config['volatile.idmap.current'])
 
     def test_metrics(self):
-        self.create()
-        self.power('start')
-        names = [{line.partition('{')[0] for line in api.request(
+        self.start()
+        real, fake = ({line.partition('{')[0] for line in api.request(
             'GET', '/1.0/metrics').body.decode().splitlines()
-            if 'name="c1"' in line} for api in (self.real_api, self.fake_api)]
-        self.assertLessEqual(names[1], names[0])
-        self.assertIn('incus_memory_MemAvailable_bytes', names[1])
+            if 'name="c1"' in line} for api in (self.real_api, self.fake_api))
+        self.assertLessEqual(fake, real)
+        self.assertIn('incus_memory_MemAvailable_bytes', fake)
+
+    def test_headers(self):
+        self.start()
+        for api in (self.fake_api, self.real_api):
+            answer = api.request('GET', '/1.0/instances/c1/files',
+                                 params={'path': '/'})
+            self.assertEqual('directory', answer.headers['x-incus-type'])
+            self.assertNotIn('x-lxd-type', answer.headers)
