@@ -59,12 +59,15 @@ script runs itself with sudo if it is not root already.
                devstack/quickstart.sh has started is used and kept, otherwise
                one is started and removed afterwards
 
-These run only if they are named; the last two take an hour:
+These run only if they are named; the last three take an hour each:
 
   fuzz         what reads images, for FUZZ_SECONDS (default: 600); see
                tests/fuzz/README.rst
   mutation     whether unit tests notice small changes of the driver; options
                after -- are those of tests/mutation/README.rst
+  campaign   * random operations with the same cloud while its daemons are
+               killed, CAMPAIGN_OPERATIONS (default: 1000) or for
+               CAMPAIGN_SECONDS (default: 3600)
   tempest    * tempest with the same cloud: the compute and scenario tests and
                those of this project's plugin, or what the regular expression
                selects; its files are in .venv/tempest/run
@@ -325,6 +328,12 @@ stage_cloud() {
     run_pytest cloud "$NOVA34/bin/python" tests/cloud 900
 }
 
+stage_campaign() {
+    need_packages && need_nova34 && need_cloud --with-cinder || return
+    # What it does is printed while it goes on.
+    run_pytest campaign "$NOVA34/bin/python" tests/campaign 900 -s
+}
+
 # Starts the cloud in the background.
 prepare_cloud() {
     local status=0
@@ -337,7 +346,7 @@ prepare_cloud() {
     JOBS+=("$CLOUD_JOB")
 }
 
-# The stages "cloud" and "tempest" use the same cloud.
+# The stages "cloud", "campaign" and "tempest" use the same cloud.
 need_cloud() {
     if [[ -n ${CLOUD_JOB:-} ]]; then
         local job=$CLOUD_JOB status=0
@@ -405,7 +414,8 @@ counts() {
 readonly -a STAGES=(pep8 mypy docs cover eventlet packaging functional cloud)
 
 is_stage() {
-    [[ " ${STAGES[*]} unit threads fuzz mutation tempest " == *" $1 "* ]]
+    [[ " ${STAGES[*]} unit threads fuzz mutation campaign tempest " \
+        == *" $1 "* ]]
 }
 
 run_stage() {
@@ -413,7 +423,7 @@ run_stage() {
     local -a reports
     say "$name"
     "stage_$name" || status=$?
-    if [[ $name == cloud || $name == tempest ]]; then
+    if [[ $name == cloud || $name == campaign || $name == tempest ]]; then
         remove_cloud || status=1
     fi
     took=$((SECONDS - took))
@@ -607,7 +617,8 @@ main() {
         shift
     done
     case " ${stages[*]:-all} " in
-    *' all '* | *' functional '* | *' cloud '* | *' tempest '*)
+    *' all '* | *' functional '* | *' cloud '* | *' tempest '* | \
+        *' campaign '*)
         as_root "$REPO/run_tests.sh" ${arguments[@]+"${arguments[@]}"}
         ;;
     esac

@@ -40,8 +40,9 @@ skip-name-resolve
 max_connections = 400
 performance_schema = OFF
 innodb_buffer_pool_size = 256M
-# A test cloud may lose its last second in a power failure.
-innodb_flush_log_at_trx_commit = 0
+# A test cloud may lose its last second in a power failure, but nothing when
+# only the database is killed.
+innodb_flush_log_at_trx_commit = 2
 innodb_doublewrite = 0
 sync_frm = OFF
 log_bin = OFF
