@@ -56,6 +56,7 @@ class Shipment:
     :ivar host: name of the destination compute host.
     :ivar flavor: the flavor that the instance is to have there.
     :ivar migration_id: ID of Nova's record of the migration.
+    :ivar architecture: LXD's name of the architecture of its LXD instance.
     :ivar volumes: LXD's descriptions of its custom volumes.
     :ivar size: bytes of its disks, as far as the storage pool counts them.
     """
@@ -66,6 +67,7 @@ class Shipment:
     host: str
     flavor: objects.Flavor
     migration_id: int
+    architecture: str
     volumes: list[Mapping[str, Any]]
     size: int
 
@@ -100,8 +102,10 @@ class OutgoingOps:
         volumes = [volume for volume in self._session.get(
             'storage-pools', self._options.storage_pool, 'volumes', 'custom',
             params={'recursion': 1}) if local_disks.is_of(volume, instance)]
-        return Shipment(context, instance, guest, record.dest_compute, flavor,
-                        record.id, volumes, self._size(guest, volumes))
+        return Shipment(
+            context, instance, guest, record.dest_compute, flavor, record.id,
+            self._session.get('instances', guest.name)['architecture'],
+            volumes, self._size(guest, volumes))
 
     def ask(self, shipment: Shipment) -> bool:
         """Ask the destination whether the instance can come.
@@ -115,7 +119,7 @@ class OutgoingOps:
             shipment.context, shipment.host, shipment.instance,
             shipment.flavor, shipment.migration_id, {
                 'server': environment['server'],
-                'architecture': self._architecture(shipment),
+                'architecture': shipment.architecture,
                 'size': shipment.size})
         driver = self._session.storage_pool(
             shipment.guest.devices[root_disk.DEVICE]['pool'])['driver']
@@ -171,7 +175,7 @@ class OutgoingOps:
         volume = lxd_guest.root_volume(guest)
         wanted = {
             'source': None, 'refresh': refresh, 'root_volume': volume,
-            'architecture': self._architecture(shipment),
+            'architecture': shipment.architecture,
             'root_size': guest.devices[root_disk.DEVICE].get('size', '')}
         if volume is not None:
             if not refresh:
@@ -207,10 +211,6 @@ class OutgoingOps:
     def _timeout(self) -> int:
         # The peer gives up first, and says why.
         return self._options.migration_timeout + 60
-
-    def _architecture(self, shipment: Shipment) -> str:
-        return self._session.get('instances', shipment.guest.name)[
-            'architecture']
 
     def _size(self, guest: lxd_guest.Guest,
               volumes: list[Mapping[str, Any]]) -> int:
