@@ -186,7 +186,7 @@ class ResizeTest(ResizeTestCase):
         with self.running_on(server):
             self.resize(server, memory_mb=256)
             self.assertEqual('256MiB', self.config(server)['limits.memory'])
-            # LXD has it for the next start, whoever requests that.
+            # LXD has it for the next start, also for one of its own.
             self.assertIn(key, self.config(server))
             self.revert(server)
             self.assertIn(key, self.config(server))
