@@ -509,14 +509,18 @@ run_unit() {
     cat "$RESULTS/beside.log"
 }
 
-# Prints the reasons of skipped tests and writes down what each test took.
+# Prints which tests have failed and why tests were skipped, and writes down what
+# each test took.
 summarize_tests() {
     local -a reports
+    local failures
     shopt -s nullglob
     reports=("$RESULTS"/*.xml)
     ((${#reports[@]})) || return 0
     "$PYTHON" tools/test_results.py durations "${reports[@]}" \
         >"$RESULTS/durations.txt"
+    failures=$("$PYTHON" tools/test_results.py failures "${reports[@]}")
+    [[ -z $failures ]] || printf '\nFailed:\n%s\n' "$failures"
     printf '\nSkipped:\n'
     "$PYTHON" tools/test_results.py skips "${reports[@]}"
     printf '\nResults and the durations of all tests: %s\n' "$RESULTS"

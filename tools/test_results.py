@@ -13,7 +13,8 @@
 """Evaluate the JUnit files of run_tests.sh.
 
 ``counts FILE...`` prints the numbers of passed, failed and skipped tests,
-``durations FILE...`` the seconds of all tests, the longest first, and
+``durations FILE...`` the seconds of all tests, the longest first,
+``failures FILE...`` the names of failed tests and how their reports end, and
 ``skips FILE...`` the reasons of skipped tests, with their numbers.
 """
 
@@ -23,6 +24,10 @@ import collections
 import pathlib
 import sys
 from xml.etree import ElementTree
+
+
+# Of the report of a failed test, whose end names the error.
+_LINES_OF_REPORT = 25
 
 
 def _cases(paths: list[str]) -> list[tuple[str, ElementTree.Element]]:
@@ -61,6 +66,25 @@ def durations(paths: list[str]) -> list[str]:
             for seconds, stage, name in found]
 
 
+def failures(paths: list[str]) -> list[str]:
+    """Return the name of each failed test and the end of its report.
+
+    The output of a long run is often cut to its end, where the summary stands.
+
+    :param paths: JUnit files.
+    """
+    lines = []
+    for stage, case in _cases(paths):
+        for outcome in ('failure', 'error'):
+            if (failed := case.find(outcome)) is None:
+                continue
+            lines.append(f'{stage}: {case.get("classname")}.'
+                         f'{case.get("name")}')
+            report = (failed.text or failed.get('message') or '').splitlines()
+            lines += [f'    {line}' for line in report[-_LINES_OF_REPORT:]]
+    return lines
+
+
 def skips(paths: list[str]) -> list[str]:
     """Return a line for each reason of skipped tests, with its number.
 
@@ -74,6 +98,7 @@ def skips(paths: list[str]) -> list[str]:
 
 
 if __name__ == '__main__':
-    command = {'counts': counts, 'durations': durations, 'skips': skips}
+    command = {'counts': counts, 'durations': durations,
+               'failures': failures, 'skips': skips}
     for line in command[sys.argv[1]](sys.argv[2:]):
         print(line)
