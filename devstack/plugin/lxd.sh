@@ -138,6 +138,7 @@ function install_nova_lxd_daemon {
     lvm) install_package lvm2 thin-provisioning-tools ;;
     esac
     add_nova_lxd_subordinate_ids
+    sudo "$NOVA_LXD_DIR/tools/kernel_limits.sh" raise "$NOVA_LXD_STATE/limits"
     wait_for_nova_lxd
 }
 
@@ -313,6 +314,7 @@ function remove_nova_lxd_daemon {
             sudo sed -i "/^$line\$/d" "/etc/$file"
         done < <(cat "$NOVA_LXD_STATE/$file" "$NOVA_LXD_STATE/$file.own" 2>/dev/null)
     done
+    sudo "$NOVA_LXD_DIR/tools/kernel_limits.sh" restore "$NOVA_LXD_STATE/limits"
     sudo rm -rf "$NOVA_LXD_STATE"
 }
 

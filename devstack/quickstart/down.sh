@@ -149,6 +149,7 @@ command_purge() {
     forget_targets
     "$REPO/tools/udev_rule.sh" remove "$DATA/undo/udev"
     undo_subordinate_ids
+    "$REPO/tools/kernel_limits.sh" restore "$DATA/undo/kernel-limits"
     allow_service_start
     unmount_below "$PREFIX"
     detach_loops

@@ -111,6 +111,15 @@ create_pool() {
     lxc storage create "$POOL_NAME" dir
 }
 
+# Purge puts the limits back.
+raise_kernel_limits() {
+    local line
+    "$REPO/tools/kernel_limits.sh" raise "$DATA/undo/kernel-limits" |
+        while read -r line; do
+            warn "$line"
+        done
+}
+
 # To publish an image of a guest, LXD looks up the name of each file's owner,
 # none of which this host knows. nss-systemd comes last: it takes ten times as
 # long as the files of the host, and aborts LXD if another thread has closed its
@@ -139,7 +148,8 @@ save_server() {
 }
 
 run_lxd() {
-    daemon_start lxd "${LXD_ENV[@]}" LD_LIBRARY_PATH="$DATA/lxd-libraries" \
+    NOFILE=1048576 \
+        daemon_start lxd "${LXD_ENV[@]}" LD_LIBRARY_PATH="$DATA/lxd-libraries" \
         "$CONTAINER_DAEMON" --group root &&
         wait_until LXD 60 lxd lxd_admin waitready --timeout=30
 }
@@ -150,6 +160,7 @@ step_lxd() {
     mkdir -p "$LXD_HOME" "$DATA/lxd-client"
     chmod 711 "$LXD_HOME"
     ensure_subordinate_ids
+    raise_kernel_limits
     start_lxcfs
     without_systemd_names
     # LXD 5.0 panics if it is notified of a guest's end before it is ready, as

@@ -98,7 +98,7 @@ kill_orphans() {
 # daemon_start NAME [VARIABLE=value]... COMMAND [argument]...
 #
 # With WATCH set to a list of files, a running daemon is restarted if one of
-# them has changed.
+# them has changed. NOFILE raises its limit of open files above that of root.
 daemon_start() {
     local name=$1 pid
     shift
@@ -112,7 +112,8 @@ daemon_start() {
     kill_orphans "$name"
     (
         cd /
-        ulimit -n "$(ulimit -Hn)" || :
+        { [[ -n ${NOFILE:-} ]] && ulimit -n "$NOFILE"; } 2>/dev/null ||
+            ulimit -n "$(ulimit -Hn)" || :
         [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
         exec setsid "${CLEAN_ENV[@]}" "$@" </dev/null >>"$LOG/$name.log" \
             2>&1 3>&-

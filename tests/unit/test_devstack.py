@@ -271,6 +271,88 @@ class UdevRuleTestCase(base.BaseTestCase):
         self.assertFalse(self.target.exists())
 
 
+class KernelLimitsTestCase(base.BaseTestCase):
+    """tools/kernel_limits.sh."""
+
+    INSTANCES = 'fs.inotify.max_user_instances'
+    KEYS = 'kernel.keys.maxkeys'
+    FILES = 'fs.file-max'
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.root = self.useFixture(_Files()).path
+        self.set(self.INSTANCES, 128)
+        self.set(self.KEYS, 200)
+        # systemd sets it at boot.
+        self.set(self.FILES, 2 ** 63 - 1)
+
+    def file(self, name: str) -> pathlib.Path:
+        return self.root / 'proc/sys' / name.replace('.', '/')
+
+    def set(self, name: str, value: int) -> None:
+        self.file(name).parent.mkdir(parents=True, exist_ok=True)
+        self.file(name).write_text(f'{value}\n')
+
+    def get(self, name: str) -> int:
+        return int(self.file(name).read_text())
+
+    def limits(self, command: str) -> str:
+        return subprocess.run(
+            [REPO / 'tools' / 'kernel_limits.sh', command,
+             self.root / 'undo' / 'record'],
+            check=True, text=True, stdout=subprocess.PIPE,
+            env={**os.environ, 'KERNEL_LIMITS_ROOT': str(self.root)}).stdout
+
+    def test_there_and_back(self):
+        for _ in range(2):
+            self.limits('raise')
+            self.assertEqual(1048576, self.get(self.INSTANCES))
+            self.assertEqual(20000, self.get(self.KEYS))
+        for _ in range(2):
+            self.limits('restore')
+            self.assertEqual(128, self.get(self.INSTANCES))
+            self.assertEqual(200, self.get(self.KEYS))
+        self.assertEqual(2 ** 63 - 1, self.get(self.FILES))
+
+    def test_after_a_reboot(self):
+        self.limits('raise')
+        self.set(self.INSTANCES, 256)
+        self.limits('raise')
+        self.assertEqual(1048576, self.get(self.INSTANCES))
+        self.limits('restore')
+        self.assertEqual(128, self.get(self.INSTANCES))
+        self.limits('raise')
+        self.set(self.INSTANCES, 128)
+        self.limits('restore')
+        self.assertEqual(128, self.get(self.INSTANCES))
+
+    def test_value_of_the_operator_stays(self):
+        self.limits('raise')
+        self.set(self.INSTANCES, 4096)
+        self.set(self.KEYS, 30000)
+        self.limits('restore')
+        self.assertEqual(4096, self.get(self.INSTANCES))
+        self.assertEqual(30000, self.get(self.KEYS))
+
+    def test_higher_values_stay(self):
+        self.set(self.INSTANCES, 2097152)
+        self.limits('raise')
+        self.assertEqual(2097152, self.get(self.INSTANCES))
+
+    def test_limits_that_cannot_be_changed(self):
+        """The kernel of a sandbox ignores the change; others are missing."""
+        self.file(self.INSTANCES).unlink()
+        self.file(self.INSTANCES).symlink_to('/dev/null')
+        # Reads as nothing, which counts as 0.
+        said = self.limits('raise')
+        self.assertRegex(said, f'cannot be raised here: {self.INSTANCES}=')
+        self.assertRegex(said, 'do not exist here:.* vm.max_map_count')
+        self.assertNotIn(self.KEYS, said)
+        self.assertEqual(20000, self.get(self.KEYS))
+        self.limits('restore')
+        self.assertEqual(200, self.get(self.KEYS))
+
+
 class ImageTestCase(base.BaseTestCase):
     """devstack/plugin/image.sh."""
 
