@@ -65,6 +65,7 @@ def check(session: lxd.Session, conf: Any) -> None:
 
     wait_for_lxd(session, conf.lxd.startup_timeout, check_lxd)
     host_checks.report_uid_ranges(session, conf.lxd)
+    host_checks.report_kernel_limits(session, conf.lxd)
     host_checks.report_device_activation(session)
     host_checks.report_server(session)
 

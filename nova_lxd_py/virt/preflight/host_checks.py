@@ -24,6 +24,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt import exception_mapping
 from nova_lxd_py.virt.host import cpus
 from nova_lxd_py.virt.host import device_activation
+from nova_lxd_py.virt.host import kernel_limits
 from nova_lxd_py.virt.host import passthrough
 from nova_lxd_py.virt.host import server_host
 from nova_lxd_py.virt.host import subordinate_ids
@@ -169,6 +170,31 @@ def report_uid_ranges(session: lxd.Session, options: Any) -> None:
         return
     LOG.info('Host has %d ranges of host uids for instances; extend '
              '/etc/subuid and /etc/subgid for more', ranges)
+
+
+def report_kernel_limits(session: lxd.Session, options: Any) -> None:
+    """Log the limits of the kernel that are too low for hundreds of servers.
+
+    :param session: the connected LXD session.
+    :param options: the ``[lxd]`` option group.
+    """
+    if not session.is_local:
+        return
+    environment = session.server.get('environment', {})
+    for shortage in kernel_limits.shortages(
+            shared_range=options.idmap_isolation != 'server',
+            server_pid=environment.get('server_pid')):
+        limit = shortage.limit
+        LOG.warning('Kernel limit %(name)s is %(value)d, which allows '
+                    '%(servers)s; it applies to %(scope)s. Set it to '
+                    '%(recommended)d. See "Many instances on a host" in the '
+                    'operations guide.',
+                    {'name': limit.name, 'value': shortage.value,
+                     'servers': ('any number of idle servers'
+                                 if shortage.servers is None else
+                                 f'about {shortage.servers} servers'),
+                     'scope': limit.scope,
+                     'recommended': limit.recommended})
 
 
 def report_device_activation(session: lxd.Session) -> None:

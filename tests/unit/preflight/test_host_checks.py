@@ -15,12 +15,15 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import re
 import shutil
 import unittest
 
 import fixtures
 
 from nova_lxd_py import conf
+from nova_lxd_py.virt.host import kernel_limits
 from nova_lxd_py.virt.lxd import session
 from nova_lxd_py.virt.preflight import host_checks
 from tests.fixtures import preflight_case
@@ -135,6 +138,138 @@ class UidRangeTestCase(preflight_case.PreflightTestCase):
         self.set_uid_ranges(0)
         self.check()
         self.assertNotIn('/etc/subuid', self.log.output)
+
+
+class KernelLimitsTestCase(preflight_case.PreflightTestCase):
+
+    #: Values of the kernel and of Debian 12 with 8 GiB of memory.
+    DEFAULTS = {
+        'fs.inotify.max_user_instances': 128,
+        'fs.inotify.max_user_watches': 65536,
+        'fs.inotify.max_queued_events': 16384,
+        'kernel.keys.maxkeys': 200,
+        'kernel.keys.maxbytes': 20000,
+        'kernel.pty.max': 4096,
+        'kernel.pty.reserve': 1024,
+        'net.ipv4.neigh.default.gc_thresh3': 1024,
+        'net.ipv6.neigh.default.gc_thresh3': 1024,
+        'fs.file-max': 2 ** 63 - 1,
+        'fs.aio-max-nr': 65536,
+        'vm.max_map_count': 65530,
+    }
+    NOFILE = 'LimitNOFILE'
+
+    def set_limits(self, **changes: int) -> None:
+        for name, value in {**self.DEFAULTS, **changes}.items():
+            self.set_sysctl(name, value)
+
+    def set_recommended(self) -> None:
+        self.set_limits(**{limit.name: limit.recommended
+                           for limit in kernel_limits.LIMITS})
+
+    def set_daemon(self, name: str, open_files: int | str) -> None:
+        pid = self.check().server['environment']['server_pid']
+        self.write_proc(f'{pid}/comm', name)
+        self.write_proc(
+            f'{pid}/limits',
+            'Limit                     Soft Limit   Hard Limit   Units\n'
+            'Max processes             1024         1024         processes\n'
+            f'Max open files            1024         {open_files}   files')
+
+    def warnings(self) -> dict[str, str]:
+        """Check, and return the text about each limit."""
+        before = len(self.log.output)
+        self.check()
+        return dict(re.findall(r'Kernel limit (\S+) is (.*)',
+                               self.log.output[before:]))
+
+    def test_machine_as_installed(self) -> None:
+        self.set_limits()
+        warnings = self.warnings()
+        for name, text in (
+                ('fs.inotify.max_user_instances',
+                 '128, which allows about 12 servers; it applies to all '
+                 'servers together. Set it to 1048576.'),
+                ('kernel.keys.maxkeys',
+                 '200, which allows about 10 servers; it applies to servers '
+                 'that share a range of host uids'),
+                ('kernel.keys.maxbytes',
+                 '20000, which allows about 57 servers'),
+                ('fs.inotify.max_queued_events',
+                 '16384, which allows any number of idle servers; it applies '
+                 'to each inotify instance'),
+                ('fs.aio-max-nr', '65536, which allows any number'),
+                ('vm.max_map_count', '65530, which allows any number')):
+            self.assertIn(text, warnings.pop(name))
+        self.assertEqual({}, warnings)
+
+    def test_recommended_values(self) -> None:
+        self.set_recommended()
+        self.set_daemon('lxd', kernel_limits.NOFILE.recommended)
+        self.assertEqual({}, self.warnings())
+
+    def test_each_limit(self) -> None:
+        self.set_recommended()
+        for limit in kernel_limits.LIMITS:
+            value = kernel_limits.SERVERS * limit.per_server
+            if limit.reserve:
+                value += self.DEFAULTS[limit.reserve]
+            self.set_sysctl(limit.name, value or limit.recommended)
+            self.assertEqual({}, self.warnings(), limit.name)
+            self.set_sysctl(limit.name, (value or limit.recommended) - 1)
+            self.assertEqual([limit.name], list(self.warnings()))
+            self.set_sysctl(limit.name, limit.recommended)
+
+    def test_reserve_of_the_host(self) -> None:
+        self.set_recommended()
+        self.set_sysctl('kernel.pty.max', 1224)
+        self.assertIn('1224, which allows about 100 servers',
+                      self.warnings()['kernel.pty.max'])
+
+    def test_own_ranges(self) -> None:
+        """Each instance has limits of its own for keys."""
+        self.cfg.config(group='lxd', idmap_isolation='server')
+        self.set_limits()
+        self.assertNotIn('kernel.keys', ' '.join(self.warnings()))
+
+    def test_limits_that_are_not_shown(self) -> None:
+        self.set_limits()
+        for name in ('net/ipv4/neigh/default/gc_thresh3',
+                     'fs/inotify/max_user_instances'):
+            (self.proc / 'sys' / name).unlink()
+        self.set_sysctl('fs.inotify.max_user_watches', 5)
+        self.write_proc('sys/vm/max_map_count', '')
+        self.assertEqual(
+            ['fs.inotify.max_user_watches', 'fs.inotify.max_queued_events',
+             'kernel.keys.maxkeys', 'kernel.keys.maxbytes', 'fs.aio-max-nr'],
+            list(self.warnings()))
+
+    def test_open_files(self) -> None:
+        self.set_daemon('lxd', 1024)
+        self.assertRegex(self.warnings()[self.NOFILE], '1024, which allows')
+        self.set_daemon('lxd', 'unlimited')
+        self.assertEqual({}, self.warnings())
+        # The process id is that of another namespace.
+        self.set_daemon('bash', 1024)
+        self.assertEqual({}, self.warnings())
+
+    def test_remote(self) -> None:
+        self.set_limits()
+        self.cfg.config(group='lxd', endpoint='https://192.0.2.1:8443')
+        host_checks.report_kernel_limits(
+            session.Session(conf.CONF.lxd), conf.CONF.lxd)
+        self.assertNotIn('Kernel limit', self.log.output)
+
+    def test_script_sets_them(self) -> None:
+        """tools/kernel_limits.sh has the same values."""
+        script = pathlib.Path(__file__).parents[3] / 'tools/kernel_limits.sh'
+        values = dict(re.findall(r'^([a-z]+\.\S+) +(\d+)$',
+                                 script.read_text(), re.MULTILINE))
+        self.assertEqual(
+            {limit.name: str(limit.recommended)
+             for limit in kernel_limits.LIMITS},
+            {name: value for name, value in values.items()
+             if not name.endswith(('gc_thresh1', 'gc_thresh2'))})
 
 
 class ServerTestCase(preflight_case.PreflightTestCase):
