@@ -23,6 +23,7 @@ from nova import exception
 from nova.network import model
 from nova import objects
 
+from nova_lxd_py.virt.vif import veth
 from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
 from tests.fixtures.fake_lxd import fixture
@@ -118,6 +119,18 @@ class RescueTest(fake_driver_host.FakeDriverTestCase):
         self.assertEqual('Running', self.status()[f'{server.name}-rescue'])
         self.driver.destroy(self.context, server, self.ports)
         self.assert_nothing_left()
+
+    def test_ports_that_an_unknown_guest_holds(self) -> None:
+        """LXD has lost a guest of which the network devices are left."""
+        server = self.make()
+        inner = veth.VethPair(self.ports[0]).inner
+        for act in (self.rescue, self.unrescue):
+            with self.subTest(act=act.__name__):
+                self.driver.power_off(server)
+                lost = self.network.hand_over(inner)
+                act(server)
+                self.assert_state(power_state.RUNNING, server)
+                self.assertNotIn(lost, self.network.devices.values())
 
     def test_volumes_wait(self) -> None:
         volume = self.storage.volume()

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import errno
 
+import fixtures
 from nova.compute import power_state
 from nova import exception
 
+from nova_lxd_py.virt.guest import events
 from tests.fixtures import volume_case
 
 PATH = volume_case.PATH
@@ -26,6 +28,11 @@ PATH = volume_case.PATH
 
 class SwapCases:
     """Tests for all kinds of connections and both modes."""
+
+    def setUp(self) -> None:
+        self.useFixture(fixtures.MockPatchObject(
+            events, 'RECONNECT_FIRST', 0.02))
+        super().setUp()
 
     def test_swap(self) -> None:
         self.volume.disk.data = b'mine'
@@ -56,6 +63,27 @@ class SwapCases:
                 self.assertEqual([self.volume.id], list(self.given()))
                 self.assertIsNone(self.storage.device_of(target))
                 self.assertIsNotNone(self.storage.device_of(self.volume))
+        self.detach(connection)
+        self.assert_detached()
+
+    def test_swap_that_cannot_be_rolled_back(self) -> None:
+        """The guest may have either, so both stay connected until LXD takes
+        the old one back."""
+        connection, target = self.attach(), self.storage.volume(
+            self.kind, size_gb=2)
+        self.storage.fail('block_copy.copy', OSError(errno.EIO, 'I/O error'))
+        self.lxd.fail_next('PATCH', f'/1.0/instances/{self.server.name}')
+        self.assertRaises(
+            exception.VolumeAttachFailed, self.driver.swap_volume,
+            self.context, connection, target.connection(), self.server, PATH,
+            0)
+        self.assertEqual({}, self.given())
+        for volume in (self.volume, target):
+            self.assertIsNotNone(self.storage.device_of(volume))
+        self.lxd.close_websockets()
+        self.lxd.wait_for(
+            lambda: self.storage.device_of(target) is None)
+        self.assertEqual([self.volume.id], list(self.given()))
         self.detach(connection)
         self.assert_detached()
 

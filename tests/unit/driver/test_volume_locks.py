@@ -20,9 +20,12 @@ import contextlib
 import threading
 from typing import Any
 
+import fixtures
 from nova import exception
 from oslo_utils import units
 
+from nova_lxd_py.virt.guest import events
+from nova_lxd_py.virt.volume import attach_notes
 from tests.fixtures import volume_case
 
 
@@ -71,3 +74,57 @@ class LockTest(volume_case.VolumeTestCase):
     def test_another_server_is_started_with_it_meanwhile(self) -> None:
         self.while_attaching(lambda other: self.driver.power_on(
             self.context, other, [], self.info()))
+
+
+class ReconcileTest(volume_case.VolumeTestCase):
+    """Volumes are reconciled, since LXD is back, while a server is changed."""
+
+    def setUp(self) -> None:
+        self.useFixture(fixtures.MockPatchObject(
+            events, 'RECONNECT_FIRST', 0.02))
+        super().setUp()
+
+    def reconcile(self, *_request: Any) -> None:
+        self.lxd.clear_requests()
+        self.lxd.close_websockets()
+        # One for the registry of guests, the next to reconcile.
+        self.lxd.wait_for(
+            lambda: self.lxd.count('GET', '/1.0/instances') > 1)
+        # Without a lock it would get to work meanwhile.
+        self.wait(0.3)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until volumes are reconciled, or for so many seconds."""
+        for thread in threading.enumerate():
+            if thread.name == 'lxd-reconnect':
+                thread.join(seconds)
+
+    def test_volume_of_a_server_that_is_started(self) -> None:
+        """The server's LXD instance does not have its device yet."""
+        self.driver.power_off(self.server)
+        self.lxd.before('PUT', f'/1.0/instances/{self.server.name}',
+                        self.reconcile)
+        self.driver.power_on(self.context, self.server, [], self.info())
+        self.assertEqual([self.volume.id], list(self.given()))
+        self.assertIsNotNone(self.storage.device_of(self.volume))
+
+    def test_swap_that_is_under_way(self) -> None:
+        """The note of it looks like that of an interrupted one."""
+        connection, target = self.attach(), self.storage.volume()
+        self.storage.before('block_copy.copy', self.reconcile)
+        self.driver.swap_volume(self.context, connection, target.connection(),
+                                self.server, volume_case.PATH, 0)
+        self.wait(5)
+        self.assertEqual([target.id], list(self.given()))
+        self.assertIsNone(self.storage.device_of(self.volume))
+
+    def test_note_of_a_volume_that_is_being_connected(self) -> None:
+        """If nova-compute ends now, nothing else tells of the volume."""
+        def connect() -> None:
+            self.reconcile()
+            notes.append(attach_notes.KEY_ATTACHING in
+                         self.config(self.server))
+        notes: list[bool] = []
+        self.storage.before('brick.connect', connect)
+        self.attach()
+        self.assertEqual([True], notes)

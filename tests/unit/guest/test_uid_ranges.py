@@ -14,7 +14,12 @@
 
 from __future__ import annotations
 
+import time
+
+import fixtures
+
 from nova_lxd_py import conf
+from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.guest import uid_ranges
 from tests.fixtures import session_case
@@ -60,3 +65,25 @@ class ProjectTestCase(session_case.SessionTestCase):
         self.assertEqual(base, self.base())
         self.assertNotIn(uid_ranges.KEY_UNUSED,
                          self.lxd.instance(name).config)
+
+    def test_used_while_unused_ranges_are_released(self) -> None:
+        """That range stays; the other projects without instances lose
+        theirs."""
+        now = time.time()
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.guest.uid_ranges.time.time', lambda: now))
+        self.lxd.daemon.uid_range = (self.lxd.daemon.uid_range[0], 4 * 65536)
+        holders = {}
+        for project in ('p1', 'p2', 'p3'):
+            self.base(project)
+            [holders[project]] = set(self.lxd.instances) - set(
+                holders.values())
+            now += 1
+        now += uid_ranges.GRACE
+        # p1 has waited longest and is the first.
+        self.lxd.before('DELETE', f'/1.0/instances/{holders["p1"]}',
+                        lambda request: self.base('p2') and None)
+        self.base('p4')
+        self.assertEqual({'p2', 'p4'}, {
+            guest.config[lxd_guest.KEY_PROJECT] for guest in
+            self.guests.all()})
