@@ -123,14 +123,14 @@ class LXDDriver(driver.ComputeDriver):
 
     def destroy(self, context, instance, network_info, block_device_info=None,
                 destroy_disks=True, destroy_secrets=True):
-        self._services.teardown.destroy(instance, network_info,
+        self._services.teardown.destroy(instance, network_info or [],
                                         block_device_info, destroy_disks)
 
     def cleanup(self, context, instance, network_info, block_device_info=None,
                 destroy_disks=True, migrate_data=None, destroy_vifs=True,
                 destroy_secrets=True):
         self._services.teardown.destroy(
-            instance, network_info if destroy_vifs else None,
+            instance, (network_info or []) if destroy_vifs else None,
             block_device_info, destroy_disks)
 
     def power_off(self, instance, timeout=0, retry_interval=0):

@@ -34,6 +34,10 @@ from tests.campaign import project
 from tests.campaign import repair
 from tests.fixtures import cloud
 
+#: How often a repair is tried that other faults interrupt.
+REPAIRS = 3
+#: Seconds between such repairs, in which services connect again.
+PAUSE = 5
 #: Seconds after which nothing of deleted servers is left.
 CLEAN_TIMEOUT = 120
 
@@ -42,6 +46,7 @@ CLEAN_TIMEOUT = 120
 class Report:
     """What a campaign has done and found.
 
+    :ivar seconds: how long it took, without the comparison at its end.
     :ivar operations: how often each was done.
     :ivar faults: how often each daemon was killed.
     :ivar interrupted: operations that failed with the daemon that was killed.
@@ -50,6 +55,7 @@ class Report:
     """
 
     seed: int
+    seconds: float = 0
     operations: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter)
     faults: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -64,7 +70,7 @@ class Report:
                              sorted(numbers.items())) or 'none'
         return '\n'.join((
             f'NOVA_LXD_TEST_SEED={self.seed}: '
-            f'{self.operations.total()} operations',
+            f'{self.operations.total()} operations in {self.seconds:.0f} s',
             f'operations: {counts(self.operations)}',
             f'killed: {counts(self.faults)}',
             f'interrupted: {len(self.interrupted)}', *self.interrupted,
@@ -104,9 +110,11 @@ class Campaign:
         project_ = project.Project(len(self._slots))
         self._actions = actions.Actions(project_)
         self._repair = repair.Repair(project_, self._actions)
+        begin = time.monotonic()
         try:
             self._work()
         finally:
+            self.report.seconds = time.monotonic() - begin
             self.report.faults = self._faults.count()
             self.report.wrong += project_.delete()
         # What a crash leaves is removed when nova-compute starts.
@@ -182,14 +190,25 @@ class Campaign:
 
     def _mend(self, slot: plan.Slot, operation: plan.Operation, title: str
               ) -> None:
-        try:
-            how = self._repair.run(slot, operation)
-            lost = self._actions.check(slot)
-        except Exception as error:
-            how, lost = ['gave up'], [
-                f'not repaired: {type(error).__name__}: {error}']
+        for attempts_left in reversed(range(REPAIRS)):
+            self._faults.wait()
+            begin = time.monotonic()
+            try:
+                how = self._repair.run(slot, operation)
+                lost = self._actions.check(slot)
+                break
+            except Exception as error:
+                failure = f'{type(error).__name__}: {error}'
+            # Another daemon may have been killed meanwhile.
+            if attempts_left and self._faults.between(
+                    begin, time.monotonic()):
+                _note(f'{title}: to be repaired again after {failure}')
+                time.sleep(PAUSE)
+                continue
+            how, lost = ['gave up'], [f'not repaired: {failure}']
             with contextlib.suppress(Exception):
                 self._repair.give_up(slot)
+            break
         _note(f'{title}: {", ".join(how) or "nothing to repair"}')
         with self._lock:
             self.report.repairs.update(how)

@@ -56,6 +56,14 @@ class Faults:
             with self._lock:
                 self._done[-1] = (daemon, begin, time.monotonic())
 
+    def wait(self) -> None:
+        """Wait until no daemon is away."""
+        while True:
+            with self._lock:
+                if all(until is not None for *_, until in self._done):
+                    return
+            time.sleep(0.5)
+
     def count(self) -> dict[str, int]:
         """How often each daemon was killed."""
         with self._lock:

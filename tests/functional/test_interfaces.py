@@ -109,6 +109,13 @@ class InterfaceTest(driver_case.NetworkCase, unittest.TestCase):
         self.assert_attached()
         self.assertEqual({'lo', 'eth0'}, set(self.addresses()))
 
+    def test_deleted_without_the_ports(self) -> None:
+        """Nova has released them after a deletion that failed."""
+        self.attach(2)
+        self.host.driver.destroy(self.host.context, self.server, [])
+        self.assertEqual([], self.left_on_host())
+        self.assertEqual([], self.host.driver.list_instances())
+
     def test_starts_after_rename_or_deletion(self) -> None:
         driver, context = self.host.driver, self.host.context
         self.attach(2)

@@ -164,6 +164,33 @@ class LifeTestCase(lab.VIFTestCase):
         self.assert_connected(guest, other)
 
 
+class ForgottenTestCase(lab.VIFTestCase):
+    """Ports that Nova has released in Neutron are removed all the same."""
+
+    def assert_unplugged(self, guest: lab.Guest) -> None:
+        self.assertIs(veth.VethState.ABSENT, guest.pair.state())
+        self.assertNotIn(guest.pair.outer, lab.OVS.ports())
+
+    def test_found_on_the_host(self) -> None:
+        guest, other = self.make_guests()
+        guest.stop()
+        self.vifs.unplug_all(guest.instance, [], {})
+        self.assert_unplugged(guest)
+        self.assertIs(veth.VethState.IN_GUEST, other.pair.state())
+        self.assertIn(other.pair.outer, lab.OVS.ports())
+
+    def test_found_in_lxd(self) -> None:
+        """Open vSwitch's database has kept the port of a lost device."""
+        guest, other = self.make_guests()
+        guest.stop()
+        network.delete_device(guest.pair.outer)
+        self.assertIn(guest.pair.outer, lab.OVS.ports())
+        self.vifs.unplug_all(guest.instance, [],
+                             self.vifs.devices([guest.vif]))
+        self.assert_unplugged(guest)
+        self.assertIn(other.pair.outer, lab.OVS.ports())
+
+
 class LossTestCase(lab.VIFTestCase):
     """A port whose devices were lost works again after the next start."""
 

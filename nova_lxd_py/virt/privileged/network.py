@@ -42,6 +42,8 @@ NETWORK_TIMEOUT = 30
 # Ports are named by a prefix and the first 11 characters of their UUID.
 _OUR_DEVICE = re.compile(r'(?:tap|nic|tin|tso|tsi)[0-9a-f]{8}-[0-9a-f]{2}')
 _BRIDGE = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}')
+# IFALIASZ in linux/if.h.
+_ALIAS = re.compile(r'[ -~]{1,255}')
 _MAC = re.compile(r'[0-9a-f]{2}(?::[0-9a-f]{2}){5}')
 
 # From linux/if_ether.h and linux/pkt_sched.h; handles are major << 16 | minor.
@@ -186,6 +188,21 @@ def set_mtu(name: str, mtu: int) -> None:
     with _netlink() as netlink:
         netlink.link('set', index=_index(netlink, _device(name)),
                      mtu=_mtu(mtu))
+
+
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+def set_alias(name: str, alias: str) -> None:
+    """Set the alias of the device of a port, a text that is shown with it.
+
+    :param name: name of the device.
+    :param alias: printable ASCII characters.
+    :raises OSError: if there is no such device or the kernel refuses.
+    """
+    if not isinstance(alias, str) or not _ALIAS.fullmatch(alias):
+        raise ValueError(f'{alias!r} is not an alias of a device')
+    with _netlink() as netlink:
+        netlink.link('set', index=_index(netlink, _device(name)),
+                     ifalias=alias)
 
 
 @privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)

@@ -247,7 +247,7 @@ class MigrateOps:
             guest = shipment.guest.reload()
             if mappings.volumes(block_device_info):
                 self._volumes.release(instance, guest, block_device_info)
-            self._vifs.unplug(instance, network_info or ())
+            self._vifs.unplug_all(instance, network_info, guest.devices)
             self._serial_consoles.remove(instance)
             # Last: until here the server is on this host.
             guest.update(config={

@@ -66,7 +66,8 @@ class TeardownOps:
         See :meth:`nova.virt.driver.ComputeDriver.destroy` and
         :meth:`nova.virt.driver.ComputeDriver.cleanup`.
 
-        :param network_info: the ports to unplug, None for none.
+        :param network_info: the ports that Nova knows. All that the instance
+            has on this host are unplugged, unless this is None.
         :param destroy_disks: False stops the LXD instance and keeps it with
             its disks.
         """
@@ -84,6 +85,7 @@ class TeardownOps:
                     self._volumes.release(instance, guest, block_device_info)
                 return
             volumes = lxd_devices.volumes(guest)
+            devices = guest.devices if guest else {}
             if destroy_disks:
                 self._guests.delete_all(instance)
                 self._disks.delete_ephemeral(instance)
@@ -100,7 +102,8 @@ class TeardownOps:
             # host must have no connection to them any more.
             self._volumes.remove(instance, volumes, block_device_info,
                                  force=destroy_disks)
-            self._vifs.unplug(instance, network_info or ())
+            if network_info is not None:
+                self._vifs.unplug_all(instance, network_info, devices)
             self._disks.delete_config_drive(instance)
 
 

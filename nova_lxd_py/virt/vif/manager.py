@@ -19,7 +19,7 @@ Nova's, and waits for Neutron's events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 from typing import Any
 
@@ -34,7 +34,9 @@ from oslo_log import log as logging
 
 from nova_lxd_py import plugin_loader
 from nova_lxd_py.virt.vif import base
+from nova_lxd_py.virt.vif import labels
 from nova_lxd_py.virt.vif import qos
+from nova_lxd_py.virt.vif import veth
 
 CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
@@ -59,7 +61,11 @@ def device_name(vif: model.VIF) -> str:
     :returns: ``nic-`` and the first 11 characters of the port's id. It does
         not depend on the order of the instance's ports.
     """
-    return 'nic-' + vif['id'][:_DEVICE_ID_LENGTH]
+    return 'nic-' + _short_id(vif)
+
+
+def _short_id(vif: model.VIF) -> str:
+    return vif['id'][:_DEVICE_ID_LENGTH]
 
 
 class VIFManager:
@@ -147,6 +153,27 @@ class VIFManager:
                           {'port': vif['id'], 'device': base.devname(vif),
                            'error': error},
                           exc_info=not _is_logged(error), instance=instance)
+
+    def unplug_all(self, instance: objects.Instance,
+                   network_info: Iterable[model.VIF] | None,
+                   devices: Mapping[str, Mapping[str, str]]) -> None:
+        """Unplug all ports that an instance has on this host.
+
+        As :meth:`unplug`, also for ports of which Nova does not know any more,
+        see :mod:`.labels`.
+
+        :param instance: the instance.
+        :param network_info: the ports that Nova knows.
+        :param devices: the devices of the LXD instance; empty without one.
+        """
+        vifs = {_short_id(vif): vif for vif in network_info or []}
+        for vif in (*_ports_on_host(instance), *labels.ports_of_nics(devices)):
+            if _short_id(vif) not in vifs:
+                LOG.warning('Unplugging port %s..., which the server has on '
+                            'this host, but not in Nova', _short_id(vif),
+                            instance=instance)
+                vifs[_short_id(vif)] = vif
+        self.unplug(instance, vifs.values())
 
     def devices(self, network_info: Iterable[model.VIF]
                 ) -> dict[str, dict[str, str]]:
@@ -249,6 +276,14 @@ class VIFManager:
         if bound['network'] and not bound['network']['bridge']:
             bound['network']['bridge'] = CONF.neutron.ovs_bridge
         return bound
+
+
+def _ports_on_host(instance: objects.Instance) -> Iterator[model.VIF]:
+    """List the ports of an instance that have a network device here."""
+    for name in veth.names():
+        vif = labels.port(instance, name, veth.attribute(name, 'ifalias'))
+        if vif is not None:
+            yield vif
 
 
 def _lock(vif: model.VIF) -> contextlib.AbstractContextManager[Any]:

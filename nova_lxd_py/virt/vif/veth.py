@@ -44,6 +44,7 @@ from oslo_utils import excutils
 
 from nova_lxd_py.virt.privileged import network
 from nova_lxd_py.virt.vif import base
+from nova_lxd_py.virt.vif import labels
 from nova_lxd_py.virt.vif import qos
 
 LOG = logging.getLogger(__name__)
@@ -81,6 +82,11 @@ class VethState(enum.Enum):
 def exists(name: str) -> bool:
     """Return whether the host has a network device of that name."""
     return os.path.exists(f'{_SYSFS}/{name}')
+
+
+def names() -> list[str]:
+    """List the network devices of the host."""
+    return sorted(os.listdir(_SYSFS))
 
 
 def attribute(name: str, key: str) -> str | None:
@@ -164,11 +170,12 @@ class VethPair:
             time.sleep(0.1)
         return self.state()
 
-    def create(self, limits: qos.Limits, routed: bool) -> None:
+    def create(self, limits: qos.Limits, routed: bool, label: str) -> None:
         """Create the devices, of which none may exist.
 
         :param limits: bandwidth limits; if there are any, two pairs are made.
         :param routed: whether the host itself may use IPv6 on the outer end.
+        :param label: alias of the outer end, see :mod:`.labels`.
         :raises OSError: if the kernel refuses.
         """
         if limits:
@@ -180,6 +187,7 @@ class VethPair:
         else:
             network.create_veth(self.outer, self.inner, self._address,
                                 self._mtu, routed)
+        self.set_label(label)
 
     def set_limits(self, limits: qos.Limits) -> None:
         """Set the bandwidth limits of a port that has two pairs.
@@ -201,6 +209,14 @@ class VethPair:
         for name in self.names:
             if attribute(name, 'mtu') not in (None, str(self._mtu)):
                 network.set_mtu(name, self._mtu)
+
+    def set_label(self, label: str) -> None:
+        """Set the alias of the outer end.
+
+        :param label: the alias, see :mod:`.labels`.
+        """
+        if attribute(self.outer, 'ifalias') != label:
+            network.set_alias(self.outer, label)
 
     def remove(self) -> None:
         """Delete the devices that exist on the host."""
@@ -247,6 +263,7 @@ class VethPlugin(base.VIFPlugin):
             self._create_and_connect(instance, vif, limits)
             return
         pair.update_mtu()
+        pair.set_label(labels.text(instance, vif))
         if pair.is_limited:
             pair.set_limits(limits)
         elif limits:
@@ -303,8 +320,8 @@ class VethPlugin(base.VIFPlugin):
         :raises Exception: if the devices cannot be created.
         """
         self.unplug(instance, vif)
-        pair = VethPair(vif)
-        pair.create(limits, self.routed)
+        pair, label = VethPair(vif), labels.text(instance, vif)
+        pair.create(limits, self.routed, label)
         if not limits:
             return
         try:
@@ -318,7 +335,7 @@ class VethPlugin(base.VIFPlugin):
                         'some of these (%(error)s)',
                         {'port': vif['id'], 'error': error}, instance=instance)
             pair.remove()
-            pair.create(qos.Limits(), self.routed)
+            pair.create(qos.Limits(), self.routed, label)
 
     @staticmethod
     def _must_recreate(pair: VethPair, state: VethState, limits: qos.Limits,

@@ -79,16 +79,60 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         self.assertEqual({}, self.host.own())
         self.assertEqual([], self.host.lxd_volumes())
         self.assertEqual({}, self.storage.mounts)
+        self.assert_no_ports()
+
+    def assert_no_ports(self) -> None:
+        self.assertEqual(set(), self.network.names())
+        self.assertEqual({}, self.network.ports)
+
+    def test_again_without_the_ports(self) -> None:
+        """Nova releases ports after a deletion that LXD did not answer."""
+        for ports in ([], None):
+            server = self.make()
+            self.lxd.stop()
+            self.assertRaises(exception.HypervisorUnavailable, self.destroy,
+                              server)
+            self.lxd.start()
+            self.ports = ports
+            self.destroy(server)
+            self.assert_gone(server)
+
+    def test_without_lxd_instance_and_ports(self) -> None:
+        """LXD has deleted it, and Nova has released its ports."""
+        other = self.host.spawn(network_info=self.host.ports(1))
+        for changes in ({}, {'type': 'tap', 'details': {}}):
+            server = self.host.spawn(
+                network_info=self.host.ports(1, **changes))
+            self.delete_by_hand(server)
+            self.driver.destroy(self.context, server, [])
+            # Other servers keep theirs.
+            self.assertEqual(1, len(self.network.names()))
+        self.driver.destroy(self.context, other, [])
+        self.assert_no_ports()
+
+    def test_ports_plugged_by_an_older_release(self) -> None:
+        """Those have no label until they are plugged again, as Nova does
+        when it starts; LXD's devices name them."""
+        server = self.make()
+        for device in self.network.devices.values():
+            device.alias = ''
+        self.driver.plug_vifs(server, self.ports[:1])
+        self.ports = []
+        self.destroy(server)
+        self.assert_gone(server)
 
     def test_lxd_instance_is_gone(self) -> None:
         """Somebody has deleted it by hand; the rest goes nevertheless."""
         server = self.make()
+        self.delete_by_hand(server)
+        self.destroy(server)
+        self.assert_gone(server)
+
+    def delete_by_hand(self, server: objects.Instance) -> None:
         api, params = self.lxd.api, {'project': self.host.project}
         api.must('PUT', f'/1.0/instances/{server.name}/state',
                  {'action': 'stop', 'force': True}, params=params)
         api.must('DELETE', f'/1.0/instances/{server.name}', params=params)
-        self.destroy(server)
-        self.assert_gone(server)
 
     def test_in_rescue_with_leftovers_of_a_snapshot(self) -> None:
         server = self.make()

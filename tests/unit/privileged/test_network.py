@@ -37,6 +37,7 @@ class InputTestCase(base.BaseTestCase):
             for call in (
                     lambda: network.delete_device(name),
                     lambda: network.set_mtu(name, 1500),
+                    lambda: network.set_alias(name, 'x'),
                     lambda: network.add_to_bridge(name, 'br0'),
                     lambda: network.disable_checksum_offload(name),
                     lambda: network.join(name, INNER),
@@ -58,6 +59,10 @@ class InputTestCase(base.BaseTestCase):
                                             False),
                 lambda: network.set_mtu(OUTER, 10),
                 lambda: network.set_mtu(OUTER, '1500'),
+                lambda: network.set_alias(OUTER, ''),
+                lambda: network.set_alias(OUTER, 'a\nb'),
+                lambda: network.set_alias(OUTER, 'a' * 256),
+                lambda: network.set_alias(OUTER, 7),
                 lambda: network.add_to_bridge(OUTER, '../x'),
                 lambda: network.add_to_bridge(OUTER, 'a' * 16),
                 lambda: network.set_limit(OUTER, 0, 1, 1),
