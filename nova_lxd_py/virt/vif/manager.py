@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
+import sys
 from typing import Any
 
 from nova import conf as nova_conf
@@ -45,6 +46,13 @@ NAMESPACE = 'nova_lxd_py.vif'
 
 #: Plugin name for ports of type ``ovs`` with ``ovs_hybrid_plug``.
 HYBRID = 'ovs_hybrid'
+
+#: What Nova raises if Neutron's events do not arrive in time. Nova 31, which
+#: runs with eventlet only, raises that library's timeout.
+EVENT_TIMEOUT: type[BaseException] = (
+    exception.InstanceEventTimeout
+    if hasattr(exception, 'InstanceEventTimeout')
+    else sys.modules['eventlet'].Timeout)
 
 #: VIF types of ports that are not bound to a host.
 _UNBOUND_TYPES = (model.VIF_TYPE_UNBOUND, model.VIF_TYPE_BINDING_FAILED)
@@ -232,7 +240,7 @@ class VIFManager:
                     error_callback=_neutron_failed):
                 self.plug(instance, vifs, guest_stopped=True)
                 yield
-        except exception.InstanceEventTimeout as error:
+        except EVENT_TIMEOUT as error:
             LOG.warning('Timed out after %d seconds (vif_plugging_timeout) '
                         'waiting for network-vif-plugged events; see the logs '
                         'of Neutron and of its agent or ovn-controller on '
