@@ -19,7 +19,7 @@ set -uo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" || exit 1
 readonly REPO=$PWD
 readonly ENVS=$REPO/.venv
-readonly TOOLS=$ENVS/tools NOVA34=$ENVS/nova34 NOVA32=$ENVS/nova32
+readonly TOOLS=$ENVS/tools NOVA34=$ENVS/nova34
 readonly TEMPEST=$ENVS/tempest MUTATION=$ENVS/mutation
 readonly RESULTS=$ENVS/results
 readonly PYTHON=${PYTHON:-python3}
@@ -61,6 +61,8 @@ script runs itself with sudo if it is not root already.
 
 These run only if they are named; the last three take an hour each:
 
+  nova31       unit tests with Nova 31 and eventlet
+  nova33       unit tests with Nova 33 and native threads
   fuzz         what reads images, for FUZZ_SECONDS (default: 600); see
                tests/fuzz/README.rst
   mutation     whether unit tests notice small changes of the driver; options
@@ -160,8 +162,9 @@ need_nova34() {
         --editable '.[nova,tempest]'
 }
 
-need_nova32() {
-    make_env "$NOVA32" constraints-nova32.txt -- \
+# need_release NUMBER: an earlier release of Nova.
+need_release() {
+    make_env "$ENVS/nova$1" "constraints-nova$1.txt" -- \
         --requirement test-requirements.txt --editable '.[nova]'
 }
 
@@ -280,8 +283,18 @@ stage_cover() {
 }
 
 stage_eventlet() {
-    need_nova32 && OS_NOVA_DISABLE_EVENTLET_PATCHING=0 \
-        run_pytest eventlet "$NOVA32/bin/python" tests/unit 120
+    need_release 32 && OS_NOVA_DISABLE_EVENTLET_PATCHING=0 \
+        run_pytest eventlet "$ENVS/nova32/bin/python" tests/unit 120
+}
+
+stage_nova31() {
+    need_release 31 && OS_NOVA_DISABLE_EVENTLET_PATCHING=0 \
+        run_pytest nova31 "$ENVS/nova31/bin/python" tests/unit 120
+}
+
+stage_nova33() {
+    need_release 33 && OS_NOVA_DISABLE_EVENTLET_PATCHING=1 \
+        run_pytest nova33 "$ENVS/nova33/bin/python" tests/unit 120
 }
 
 stage_packaging() {
@@ -414,7 +427,7 @@ counts() {
 readonly -a STAGES=(pep8 mypy docs cover eventlet packaging functional cloud)
 
 is_stage() {
-    [[ " ${STAGES[*]} unit threads fuzz mutation campaign tempest " \
+    [[ " ${STAGES[*]} unit threads nova31 nova33 fuzz mutation campaign tempest " \
         == *" $1 "* ]]
 }
 
@@ -470,7 +483,7 @@ need_everything() {
         need_packages || return
     fi
     # Both use make_tools.
-    { need_nova34 && need_nova32; } || status=1
+    { need_nova34 && need_release 32; } || status=1
     if [[ -n $packages ]]; then
         wait "$packages" || status=1
         cat "$RESULTS/packages.log"
@@ -501,7 +514,7 @@ run_all() {
 
 # Runs the unit tests of both environments at the same time.
 run_unit() {
-    { need_nova34 && need_nova32; } ||
+    { need_nova34 && need_release 32; } ||
         fail 'Cannot create the test environments.'
     run_beside "$RESULTS/beside.log" eventlet
     run_stages threads
