@@ -446,7 +446,10 @@ on the path needs the search permission (``x``) for others, which the state
 directory of Nova often lacks. Its content is not accessible to others.
 
 Every nova-compute of a host needs a directory of its own: at its start, and
-when it reaches LXD again, it unmounts what none of its servers has.
+when it reaches LXD again, it unmounts what none of its servers has. It does
+not start if another one uses this directory, ``volume_mount_directory``,
+``volume_share_directory`` or ``volume_encryption_directory``: a file beside
+each, with the suffix ``.nova-compute.lock``, is locked and names the owner.
 """),
     cfg.StrOpt(
         'volume_encryption_directory',

@@ -40,6 +40,7 @@ from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt import peer
 from nova_lxd_py.virt import preflight
+from nova_lxd_py.virt.preflight import directory_locks
 from nova_lxd_py.virt.server import build as build_ops
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.server import incoming as incoming_ops
@@ -75,6 +76,7 @@ class Services:
     """What the driver delegates to."""
 
     session: lxd.Session
+    directory_locks: directory_locks.DirectoryLocks
     guests: registry.GuestRegistry
     watcher: events.EventWatcher
     host: lxd_host.Host
@@ -110,6 +112,7 @@ class Services:
             servers.
         """
         preflight.check(self.session, conf.CONF)
+        self.directory_locks.take(host)
         # The mounts of volumes come before the guests frozen for a snapshot
         # are thawed and use them.
         self.volume_reconciler.run()
@@ -131,6 +134,7 @@ class Services:
         self.peer_server.stop()
         self.serial_consoles.stop()
         self.watcher.stop()
+        self.directory_locks.release()
 
 
 def build(virtapi: nova_virtapi.VirtAPI,
@@ -180,7 +184,9 @@ def build(virtapi: nova_virtapi.VirtAPI,
     resize = resize_ops.ResizeOps(guests, guest_configs, vifs, template_store,
                                   ephemeral, root_disks, power, volumes)
     return Services(
-        session=session, guests=guests, watcher=watcher, host=host,
+        session=session,
+        directory_locks=directory_locks.DirectoryLocks(session.options),
+        guests=guests, watcher=watcher, host=host,
         vifs=vifs, interfaces=interfaces.InterfaceOps(guests, vifs),
         volumes=volumes,
         volume_ops=volume_ops.VolumeOps(guests, host_connections, attacher),

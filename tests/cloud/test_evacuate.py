@@ -71,6 +71,7 @@ class Evacuation:
     @staticmethod
     def remove_directories(root: str) -> None:
         """Remove directories, which must be empty and not mounted."""
+        os.unlink(f'{root}.nova-compute.lock')
         for directory, _directories, _files in os.walk(root, topdown=False):
             os.rmdir(directory)
 
