@@ -45,8 +45,9 @@ missing_packages() {
 lxd_packages() {
     if [[ ${CONTAINER_SERVER:-} == incus ]]; then
         echo incus-base incus-client
+    # With -q grep could end before apt-cache, which would be an error then.
     elif package_installed lxd || apt-cache show lxd 2>/dev/null |
-        grep -q '^Version: [1-9]*:*5'; then
+        grep '^Version: [1-9]*:*5' >/dev/null; then
         echo lxd lxd-client
     else
         echo incus
