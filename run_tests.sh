@@ -24,8 +24,9 @@ readonly TEMPEST=$ENVS/tempest MUTATION=$ENVS/mutation
 readonly RESULTS=$ENVS/results
 readonly PYTHON=${PYTHON:-python3}
 readonly QUICKSTART=$REPO/devstack/quickstart.sh
-# Of the functional tests, which mostly wait for LXD.
+# Of the functional tests, which mostly wait for LXD, and of those of the cloud.
 PROCESSES=${NOVA_LXD_TEST_PROCESSES:-$(($(nproc) > 2 ? 4 : 3))}
+CLOUD_PROCESSES=${NOVA_LXD_TEST_PROCESSES:-2}
 # shellcheck source=tools/as_root.sh
 . tools/as_root.sh
 # Not below the repository: setuptools walks through it while uv makes and
@@ -81,9 +82,10 @@ installed, the packages of Debian 13 are unpacked into /var/cache/nova-lxd-py
 (NOVA_LXD_TEST_CACHE names another directory).
 
 Environment: PYTHON (default python3), NOVA_LXD_TEST_NO_UV=1 (install with pip
-only), NOVA_LXD_TEST_PROCESSES=N (for the stage "functional", default: three or
-four), NOVA_LXD_TEST_SEED=N (seed of random numbers, which failed tests report),
-KEEP_CLOUD=1 (leave the cloud of the stage "cloud" running).
+only), NOVA_LXD_TEST_PROCESSES=N (for the stages "functional", default: three or
+four, and "cloud", default: two), NOVA_LXD_TEST_SEED=N (seed of random numbers,
+which failed tests report), KEEP_CLOUD=1 (leave the cloud of the stage "cloud"
+running).
 END
 }
 
@@ -208,11 +210,13 @@ run_pytest() {
         ${PYTEST_OPTIONS[@]+"${PYTEST_OPTIONS[@]}"}
 }
 
-# run_shared NAME PYTHON DIRECTORY SECONDS: like run_pytest, in several processes
-# that share the test files. Each file runs in one process, so that it must not
-# use anything of the machine that another file uses, but daemons of its own.
+# run_shared COUNT NAME PYTHON DIRECTORY SECONDS: like run_pytest, in several
+# processes that share the test files. Each file runs in one process, so that it
+# must not use anything of the machine that another file uses, but daemons of its
+# own, or take turns (tests/fixtures/cloud.py).
 run_shared() {
-    local name=$1 number pid count=$PROCESSES status=0
+    local count=$1 name=$2 number pid status=0
+    shift
     local -A pids=()
     # Options may select a few tests, or start a debugger.
     ((${#PYTEST_OPTIONS[@]} == 0)) || count=1
@@ -333,12 +337,12 @@ need_server() {
 
 stage_functional() {
     need_packages && need_nova34 && need_server &&
-        run_shared functional "$NOVA34/bin/python" tests/functional 600
+        run_shared "$PROCESSES" functional "$NOVA34/bin/python" tests/functional 600
 }
 
 stage_cloud() {
     need_packages && need_nova34 && need_cloud --with-cinder || return
-    run_pytest cloud "$NOVA34/bin/python" tests/cloud 900
+    run_shared "$CLOUD_PROCESSES" cloud "$NOVA34/bin/python" tests/cloud 900
 }
 
 stage_campaign() {

@@ -29,6 +29,7 @@ _EGRESS = 'NET_BW_EGR_KILOBIT_PER_SEC'
 class LimitTest(cloud.CloudTestCase):
     """OVN enforces the limits with meters; the driver has no part in it."""
 
+    alone = True
     #: Kilobits a second. TCP does not reach it, since meters drop packets.
     LIMIT = 4000
     SIZE = 3 << 18
@@ -93,6 +94,7 @@ class LimitTest(cloud.CloudTestCase):
 class GuaranteeTest(cloud.CloudTestCase):
     """Neutron reports bandwidth to Placement, and Nova allocates it."""
 
+    alone = True
     TOTAL, WANTED = 10000, 6000
 
     def setUp(self) -> None:

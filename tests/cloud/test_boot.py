@@ -37,22 +37,25 @@ class SystemServer(cloud.CloudTestCase):
     @classmethod
     def setUpClass(cls) -> None:
         super().setUpClass()
-        cls.server = cls._create(
-            cls.cloud, cloud.distribution(), 'lxd.small',
-            {'user_data': encoded(USER_DATA), 'name': cls.unique('system')})
-        try:
-            cls.server = cls.wait_status(
-                cls.server.id, 'ACTIVE', cloud.BOOT_TIMEOUT)
-            cls.address = cls.floating_ip(cls.server.id)
-            cls.ssh(cls.address, 'true')
-        except BaseException:
-            cls.delete(cls.server.id)
-            raise
+        with cls.turn_of_class():
+            cls.server = cls._create(
+                cls.cloud, cloud.distribution(), 'lxd.small',
+                {'user_data': encoded(USER_DATA),
+                 'name': cls.unique('system')})
+            try:
+                cls.server = cls.wait_status(
+                    cls.server.id, 'ACTIVE', cloud.BOOT_TIMEOUT)
+                cls.address = cls.floating_ip(cls.server.id)
+                cls.ssh(cls.address, 'true')
+            except BaseException:
+                cls.delete(cls.server.id)
+                raise
 
     @classmethod
     def tearDownClass(cls) -> None:
         if cls.server is not None:
-            cls.delete(cls.server.id)
+            with cls.turn_of_class():
+                cls.delete(cls.server.id)
         super().tearDownClass()
 
     def guest(self, command: str) -> str:
@@ -184,6 +187,7 @@ class BootTest(cloud.CloudTestCase):
         self.delete(server.id)
         self.assert_gone(server.id, ports)
 
+    @cloud.alone
     def test_delete_leaves_nothing(self) -> None:
         before = self.host.volumes()
         server = self.boot()

@@ -87,6 +87,7 @@ class BootCases(BootFromVolumeTools):
         second, _volume = self.boot_from(source_type='volume', uuid=volume)
         self.assertEqual(filled, self.sum(second))
 
+    @cloud.alone
     def test_lxd_is_killed(self) -> None:
         """The guest keeps running, and all operations work afterwards."""
         server, volume = self.from_image()

@@ -31,6 +31,8 @@ sync
 
 class CloudInitKeysTest(cloud.CloudTestCase):
 
+    alone = True
+
     def setUp(self) -> None:
         super().setUp()
         before = CONF.read_bytes()

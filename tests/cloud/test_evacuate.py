@@ -31,6 +31,8 @@ PROJECT = 'nova-other'
 class Evacuation:
     """Helpers for evacuations."""
 
+    alone = True
+
     def setUp(self) -> None:
         super().setUp()
         # Nova and Placement remember a host for a while after it has gone.

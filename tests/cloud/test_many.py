@@ -28,6 +28,8 @@ TIMEOUT = 600
 
 class ManyTest(cloud.CloudTestCase):
 
+    alone = True
+
     def flavor(self) -> str:
         """Create a flavor without CPU allocations, for hosts with few CPUs."""
         name = self.unique('many')

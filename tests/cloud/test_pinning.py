@@ -31,6 +31,8 @@ CPUS = sorted(os.sched_getaffinity(0))
 
 class PinningTest(cloud.CloudTestCase):
 
+    alone = True
+
     def setUp(self) -> None:
         super().setUp()
         if len(CPUS) < 2:

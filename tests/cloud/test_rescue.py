@@ -87,6 +87,7 @@ class RescueTest(cloud.CloudTestCase):
         self.delete(server.id)
         self.assert_gone(server.id, ports)
 
+    @cloud.alone
     def test_restart_of_nova_compute_while_rescued(self) -> None:
         server = self.boot()
         self.rescue(server)

@@ -100,6 +100,7 @@ class ResizeTest(cloud.CloudTestCase):
         self.delete(server.id)
         self.assert_gone(server.id, ports)
 
+    @cloud.alone
     def test_restart_of_nova_compute_while_resized(self) -> None:
         server = self.boot(flavor=self.flavor().name)
         before = self.limits(server)

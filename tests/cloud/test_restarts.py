@@ -60,6 +60,8 @@ class Connection:
 
 class RestartTest(cloud.CloudTestCase):
 
+    alone = True
+
     def setUp(self) -> None:
         super().setUp()
         created = [self.create() for _ in range(2)]
@@ -129,6 +131,8 @@ class RestartTest(cloud.CloudTestCase):
 
 class MiddleTest(cloud.CloudTestCase):
     """Restarts during an operation, after which nothing may be left."""
+
+    alone = True
 
     def begin_boot(self) -> Any:
         server = self.create(cloud.distribution(), 'lxd.small')

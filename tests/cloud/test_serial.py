@@ -140,6 +140,7 @@ class SerialConsoleTest(cloud.CloudTestCase):
             with Terminal(url) as terminal:
                 terminal.expect('login:')
 
+    @cloud.alone
     def test_reboot_and_restart(self) -> None:
         url = self.url()
         port = self.port()

@@ -150,6 +150,7 @@ class SnapshotTest(cloud.CloudTestCase):
             f'/1.0/images/aliases?project={cloud.LXD_PROJECT}')
         self.assertEqual([], [url for url in aliases if server.id in url])
 
+    @cloud.alone
     def test_restart_of_nova_compute_in_the_middle(self) -> None:
         server = self.boot(cloud.distribution(), 'lxd.small')
         image = self.cloud.compute.create_server_image(

@@ -244,6 +244,7 @@ class VolumeCases(VolumeTools):
         self.detach(server, volume)
         self.assert_released(volume.id)
 
+    @cloud.alone
     def test_nova_compute_restart(self) -> None:
         server = self.boot()
         volume = self.make_volume()
