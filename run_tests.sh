@@ -27,6 +27,8 @@ readonly QUICKSTART=$REPO/devstack/quickstart.sh
 # Of the functional tests, which mostly wait for LXD, and of those of the cloud.
 PROCESSES=${NOVA_LXD_TEST_PROCESSES:-$(($(nproc) > 2 ? 4 : 3))}
 CLOUD_PROCESSES=${NOVA_LXD_TEST_PROCESSES:-2}
+# Of the unit tests; less where other stages run at the same time.
+UNIT_PROCESSES=$(($(nproc) > 4 ? 4 : $(nproc)))
 # shellcheck source=tools/as_root.sh
 . tools/as_root.sh
 # Not below the repository: setuptools walks through it while uv makes and
@@ -204,7 +206,7 @@ run_pytest() {
     local name=$1 python=$2 directory=$3 seconds=$4
     shift 4
     PATH="$TOOLS/bin:$PATH" \
-        "$python" ${MEASURE:+-m coverage run} -m pytest -q -rs \
+        "$python" ${MEASURE:+-m coverage run --parallel-mode} -m pytest -q -rs \
         --junit-xml="$RESULTS/$name.xml" -o junit_family=xunit1 \
         --durations=5 --durations-min=5 --timeout="$seconds" "$directory" "$@" \
         ${PYTEST_OPTIONS[@]+"${PYTEST_OPTIONS[@]}"}
@@ -270,7 +272,7 @@ stage_docs() {
 
 stage_threads() {
     need_nova34 && OS_NOVA_DISABLE_EVENTLET_PATCHING=1 \
-        run_pytest threads "$NOVA34/bin/python" tests/unit 120
+        run_shared "$UNIT_PROCESSES" threads "$NOVA34/bin/python" tests/unit 120
 }
 
 stage_cover() {
@@ -278,9 +280,10 @@ stage_cover() {
     local -x OS_NOVA_DISABLE_EVENTLET_PATCHING=1
     local -x COVERAGE_FILE=$RESULTS/coverage
     need_nova34 || return
-    MEASURE=yes run_pytest cover "$NOVA34/bin/python" tests/unit 120 ||
-        status=1
-    "$NOVA34/bin/python" -m coverage json -q -o "$RESULTS/coverage.json" &&
+    MEASURE=yes run_shared "$UNIT_PROCESSES" cover "$NOVA34/bin/python" \
+        tests/unit 120 || status=1
+    "$NOVA34/bin/python" -m coverage combine -q &&
+        "$NOVA34/bin/python" -m coverage json -q -o "$RESULTS/coverage.json" &&
         "$NOVA34/bin/python" tools/check_coverage.py \
             "$RESULTS/coverage.json" || status=1
     return "$status"
@@ -288,17 +291,20 @@ stage_cover() {
 
 stage_eventlet() {
     need_release 32 && OS_NOVA_DISABLE_EVENTLET_PATCHING=0 \
-        run_pytest eventlet "$ENVS/nova32/bin/python" tests/unit 120
+        run_shared "$UNIT_PROCESSES" eventlet "$ENVS/nova32/bin/python" \
+            tests/unit 120
 }
 
 stage_nova31() {
     need_release 31 && OS_NOVA_DISABLE_EVENTLET_PATCHING=0 \
-        run_pytest nova31 "$ENVS/nova31/bin/python" tests/unit 120
+        run_shared "$UNIT_PROCESSES" nova31 "$ENVS/nova31/bin/python" \
+            tests/unit 120
 }
 
 stage_nova33() {
     need_release 33 && OS_NOVA_DISABLE_EVENTLET_PATCHING=1 \
-        run_pytest nova33 "$ENVS/nova33/bin/python" tests/unit 120
+        run_shared "$UNIT_PROCESSES" nova33 "$ENVS/nova33/bin/python" \
+            tests/unit 120
 }
 
 stage_packaging() {
@@ -509,6 +515,7 @@ run_all() {
     # The stages share these, which must not be made twice at the same time.
     need_everything || fail 'Cannot create the test environments.'
     prepare_cloud
+    UNIT_PROCESSES=1
     run_beside "$RESULTS/beside.log" "${beside[@]}"
     run_stages functional cloud
     say "Meanwhile: ${beside[*]}"
@@ -520,6 +527,7 @@ run_all() {
 run_unit() {
     { need_nova34 && need_release 32; } ||
         fail 'Cannot create the test environments.'
+    UNIT_PROCESSES=$((UNIT_PROCESSES > 1 ? UNIT_PROCESSES / 2 : 1))
     run_beside "$RESULTS/beside.log" eventlet
     run_stages threads
     wait "$BESIDE" || :

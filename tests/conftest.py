@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
     """Leave out the files that another process has claimed."""
-    if SHARE and not _claim(item.path.name):
+    if SHARE and not _claim(item.nodeid.partition('::')[0].replace('/', '.')):
         return True
     return None
 

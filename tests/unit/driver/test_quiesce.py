@@ -112,8 +112,10 @@ class QuiesceTest(fake_driver_host.FakeDriverTestCase):
 
     def test_lxd_restarts_while_it_is_unquiesced(self) -> None:
         server, image = self.quiesced()
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.server.quiesce.RETRY_INTERVAL', 0.1))
         self.lxd.stop()
-        starter = threading.Timer(1.5, self.lxd.start)
+        starter = threading.Timer(0.3, self.lxd.start)
         starter.start()
         self.addCleanup(starter.join)
         self.driver.unquiesce(self.context, server, image)

@@ -122,12 +122,12 @@ class StreamsTestCase(session_case.SessionTestCase):
 
     def test_download_from_a_slow_lxd(self):
         """LXD may send nothing for longer than a request may take."""
-        proxy = self.useFixture(_SlowProxy(self.lxd.endpoint, pause=4.0))
+        proxy = self.useFixture(_SlowProxy(self.lxd.endpoint, pause=1.5))
         self.content = fake_lxd.fixture.unified_image(
             {'etc/a': os.urandom(4 << 20)})
         fingerprint = self.session.upload(
             'images', chunks=self.chunks(), headers=self.OCTETS)['fingerprint']
-        self.cfg.config(group='lxd', endpoint=proxy.path, request_timeout=2)
+        self.cfg.config(group='lxd', endpoint=proxy.path, request_timeout=1)
         slow = session.Session(self.cfg.conf.lxd)
         with slow.download('images', fingerprint, 'export', timeout=60) as (
                 _headers, chunks):
