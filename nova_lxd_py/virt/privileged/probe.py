@@ -69,11 +69,11 @@ def _content(device: str) -> str:
     return found.get('PTTYPE') or found.get('TYPE') or 'unknown'
 
 
-def _begins_blank(descriptor: int) -> bool:
+def _begins_blank(descriptor: int, start: int = 0) -> bool:
     # Read with offsets: libblkid has moved the file position.
-    offset = 0
-    while offset < _BEGINNING:
-        part = os.pread(descriptor, _BEGINNING - offset, offset)
+    offset, end = start, start + _BEGINNING
+    while offset < end:
+        part = os.pread(descriptor, end - offset, offset)
         if not part:
             break
         if any(part):
@@ -82,21 +82,34 @@ def _begins_blank(descriptor: int) -> bool:
     return True
 
 
+def _is_unwritten(device: str, below: str) -> bool:
+    with (open(device, 'rb') as opened,
+          open(validation.checked_device(below), 'rb') as lower):
+        # What is opened spans all that is behind the header.
+        start = os.lseek(lower.fileno(), 0, os.SEEK_END) - os.lseek(
+            opened.fileno(), 0, os.SEEK_END)
+        return start > 0 and _begins_blank(lower.fileno(), start)
+
+
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 @children.killable(command.DEADLINE)
-def make_blank(device: str) -> None:
-    """Zero the beginning of a volume that has just been encrypted.
+def make_blank(device: str, below: str) -> None:
+    """Zero the beginning of an encrypted volume that has not been written to.
 
     Before the first write, the decrypted content is random, and would be taken
     for unknown data. A volume with any known signature is left unchanged.
 
     :param device: path of the opened device.
+    :param below: path of the device on which it was opened, if that was not
+        formatted just now: then it is left unchanged unless it is blank below,
+        which no encrypted data is.
     :raises OSError: if it cannot be written, or is in use.
     """
     if not isinstance(device, str) or not _OPENED.fullmatch(device):
         raise ValueError(
             f'{device!r} is not the device of an encrypted volume')
-    if _content(device) != 'unknown':
+    if _content(device) != 'unknown' or (
+            below and not _is_unwritten(device, below)):
         return
     descriptor = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
     try:

@@ -127,10 +127,11 @@ class VolumeEncryption:
         try:
             self._encryptor(identifier, metadata).attach_volume(
                 context, **metadata)
-            if not found and provider in _CONTENT:
-                # os-brick has just formatted it. Blank blocks are noise after
-                # decryption, which would be taken for content.
-                probe.make_blank(opened)
+            if provider in _CONTENT:
+                # If os-brick has just formatted it, or did when nova-compute
+                # was killed: blank blocks are noise after decryption, which
+                # would be taken for content.
+                probe.make_blank(opened, path if found else '')
         except Exception:
             self._close(identifier, provider)
             raise

@@ -139,6 +139,21 @@ class EncryptedVolumesTest(fake_driver_host.FakeDriverTestCase):
         self.detach(connection)
         self.assert_detached()
 
+    def test_killed_after_formatting(self) -> None:
+        self.storage.fail('probe.make_blank', OSError('killed'))
+        self.assertRaises(exception.VolumeAttachFailed, self.attach)
+        self.assertEqual('crypto_LUKS', self.volume.disk.content)
+        self.attach()
+        self.assertEqual('', self.opened().disk.content)
+
+    def test_unknown_data_is_kept(self) -> None:
+        connection = self.attach()
+        self.opened().disk.content = 'unknown'
+        self.opened().disk.data = b'of a database'
+        self.detach(connection)
+        self.attach()
+        self.assertEqual('unknown', self.opened().disk.content)
+
     def test_extend(self) -> None:
         connection = self.attach()
         before = self.opened().size

@@ -47,7 +47,7 @@ class InputTestCase(base.BaseTestCase):
             for call in (lambda: probe.content(path),
                          lambda: mounts.make_filesystem(path, 'ext4', 'x'),
                          lambda: mounts.is_in_use(path),
-                         lambda: probe.make_blank(path),
+                         lambda: probe.make_blank(path, ''),
                          lambda: mounts.sync_device(path, 60),
                          lambda: mounts.grow(path, 'ext4', TARGET),
                          lambda: mounts.mount(path, 'ext4', TARGET, False,

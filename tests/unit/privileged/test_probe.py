@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from unittest import mock
 
@@ -42,7 +43,38 @@ class ContentsTestCase(base.BaseTestCase):
                      f'/dev/mapper/crypt-{VOLUME}x'):
             with mock.patch.object(probe, '_content',
                                    lambda path: 'unknown'):
-                self.assertRaises(ValueError, probe.make_blank, path)
+                self.assertRaises(ValueError, probe.make_blank, path, '')
+
+    def test_formatted_by_a_killed_nova_compute(self) -> None:
+        header, size = 2 << 20, 8 << 20
+        with (tempfile.NamedTemporaryFile() as opened,
+              tempfile.NamedTemporaryFile() as below,
+              mock.patch.object(validation, 'checked_device',
+                                lambda path: path),
+              mock.patch.object(probe, '_OPENED',
+                                re.compile(re.escape(opened.name)))):
+            below.truncate(size)
+            os.pwrite(below.fileno(), b'LUKS\xba\xbe\0\1', 0)
+            noise = os.urandom(size - header)
+            os.pwrite(opened.fileno(), noise, 0)
+
+            def is_left(name: str) -> bool:
+                probe.make_blank(opened.name, name)
+                return os.pread(opened.fileno(), size, 0) == noise
+
+            for written in (header, header + (1 << 20) - 1):
+                os.pwrite(below.fileno(), b'x', written)
+                self.assertTrue(is_left(below.name))
+                os.pwrite(below.fileno(), b'\0', written)
+            # Of one that fills the device there is no header.
+            self.assertTrue(is_left(opened.name))
+            self.assertFalse(is_left(below.name))
+            self.assertEqual(bytes(1 << 20) + noise[1 << 20:],
+                             os.pread(opened.fileno(), size, 0))
+            # Formatted just now: what was there before is of no interest.
+            os.pwrite(opened.fileno(), noise, 0)
+            os.pwrite(below.fileno(), b'x', header)
+            self.assertFalse(is_left(''))
 
     def test_only_blank_is_empty(self) -> None:
         with (tempfile.NamedTemporaryFile() as file,
