@@ -285,7 +285,7 @@ class SnapshotCases(driver_case.DriverCase):
         api.must('POST', '/1.0/images', {
             'source': {'type': 'instance', 'name': name},
             'properties': {'description': name},
-            'aliases': [{'name': f'{snapshot.ALIAS_PREFIX}{server.uuid}-x'}],
+            'aliases': [{'name': f'{snapshot.ALIAS_PREFIX}{server.uuid}'}],
         }, params=params)
 
     # -- consistency --------------------------------------------------------

@@ -123,6 +123,16 @@ def lxd_name(instance: Any, role: str = ROLE_SERVER) -> str:
     return instance.name + _SUFFIXES[role]
 
 
+def lxd_names(instance: Any) -> list[str]:
+    """Return the names of all LXD instances that a server may have, its own
+    one first.
+
+    :param instance: the :class:`nova.objects.Instance`.
+    """
+    return [instance.name + suffix
+            for suffix in dict.fromkeys(_SUFFIXES.values())]
+
+
 class Guest:
     """A handle on one LXD instance.
 

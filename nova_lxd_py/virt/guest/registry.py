@@ -78,13 +78,24 @@ class GuestRegistry:
                 if guest.role == lxd_guest.ROLE_SERVER]
 
     def of(self, instance: Any) -> list[lxd_guest.Guest]:
-        """List all LXD instances of one server: its own and others that were
+        """Find all LXD instances of one server: its own and others that were
         created for it, such as its rescue instance.
 
         :param instance: the :class:`nova.objects.Instance`.
-        :returns: guests; empty if LXD has none.
+        :returns: guests, its own one first; empty if LXD has none.
         """
-        return [guest for guest in self.all() if guest.uuid == instance.uuid]
+        found = []
+        for name in lxd_guest.lxd_names(instance):
+            with contextlib.suppress(errors.InstanceNotFound):
+                guest = self.by_name(name)
+                if guest.is_ours and guest.uuid == instance.uuid:
+                    found.append(guest)
+            if not found:
+                # Names come from a template that an operator may change, and
+                # others may be left where its own one is gone.
+                return [guest for guest in self.all()
+                        if guest.uuid == instance.uuid]
+        return found
 
     def get(self, instance: Any, role: str = lxd_guest.ROLE_SERVER
             ) -> lxd_guest.Guest:

@@ -103,16 +103,19 @@ class LocalDisks:
         """
         return self._ephemeral.ensure(instance, block_device_info)
 
-    def delete_ephemeral(self, instance: objects.Instance) -> None:
+    def delete_ephemeral(self, instance: objects.Instance, count: int = 0
+                         ) -> None:
         """Delete the ephemeral disks of an instance whose guests are gone.
 
         A storage pool that no longer exists has none, so that the deletion
         of a server goes on.
 
+        :param count: number of disks that it had, if that is known; see
+            :meth:`.ephemeral_disks.EphemeralDiskManager.find`.
         :raises errors.LXDError: if LXD cannot delete one.
         """
-        with contextlib.suppress(errors.NotFound), _kept_if_in_use(instance):
-            self._ephemeral.delete(instance)
+        with _kept_if_in_use(instance):
+            self._ephemeral.delete(instance, count)
 
     def delete_config_drive(self, instance: objects.Instance) -> None:
         """Delete the config drive of an instance that no guest has any more.

@@ -38,6 +38,7 @@ from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.server import local_disks
+from nova_lxd_py.virt.storage import ephemeral_disks
 
 CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
@@ -146,7 +147,9 @@ class OrphanSweeper:
                         'host', volume['name'], instance_uuid=uuid)
         if leftovers.volumes:
             instance = objects.Instance(uuid=uuid)
-            self._disks.delete_ephemeral(instance)
+            self._disks.delete_ephemeral(instance, ephemeral_disks.count_of(
+                [volume['name'] for volume in leftovers.volumes],
+                ephemeral_disks.volume_name(instance, '')))
             self._disks.delete_config_drive(instance)
 
 

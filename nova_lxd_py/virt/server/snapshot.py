@@ -52,8 +52,8 @@ from nova_lxd_py.virt.server import quiesce
 
 LOG = logging.getLogger(__name__)
 
-#: LXD image aliases of images under way begin so, then follow the uuids of
-#: the server and of the Glance image.
+#: LXD image aliases of images under way begin so, then follows the uuid of
+#: the server, of which Nova makes one image at a time.
 ALIAS_PREFIX = 'snapshot-'
 
 #: What every LXD can compress with.
@@ -139,7 +139,8 @@ class SnapshotOps:
               ) -> lxd_guest.Guest:
         """Copy the root disk, without its volumes, ports and other devices."""
         with self._guests.changing(instance):
-            self.delete_snapshots(instance)
+            self._delete_copy(instance)
+            self.delete_image_of(instance)
             try:
                 guest = self._guests.get(instance)
             except errors.NotFound as exc:
@@ -176,7 +177,7 @@ class SnapshotOps:
 
         :returns: the image's fingerprint.
         """
-        alias = f'{ALIAS_PREFIX}{instance.uuid}-{image_id}'
+        alias = ALIAS_PREFIX + instance.uuid
         # Unique, so that no image is the same as one that LXD has already,
         # such as one that it has imported from an earlier snapshot.
         properties = {'description': f'Image {image_id}'}
@@ -212,31 +213,32 @@ class SnapshotOps:
 
     # -- cleaning up --------------------------------------------------------
 
-    def delete_snapshots(self, instance: objects.Instance | None = None
-                         ) -> None:
-        """Remove leftovers of interrupted snapshots from LXD.
+    def delete_image_of(self, instance: objects.Instance) -> None:
+        """Remove the image that an interrupted snapshot of an instance has
+        left in LXD, or that one is making now.
 
-        :param instance: the instance, None for all while no snapshot is
-            running.
-        :raises errors.LXDError: if LXD cannot remove them.
+        :param instance: the instance.
+        :raises errors.LXDError: if LXD cannot remove it.
         """
-        for guest in self._guests.all():
-            if (guest.role == lxd_guest.ROLE_SNAPSHOT and
-                    (instance is None or guest.uuid == instance.uuid)):
-                guest.delete()
-        prefix = ALIAS_PREFIX + (instance.uuid if instance else '')
-        for url in self._session.get('images', 'aliases'):
-            alias = parse.unquote(parse.urlparse(url).path.rpartition('/')[2])
-            if alias.startswith(prefix):
-                LOG.info('Removing LXD image %s, left by an interrupted '
-                         'snapshot', alias, instance=instance)
-                self._delete_image(alias)
+        self._delete_image(ALIAS_PREFIX + instance.uuid)
 
     def recover(self) -> None:
         """Clean up after snapshots that were interrupted by the end of
         nova-compute; errors are logged only.
         """
-        _quietly(self.delete_snapshots)
+        _quietly(self._delete_leftovers)
+
+    def _delete_leftovers(self) -> None:
+        """Remove the leftovers of all snapshots, while none is running."""
+        for guest in self._guests.all():
+            if guest.role == lxd_guest.ROLE_SNAPSHOT:
+                guest.delete()
+        for url in self._session.get('images', 'aliases'):
+            alias = parse.unquote(parse.urlparse(url).path.rpartition('/')[2])
+            if alias.startswith(ALIAS_PREFIX):
+                LOG.info('Removing LXD image %s, left by an interrupted '
+                         'snapshot', alias)
+                self._delete_image(alias)
 
     def _delete_copy(self, instance: objects.Instance) -> None:
         copy = self._guests.find(instance, lxd_guest.ROLE_SNAPSHOT)

@@ -26,6 +26,7 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.server import local_disks
 from nova_lxd_py.virt.server import snapshot
+from nova_lxd_py.virt.storage import ephemeral_disks
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import modes
@@ -88,8 +89,11 @@ class TeardownOps:
             devices = guest.devices if guest else {}
             if destroy_disks:
                 self._guests.delete_all(instance)
-                self._disks.delete_ephemeral(instance)
-                self._snapshots.delete_snapshots(instance)
+                self._disks.delete_ephemeral(instance, (
+                    ephemeral_disks.count_of(
+                        guest.devices, ephemeral_disks.DEVICE_PREFIX)
+                    if guest else 0))
+                self._snapshots.delete_image_of(instance)
             elif guest is not None:
                 guest.stop()
                 guest.update(devices={

@@ -23,11 +23,11 @@ is: the driver needs no other record to find it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import contextlib
+import itertools
 import os
 from typing import Any
-from urllib import parse
 
 from nova import exception
 from nova import objects
@@ -85,7 +85,7 @@ class EphemeralDiskManager:
         """
         requested = _requested(block_device_info)
         if requested:
-            self.delete(instance)
+            self.delete(instance, len(requested))
         for number, disk in enumerate(requested):
             self._create(instance, number, disk)
         return self._devices(instance, range(len(requested)))
@@ -102,8 +102,8 @@ class EphemeralDiskManager:
         :raises nova.exception.InvalidInput: if a disk is to be encrypted.
         :raises errors.LXDError: if LXD cannot create or grow a disk.
         """
-        present = self.find(instance)
         requested = _requested(block_device_info)
+        present = self.find(instance, len(requested))
         for number, disk in enumerate(requested):
             if number in present:
                 self._grow(instance, number, disk)
@@ -178,31 +178,42 @@ class EphemeralDiskManager:
         # The LXD snap has a mount namespace of its own.
         mounts.sync_host(timeout)
 
-    def find(self, instance: objects.Instance) -> list[int]:
-        """List the ephemeral disks of an instance, with one LXD request.
+    def find(self, instance: objects.Instance, count: int = 0) -> list[int]:
+        """Find the ephemeral disks of an instance by their names: a list of
+        all volumes would grow with the number of instances.
+
+        The numbers of disks have a gap only if somebody has deleted one by
+        hand.
 
         :param instance: the instance.
+        :param count: number of disks that it should have; all of these are
+            looked for, and after them up to the first that is missing.
         :returns: the numbers of the disks in ascending order.
-        :raises errors.LXDError: if the request fails.
+        :raises errors.LXDError: if a request fails.
         """
-        prefix = volume_name(instance, '')
-        numbers = []
-        for url in self._session.get(*self._volumes):
-            name = parse.unquote(parse.urlparse(url).path.rpartition('/')[2])
-            number = name.removeprefix(prefix)
-            if number != name and number.isdecimal():
-                numbers.append(int(number))
-        return sorted(numbers)
+        numbers: list[int] = []
+        for number in itertools.count():
+            try:
+                self._session.get(*self._volumes,
+                                  volume_name(instance, number))
+            except errors.NotFound:
+                if number >= count:
+                    break
+            else:
+                numbers.append(number)
+        return numbers
 
-    def delete(self, instance: objects.Instance) -> None:
+    def delete(self, instance: objects.Instance, count: int = 0) -> None:
         """Delete the ephemeral disks of an instance. Idempotent.
 
         No guest may have the devices any more.
 
         :param instance: the instance.
+        :param count: see :meth:`find`.
         :raises errors.LXDError: if LXD cannot delete a disk.
         """
-        for number in self.find(instance):
+        # An interruption must not leave a gap.
+        for number in reversed(self.find(instance, count)):
             try:
                 self._session.delete(*self._volumes,
                                      volume_name(instance, number))
@@ -277,6 +288,19 @@ def volume_name(instance: objects.Instance, number: int | str) -> str:
     :returns: the LXD volume's name.
     """
     return f'{ROLE}-{instance.uuid}-{number}'
+
+
+def count_of(names: Iterable[str], prefix: str) -> int:
+    """Return how many ephemeral disks names with numbers are about.
+
+    :param names: names of LXD devices or volumes; others are ignored.
+    :param prefix: what the numbers follow.
+    :returns: the highest number plus one, 0 if there is none.
+    """
+    numbers = [name.removeprefix(prefix) for name in names
+               if name.startswith(prefix)]
+    return max((int(number) + 1 for number in numbers
+                if number.isdecimal()), default=0)
 
 
 def guest_path(number: int) -> str:

@@ -209,9 +209,10 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
 
     def test_lxd_refuses_a_step(self) -> None:
         for method, path in (
-                ('GET', '/1.0/instances'),
+                ('GET', '/1.0/instances/*'),
+                ('GET', '/1.0/instances/*-rescue'),
                 ('DELETE', '/1.0/instances/*'),
-                ('GET', '/1.0/storage-pools/default/volumes/custom'),
+                ('GET', '/1.0/storage-pools/default/volumes/custom/eph*'),
                 ('DELETE', '/1.0/storage-pools/default/volumes/custom/eph*')):
             with self.subTest(path=path):
                 server = self.make()

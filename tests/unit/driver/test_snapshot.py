@@ -205,6 +205,6 @@ class SnapshotTest(fake_driver_host.FakeDriverTestCase):
             self.lxd.add_image(
                 fixture.unified_image(
                     {'etc/x': server.uuid.encode()}),
-                project=self.host.project, alias=f'snapshot-{server.uuid}-7')
+                project=self.host.project, alias=f'snapshot-{server.uuid}')
             clean_up()
             self.assert_lxd_keeps_nothing(server)

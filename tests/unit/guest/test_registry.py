@@ -122,12 +122,12 @@ class CopiesTestCase(session_case.SessionTestCase):
     def test_lost_answer_of_a_deletion(self):
         """The others are deleted as well."""
         self.guests.create(
-            'rescue', {'type': 'image', 'alias': 'tiny'},
+            f'{self.name}-rescue', {'type': 'image', 'alias': 'tiny'},
             {lxd_guest.KEY_UUID: UUID,
              lxd_guest.KEY_ROLE: lxd_guest.ROLE_RESCUE},
             {'root': {'type': 'disk', 'path': '/', 'pool': 'default'}})
-        self.lxd.drop_connection('DELETE', '/1.0/instances/rescue',
-                                 after=True)
+        self.lxd.drop_connection(
+            'DELETE', f'/1.0/instances/{self.name}-rescue', after=True)
         self.guests.delete_all(self.server)
         self.assertEqual({}, self.lxd.instances)
 

@@ -83,6 +83,31 @@ class DiskTestCase(session_case.SessionTestCase):
         self.disks.delete(self.server)
         self.assertEqual({}, self.volumes())
 
+    def test_deleted_by_hand(self):
+        """The others are found if their number is known."""
+        for count, found in ((0, [0]), (3, [0, 2])):
+            self.disks.create(self.server, described(1, 1, 1))
+            self.session.delete('storage-pools', 'default', 'volumes',
+                                'custom', f'ephemeral-{UUID}-1')
+            self.assertEqual(found, self.disks.find(self.server, count))
+        self.disks.create(self.server, described(1, 1, 1))
+        self.assertEqual([0, 1, 2], self.disks.find(self.server))
+
+    def test_interrupted_deletion(self):
+        """The next one finds the rest."""
+        self.disks.create(self.server, described(1, 1, 1))
+        self.lxd.fail_next('DELETE', f'{VOLUMES}/ephemeral-{UUID}-1')
+        self.assertRaises(errors.LXDError, self.disks.delete, self.server)
+        self.disks.delete(self.server)
+        self.assertEqual({}, self.volumes())
+
+    def test_count_of_names(self):
+        for names, count in (([], 0), (['root', 'ephemeralx'], 0),
+                             (['ephemeral0'], 1),
+                             (['ephemeral10', 'root', 'ephemeral2'], 11)):
+            self.assertEqual(count, ephemeral_disks.count_of(
+                names, ephemeral_disks.DEVICE_PREFIX))
+
     def test_others_are_not_touched(self):
         other = self.make_server('0c1e9f0a-1111-4222-8333-000000000000')
         self.disks.create(other, described(1))
