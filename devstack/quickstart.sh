@@ -58,7 +58,8 @@ script runs itself with sudo if it is not root already.
 
 Environment: QUICKSTART_PREFIX (default /opt/nova-lxd),
 QUICKSTART_PORT_OFFSET (added to every port), QUICKSTART_PUBLIC_NET and
-QUICKSTART_PRIVATE_NET (first three numbers of a network),
+QUICKSTART_PRIVATE_NET (first three numbers of a network; the private one has
+4094 addresses),
 QUICKSTART_COMPUTE_DRIVER (another compute driver, for comparisons),
 QUICKSTART_PATIENCE (factor for all timeouts, for a slow machine). Options and
 settings of "up" are saved, except for the prefix.

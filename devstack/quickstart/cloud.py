@@ -19,6 +19,7 @@ there already is left alone.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -41,6 +42,7 @@ AUTOMATIC_NETS = '10.25.0.0/16'
 
 # name, vCPUs, MiB of memory, GiB of root disk
 FLAVORS = (
+    ('lxd.nano', 1, 128, 1),
     ('lxd.tiny', 1, 256, 2),
     ('lxd.small', 1, 512, 5),
     ('lxd.medium', 2, 2048, 10),
@@ -64,10 +66,12 @@ def connect(user: str, project: str) -> connection.Connection:
         load_envvars=False)
 
 
+@functools.cache
 def admin() -> connection.Connection:
     return connect('admin', 'admin')
 
 
+@functools.cache
 def demo() -> connection.Connection:
     return connect('demo', 'demo')
 
@@ -159,9 +163,20 @@ def flavors() -> None:
                 name=name, vcpus=vcpus, ram=ram, disk=disk, id=name)
 
 
+def quotas() -> None:
+    """Let the demo project have as many servers as the host can run."""
+    admin().compute.update_quota_set(
+        demo().current_project_id, instances=-1, cores=-1, ram=-1)
+
+
 def volume_types() -> None:
-    """Create a type for each back end, of the same name, and one more."""
+    """Create a type for each back end, of the same name, and one more.
+
+    The demo project may have as many volumes as the back ends can store.
+    """
     cloud = admin()
+    cloud.block_storage.update_quota_set(
+        demo().current_project_id, volumes=-1, gigabytes=-1)
     wanted = {name: {'volume_backend_name': name}
               for name in env('QS_VOLUME_TYPES').split()}
     # Multiattach, which files on a share do not support.
@@ -186,7 +201,7 @@ def keypair() -> None:
 
 
 def network() -> None:
-    """Create networks, a router, and the demo project's rules."""
+    """Create networks, a router, and the demo project's rules and quota."""
     cloud = admin()
     public = cloud.network.find_network('public')
     if public is None:
@@ -210,16 +225,16 @@ def network() -> None:
             cidr=f'{prefix}.0/24', gateway_ip=f'{prefix}.1',
             is_dhcp_enabled=False, allocation_pools=[
                 {'start': f'{prefix}.10', 'end': f'{prefix}.250'}])
+    cloud.network.update_quota(demo().current_project_id, ports=-1)
     cloud = demo()
     private = cloud.network.find_network('private', ignore_missing=True)
     if private is None:
         private = cloud.network.create_network(name='private')
     subnet = cloud.network.find_subnet('private-subnet')
     if subnet is None:
-        prefix = env('QS_PRIVATE_NET')
         subnet = cloud.network.create_subnet(
             name='private-subnet', network_id=private.id, ip_version=4,
-            cidr=f'{prefix}.0/24',
+            cidr=env('QS_PRIVATE_NET'),
             dns_nameservers=env('QS_NAMESERVERS').split())
     router = cloud.network.find_router('router')
     if router is None:
@@ -321,6 +336,7 @@ COMMANDS = {
     'identity': identity,
     'images': images,
     'flavors': flavors,
+    'quotas': quotas,
     'keypair': keypair,
     'volume-types': volume_types,
     'network': network,

@@ -22,7 +22,7 @@ cloud_setup() {
         QS_URL_NEUTRON="$(service_url neutron)" \
         QS_URL_NOVA="$(service_url nova-api)" \
         QS_URL_CINDER="$(is_wanted cinder-api && service_url cinder-api)" \
-        QS_PUBLIC_NET="$PUBLIC_NET" QS_PRIVATE_NET="$PRIVATE_NET" \
+        QS_PUBLIC_NET="$PUBLIC_NET" QS_PRIVATE_NET="$PRIVATE_CIDR" \
         QS_NAMESERVERS="$(nameservers)" \
         QS_PUBLIC_KEY="$PREFIX/keys/id_ed25519.pub" \
         QS_ADDRESS_FILE="$DATA/first-address" \
@@ -50,7 +50,7 @@ step_flavors() {
     fi
     # Only the user of the cloud may read the private key.
     chown "$INVOKER" "$PREFIX/keys/id_ed25519"
-    cloud_setup flavors keypair
+    cloud_setup flavors quotas keypair
 }
 
 step_server() {

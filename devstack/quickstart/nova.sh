@@ -114,10 +114,12 @@ instances_path = $DATA/nova/instances
 # Nova's default.
 reimage_timeout_per_gb = $((20 * PATIENCE))
 reserved_host_memory_mb = 512
-# Idle containers need little of what their flavors promise, and clones of an
+# For hundreds of idle containers, which need little of what their flavors
+# promise: an idle Debian takes 60 MiB or so, caches included, and clones of an
 # image share its blocks.
-cpu_allocation_ratio = 16.0
-disk_allocation_ratio = 4.0
+cpu_allocation_ratio = 512.0
+ram_allocation_ratio = 16.0
+disk_allocation_ratio = 64.0
 
 [os_vif_ovs]
 ovsdb_connection = $OVSDB

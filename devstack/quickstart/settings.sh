@@ -74,7 +74,9 @@ BRIDGE_PUBLIC=br-ex
 
 # DevStack's public network is 172.24.4.0/24 as well.
 PUBLIC_NET=${QUICKSTART_PUBLIC_NET:-${SAVED[PUBLIC_NET]:-172.24.4}}
-PRIVATE_NET=${QUICKSTART_PRIVATE_NET:-${SAVED[PRIVATE_NET]:-10.24.4}}
+PRIVATE_NET=${QUICKSTART_PRIVATE_NET:-${SAVED[PRIVATE_NET]:-10.24.0}}
+# The network of 4094 addresses that these three numbers are in.
+PRIVATE_CIDR=${PRIVATE_NET%.*}.$((${PRIVATE_NET##*.} & 240)).0/20
 
 # lxd or incus; empty means LXD, or Incus if the distribution has no LXD.
 CONTAINER_SERVER=${SAVED[CONTAINER_SERVER]:-}

@@ -56,10 +56,11 @@ check_ports() {
 check_networks() {
     local route
     daemon_running ovs-vswitchd && return 0
-    for route in "$PUBLIC_NET" "$PRIVATE_NET"; do
-        if ip -4 route show 2>/dev/null | grep -v " $BRIDGE_PUBLIC " |
-            grep -q "^${route//./\\.}\.0/24 "; then
-            die "This host has a route to $route.0/24 already. Set" \
+    for route in "$PUBLIC_NET.0/24" "$PRIVATE_CIDR"; do
+        # Routes to the network, or to a part of it.
+        if ip -4 route show root "$route" 2>/dev/null |
+            grep -qv " $BRIDGE_PUBLIC "; then
+            die "This host has a route to $route already. Set" \
                 "QUICKSTART_PUBLIC_NET or QUICKSTART_PRIVATE_NET to the" \
                 "first three numbers of another network."
         fi
@@ -135,7 +136,7 @@ declare_steps() {
     step glance 'Glance' glance-db
     step nova-scheduler 'Nova: scheduler' nova-conductor placement
     step upload 'Images into Glance' glance identity tiny-image guest-image
-    step flavors 'Flavors and key pair' nova-api identity
+    step flavors 'Flavors, quotas and key pair' nova-api identity
     step neutron-agent 'Metadata for guests' ovn neutron-db
     step nova-metadata 'Nova: metadata API' nova-db rabbitmq identity
     step client 'The openstack command' identity

@@ -449,6 +449,20 @@ losetup() {
         self.assertEqual(['/dev/loop5'], self.quickstart('pid:[4026532222]'))
 
 
+class QuickstartNetworkTestCase(base.BaseTestCase):
+    """devstack/quickstart/settings.sh: the private network."""
+
+    def test_aligned(self):
+        for numbers, network in (('', '10.24.0.0/20'),
+                                 # Saved by clouds of earlier versions.
+                                 ('10.24.4', '10.24.0.0/20'),
+                                 ('192.168.255', '192.168.240.0/20')):
+            self.assertEqual(network, run(
+                f'. {DEVSTACK}/quickstart/settings.sh\necho $PRIVATE_CIDR',
+                QUICKSTART_PREFIX='/nonexistent',
+                QUICKSTART_PRIVATE_NET=numbers))
+
+
 class SamplesTestCase(base.BaseTestCase):
     """devstack/local.conf*.sample."""
 
