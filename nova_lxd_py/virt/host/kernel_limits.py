@@ -76,8 +76,9 @@ LIMITS = (
     Limit('vm.max_map_count', 262144, 0, 'each process'),
 )
 
-#: Open files of the daemon, with the same values. Guests inherit it.
-NOFILE = Limit('LimitNOFILE', 1048576, 8, 'the daemon')
+#: Open files of the daemon: a setting of its systemd unit.
+NOFILE = Limit('LimitNOFILE', 1048576, 0,
+               'LXD and to each process of the servers, which inherits it')
 
 
 @dataclasses.dataclass(frozen=True)
