@@ -28,9 +28,11 @@ from tests.campaign.project import TIMEOUT
 from tests.fixtures import cloud
 
 #: Seconds after which a server that does nothing will not do it any more.
-IDLE = 30
+IDLE = 30 * cloud.PATIENCE
+#: Seconds for what Cinder or Glance do.
+VOLUME_TIMEOUT = 60 * cloud.PATIENCE
 #: Seconds in which a guest can be reached, also while LXD starts again.
-GUEST_TIMEOUT = 90
+GUEST_TIMEOUT = 90 * cloud.PATIENCE
 
 _FILE = '/root/campaign'
 
@@ -98,7 +100,7 @@ class Actions:
             time.sleep(0.5)
 
     def _until(self, what: str, condition: Callable[[], Any],
-               timeout: float = 60) -> None:
+               timeout: float = 60 * cloud.PATIENCE) -> None:
         """Wait for something.
 
         :raises Failed: if it does not come.
@@ -124,7 +126,7 @@ class Actions:
                     time.monotonic() > deadline)):
                 raise Failed(f'volume {identifier} is {found}')
             return found == status
-        self._until(f'volume {identifier} {status}', reached, 120)
+        self._until(f'volume {identifier} {status}', reached, VOLUME_TIMEOUT)
 
     # -- servers
 
@@ -226,7 +228,7 @@ class Actions:
             self.wait(slot, slot.status)
             self._until('image', lambda: patiently(
                 lambda: self._project.api.image.get_image(image.id)
-            ).status == 'active', 120)
+            ).status == 'active', VOLUME_TIMEOUT)
         except exceptions.NotFoundException:
             raise Failed('the image is gone') from None
         finally:
@@ -305,7 +307,7 @@ class Actions:
         exceptions.raise_from_response(answer)
         self._until(f'volume {volume.identifier} of {size} GiB', lambda: (
             self.volume(volume.identifier).size == size and
-            self.volume(volume.identifier).status == 'in-use'), 120)
+            self.volume(volume.identifier).status == 'in-use'), VOLUME_TIMEOUT)
         volume.size = size
 
     def attach_port(self, slot: plan.Slot) -> None:

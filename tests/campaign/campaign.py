@@ -39,7 +39,7 @@ REPAIRS = 3
 #: Seconds between such repairs, in which services connect again.
 PAUSE = 5
 #: Seconds after which nothing of deleted servers is left.
-CLEAN_TIMEOUT = 120
+CLEAN_TIMEOUT = 120 * cloud.PATIENCE
 
 
 @dataclasses.dataclass

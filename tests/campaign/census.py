@@ -77,11 +77,19 @@ def _images(host: cloud.Host) -> set[str]:
 
 
 def _loops() -> set[str]:
+    """Backing files of loop devices.
+
+    A container sees those of its host and of other containers as well, so
+    that only files that it has count there.
+    """
+    inside = pathlib.Path('/run/systemd/container').exists()
     found = set()
     for path in pathlib.Path('/sys/block').glob('loop*/loop/backing_file'):
         # Others come and go.
         with contextlib.suppress(OSError):
-            found.add(path.read_text().strip())
+            name = path.read_text().strip()
+            if not inside or pathlib.Path(name).exists():
+                found.add(name)
     return found
 
 

@@ -25,7 +25,7 @@ from tests.fixtures import cloud
 
 #: Seconds after the restart of a daemon in which it can still be the reason
 #: of a failure: connections are made again, services report again.
-AFTERMATH = 20
+AFTERMATH = 20 * cloud.PATIENCE
 
 
 class Faults:

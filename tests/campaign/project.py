@@ -28,9 +28,11 @@ from tests.fixtures import cloud
 T = TypeVar('T')
 
 #: Seconds in which APIs answer again after the end of a daemon.
-API_TIMEOUT = 120
+API_TIMEOUT = 120 * cloud.PATIENCE
 #: Seconds for what one operation starts.
-TIMEOUT = 240
+TIMEOUT = 90 * cloud.PATIENCE
+#: Seconds in which everything of one kind is deleted at the end.
+END_TIMEOUT = 240 * cloud.PATIENCE
 
 
 class Failed(Exception):
@@ -157,7 +159,7 @@ class Project:
     def _delete_each(self, kind: str, find: Callable[[], Any],
                      delete: Callable[[str], Any]) -> list[str]:
         """Delete all of a kind, again and again until none is there."""
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + END_TIMEOUT
         while True:
             found = patiently(lambda: list(find()))
             if not found:

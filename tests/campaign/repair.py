@@ -23,9 +23,10 @@ from tests.campaign import plan
 from tests.campaign.project import Failed
 from tests.campaign.project import patiently
 from tests.campaign.project import Project
+from tests.fixtures import cloud
 
 #: Seconds after which a task of Nova has been forgotten by it.
-STUCK = 120
+STUCK = 30 * cloud.PATIENCE
 _STEADY = ('available', 'in-use')
 
 
