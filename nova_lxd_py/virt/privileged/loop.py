@@ -68,6 +68,9 @@ _UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 #: os-brick names the mount point of a share by a checksum of the share.
 _SHARE = re.compile(r'(?:/[^/\0]+)+/[0-9a-f]{32}')
 
+#: What the kernel appends to the path of a file that has been deleted.
+_DELETED = ' (deleted)'
+
 #: Attempts to get a free loop device before other processes take it.
 _ATTEMPTS = 32
 #: Seconds to wait for the kernel to release a device.
@@ -235,6 +238,9 @@ def volumes(directory: str) -> dict[str, str]:
     """List the volumes with loop devices on shares that are mounted below a
     directory.
 
+    The kernel lists loop devices of all containers, in which files of others
+    may have the same paths.
+
     :param directory: where os-brick mounts the shares.
     :returns: paths of loop devices by volume IDs.
     """
@@ -243,9 +249,21 @@ def volumes(directory: str) -> dict[str, str]:
         volume_id = label.decode('ascii', 'replace').removeprefix(_LABEL)
         share = _share(device)
         if (label.startswith(_LABEL.encode()) and _UUID.fullmatch(volume_id)
-                and share and os.path.dirname(share) == directory):
+                and share and os.path.dirname(share) == directory
+                and _has_file(device)):
             found[volume_id] = device.path
     return found
+
+
+def _has_file(device: _Loop) -> bool:
+    """Return whether the file of a loop device is one of this container, or
+    was one before it was deleted."""
+    path = _backing_file(os.path.basename(device.path))
+    try:
+        about = os.stat(path.removesuffix(_DELETED), follow_symlinks=False)
+    except FileNotFoundError:
+        return path.endswith(_DELETED)
+    return (about.st_dev, about.st_ino) == (device.device, device.inode)
 
 
 def _share(device: _Loop) -> str | None:

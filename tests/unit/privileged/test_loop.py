@@ -114,6 +114,26 @@ class LoopTest(base.BaseTestCase):
         for path in ('/', '/mnt', f'{share}/..', None):
             self.assertRaises(ValueError, loop.release_share, path)
 
+    def test_volumes_of_this_container(self) -> None:
+        """Those of other containers, with the same paths, are not touched."""
+        share = os.path.join(self.kernel.directory, 'f' * 32)
+        os.mkdir(share)
+        for name, volume in (('volume', VOLUME), ('other', OTHER)):
+            loop.attach(self.file(f'{"f" * 32}/{name}'), volume, False)
+        self.assertEqual({VOLUME: '/dev/loop0', OTHER: '/dev/loop1'},
+                         loop.volumes(self.kernel.directory))
+        # Another file with this path.
+        os.rename(f'{share}/other', f'{share}/renamed')
+        self.file(f'{"f" * 32}/other')
+        self.assertEqual([VOLUME], list(loop.volumes(self.kernel.directory)))
+        # No file with this path.
+        os.unlink(f'{share}/other')
+        self.assertEqual([VOLUME], list(loop.volumes(self.kernel.directory)))
+        # Cinder has deleted it.
+        self.kernel.devices[1].path += ' (deleted)'
+        self.assertEqual([VOLUME, OTHER],
+                         list(loop.volumes(self.kernel.directory)))
+
 
 class ArgumentsTestCase(base.BaseTestCase):
     """The privileged daemon refuses what is no volume."""
