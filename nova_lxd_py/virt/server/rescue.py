@@ -158,7 +158,9 @@ class RescueOps:
     def finish_interrupted(self, instance: objects.Instance) -> None:
         """End an interrupted rescue that Nova does not know of.
 
-        The caller holds the lock of the instance.
+        A rescue instance is removed also if the interruption came before the
+        server was marked as rescued: LXD may complete the request of a
+        caller that is gone. The caller holds the lock of the instance.
 
         :param instance: the instance, which is about to be started.
         """
@@ -170,6 +172,8 @@ class RescueOps:
             LOG.warning('Ending a rescue that Nova does not know of',
                         instance=instance)
             self._leave(instance, own)
+        else:
+            self._discard(instance)
 
     def ensure_root_mounted(self, own: lxd_guest.Guest) -> None:
         """Ensure that a server's root disk is mounted while its rescue

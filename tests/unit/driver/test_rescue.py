@@ -61,6 +61,17 @@ class RescueTest(fake_driver_host.FakeDriverTestCase):
         return {name: entry['status']
                 for name, entry in self.host.own().items()}
 
+    def make_leftover(self, server: objects.Instance) -> None:
+        """Have a rescue instance of which the server's own knows nothing."""
+        self.lxd.api.must('POST', '/1.0/instances', {
+            'name': f'{server.name}-rescue', 'profiles': [],
+            'source': {'type': 'none'},
+            'config': {'user.nova.uuid': server.uuid,
+                       'user.nova.role': 'rescue'},
+            'devices': {'root': {'type': 'disk', 'path': '/',
+                                 'pool': 'default'}}},
+            params={'project': self.host.project})
+
     def assert_own_in_charge(self, server: objects.Instance) -> None:
         self.assertEqual([server.name], list(self.host.own()))
         self.assertNotIn('user.nova.rescued', self.config(server))
@@ -204,6 +215,13 @@ class RescueTest(fake_driver_host.FakeDriverTestCase):
         self.assert_own_in_charge(server)
         self.assert_state(power_state.RUNNING, server)
 
+    def test_rescue_interrupted_early_ends_with_a_hard_reboot(self) -> None:
+        server = self.make()
+        self.make_leftover(server)
+        self.driver.reboot(self.context, server, self.ports, 'HARD')
+        self.assert_own_in_charge(server)
+        self.assert_state(power_state.RUNNING, server)
+
     def test_reboot_while_rescuing_keeps_it(self) -> None:
         server = self.make()
         self.rescue(server)
@@ -216,14 +234,7 @@ class RescueTest(fake_driver_host.FakeDriverTestCase):
         """A rescue in use stays; what never got so far goes."""
         server, second = self.make(), self.host.spawn()
         self.rescue(server)
-        self.lxd.api.must('POST', '/1.0/instances', {
-            'name': f'{second.name}-rescue', 'profiles': [],
-            'source': {'type': 'none'},
-            'config': {'user.nova.uuid': second.uuid,
-                       'user.nova.role': 'rescue'},
-            'devices': {'root': {'type': 'disk', 'path': '/',
-                                 'pool': 'default'}}},
-            params={'project': self.host.project})
+        self.make_leftover(second)
         self.host.restart_driver()
         self.assertEqual({server.name, f'{server.name}-rescue', second.name},
                          set(self.host.own()))
