@@ -39,8 +39,8 @@ SHARE = os.environ.get('NOVA_LXD_TEST_SHARE')
 #: Files that take a minute for one test.
 LONG = ('test_volumes_random.py', 'test_guest_reboots.py')
 
-#: Kills what the other tests in its directory need.
-LAST = ('test_campaign.py',)
+#: Change or kill what the other tests in their directory need.
+LAST = ('test_campaign.py', 'test_two_hosts.py')
 
 _claimed: dict[str, bool] = {}
 
@@ -55,14 +55,13 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Run the longest files first, so that processes end together.
 
-    Without several processes the order stays, except for the last file.
+    Without several processes the order stays, except for the last files.
     """
-    if not SHARE:
-        items.sort(key=lambda item: item.path.name in LAST)
-    else:
-        count = collections.Counter(item.path for item in items)
-        items.sort(key=lambda item: (item.path.name not in LONG,
-                                     -count[item.path]))
+    count = collections.Counter(item.path for item in items if SHARE)
+    items.sort(key=lambda item: (
+        item.path.name in LAST,
+        bool(SHARE) and item.path.name not in LONG,
+        -count[item.path]))
 
 
 @pytest.hookimpl(tryfirst=True)

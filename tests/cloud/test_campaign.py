@@ -31,6 +31,8 @@ SECONDS = 400 * cloud.PATIENCE
 
 class CampaignTest(cloud.CloudTestCase):
 
+    alone = True
+
     # Also with the time that repairs and the end take.
     @pytest.mark.timeout(SECONDS + 900)
     def test_operations_while_daemons_are_killed(self) -> None:
