@@ -127,6 +127,9 @@ def check(is_local: bool) -> None:
 def find(name: str) -> str | None:
     """Find the loop device of a config drive.
 
+    Another nova-compute on this machine may have one for the same instance,
+    while it migrates.
+
     :param name: name of the config drive's volume, and of the backing file.
     :returns: path of the device, or None if there is none.
     """
@@ -134,7 +137,8 @@ def find(name: str) -> str | None:
         # The device may be detached meanwhile.
         with contextlib.suppress(OSError):
             file = backing.read_text(errors='replace').strip()
-            if os.path.basename(file.removesuffix(' (deleted)')) == name:
+            if (os.path.basename(file.removesuffix(' (deleted)')) == name and
+                    loop.is_own(file, _directory())):
                 return f'/dev/{backing.parts[3]}'
     return None
 
@@ -155,7 +159,7 @@ def create(instance: objects.Instance, name: str,
         fileutils.ensure_tree(os.path.dirname(path), 0o700)
         try:
             _write_image(path, list(files))
-            device = loop.attach(path, instance.uuid, True)
+            device = loop.attach(path, instance.uuid, True, _directory())
         finally:
             fileutils.delete_if_exists(path)
     except (processutils.ProcessExecutionError, OSError) as exc:
@@ -169,8 +173,12 @@ def create(instance: objects.Instance, name: str,
     return device
 
 
+def _directory() -> str:
+    return os.path.join(CONF.state_path, DIRECTORY)
+
+
 def _path(name: str) -> str:
-    return os.path.join(CONF.state_path, DIRECTORY, name)
+    return os.path.join(_directory(), name)
 
 
 def _write_image(path: str, files: Iterable[tuple[str, str | bytes]]) -> None:
@@ -205,7 +213,7 @@ def remove(instance: objects.Instance, name: str) -> None:
     """
     # Most instances have none: do not call the privsep daemon for them.
     if find(name) is not None:
-        loop.detach(instance.uuid, True)
+        loop.detach(instance.uuid, True, _directory())
     # The file exists only if nova-compute was killed in create().
     fileutils.delete_if_exists(_path(name))
 

@@ -15,9 +15,11 @@
 The loop device of a volume has the volume's id as its file name, which
 ``losetup`` shows, so that the driver finds it by that whatever its number, and
 never touches another one. The loop device of a config drive has the instance's
-UUID instead. Direct I/O is used if the file's filesystem supports it: the
-guest caches the data already, and a write that the guest has seen acknowledged
-must be on the storage.
+UUID instead. Only devices whose file is below a directory of this nova-compute
+count: while a server migrates, another nova-compute on the same machine may
+have one for the same volume. Direct I/O is used if the file's filesystem
+supports it: the guest caches the data already, and a write that the guest has
+seen acknowledged must be on the storage.
 
 This module is imported by the privileged daemon: it must not import nova.
 """
@@ -100,10 +102,27 @@ def _opened(path: str, flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _find(label: bytes) -> _Loop | None:
-    """Find the loop device of a volume."""
-    return next((device for found, device in _labelled() if found == label),
-                None)
+def is_own(file: str, directory: str) -> bool:
+    """Return whether the file of a loop device is one of this nova-compute.
+    This needs no privileges.
+
+    If the mount with the file is gone, with the container in which
+    nova-compute was running or as the share was unmounted, the kernel shows
+    the path below that mount; it is the path of no directory then.
+
+    :param file: path of the file, as the kernel shows it.
+    :param directory: the directory of this nova-compute that has such files.
+    """
+    found = os.path.dirname(file)
+    return (file.startswith(os.path.realpath(directory) + '/') or
+            found == '/' or not os.path.isdir(found))
+
+
+def _find(label: bytes, directory: str) -> _Loop | None:
+    """Find the loop device of a volume whose file is below a directory."""
+    return next((device for found, device in _labelled()
+                 if found == label and is_own(_backing_file(
+                     os.path.basename(device.path)), directory)), None)
 
 
 def _labelled() -> Iterator[tuple[bytes, _Loop]]:
@@ -161,12 +180,13 @@ def _set_up(file: int, label: bytes, read_only: bool) -> str:
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
 @children.killable(_DEADLINE)
-def attach(path: str, volume_id: str, read_only: bool) -> str:
+def attach(path: str, volume_id: str, read_only: bool, directory: str) -> str:
     """Attach a loop device to the file of a volume. Idempotent.
 
     :param path: path of the file, which must be a regular one.
     :param volume_id: Cinder's id of the volume.
     :param read_only: whether the device is read-only.
+    :param directory: the directory of this nova-compute that has such files.
     :returns: path of the loop device.
     :raises OSError: if there is no such file, or the kernel refuses.
     """
@@ -177,7 +197,7 @@ def attach(path: str, volume_id: str, read_only: bool) -> str:
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, 'The volume is not a regular file',
                           path)
-        found = _find(label)
+        found = _find(label, directory)
         if found is None:
             return _set_up(file, label, read_only)
         if (found.device, found.inode) != (about.st_dev, about.st_ino):
@@ -191,16 +211,17 @@ def attach(path: str, volume_id: str, read_only: bool) -> str:
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
 @children.killable(_DEADLINE)
-def detach(volume_id: str, force: bool) -> bool:
+def detach(volume_id: str, force: bool, directory: str) -> bool:
     """Detach the loop device of a volume.
 
     :param volume_id: Cinder's id of the volume.
     :param force: if the device is in use, detach it as soon as it is not.
+    :param directory: the directory of this nova-compute that has its file.
     :returns: whether there was a loop device.
     :raises OSError: with errno EBUSY if it is in use, without force.
     """
     label = _label(volume_id)
-    found = _find(label)
+    found = _find(label, directory)
     if found is None:
         return False
     if not force:
@@ -212,7 +233,7 @@ def detach(volume_id: str, force: bool) -> bool:
         with contextlib.suppress(OSError):
             fcntl.ioctl(device, _CLR_FD)
     deadline = time.monotonic() + _PATIENCE
-    while _find(label) is not None and not force:
+    while _find(label, directory) is not None and not force:
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, 'The loop device is still in use',
                           found.path)
@@ -222,14 +243,15 @@ def detach(volume_id: str, force: bool) -> bool:
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
 @children.killable(_DEADLINE)
-def share_path(volume_id: str) -> str | None:
+def share_path(volume_id: str, directory: str) -> str | None:
     """Return the mount point of the share with the file of a volume.
 
     :param volume_id: Cinder's id of the volume.
+    :param directory: where os-brick mounts the shares.
     :returns: path of the mount point; None if the file is not on a share, or
         the volume has no loop device.
     """
-    found = _find(_label(volume_id))
+    found = _find(_label(volume_id), directory)
     return _share(found) if found else None
 
 
@@ -292,13 +314,14 @@ def is_used_below(directory: str) -> bool:
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
 @children.killable(_DEADLINE)
-def update_size(volume_id: str) -> None:
+def update_size(volume_id: str, directory: str) -> None:
     """Update the size of a volume's loop device to the size of its file.
 
     :param volume_id: Cinder's id of the volume.
+    :param directory: the directory of this nova-compute that has its file.
     :raises OSError: if there is no loop device, or the kernel refuses.
     """
-    found = _find(_label(volume_id))
+    found = _find(_label(volume_id), directory)
     if found is None:
         raise FileNotFoundError(errno.ENOENT, 'The volume has no loop device')
     with _opened(found.path, os.O_RDONLY) as device:

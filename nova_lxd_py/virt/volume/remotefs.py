@@ -57,7 +57,8 @@ class FilePlugin(base.VolumePlugin):
             share = client.get_mount_point(data['export'])
             try:
                 return loop.attach(f'{share}/{data["name"]}', volume_id,
-                                   data.get('access_mode') == 'ro')
+                                   data.get('access_mode') == 'ro',
+                                   self._directory)
             except Exception:
                 with contextlib.suppress(OSError):
                     loop.release_share(share)
@@ -68,27 +69,31 @@ class FilePlugin(base.VolumePlugin):
         """See :meth:`.base.VolumePlugin.disconnect`."""
         data = connection_info['data']
         with _share_lock(data):
-            loop.detach(volume_id, force)
+            loop.detach(volume_id, force, self._directory)
             loop.release_share(self._client(connection_info).get_mount_point(
                 data['export']))
 
     def extend(self, volume_id: str, connection_info: dict[str, Any]) -> None:
         """See :meth:`.base.VolumePlugin.extend`."""
-        loop.update_size(volume_id)
+        loop.update_size(volume_id, self._directory)
 
     def forget(self, volume_id: str) -> None:
         """See :meth:`.base.VolumePlugin.forget`."""
-        share = loop.share_path(volume_id)
-        loop.detach(volume_id, True)
+        share = loop.share_path(volume_id, self._directory)
+        loop.detach(volume_id, True, self._directory)
         if share is not None:
             loop.release_share(share)
 
     def find_connected(self) -> Mapping[str, str]:
         """See :meth:`.base.VolumePlugin.find_connected`."""
-        directory = os.path.realpath(self.options.volume_share_directory)
+        directory = os.path.realpath(self._directory)
         if not loop.is_used_below(directory):
             return {}
         return loop.volumes(directory)
+
+    @property
+    def _directory(self) -> str:
+        return self.options.volume_share_directory
 
     def _client(self, connection_info: dict[str, Any]) -> Any:
         kind = connection_info['driver_volume_type']

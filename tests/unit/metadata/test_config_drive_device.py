@@ -84,3 +84,25 @@ class ConfigDriveDeviceTestCase(base.BaseTestCase):
 
     def test_find_missing(self) -> None:
         self.assertIsNone(config_drive_device.find('config-drive-x'))
+
+    def test_drive_of_another_host_on_this_machine(self) -> None:
+        """It has a device for the same instance while that migrates."""
+        top = self.useFixture(fixtures.TempDir()).path
+        for name in ('here', 'there'):
+            os.makedirs(f'{top}/{name}/config-drives')
+        self.cfg.config(state_path=f'{top}/here')
+        found = [types.SimpleNamespace(
+            parts=('/', 'sys', 'block', name, 'loop', 'backing_file'),
+            read_text=lambda errors, directory=directory: (
+                f'{directory}/config-drives/drive (deleted)\n'))
+            for name, directory in (
+                ('loop1', f'{top}/there'), ('loop2', f'{top}/here'),
+                # Of this nova-compute before its container was replaced.
+                ('loop3', ''))]
+        self.useFixture(fixtures.MonkeyPatch(
+            'pathlib.Path.glob', lambda path, pattern: found))
+        self.assertEqual('/dev/loop2', config_drive_device.find('drive'))
+        del found[1]
+        self.assertEqual('/dev/loop3', config_drive_device.find('drive'))
+        del found[1]
+        self.assertIsNone(config_drive_device.find('drive'))

@@ -33,6 +33,13 @@ class LoopTest(base.BaseTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.kernel = self.useFixture(fake_kernel.Loops())
+        self.here = self.kernel.directory
+
+    def attach(self, path: str, volume: str, read_only: bool = False) -> str:
+        return loop.attach(path, volume, read_only, self.here)
+
+    def detach(self, volume: str, force: bool = False) -> bool:
+        return loop.detach(volume, force, self.here)
 
     def file(self, name: str = 'volume') -> str:
         path = os.path.join(self.kernel.directory, name)
@@ -42,24 +49,24 @@ class LoopTest(base.BaseTestCase):
 
     def test_once(self) -> None:
         path = self.file()
-        self.assertEqual('/dev/loop0', loop.attach(path, VOLUME, False))
-        self.assertEqual('/dev/loop0', loop.attach(path, VOLUME, False))
-        self.assertEqual('/dev/loop1', loop.attach(self.file('x'), OTHER,
+        self.assertEqual('/dev/loop0', self.attach(path, VOLUME, False))
+        self.assertEqual('/dev/loop0', self.attach(path, VOLUME, False))
+        self.assertEqual('/dev/loop1', self.attach(self.file('x'), OTHER,
                                                    True))
         self.assertEqual([0, 1], [each.flags for each
                                   in self.kernel.devices.values()])
 
     def test_other_file_with_the_label(self) -> None:
         """The device that bears the volume's id is not the volume."""
-        loop.attach(self.file('stale'), VOLUME, False)
-        error = self.assertRaises(OSError, loop.attach, self.file(), VOLUME,
+        self.attach(self.file('stale'), VOLUME, False)
+        error = self.assertRaises(OSError, self.attach, self.file(), VOLUME,
                                   False)
         self.assertEqual(errno.EBUSY, error.errno)
 
     def test_other_access_mode(self) -> None:
         path = self.file()
-        loop.attach(path, VOLUME, True)
-        self.assertRaises(OSError, loop.attach, path, VOLUME, False)
+        self.attach(path, VOLUME, True)
+        self.assertRaises(OSError, self.attach, path, VOLUME, False)
 
     def test_what_is_no_plain_file(self) -> None:
         link = os.path.join(self.kernel.directory, 'link')
@@ -67,48 +74,49 @@ class LoopTest(base.BaseTestCase):
         fifo = os.path.join(self.kernel.directory, 'fifo')
         os.mkfifo(fifo)
         for path in (link, fifo, '/nonexistent'):
-            self.assertRaises(OSError, loop.attach, path, VOLUME, True)
+            self.assertRaises(OSError, self.attach, path, VOLUME, True)
         for name in ('../x', '', None, 'volume'):
-            self.assertRaises(ValueError, loop.attach, self.file(), name,
+            self.assertRaises(ValueError, self.attach, self.file(), name,
                               True)
         self.assertEqual({}, self.kernel.devices)
 
     def test_another_process_is_faster(self) -> None:
         self.kernel.taken = 3
-        self.assertEqual('/dev/loop0', loop.attach(self.file(), VOLUME,
+        self.assertEqual('/dev/loop0', self.attach(self.file(), VOLUME,
                                                    False))
         self.kernel.taken = 99
-        self.assertRaises(OSError, loop.attach, self.file('x'), OTHER, False)
+        self.assertRaises(OSError, self.attach, self.file('x'), OTHER, False)
 
     def test_detach(self) -> None:
-        loop.attach(self.file(), VOLUME, False)
-        self.assertFalse(loop.detach(OTHER, False))
-        self.assertTrue(loop.detach(VOLUME, False))
-        self.assertFalse(loop.detach(VOLUME, False))
+        self.attach(self.file(), VOLUME, False)
+        self.assertFalse(self.detach(OTHER, False))
+        self.assertTrue(self.detach(VOLUME, False))
+        self.assertFalse(self.detach(VOLUME, False))
 
     def test_detach_of_one_in_use(self) -> None:
-        loop.attach(self.file(), VOLUME, False)
+        self.attach(self.file(), VOLUME, False)
         self.kernel.held = {0}
-        self.assertRaises(OSError, loop.detach, VOLUME, False)
+        self.assertRaises(OSError, self.detach, VOLUME, False)
         self.assertEqual([0], list(self.kernel.devices))
-        self.assertTrue(loop.detach(VOLUME, True))
+        self.assertTrue(self.detach(VOLUME, True))
 
     def test_size(self) -> None:
-        self.assertRaises(FileNotFoundError, loop.update_size, VOLUME)
-        loop.attach(self.file(), VOLUME, False)
-        loop.update_size(VOLUME)
+        self.assertRaises(FileNotFoundError, loop.update_size, VOLUME,
+                          self.here)
+        self.attach(self.file(), VOLUME, False)
+        loop.update_size(VOLUME, self.here)
         self.assertEqual(1, self.kernel.devices[0].size_updates)
 
     def test_share(self) -> None:
         share = os.path.join(self.kernel.directory, 'f' * 32)
         os.mkdir(share)
-        self.assertIsNone(loop.share_path(VOLUME))
+        self.assertIsNone(loop.share_path(VOLUME, self.here))
         path = self.file(f'{"f" * 32}/volume')
-        loop.attach(path, VOLUME, False)
-        self.assertEqual(share, loop.share_path(VOLUME))
+        self.attach(path, VOLUME, False)
+        self.assertEqual(share, loop.share_path(VOLUME, self.here))
         # Another volume on it is in use.
         self.assertFalse(loop.release_share(share))
-        loop.detach(VOLUME, False)
+        self.detach(VOLUME, False)
         # Not mounted.
         self.assertFalse(loop.release_share(share))
         for path in ('/', '/mnt', f'{share}/..', None):
@@ -119,7 +127,7 @@ class LoopTest(base.BaseTestCase):
         share = os.path.join(self.kernel.directory, 'f' * 32)
         os.mkdir(share)
         for name, volume in (('volume', VOLUME), ('other', OTHER)):
-            loop.attach(self.file(f'{"f" * 32}/{name}'), volume, False)
+            self.attach(self.file(f'{"f" * 32}/{name}'), volume, False)
         self.assertEqual({VOLUME: '/dev/loop0', OTHER: '/dev/loop1'},
                          loop.volumes(self.kernel.directory))
         # Another file with this path.
@@ -134,6 +142,29 @@ class LoopTest(base.BaseTestCase):
         self.assertEqual([VOLUME, OTHER],
                          list(loop.volumes(self.kernel.directory)))
 
+    def test_another_host_on_this_machine(self) -> None:
+        """It has the same volume while a server migrates."""
+        for name in ('here', 'there'):
+            os.mkdir(os.path.join(self.kernel.directory, name))
+        other = os.path.join(self.kernel.directory, 'there')
+        loop.attach(self.file('there/volume'), VOLUME, False, other)
+        self.here = os.path.join(self.kernel.directory, 'here')
+        self.assertFalse(self.detach(VOLUME, True))
+        self.assertIsNone(loop.share_path(VOLUME, self.here))
+        self.assertRaises(FileNotFoundError, loop.update_size, VOLUME,
+                          self.here)
+        self.assertEqual('/dev/loop1', self.attach(self.file('here/volume'),
+                                                   VOLUME, True))
+        self.assertTrue(self.detach(VOLUME))
+        self.assertEqual([0], list(self.kernel.devices))
+
+    def test_mount_that_is_gone(self) -> None:
+        """The kernel does not know where it was."""
+        for path in '/volume (deleted)', '/config-drives/drive (deleted)':
+            self.attach(self.file(), VOLUME)
+            self.kernel.devices[0].path = path
+            self.assertTrue(self.detach(VOLUME))
+
 
 class ArgumentsTestCase(base.BaseTestCase):
     """The privileged daemon refuses what is no volume."""
@@ -145,10 +176,11 @@ class ArgumentsTestCase(base.BaseTestCase):
 
     def test_volumes(self) -> None:
         for identifier in ('', 'x', None, 7, VOLUME + '\0', b'x' * 36):
-            for call in (lambda: loop.attach('/tmp/x', identifier, False),
-                         lambda: loop.detach(identifier, False),
-                         lambda: loop.update_size(identifier),
-                         lambda: loop.share_path(identifier)):
+            for call in (lambda: loop.attach('/tmp/x', identifier, False,
+                                             '/tmp'),
+                         lambda: loop.detach(identifier, False, '/tmp'),
+                         lambda: loop.update_size(identifier, '/tmp'),
+                         lambda: loop.share_path(identifier, '/tmp')):
                 self.assertRaises(ValueError, call)
 
     def test_files(self) -> None:
@@ -156,7 +188,8 @@ class ArgumentsTestCase(base.BaseTestCase):
             link = os.path.join(directory, 'link')
             os.symlink('/etc/passwd', link)
             for path in ('/dev/null', directory, link, directory + '/none'):
-                self.assertRaises(OSError, loop.attach, path, VOLUME, True)
+                self.assertRaises(OSError, loop.attach, path, VOLUME, True,
+                                  directory)
 
     def test_shares(self) -> None:
         for path in ('/', '/home', '', None, 'x' * 32, '/../' + 'a' * 32,
