@@ -21,8 +21,8 @@ REPO=$(readlink -f "$HERE/../..")
 PATH=$PATH:/usr/sbin:/sbin
 
 for part in settings output steps process packages python database messaging \
-    lxd ovs ovn openstack keystone glance placement neutron nova lvm \
-    cinder image-tiny image-system images network client status up down; do
+    lxd ovs ovn openstack keystone glance placement neutron nova second_host \
+    lvm cinder image-tiny image-system images network client status up down; do
     # shellcheck source=/dev/null
     . "$HERE/$part.sh"
 done
@@ -48,6 +48,9 @@ script runs itself with sudo if it is not root already.
       --no-server       do not boot a first server (--server undoes it)
       --no-nat          guests reach only this host (--nat undoes it)
       --with-cinder     install cinder as well (--no-cinder undoes it)
+      --computes 1|2    compute hosts (default 1). The second one has its own
+                        LXD, Open vSwitch, address and nova-compute; its
+                        services have names such as nova-compute-2
   status                show which services run and whether they work
   down                  stop everything, keep servers and data
   restart NAME...       restart services, for example nova-compute
@@ -95,6 +98,11 @@ parse_up_options() {
         --nat) WITH_NAT=yes ;;
         --with-cinder | --cinder) WITH_CINDER=yes ;;
         --no-cinder) WITH_CINDER=no ;;
+        --computes)
+            [[ ${2:-} == [12] ]] || die '--computes takes 1 or 2.'
+            COMPUTES=$2
+            shift
+            ;;
         *) die "Unknown option of up: $1; see $0 --help." ;;
         esac
         shift
@@ -113,7 +121,7 @@ compare_with_saved() {
             die "This cloud was made with $key=${SAVED[$key]}. Purge it to" \
                 "use $key=${!key}."
     done
-    for key in WITH_SERVER WITH_NAT WITH_CINDER COMPUTE_DRIVER; do
+    for key in WITH_SERVER WITH_NAT WITH_CINDER COMPUTE_DRIVER COMPUTES; do
         [[ ${SAVED[$key]:-} == "${!key}" ]] || SETTINGS_CHANGED=yes
     done
 }
@@ -123,18 +131,40 @@ command_restart() {
     (($#)) || die 'restart needs the name of a service; see status.'
     for name; do
         [[ " ${DAEMONS[*]} " == *" $name "* ]] ||
+            is_second_daemon "$name" ||
             die "There is no service $name; see $0 status."
     done
     HOST=$(<"$DATA/host")
     find_lxd || :
     for name; do
-        daemon_stop "$name" 30
-        start_service "$name" >"$LOG/steps/restart-$name.log" 2>&1 || {
+        restart_any "$name" >"$LOG/steps/restart-$name.log" 2>&1 || {
             tail -n 20 "$LOG/steps/restart-$name.log" >&3
             die "$name did not start."
         }
-        say "$name was restarted, pid $(daemon_pid "$name")."
+        say "$name was restarted, pid $(any_pid "$name")."
     done
+}
+
+# Restarts a service of either host.
+restart_any() {
+    if is_second_daemon "$1"; then
+        on_second_host restart_service "${1%-2}"
+    else
+        restart_service "$1"
+    fi
+}
+
+restart_service() {
+    daemon_stop "$1" 30
+    start_service "$1"
+}
+
+any_pid() {
+    if is_second_daemon "$1"; then
+        RUN=$SECOND_HOME/run daemon_pid "${1%-2}"
+    else
+        daemon_pid "$1"
+    fi
 }
 
 # The step that starts a service.
@@ -146,6 +176,7 @@ start_service() {
     lxcfs) step_lxd ;;
     iscsid) step_cinder_lvm ;;
     neutron-ovn-agent) step_neutron_agent ;;
+    compute-2) start_second_host ;;
     neutron-ovn-maintenance-worker | neutron-periodic-workers)
         step_neutron_workers
         ;;
@@ -154,15 +185,23 @@ start_service() {
 }
 
 command_logs() {
-    [[ -e $LOG/${1:-}.log ]] || die "There is no log ${1:-}. Logs:" \
+    local file=$LOG/${1:-}.log
+    ! is_second_daemon "${1:-}" || file=$SECOND_HOME/log/${1%-2}.log
+    [[ -e $file ]] || die "There is no log ${1:-}. Logs:" \
         "$(cd "$LOG" && printf '%s ' -- *.log)"
-    tail -n 100 "${@:2}" "$LOG/$1.log"
+    tail -n 100 "${@:2}" "$file"
 }
 
 main() {
     local command=${1:---help}
     SETTINGS_CHANGED=''
     KEEP_CACHE=no
+    if ((HOST_NUMBER > 1)); then
+        # See on_second_host.
+        HOST=$(<"$DATA/host")
+        "$@"
+        return
+    fi
     case $command in
     -h | --help | help)
         usage

@@ -49,6 +49,10 @@ FLAVORS = (
     ('lxd.large', 4, 4096, 20),
 )
 
+#: States of migrations that have not ended; "finished" ones wait for their
+#: confirmation.
+MOVING = ('pre-migrating', 'migrating', 'post-migrating', 'finished')
+
 SERVER_NAME = 'first'
 SERVER_TIMEOUT = 300
 
@@ -308,20 +312,81 @@ def server() -> None:
     note(f'Server {SERVER_NAME} is {found.status} at {address}')
 
 
+def second_host() -> str:
+    return env('QS_HOST') + '-2'
+
+
+def check_unused() -> None:
+    """Fail with a message if Nova has servers on the second host, or servers
+    that are leaving it or may return."""
+    cloud = admin()
+    host = second_host()
+    servers = {server.id: server
+               for server in cloud.compute.servers(all_projects=True)}
+    here = {server.name for server in servers.values()
+            if server.compute_host == host}
+    moving = {servers[migration.instance_uuid].name
+              for migration in cloud.compute.migrations(host=host)
+              if migration.instance_uuid in servers and
+              migration.status in MOVING}
+    command = f'openstack --os-cloud {env("QS_CLOUD")}-admin server'
+    if here:
+        sys.exit(
+            f'The compute host {host} has servers: {", ".join(sorted(here))}. '
+            f'Delete them, or migrate each of them: {command} migrate --host '
+            f'{env("QS_HOST")} --wait SERVER; {command} resize confirm SERVER')
+    if moving:
+        sys.exit(
+            f'Servers that leave the compute host {host} may return: '
+            f'{", ".join(sorted(moving))}. Confirm their migrations: '
+            f'{command} resize confirm SERVER')
+
+
+def forget_host() -> None:
+    """Delete what Nova and Neutron know of the second host, which is
+    stopped."""
+    cloud = admin()
+    check_unused()
+    deadline = time.monotonic() + 60
+    for service in list(cloud.compute.services(host=second_host())):
+        while True:
+            try:
+                cloud.compute.delete_service(service)
+                break
+            except exceptions.HttpException as exc:
+                # nova-api fails once if it does not know the resource
+                # provider.
+                if exc.status_code != 500 or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+    for agent in list(cloud.network.agents(host=second_host())):
+        cloud.network.delete_agent(agent)
+
+
 def health() -> None:
     """Fail with a message if an API or an agent does not work."""
     cloud = admin()
     problems = []
-    for service in cloud.compute.services():
-        if service.state != 'up' and service.host == env('QS_HOST'):
-            problems.append(f'{service.binary} is {service.state}')
-    names = [service.binary for service in cloud.compute.services()]
-    for name in ('nova-compute', 'nova-conductor', 'nova-scheduler'):
+    hosts = [env('QS_HOST')]
+    if env('QS_COMPUTES') == '2':
+        hosts.append(second_host())
+    services = list(cloud.compute.services())
+    for service in services:
+        if service.state != 'up' and service.host in hosts:
+            problems.append(f'{service.binary} of {service.host} is '
+                            f'{service.state}')
+    for host in hosts:
+        if not any(service.host == host and service.binary == 'nova-compute'
+                   for service in services):
+            problems.append(f'nova-compute of {host} never reported')
+    names = [service.binary for service in services]
+    for name in ('nova-conductor', 'nova-scheduler'):
         if name not in names:
             problems.append(f'{name} never reported')
     for agent in cloud.network.agents():
-        if not agent.is_alive and agent.host == env('QS_HOST'):
-            problems.append(f'{agent.agent_type} is not alive')
+        if not agent.is_alive and agent.host in hosts:
+            problems.append(f'{agent.agent_type} of {agent.host} is not '
+                            f'alive')
     if env('QS_URL_CINDER'):
         for service in cloud.block_storage.services():
             if service.state != 'up':
@@ -341,6 +406,8 @@ COMMANDS = {
     'volume-types': volume_types,
     'network': network,
     'server': server,
+    'check-unused': check_unused,
+    'forget-host': forget_host,
     'health': health,
 }
 

@@ -50,6 +50,7 @@ stop_all() {
     local -a links=() namespaces=()
     read -ra links -d '' <<<"$(ovs_interfaces)" || :
     read -ra namespaces -d '' <<<"$(metadata_namespaces)" || :
+    stop_second_host
     for name in nova-compute neutron-ovn-agent; do
         daemon_stop "$name" 20 &
     done
@@ -125,11 +126,17 @@ detach_loops() {
             if [[ $file == "$PREFIX"/* && -e $file &&
                 $(stat -c %i "$file") == "$inode" ]]; then
                 losetup --detach "$device" || :
-            elif [[ $file == "$DATA/nova/config-drives/"*' (deleted)' ]] &&
+            elif [[ $file == "$PREFIX"/*/config-drives/*' (deleted)' ]] &&
                 in_first_pid_namespace; then
                 losetup --detach "$device" || :
             fi
         done
+}
+
+# rm cannot remove btrfs subvolumes, which a pool in a directory has.
+delete_subvolumes() {
+    [[ ! -d $1/storage-btrfs ]] || find "$1/storage-btrfs" -depth -inum 256 \
+        -type d -exec btrfs subvolume delete {} + >/dev/null 2>&1 || :
 }
 
 command_purge() {
@@ -154,11 +161,8 @@ command_purge() {
     unmount_below "$PREFIX"
     detach_loops
     [[ ! -s $DATA/undo/devices ]] || xargs -r rm -f <"$DATA/undo/devices"
-    # rm cannot remove btrfs subvolumes, which a pool in a directory has.
-    if [[ -d $LXD_HOME/storage-btrfs ]]; then
-        find "$LXD_HOME/storage-btrfs" -depth -inum 256 -type d \
-            -exec btrfs subvolume delete {} + >/dev/null 2>&1 || :
-    fi
+    delete_subvolumes "$LXD_HOME"
+    delete_subvolumes "$SECOND_HOME/lxd"
     if [[ $KEEP_CACHE == yes ]]; then
         for path in "$PREFIX"/* "$PREFIX"/.[!.]*; do
             [[ $path == "$VENV" || $path == "$CACHE" ]] || rm -rf "$path"

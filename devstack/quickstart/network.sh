@@ -16,7 +16,8 @@
 # cloud_setup COMMAND...: see cloud.py.
 cloud_setup() {
     "${CLEAN_ENV[@]}" QS_SECRET="$(secret)" QS_REGION="$REGION" \
-        QS_HOST="$HOST" QS_URL_KEYSTONE="$(service_url keystone)" \
+        QS_HOST="$HOST" QS_COMPUTES="$COMPUTES" QS_CLOUD="$CLOUD" \
+        QS_URL_KEYSTONE="$(service_url keystone)" \
         QS_URL_GLANCE="$(service_url glance)" \
         QS_URL_PLACEMENT="$(service_url placement)" \
         QS_URL_NEUTRON="$(service_url neutron)" \

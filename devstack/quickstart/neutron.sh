@@ -74,6 +74,11 @@ ovn_sb_connection = $OVN_DB
 ovn_metadata_enabled = true
 enable_distributed_floating_ip = true
 EOF
+    configure_neutron_agent
+}
+
+configure_neutron_agent() {
+    mkdir -p "$ETC/neutron" "$DATA/neutron"
     cat >"$ETC/neutron/agent.ini" <<EOF
 [DEFAULT]
 log_file = $LOG/neutron-ovn-agent.log
@@ -133,10 +138,11 @@ step_neutron_workers() {
 }
 
 step_neutron_agent() {
-    WATCH="$ETC/neutron/neutron.conf $ETC/neutron/agent.ini" \
+    local shared=$PREFIX/etc/neutron/neutron.conf
+    WATCH="$shared $ETC/neutron/agent.ini" \
         daemon_start neutron-ovn-agent "${OVS_ENV[@]}" \
         "$VENV/bin/neutron-ovn-agent" \
-        --config-file "$ETC/neutron/neutron.conf" \
+        --config-file "$shared" \
         --config-file "$ETC/neutron/agent.ini" \
         --log-file "$LOG/neutron-ovn-agent.log"
     wait_until neutron-ovn-agent 60 neutron-ovn-agent \

@@ -14,14 +14,15 @@
 # Nova: API, metadata API, conductor, scheduler, the proxy of serial consoles,
 # and nova-compute with the driver.
 
-# Prints what the control plane and the compute host have in common.
+# nova_common ADDRESS: prints what the control plane and the compute hosts have
+# in common.
 nova_common() {
     cat <<EOF
 [DEFAULT]
 use_stderr = false
 state_path = $DATA/nova
 host = $HOST
-my_ip = $LOCAL
+my_ip = $1
 transport_url = $(rabbit_url)
 allow_resize_to_same_host = true
 
@@ -61,19 +62,18 @@ enabled = false
 [serial_console]
 enabled = true
 base_url = ws://$LOCAL:${PORT[nova-serialproxy]}/
-proxyclient_address = $LOCAL
+proxyclient_address = $1
 serialproxy_host = $LOCAL
 serialproxy_port = ${PORT[nova-serialproxy]}
 EOF
 }
 
 configure_nova() {
-    local file=$ETC/nova/nova-compute.conf
-    mkdir -p "$ETC/nova" "$DATA/nova/instances"
+    mkdir -p "$ETC/nova"
     # The WSGI applications expect both files in one directory.
     ln -sfn "$VENV/etc/nova/api-paste.ini" "$ETC/nova/api-paste.ini"
     {
-        nova_common
+        nova_common "$LOCAL"
         cat <<EOF
 
 [api_database]
@@ -101,9 +101,15 @@ discover_hosts_in_cells_interval = 60
 enabled_filters = ComputeFilter,ComputeCapabilitiesFilter,ImagePropertiesFilter,ServerGroupAntiAffinityFilter,ServerGroupAffinityFilter,NUMATopologyFilter,PciPassthroughFilter,SameHostFilter,DifferentHostFilter
 EOF
     } >"$ETC/nova/nova.conf"
-    # nova-compute must not know the databases: it has its own file.
+    configure_nova_compute
+}
+
+# nova-compute must not know the databases: it has its own file.
+configure_nova_compute() {
+    local file=$ETC/nova/nova-compute.conf
+    mkdir -p "$ETC/nova" "$DATA/nova/instances"
     {
-        nova_common
+        nova_common "$(host_address)"
         cat <<EOF
 
 [DEFAULT]
@@ -131,6 +137,11 @@ storage_pool = $POOL_NAME
 # All users of this cloud are trusted with their volumes.
 volume_filesystems = ext4
 EOF
+        ((COMPUTES == 1)) ||
+            printf 'migration_address = %s\n' "$(host_address)"
+        # Every nova-compute of a machine needs its own.
+        ((HOST_NUMBER == 1)) ||
+            printf 'volume_root_directory = %s\n' "$RUN/volumes"
         privsep_sections "$file" nova_sys_admin privsep_osbrick \
             vif_plug_ovs_privileged vif_plug_linux_bridge_privileged \
             nova_lxd_py_privileged nova_lxd_py_privileged_network

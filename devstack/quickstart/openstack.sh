@@ -15,13 +15,13 @@
 
 # All services share one password: none listens outside of this host.
 secret() {
-    cat "$DATA/secret"
+    cat "$SECRET_FILE"
 }
 
 make_secret() {
-    [[ -s $DATA/secret ]] || (
+    [[ -s $SECRET_FILE ]] || (
         umask 077
-        od -An -N16 -tx1 /dev/urandom | tr -d ' \n' >"$DATA/secret"
+        od -An -N16 -tx1 /dev/urandom | tr -d ' \n' >"$SECRET_FILE"
     )
 }
 

@@ -13,10 +13,14 @@
 
 # OVN: both databases in one server, northd and the controller of this host.
 
-readonly OVN_SOCKET=$OVS_RUN/ovn.sock
 readonly OVN_DB=unix:$OVN_SOCKET
 
 step_ovn() {
+    ((HOST_NUMBER > 1)) || start_ovn_central
+    start_ovn_controller
+}
+
+start_ovn_central() {
     local name
     for name in nb sb; do
         ovsdb_file "$DATA/ovs/ovn$name.db" "/usr/share/ovn/ovn-$name.ovsschema"
@@ -30,13 +34,18 @@ step_ovn() {
     daemon_start ovn-northd "${OVS_ENV[@]}" ovn-northd \
         --ovnnb-db="$OVN_DB" --ovnsb-db="$OVN_DB" \
         --unixctl="$OVS_RUN/ovn-northd.ctl" -vconsole:warn -vsyslog:off
+}
+
+start_ovn_controller() {
     vsctl --no-wait set Open_vSwitch . \
         external-ids:ovn-remote="$OVN_DB" \
         external-ids:ovn-encap-type=geneve \
-        external-ids:ovn-encap-ip="$LOCAL" \
+        external-ids:ovn-encap-ip="$(host_address)" \
         external-ids:ovn-bridge="$BRIDGE_INTEGRATION" \
         external-ids:ovn-bridge-datapath-type=netdev \
-        external-ids:ovn-bridge-mappings="public:$BRIDGE_PUBLIC" \
+        external-ids:ovn-bridge-mappings="public:$BRIDGE_PUBLIC"
+    # One host is the gateway of all routers.
+    ((HOST_NUMBER > 1)) || vsctl --no-wait set Open_vSwitch . \
         external-ids:ovn-cms-options=enable-chassis-as-gw
     daemon_start ovn-controller "${OVS_ENV[@]}" ovn-controller "$OVSDB" \
         -vconsole:warn -vsyslog:off

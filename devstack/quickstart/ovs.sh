@@ -35,9 +35,15 @@ ovsdb_file() {
     fi
 }
 
-# Checks whether a process has the tap interface open.
+# Checks whether a process of this network namespace has the tap interface open.
 tap_is_open() {
-    grep -qsx "iff:[[:space:]]*$1" /proc/[0-9]*/fdinfo/*
+    local pid own
+    own=$(readlink /proc/self/ns/net)
+    while read -r pid; do
+        [[ $(readlink "/proc/$pid/ns/net") != "$own" ]] || return 0
+    done < <(grep -lsx "iff:[[:space:]]*$1" /proc/[0-9]*/fdinfo/* |
+        cut -d/ -f3 | sort -u)
+    return 1
 }
 
 # Prints the name of a foreign interface that has the name of one of our
@@ -104,7 +110,7 @@ step_ovs() {
     wait_until 'Open vSwitch' 30 ovs-vswitchd vsctl \
         --may-exist add-br "$BRIDGE_PUBLIC" \
         -- set bridge "$BRIDGE_PUBLIC" datapath_type=netdev \
-        other-config:hwaddr=fa:16:3e:00:00:01 \
+        other-config:hwaddr="fa:16:3e:00:00:0$HOST_NUMBER" \
         -- --may-exist add-br "$BRIDGE_INTEGRATION" \
         -- set bridge "$BRIDGE_INTEGRATION" datapath_type=netdev \
         fail-mode=secure other-config:disable-in-band=true
@@ -112,9 +118,10 @@ step_ovs() {
         test -e "/sys/class/net/$BRIDGE_PUBLIC"
     ip link set "$BRIDGE_INTEGRATION" up
     ip link set "$BRIDGE_PUBLIC" up
-    ip address replace "$PUBLIC_NET.1/24" dev "$BRIDGE_PUBLIC"
+    ip address replace "$PUBLIC_NET.$HOST_NUMBER/24" dev "$BRIDGE_PUBLIC"
     # The userspace datapath does not complete checksums.
     ethtool -K "$BRIDGE_PUBLIC" tx off
+    ((HOST_NUMBER == 1)) || add_uplink
 }
 
 # A stable name for this host in OVN.

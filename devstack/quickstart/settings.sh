@@ -27,18 +27,25 @@ if [[ -r $PREFIX/settings ]]; then
     done <"$PREFIX/settings"
 fi
 
+# Number of the compute host on which this script works: for the second one it
+# runs itself in the namespaces of that host (see second_host.sh).
+HOST_NUMBER=${QUICKSTART_HOST_NUMBER:-1}
+SECOND_HOME=$PREFIX/compute-2
+((HOST_NUMBER == 1)) && HOST_HOME=$PREFIX || HOST_HOME=$SECOND_HOME
+
 VENV=$PREFIX/venv
-ETC=$PREFIX/etc
-LOG=$PREFIX/log
-RUN=$PREFIX/run
-DATA=$PREFIX/data
 CACHE=$PREFIX/cache
 BIN=$PREFIX/bin
-LXD_HOME=$PREFIX/lxd
+ETC=$HOST_HOME/etc
+LOG=$HOST_HOME/log
+RUN=$HOST_HOME/run
+DATA=$HOST_HOME/data
+LXD_HOME=$HOST_HOME/lxd
 OVS_RUN=$RUN/ovs
 
 # Unix socket addresses hold 107 characters. The longest one below the prefix
-# is that of an OVS control socket: run/ovs/ovn-controller.4194304.ctl.
+# is that of an OVS control socket:
+# compute-2/run/ovs/ovn-controller.4194304.ctl.
 MAX_PREFIX_LENGTH=60
 
 # The distribution's interpreter, not another one that is first on PATH.
@@ -86,7 +93,12 @@ POOL_NAME=nova
 POOL_SIZE=${SAVED[POOL_SIZE]:-20GiB}
 POOL_DRIVER=${SAVED[POOL_DRIVER]:-btrfs}
 
-MYSQL_SOCKET=$RUN/mysql.sock
+MYSQL_SOCKET=$PREFIX/run/mysql.sock
+OVN_SOCKET=$PREFIX/run/ovs/ovn.sock
+SECRET_FILE=$PREFIX/data/secret
+
+# Compute hosts, each with its own LXD, Open vSwitch and nova-compute.
+COMPUTES=${SAVED[COMPUTES]:-1}
 
 WITH_SERVER=${SAVED[WITH_SERVER]:-yes}
 WITH_NAT=${SAVED[WITH_NAT]:-yes}

@@ -13,14 +13,15 @@
 
 # `status`: which services run and whether they work.
 
-# All daemons in the order in which they are stopped.
 readonly -a CINDER_DAEMONS=(cinder-volume cinder-scheduler cinder-api)
+# All daemons in the order in which they are stopped, without those of the
+# second compute host.
 readonly -a DAEMONS=(nova-compute "${CINDER_DAEMONS[@]}" nova-scheduler
     nova-api nova-metadata nova-serialproxy nova-conductor
     neutron-periodic-workers neutron-ovn-maintenance-worker neutron-ovn-agent
     neutron glance placement keystone ovn-controller
     ovn-northd ovn-db ovs-vswitchd ovsdb-server lxd lxcfs iscsid rabbitmq epmd
-    mariadb)
+    mariadb compute-2-apis compute-2)
 
 readonly -a HTTP_SERVICES=(keystone glance placement neutron nova-api
     nova-metadata cinder-api)
@@ -30,6 +31,7 @@ is_wanted() {
     case $1 in
     cinder-*) [[ $WITH_CINDER == yes ]] ;;
     iscsid) [[ $WITH_CINDER == yes ]] && has_lvm && ! other_iscsid ;;
+    compute-2*) [[ $COMPUTES == 2 ]] ;;
     esac
 }
 
@@ -42,6 +44,7 @@ dead_daemons() {
         is_wanted "$name" || continue
         daemon_running "$name" || printf '%s is not running\n' "$name"
     done
+    [[ $COMPUTES == 1 ]] || dead_second_daemons
 }
 
 # Prints a line for each HTTP service that does not answer.
@@ -74,25 +77,30 @@ health_problems() {
     return 1
 }
 
+# show_daemon NAME [TITLE]
+show_daemon() {
+    local name=$1 title=${2:-$1} pid memory
+    if pid=$(daemon_pid "$name"); then
+        memory=$(awk '/^VmRSS/ { printf "%d", $2 / 1024 }' "/proc/$pid/status")
+        say "$(printf '  %-32s pid %-8s %5s MiB' "$title" "$pid" "$memory")"
+    elif [[ $name == lxcfs ]]; then
+        say "$(printf '  %-32s %s' "$title" "the host's, or not running")"
+    else
+        say "$(printf '  %-32s %s' "$title" "${RED}not running$PLAIN")"
+    fi
+}
+
 command_status() {
-    local name pid problems memory
+    local name problems
     if [[ ! -e $PREFIX/settings ]]; then
         say "There is no quickstart cloud at $PREFIX."
         return 3
     fi
     title "Quickstart cloud at $PREFIX"
     for name in "${DAEMONS[@]}"; do
-        is_wanted "$name" || continue
-        if pid=$(daemon_pid "$name"); then
-            memory=$(awk '/^VmRSS/ { printf "%d", $2 / 1024 }' \
-                "/proc/$pid/status")
-            say "$(printf '  %-32s pid %-8s %5s MiB' "$name" "$pid" "$memory")"
-        elif [[ $name == lxcfs ]]; then
-            say "$(printf '  %-32s %s' "$name" "the host's, or not running")"
-        else
-            say "$(printf '  %-32s %s' "$name" "${RED}not running$PLAIN")"
-        fi
+        ! is_wanted "$name" || show_daemon "$name"
     done
+    [[ $COMPUTES == 1 ]] || show_second_host
     if problems=$(health_problems); then
         say "${GREEN}All services answer.$PLAIN"
         show_how_to_go_on

@@ -92,9 +92,12 @@ prepare_prefix() {
 save_settings() {
     local key
     for key in CONTAINER_SERVER POOL_DRIVER POOL_SIZE WITH_SERVER WITH_NAT \
-        WITH_CINDER COMPUTE_DRIVER PORT_OFFSET PUBLIC_NET PRIVATE_NET; do
+        WITH_CINDER COMPUTE_DRIVER COMPUTES PORT_OFFSET PUBLIC_NET \
+        PRIVATE_NET; do
         printf '%s=%s\n' "$key" "${!key}"
-    done >"$PREFIX/settings"
+    done >"$PREFIX/settings.new"
+    # A step of the second host may be reading them.
+    mv "$PREFIX/settings.new" "$PREFIX/settings"
 }
 
 # Checks that environment, driver and images match the checkout.
@@ -142,6 +145,7 @@ declare_steps() {
     step client 'The openstack command' identity
     [[ $WITH_CINDER == no ]] || declare_cinder_steps
     [[ $WITH_NAT == no ]] || step nat 'NAT for guests' ovs
+    declare_second_host
     if [[ $WITH_SERVER == yes ]]; then
         step server 'The first server' nova-compute nova-api nova-scheduler \
             network upload flavors neutron-agent nova-metadata
@@ -191,7 +195,8 @@ command_up() {
         HOST=$(<"$DATA/host")
         if daemon_running nova-compute && [[ -z $SETTINGS_CHANGED ]] &&
             installed_as_wanted && health_problems >/dev/null &&
-            [[ $WITH_SERVER == no || -s $DATA/first-address ]]; then
+            [[ $WITH_SERVER == no || -s $DATA/first-address ]] &&
+            [[ $COMPUTES == 2 || ! -d $SECOND_HOME ]]; then
             say "The quickstart cloud is up already" \
                 "(checked in $(elapsed "$begin") s)."
             show_how_to_go_on
@@ -201,6 +206,7 @@ command_up() {
     title "Starting the quickstart cloud at $PREFIX"
     check_ports
     check_networks
+    check_second_host_unused
     prepare_prefix
     save_settings
     [[ $WITH_NAT == yes ]] || undo_nat
