@@ -120,8 +120,9 @@ LXD with many instances takes a while to answer.
         default=30, min=1, max=3600,
         help="""
 Seconds to wait for the answer to a request. LXD is considered unreachable
-if it does not answer in time. Background operations have timeouts of their
-own, see ``operation_timeout`` and ``image_timeout``.
+if it does not answer in time, or if no connection can be made for as long.
+Background operations have timeouts of their own, see ``operation_timeout`` and
+``image_timeout``.
 """),
     cfg.IntOpt(
         'operation_timeout',
@@ -485,7 +486,6 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
 
 def list_opts() -> Iterable[tuple[cfg.OptGroup, list[cfg.Opt]]]:
     """List the options for oslo-config-generator and the documentation.
-
 
     :returns: pairs of group and options.
     """

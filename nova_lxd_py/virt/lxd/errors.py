@@ -39,6 +39,11 @@ class Unreachable(LXDError):
     """No LXD answers at the configured endpoint."""
 
 
+class ConnectionFailed(Unreachable):
+    """The connection to LXD failed in a way that lets the request be sent
+    again: LXD has not got it, or it was one that only reads."""
+
+
 class PermissionDenied(LXDError):
     """LXD denies access to nova-compute."""
 

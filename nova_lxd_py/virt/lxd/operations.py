@@ -128,3 +128,26 @@ class Operation:
         except errors.LXDError as exc:
             LOG.debug('Cancelling LXD operation "%s" failed: %s',
                       self._what, exc)
+
+
+def wait_for_all(requests: Requests, list_timeout: float, timeout: float
+                 ) -> None:
+    """Wait for LXD's running operations after an answer was lost.
+
+    One of them may be the one that was requested. A caller that cleans up
+    after the failure must not look before LXD has finished.
+
+    :param requests: the LXD session.
+    :param list_timeout: seconds to wait for the list of operations.
+    :param timeout: seconds to wait for all of them; most are unrelated, and
+        may take longer.
+    """
+    with contextlib.suppress(errors.LXDError):
+        running = requests.get('operations', params={'recursion': 1},
+                               timeout=list_timeout)
+        deadline = time.monotonic() + timeout
+        for operation in running.get('running', ()):
+            left = deadline - time.monotonic()
+            if operation['class'] == 'task' and left > 0:
+                Operation(requests, operation['description'], operation
+                          ).wait_or_log(left)

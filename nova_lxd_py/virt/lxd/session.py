@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import os
-import socket
 import threading
 import time
 from typing import Any
@@ -46,11 +45,15 @@ from nova_lxd_py.virt.lxd import streams
 from nova_lxd_py.virt.lxd import tls
 from nova_lxd_py.virt.lxd import transport_errors
 from nova_lxd_py.virt.lxd import unix_adapter
+from nova_lxd_py.virt.lxd import websockets
 
 LOG = logging.getLogger(__name__)
 
 #: Seconds for opening a connection to LXD, which is on this host or near.
 CONNECT_TIMEOUT = 10
+
+#: Errors after which it is unknown whether LXD has carried out a request.
+_LOST = (errors.Unreachable, errors.OperationLost)
 
 
 class Session:
@@ -70,6 +73,7 @@ class Session:
         self.operation_timeout: float = conf.operation_timeout
         self.server: dict[str, Any] = {}
         self._pools: dict[str, dict[str, Any]] = {}
+        self._outage = retry.Outage(conf.request_timeout)
         #: Number of requests sent, for diagnosis and benchmarks.
         self.request_count = 0
 
@@ -252,25 +256,9 @@ class Session:
         patience = timeout or self.operation_timeout
         if not retry.is_repeatable(method, body):
             return attempt(patience)
-        return retry.transient(attempt, patience, what)
-
-    def _wait_for_running_operations(self) -> None:
-        """Wait for LXD's running operations after an answer was lost.
-
-        LXD may have accepted the request nevertheless. A caller that cleans
-        up after the failure must not look before LXD has finished.
-        """
-        with contextlib.suppress(errors.LXDError):
-            running = self.get('operations', params={'recursion': 1},
-                               timeout=CONNECT_TIMEOUT)
-            # Most are unrelated, and may take longer.
-            deadline = time.monotonic() + self._conf.request_timeout
-            for operation in running.get('running', ()):
-                left = deadline - time.monotonic()
-                if operation['class'] == 'task' and left > 0:
-                    operations.Operation(
-                        self, operation['description'], operation
-                    ).wait_or_log(left)
+        return retry.transient(
+            attempt, patience, what, self._outage,
+            _LOST if retry.has_same_effect(method, body) else ())
 
     def _request(self, method: str, path: tuple[str, ...], *,
                  data: Any = None, timeout: float | None = None,
@@ -290,7 +278,8 @@ class Session:
         # An error in LXD's answer means that it has begun nothing, or has
         # reverted what it had begun.
         return retry.transient(attempt, timeout,
-                               responses.describe(method, path))
+                               responses.describe(method, path),
+                               self._outage)
 
     def _send(self, method: str, path: tuple[str, ...], *,
               timeout: float, body: Any = None, data: Any = None,
@@ -319,13 +308,22 @@ class Session:
         self.request_count += 1
         what = responses.describe(method, path)
         try:
-            return getattr(node, method)(**kwargs)
+            response = getattr(node, method)(**kwargs)
         except pylxd_exceptions.LXDAPIException as exc:
+            self._outage.end()
             raise responses.from_response(what, exc.response) from None
         except transport_errors.ALL as exc:
-            if method != 'get':
-                self._wait_for_running_operations()
-            raise self._transport_error(what, exc) from exc
+            error = self._transport_error(what, exc, reads=method == 'get')
+            if isinstance(error, errors.Unreachable):
+                self._outage.begin()
+            if method != 'get' and not isinstance(error,
+                                                  errors.ConnectionFailed):
+                # LXD may have accepted the request nevertheless.
+                operations.wait_for_all(self, CONNECT_TIMEOUT,
+                                        self._conf.request_timeout)
+            raise error from exc
+        self._outage.end()
+        return response
 
     def _decoded(self, method: str, path: tuple[str, ...],
                  response: requests.Response) -> dict[str, Any]:
@@ -459,30 +457,16 @@ class Session:
         where = '/1.0/' + '/'.join(parse.quote(p, safe='') for p in path)
         self.request_count += 1
         what = responses.describe('websocket', path)
-        sock = None
         try:
-            if self.is_local:
-                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                sock.settimeout(CONNECT_TIMEOUT)
-                sock.connect(self.endpoint)
-            else:
-                sock = tls.connect(self.endpoint, self._conf, CONNECT_TIMEOUT)
-            channel = websocket.create_connection(
-                f'ws://lxd{where}?{query}', socket=sock,
-                timeout=CONNECT_TIMEOUT, suppress_origin=True,
-                enable_multithread=True)
-            channel.settimeout(timeout)
-            return channel
+            return websockets.connect(self.endpoint, self._conf,
+                                      f'ws://lxd{where}?{query}',
+                                      CONNECT_TIMEOUT, timeout)
         except websocket.WebSocketBadStatusException as exc:
-            if sock is not None:
-                sock.close()
             body = getattr(exc, 'resp_body', None) or b''
             raise responses.from_text(
                 what, responses.error_text(body) or str(exc),
                 exc.status_code) from exc
         except transport_errors.ALL as exc:
-            if sock is not None:
-                sock.close()
             raise self._transport_error(what, exc) from exc
 
     # -- errors -------------------------------------------------------------
@@ -492,7 +476,7 @@ class Session:
             f'The server at {self.endpoint} does not answer like LXD '
             f'({what}): check [lxd] endpoint')
 
-    def _transport_error(self, what: str, exc: BaseException
-                         ) -> errors.LXDError:
+    def _transport_error(self, what: str, exc: BaseException,
+                         reads: bool = False) -> errors.LXDError:
         return transport_errors.convert(
-            exc, what, self.endpoint, self._conf.server_certificate)
+            exc, what, self.endpoint, self._conf.server_certificate, reads)

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import requests
+from urllib3 import exceptions
 import websocket
 
 from nova_lxd_py.virt.lxd import errors
@@ -24,16 +25,33 @@ ALL = (requests.exceptions.RequestException, OSError,
        websocket.WebSocketException)
 
 
-def convert(exc: BaseException, what: str, endpoint: str, certificate: str
-            ) -> errors.LXDError:
+def is_unsent(exc: BaseException) -> bool:
+    """Return whether no connection was made, so that LXD cannot have got the
+    request.
+
+    :param exc: one of :data:`ALL`.
+    """
+    if isinstance(exc, requests.exceptions.ConnectTimeout):
+        return True
+    cause = exc.args[0] if exc.args else None
+    return (isinstance(exc, requests.exceptions.ConnectionError) and
+            isinstance(getattr(cause, 'reason', None),
+                       exceptions.NewConnectionError))
+
+
+def convert(exc: BaseException, what: str, endpoint: str, certificate: str,
+            reads: bool = False) -> errors.LXDError:
     """Create the error for a failed connection.
 
     :param exc: one of :data:`ALL`.
     :param what: description of the request for the message.
     :param endpoint: path or https URL of LXD.
     :param certificate: path of the certificate that LXD has to present.
+    :param reads: whether the request changes nothing.
     """
     text = str(exc)
+    kind = (errors.ConnectionFailed if reads or is_unsent(exc)
+            else errors.Unreachable)
     if isinstance(exc, (requests.exceptions.ReadTimeout,
                         websocket.WebSocketTimeoutException)) or (
             not isinstance(exc, requests.exceptions.ConnectTimeout) and
@@ -46,12 +64,12 @@ def convert(exc: BaseException, what: str, endpoint: str, certificate: str
             f'{endpoint}: add its user to the group that owns the socket, '
             f'and restart nova-compute')
     if 'No such file' in text or 'FileNotFoundError' in text:
-        return errors.Unreachable(
+        return kind(
             f'There is no LXD socket at {endpoint}: start LXD, or set [lxd] '
             f'endpoint')
     if 'Fingerprints did not match' in text:
         return errors.PermissionDenied(
             f'The server at {endpoint} does not present the certificate in '
             f'{certificate}')
-    return errors.Unreachable(
+    return kind(
         f'LXD at {endpoint} does not answer ({what}): {text}')

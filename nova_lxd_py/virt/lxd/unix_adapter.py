@@ -26,6 +26,7 @@ import requests
 from requests import adapters
 import urllib3
 from urllib3 import connection
+from urllib3 import exceptions
 
 #: Connections that are kept open for concurrent requests.
 CONNECTIONS = 32
@@ -38,9 +39,15 @@ class _Connection(connection.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(self.timeout)
+        try:
+            sock.connect(self._path)
+        except OSError as exc:
+            sock.close()
+            # Unlike other errors, this one says that nothing was sent.
+            raise exceptions.NewConnectionError(self, str(exc)) from exc
+        self.sock = sock
 
 
 class _Pool(urllib3.HTTPConnectionPool):

@@ -17,11 +17,46 @@ from __future__ import annotations
 import contextlib
 import socket
 
+from oslo_config import cfg
 import websocket
+
+from nova_lxd_py.virt.lxd import tls
 
 #: Exceptions of a websocket whose connection is broken; EOFError is
 #: eventlet's, for a socket that another thread has closed.
 ERRORS = (websocket.WebSocketException, OSError, EOFError)
+
+
+def connect(endpoint: str, conf: cfg.ConfigOpts.GroupAttr, url: str,
+            connect_timeout: float, timeout: float | None
+            ) -> websocket.WebSocket:
+    """Connect to a websocket of LXD.
+
+    :param endpoint: path of LXD's socket, or https URL.
+    :param conf: the ``[lxd]`` option group.
+    :param url: URL of the websocket; its host does not matter.
+    :param connect_timeout: seconds for the connection and the handshakes.
+    :param timeout: seconds for each later read or write; None for no timeout.
+    :raises websocket.WebSocketBadStatusException: if LXD refuses the request.
+    :raises websocket.WebSocketException: if the handshake fails.
+    :raises OSError: if the connection fails.
+    :raises errors.PermissionDenied: if a certificate is unusable or wrong.
+    """
+    with contextlib.ExitStack() as undo:
+        if endpoint.startswith('https://'):
+            sock: socket.socket = tls.connect(endpoint, conf, connect_timeout)
+            undo.callback(sock.close)
+        else:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            undo.callback(sock.close)
+            sock.settimeout(connect_timeout)
+            sock.connect(endpoint)
+        channel = websocket.create_connection(
+            url, socket=sock, timeout=connect_timeout, suppress_origin=True,
+            enable_multithread=True)
+        channel.settimeout(timeout)
+        undo.pop_all()
+    return channel
 
 
 def shutdown(channel: websocket.WebSocket) -> None:

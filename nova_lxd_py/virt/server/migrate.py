@@ -264,7 +264,7 @@ class MigrateOps:
                 self._power.power_on(context, instance, network_info,
                                      block_device_info)
                 return
-            except errors.Unreachable as exc:
+            except (errors.Unreachable, errors.OperationLost) as exc:
                 if time.monotonic() < deadline:
                     LOG.warning('LXD does not answer after a failed '
                                 'migration: %s', exc, instance=instance)

@@ -71,7 +71,7 @@ class Rollback:
             try:
                 action()
                 return
-            except errors.Unreachable:
+            except (errors.Unreachable, errors.OperationLost):
                 if self._is_over():
                     LOG.exception('Could not %s after a failed build, since '
                                   'LXD does not answer; Nova does it later '

@@ -491,6 +491,8 @@ class RefusalTest(TwoHostsTestCase):
         self.assert_here(self.server)
 
     def test_lxd_is_down(self) -> None:
+        # The other host waits for it, for [lxd] request_timeout.
+        CONF.set_override('rpc_response_timeout', 30)
         self.other_lxd.stop()
         self.refused(self.server, 'the log of nova-compute there has')
         self.assert_state(power_state.RUNNING, self.server)

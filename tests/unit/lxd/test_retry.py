@@ -14,14 +14,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from unittest import mock
 
+import fixtures
 import testtools
 
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import responses
 from nova_lxd_py.virt.lxd import retry
+from nova_lxd_py.virt.lxd import transport_errors
+from nova_lxd_py.virt.lxd import unix_adapter
 from tests.fixtures import fake_lxd
 from tests.fixtures import session_case
 
@@ -154,6 +160,161 @@ class TransientFailuresTestCase(session_case.SessionTestCase):
         self.assertEqual('lxd', self.session.server['environment']['server'])
 
 
+class ConnectionsTestCase(session_case.SessionTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.log = self.useFixture(fixtures.FakeLogger())
+        self.create()
+
+    def sent(self, request):
+        return [str(entry) for entry in self.lxd.requests].count(request)
+
+    def restart(self):
+        """Stop LXD, and start it some time later."""
+        self.lxd.stop()
+        timer = threading.Timer(0.5, self.lxd.start)
+        timer.start()
+        self.addCleanup(timer.join)
+
+    def test_restart(self):
+        """Nothing was sent, so every request can be sent again."""
+        self.restart()
+        self.assertEqual(1, len(self.session.get('instances')))
+        self.restart()
+        self.create('c2')
+        self.restart()
+        self.session.patch('instances', 'c2', body={'config': {'user.a': '1'}})
+        self.assertEqual('1', self.lxd.instance('c2').config['user.a'])
+        self.restart()
+        self.session.put(*STATE, body={'action': 'start'})
+        self.assertEqual('Running', self.status())
+        self.restart()
+        self.session.delete('instances', 'c2')
+        self.assertEqual(['c1'], list(self.lxd.instances))
+        self.assertIn('Retrying LXD request "get instances" in',
+                      self.log.output)
+
+    def test_outage(self):
+        """One that lasts delays the first request only."""
+        self.cfg.config(group='lxd', request_timeout=1)
+        lxd = type(self.session)(self.session.options)
+        lxd.connect()
+        self.lxd.stop()
+        for least, most in ((0.5, 3), (0, 0.3), (0, 0.3)):
+            began = time.monotonic()
+            self.refused(errors.ConnectionFailed, lxd.delete, 'instances',
+                         'c1')
+            elapsed = time.monotonic() - began
+            self.assertLessEqual(least, elapsed)
+            self.assertLess(elapsed, most)
+        self.lxd.start()
+        lxd.get('instances')
+        # The next one counts anew.
+        self.restart()
+        lxd.get('instances')
+
+    def test_lost_answer_of_a_read(self):
+        for after in (False, True):
+            self.lxd.drop_connection('GET', '/1.0/instances/c1', after=after)
+            self.assertEqual('c1', self.session.get('instances',
+                                                    'c1')['name'])
+
+    def test_lost_answer_of_a_deletion(self):
+        for after in (False, True):
+            self.create('c2')
+            self.lxd.drop_connection('DELETE', '/1.0/instances/c2',
+                                     after=after)
+            self.session.delete('instances', 'c2')
+            self.assertEqual(['c1'], list(self.lxd.instances))
+
+    def test_lost_answer_of_a_stop_by_force(self):
+        for after in (False, True):
+            self.session.put(*STATE, body={'action': 'start'})
+            self.lxd.drop_connection('PUT', '*/state', after=after)
+            with contextlib.suppress(errors.OperationFailed):
+                # LXD refuses to stop a stopped instance; callers know.
+                self.session.put(*STATE, body={'action': 'stop',
+                                               'force': True})
+            self.assertEqual('Stopped', self.status())
+
+    def test_restart_during_a_deletion(self):
+        self.lxd.hang_operation('DELETE', '/1.0/instances/c1')
+        self.lxd.before('GET', '/1.0/operations/*/wait',
+                        lambda request: self.restart())
+        self.session.delete('instances', 'c1')
+        self.assertEqual({}, self.lxd.instances)
+        self.assertEqual(2, self.sent('DELETE /1.0/instances/c1'))
+
+    def test_lost_answers_of_changes_are_final(self):
+        for method, path in (('POST', '/1.0/instances'),
+                             ('PUT', '/1.0/instances/c1'),
+                             ('PATCH', '/1.0/instances/c1')):
+            self.lxd.drop_connection(method, path)
+            body = {'name': 'c2', 'source': {'type': 'none'}, 'config': {}}
+            send = getattr(self.session, method.lower())
+            self.refused(errors.Unreachable, send,
+                         *path.split('/')[2:], body=body)
+            self.assertEqual(1, self.sent(f'{method} {path}') - (
+                method == 'POST'))
+
+
+class UnsentTestCase(testtools.TestCase):
+    """Whether LXD can have got a request, through a unix socket."""
+
+    def setUp(self):
+        super().setUp()
+        self.path = self.useFixture(fixtures.TempDir()).join('lxd')
+
+    def is_unsent(self):
+        url, http = unix_adapter.session(self.path)
+        error = self.assertRaises(transport_errors.ALL, http.get,
+                                  f'{url}/1.0', timeout=(1, 1))
+        return transport_errors.is_unsent(error)
+
+    def listen(self, backlog):
+        # With eventlet, one that nobody refers to is closed.
+        self.server = socket.socket(socket.AF_UNIX)
+        self.addCleanup(self.server.close)
+        self.server.bind(self.path)
+        self.server.listen(backlog)
+        return self.server
+
+    def test_no_socket(self):
+        self.assertTrue(self.is_unsent())
+
+    def test_nobody_listens(self):
+        self.listen(1).close()
+        self.assertTrue(self.is_unsent())
+
+    def test_too_many_connections(self):
+        self.listen(0)
+        for _number in range(8):
+            client = socket.socket(socket.AF_UNIX)
+            self.addCleanup(client.close)
+            client.setblocking(False)
+            try:
+                client.connect(self.path)
+            except BlockingIOError:
+                break
+        self.assertTrue(self.is_unsent())
+
+    def test_closed_without_an_answer(self):
+        server = self.listen(1)
+
+        def close():
+            server.accept()[0].close()
+
+        thread = threading.Thread(target=close)
+        thread.start()
+        self.assertFalse(self.is_unsent())
+        thread.join(5)
+
+    def test_no_answer(self):
+        self.listen(1)
+        self.assertFalse(self.is_unsent())
+
+
 class RepeatableTestCase(testtools.TestCase):
 
     def test_requests(self):
@@ -162,6 +323,15 @@ class RepeatableTestCase(testtools.TestCase):
                 ('put', {'config': {}}, True), ('patch', {}, True),
                 ('put', {'action': 'restart'}, False), ('post', {}, False)):
             self.assertIs(expected, retry.is_repeatable(method, body))
+
+    def test_same_effect(self):
+        for method, body, expected in (
+                ('delete', None, True),
+                ('put', {'action': 'stop', 'force': True}, True),
+                ('put', {'action': 'stop', 'force': False}, False),
+                ('put', {'action': 'start', 'force': True}, False),
+                ('put', {'config': {}}, False), ('post', {}, False)):
+            self.assertIs(expected, retry.has_same_effect(method, body))
 
     def test_texts(self):
         for text, code, failed in (

@@ -218,6 +218,7 @@ class TransportTestCase(session_case.SessionTestCase):
         self.assertLess(time.monotonic() - began, 4)
         self.assertIsInstance(error, (errors.DeadlineExceeded,
                                       errors.Unreachable))
+        self.assertEqual(0, self.lxd.count('GET', '/1.0/operations'))
 
     def test_slow_change(self):
         """LXD answers a PATCH when the change is done."""
@@ -270,6 +271,7 @@ class TransportTestCase(session_case.SessionTestCase):
         self.session.get('instances')
         self.lxd.stop()
         for _ in range(2):
-            self.refused(errors.Unreachable, self.session.get, 'instances')
+            self.refused(errors.ConnectionFailed, self.session.get,
+                         'instances')
         self.lxd.start()
         self.session.get('instances')
