@@ -134,6 +134,16 @@ images on a ``dir`` pool. An operation that exceeds it is cancelled if LXD
 supports that.
 """),
     cfg.IntOpt(
+        'max_concurrent_operations',
+        min=1, max=1024, sample_default='4 for each CPU, at least 8',
+        help="""
+Maximum number of instances that LXD creates, starts, stops by force or deletes
+at the same time; further ones wait, for at most ``operation_timeout``. LXD
+would begin all at once, and its database times out when hundreds of instances
+are deleted together. Clean shutdowns, migrations, snapshots and transfers of
+images are not counted.
+"""),
+    cfg.IntOpt(
         'image_timeout',
         default=3600, min=60, max=86400,
         help="""

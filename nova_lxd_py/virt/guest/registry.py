@@ -210,12 +210,16 @@ class GuestRegistry:
                 # While LXD 5.0 creates an instance it counts it as one with a
                 # range from id 0 on, and hands out ranges twice or below the
                 # host's subordinate ids.
-                with lockutils.lock('lxd-uid-ranges', lock_file_prefix=None):
-                    operation = self._session.submit('post', 'instances',
-                                                     body=body)
-                    pending.wait_for_range(self._session, name, operation,
-                                           announced, patience)
-                operation.wait(patience, progress)
+                # The slot first: who waits for the lock must not have what
+                # its holder waits for.
+                with self._session.slot(f'post instances {name}'):
+                    with lockutils.lock('lxd-uid-ranges',
+                                        lock_file_prefix=None):
+                        operation = self._session.submit('post', 'instances',
+                                                         body=body)
+                        pending.wait_for_range(self._session, name, operation,
+                                               announced, patience)
+                    operation.wait(patience, progress)
         return self.by_name(name)
 
     def delete_all(self, instance: Any) -> None:
@@ -226,6 +230,12 @@ class GuestRegistry:
             stopped.
         :raises errors.LXDError: if LXD cannot delete one.
         """
+        # All of it in one slot: LXD's database would be busy with the reads
+        # of those that wait.
+        with self._session.slot(f'delete instances of {instance.uuid}'):
+            self._delete_all(instance)
+
+    def _delete_all(self, instance: Any) -> None:
         # A rescue instance has the root disk of the server's own instance as
         # a device, so the server's own one is the last.
         for guest in sorted(self.of(instance), key=lambda guest:

@@ -37,6 +37,7 @@ import requests
 import websocket
 
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import limiter
 from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import responses
 from nova_lxd_py.virt.lxd import retry
@@ -74,6 +75,8 @@ class Session:
         self.server: dict[str, Any] = {}
         self._pools: dict[str, dict[str, Any]] = {}
         self._outage = retry.Outage(conf.request_timeout)
+        self._limiter = limiter.OperationLimiter(
+            conf.max_concurrent_operations)
         #: Number of requests sent, for diagnosis and benchmarks.
         self.request_count = 0
 
@@ -254,11 +257,23 @@ class Session:
                 raise
 
         patience = timeout or self.operation_timeout
-        if not retry.is_repeatable(method, body):
-            return attempt(patience)
-        return retry.transient(
-            attempt, patience, what, self._outage,
-            _LOST if retry.has_same_effect(method, body) else ())
+        with contextlib.ExitStack() as held:
+            if limiter.is_heavy(method, path, body,
+                                patience > self.operation_timeout):
+                held.enter_context(self.slot(what))
+            if not retry.is_repeatable(method, body):
+                return attempt(patience)
+            return retry.transient(
+                attempt, patience, what, self._outage,
+                _LOST if retry.has_same_effect(method, body) else ())
+
+    def slot(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Take part in the limit of heavy operations, for a block; requests
+        of this class do that by themselves, except :meth:`submit`.
+
+        :param what: description of the operation for the log.
+        """
+        return self._limiter.slot(what, self.operation_timeout)
 
     def _request(self, method: str, path: tuple[str, ...], *,
                  data: Any = None, timeout: float | None = None,
