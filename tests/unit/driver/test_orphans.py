@@ -99,6 +99,15 @@ class OrphansTest(fake_driver_host.FakeDriverTestCase):
         self.sweep()
         self.assert_nothing_left()
 
+    def test_numbers_with_a_gap(self) -> None:
+        """Somebody has deleted an ephemeral disk by hand."""
+        server = self.orphan()
+        self.api('POST', '/1.0/storage-pools/default/volumes/custom/'
+                 f'ephemeral-{server.uuid}-0',
+                 {'name': f'ephemeral-{server.uuid}-2'})
+        self.sweep()
+        self.assert_nothing_left()
+
     def test_lxd_has_the_server(self) -> None:
         """Whatever Nova says."""
         server = self.make()
