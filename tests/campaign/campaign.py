@@ -180,13 +180,22 @@ class Campaign:
         _note(f'{title}: {failure or slot.status}')
         with self._lock:
             self.report.operations[operation.name] += 1
-            self.report.wrong += [f'{title}: {text}' for text in lost]
-        if failure:
+        self._wrong(title, lost)
+        if not failure:
+            return
+        if reasons:
             with self._lock:
-                (self.report.interrupted if reasons else
-                 self.report.wrong).append(
+                self.report.interrupted.append(
                     f'{title}: {failure} [{", ".join(reasons)}]')
-            self._mend(slot, operation, title)
+        else:
+            self._wrong(title, [f'{failure} although no daemon was away'])
+        self._mend(slot, operation, title)
+
+    def _wrong(self, title: str, texts: list[str]) -> None:
+        for text in texts:
+            _note(f'WRONG: {title}: {text}')
+            with self._lock:
+                self.report.wrong.append(f'{title}: {text}')
 
     def _mend(self, slot: plan.Slot, operation: plan.Operation, title: str
               ) -> None:
@@ -212,7 +221,7 @@ class Campaign:
         _note(f'{title}: {", ".join(how) or "nothing to repair"}')
         with self._lock:
             self.report.repairs.update(how)
-            self.report.wrong += [f'{title}: {text}' for text in lost]
+        self._wrong(title, lost)
 
     def _compare(self, before: census.Census, placement: object) -> list[str]:
         deadline = time.monotonic() + CLEAN_TIMEOUT
