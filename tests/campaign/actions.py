@@ -32,7 +32,7 @@ IDLE = 30 * cloud.PATIENCE
 #: Seconds for what Cinder or Glance do.
 VOLUME_TIMEOUT = 60 * cloud.PATIENCE
 #: Seconds in which a guest can be reached, also while LXD starts again.
-GUEST_TIMEOUT = 90 * cloud.PATIENCE
+GUEST_TIMEOUT = 60 * cloud.PATIENCE
 
 _FILE = '/root/campaign'
 

@@ -199,25 +199,30 @@ class Campaign:
 
     def _mend(self, slot: plan.Slot, operation: plan.Operation, title: str
               ) -> None:
-        for attempts_left in reversed(range(REPAIRS)):
+        how: list[str] = []
+        for attempt in range(REPAIRS):
             self._faults.wait()
             begin = time.monotonic()
             try:
-                how = self._repair.run(slot, operation)
+                how += self._repair.run(slot, operation)
+                if attempt:
+                    how += self._repair.reboot(slot)
                 lost = self._actions.check(slot)
                 break
             except Exception as error:
                 failure = f'{type(error).__name__}: {error}'
-            # Another daemon may have been killed meanwhile.
-            if attempts_left and self._faults.between(
-                    begin, time.monotonic()):
-                _note(f'{title}: to be repaired again after {failure}')
-                time.sleep(PAUSE)
-                continue
-            how, lost = ['gave up'], [f'not repaired: {failure}']
-            with contextlib.suppress(Exception):
-                self._repair.give_up(slot)
-            break
+            _note(f'{title}: to be repaired again after {failure}')
+            # A hard reboot is the last resort, unless another daemon was
+            # killed meanwhile.
+            if attempt and not self._faults.between(begin, time.monotonic()):
+                attempt = REPAIRS - 1
+            if attempt == REPAIRS - 1:
+                how.append('gave up')
+                lost = [f'not repaired: {failure}']
+                with contextlib.suppress(Exception):
+                    self._repair.give_up(slot)
+                break
+            time.sleep(PAUSE)
         _note(f'{title}: {", ".join(how) or "nothing to repair"}')
         with self._lock:
             self.report.repairs.update(how)

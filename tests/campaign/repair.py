@@ -79,6 +79,16 @@ class Repair:
         self._flavor_and_port(slot)
         return how
 
+    def reboot(self, slot: plan.Slot) -> list[str]:
+        """Reboot a server hard that runs for Nova, but does not answer.
+
+        :returns: what was done.
+        """
+        if slot.status != plan.ACTIVE:
+            return []
+        self._actions.reboot_hard(slot)
+        return ['hard rebooted']
+
     def _settled(self, slot: plan.Slot, how: list[str]) -> Any:
         """Wait until Nova does nothing with a server, or has forgotten it."""
         deadline = time.monotonic() + STUCK
