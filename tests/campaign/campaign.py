@@ -117,6 +117,9 @@ class Campaign:
             self.report.seconds = time.monotonic() - begin
             self.report.faults = self._faults.count()
             self.report.wrong += project_.delete()
+            if project_.resets:
+                self.report.repairs['volume reset at the end'] = (
+                    project_.resets)
         # What a crash leaves is removed when nova-compute starts.
         cloud.quickstart('restart', 'nova-compute')
         self.report.wrong += self._compare(before, placement)

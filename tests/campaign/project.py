@@ -63,6 +63,8 @@ class Project:
 
     def __init__(self, servers: int) -> None:
         self._local = threading.local()
+        #: How many volumes had to be reset at the end.
+        self.resets = 0
         self.admin = cloud.connect(cloud.ADMIN_CLOUD)
         identity = self.admin.identity
         self.name = cloud.CloudTestCase.unique('campaign')
@@ -133,7 +135,7 @@ class Project:
         left += self._delete_each(
             'snapshot', storage.snapshots, storage.delete_snapshot)
         left += self._delete_each(
-            'volume', storage.volumes, storage.delete_volume)
+            'volume', storage.volumes, self._delete_volume)
         network = self.api.network
         left += self._delete_each(
             'port', lambda: (port for port in network.ports(
@@ -150,6 +152,16 @@ class Project:
             self.operator.network.delete_security_group(group)
         self.operator.identity.delete_project(self.project)
         return left
+
+    def _delete_volume(self, identifier: str) -> None:
+        """Delete a volume, also one that a fault has left reserved."""
+        volume = self.api.block_storage.get_volume(identifier)
+        if volume.status in ('reserved', 'attaching', 'detaching'):
+            # No server is left to which it could belong.
+            self.operator.block_storage.reset_volume_status(
+                identifier, 'available', 'detached')
+            self.resets += 1
+        self.api.block_storage.delete_volume(identifier)
 
     def _delete_servers(self) -> list[str]:
         return self._delete_each(
