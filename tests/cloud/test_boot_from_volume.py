@@ -21,44 +21,12 @@ from typing import Any
 
 from openstack import exceptions
 
-from tests.cloud import test_volumes
 from tests.fixtures import cloud
+from tests.fixtures import cloud_volumes
 from tests.fixtures import machine
 
 
-class BootFromVolumeTools(test_volumes.VolumeTools):
-    """Helpers for servers that boot from volumes."""
-
-    def boot_from(self, **source: Any) -> tuple[Any, str]:
-        """Make a server that boots from a volume.
-
-        :returns: the server, and the ID of the volume.
-        """
-        server = self.boot(None, block_device_mapping=[{
-            'boot_index': 0, 'destination_type': 'volume',
-            'delete_on_termination': False, **source}])
-        volume = server.attached_volumes[0]['id']
-        self.addCleanup(self.delete_volume, volume)
-        return server, volume
-
-    def from_image(self, size: int = 1) -> tuple[Any, str]:
-        """Make a server that boots from a new volume with the tiny image."""
-        return self.boot_from(source_type='image', uuid=self.image(),
-                              volume_size=size, volume_type=self.volume_type)
-
-    def fill(self, server: Any) -> str:
-        return self.execute(
-            server, 'dd if=/dev/urandom of=/root/data bs=1M count=4 '
-            '2>/dev/null; chown 7:8 /root/data; sha256sum </root/data')
-
-    def sum(self, server: Any) -> str:
-        return self.execute(server, 'sha256sum </root/data')
-
-    def image(self) -> str:
-        return self.image_id(self.cloud, cloud.TINY)
-
-
-class BootCases(BootFromVolumeTools):
+class BootCases(cloud_volumes.BootFromVolumeTools):
     """Tests for back ends with block devices."""
 
     def test_life(self) -> None:

@@ -21,8 +21,8 @@ import signal
 import tempfile
 from typing import Any
 
-from tests.cloud import test_boot_from_volume
 from tests.fixtures import cloud
+from tests.fixtures import cloud_volumes
 from tests.fixtures import other_host
 
 PROJECT = 'nova-other'
@@ -136,7 +136,7 @@ class EvacuateTest(Evacuation, cloud.CloudTestCase):
 
 
 class EvacuateFromVolumeTest(
-        Evacuation, test_boot_from_volume.BootFromVolumeTools,
+        Evacuation, cloud_volumes.BootFromVolumeTools,
         cloud.CloudTestCase):
 
     volume_type = 'loop'

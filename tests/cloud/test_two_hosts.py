@@ -22,8 +22,8 @@ import os
 import signal
 from typing import Any
 
-from tests.cloud import test_volumes
 from tests.fixtures import cloud
+from tests.fixtures import cloud_volumes
 
 SECOND = cloud.PREFIX / 'compute-2'
 NAMESPACE = 'nova-lxd-compute-2'
@@ -32,7 +32,7 @@ DISK = '/dev/vdb'
 MOVE_TIMEOUT = 180
 
 
-class TwoHostsTest(test_volumes.VolumeTools, cloud.CloudTestCase):
+class TwoHostsTest(cloud_volumes.VolumeTools, cloud.CloudTestCase):
 
     alone = True
     together_arguments: dict[str, Any] = {}

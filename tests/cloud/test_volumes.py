@@ -14,137 +14,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import pathlib
 from typing import Any
 
-from openstack import exceptions
 
 from tests.fixtures import cloud
+from tests.fixtures import cloud_volumes
 
-PATH = '/dev/vdb'
-
-
-class VolumeTools:
-    """Helpers for volumes."""
-
-    volume_type = ''
-    together_arguments: dict[str, Any] = {'networks': 'none', 'key_name': None}
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        super().setUpClass()
-        if not cls.cloud.config.has_service('block-storage') or not list(
-                cls.admin.identity.services(type='block-storage')):
-            raise cls.skipException(
-                'This cloud has no volumes: devstack/quickstart.sh up '
-                '--with-cinder')
-        if cls.volume_type and cls.admin.block_storage.find_type(
-                cls.volume_type) is None:
-            raise cls.skipException(
-                f'This cloud has no volumes of type {cls.volume_type}; '
-                'devstack/quickstart.sh up prints why')
-
-    def boot(self, *args: Any, **kwargs: Any) -> Any:
-        """Make a server without ports, which no test here needs."""
-        return super().boot(*args, **self.together_arguments, **kwargs)
-
-    # -- volumes
-
-    def make_volume(self, size: int = 1, **arguments: Any) -> Any:
-        volume = self.cloud.block_storage.create_volume(
-            size=size, name=self.unique('test'),
-            volume_type=self.volume_type, **arguments)
-        self.addCleanup(self.delete_volume, volume.id)
-        return self.wait_volume(volume.id, 'available')
-
-    def wait_volume(self, volume_id: str, status: str) -> Any:
-        def reached() -> Any:
-            volume = self.cloud.block_storage.get_volume(volume_id)
-            if volume.status.startswith('error') and status != volume.status:
-                raise AssertionError(f'Volume {volume_id}: {volume.status}')
-            return volume if volume.status == status else None
-        return cloud.wait_for(f'volume {status}', reached,
-                              cloud.ACTION_TIMEOUT)
-
-    def delete_volume(self, volume_id: str) -> None:
-        """Delete a volume and the servers that have it."""
-        try:
-            volume = self.cloud.block_storage.get_volume(volume_id)
-        except exceptions.NotFoundException:
-            return
-        for attachment in volume.attachments:
-            self.delete(attachment['server_id'])
-        cloud.wait_for(
-            'the volume to be free', lambda: not
-            self.cloud.block_storage.get_volume(volume_id).attachments, 30)
-        self.cloud.block_storage.delete_volume(volume_id, ignore_missing=True)
-
-        def gone() -> bool:
-            try:
-                self.cloud.block_storage.get_volume(volume_id)
-            except exceptions.NotFoundException:
-                return True
-            return False
-        cloud.wait_for('the volume to be deleted', gone, cloud.ACTION_TIMEOUT)
-
-    def attach(self, server: Any, volume: Any, path: str = PATH) -> None:
-        self.cloud.compute.create_volume_attachment(
-            server.id, volume_id=volume.id, device=path)
-        self.wait_volume(volume.id, 'in-use')
-
-    def detach(self, server: Any, volume: Any) -> None:
-        self.cloud.compute.delete_volume_attachment(server.id, volume.id)
-        self.wait_volume(volume.id, 'available')
-
-    # -- in the guest
-
-    def write(self, server: Any, path: str = PATH) -> str:
-        """Write random bytes at the beginning of a volume.
-
-        :returns: checksum of what was written.
-        """
-        return self.execute(
-            server, 'dd if=/dev/urandom of=/tmp/data bs=1M count=4 '
-            f'2>/dev/null; dd if=/tmp/data of={path} bs=1M conv=fsync '
-            '2>/dev/null; sha256sum </tmp/data')
-
-    def read(self, server: Any, path: str = PATH) -> str:
-        return self.execute(
-            server, f'dd if={path} bs=1M count=4 2>/dev/null | sha256sum')
-
-    # -- on the host
-
-    def left_of_volume(self, volume_id: str) -> list[str]:
-        """List loop devices, LXD devices and iSCSI sessions of a volume."""
-        found = [f'LXD device of {instance["name"]}'
-                 for instance in self.host.instances()
-                 if f'volume-{volume_id}' in instance['devices']]
-        for directory, names in (('/sys/block', 'loop*/loop/backing_file'),
-                                 ('/sys/class/iscsi_session', '*/targetname')):
-            for file in pathlib.Path(directory).glob(names):
-                # Devices of other tests may vanish meanwhile.
-                with contextlib.suppress(OSError):
-                    text = file.read_text()
-                    if volume_id in text:
-                        found.append(f'{file} {text}')
-        return found
-
-    def assert_released(self, volume_id: str) -> None:
-        try:
-            cloud.wait_for('a clean host', lambda: not self.left_of_volume(
-                volume_id), 10)
-        except AssertionError:
-            self.assertEqual([], self.left_of_volume(volume_id))
-
-    def delete_snapshot(self, snapshot_id: str) -> None:
-        self.cloud.block_storage.delete_snapshot(snapshot_id)
-        cloud.wait_for('the snapshot to be deleted', lambda: not any(
-            snapshot.id == snapshot_id for snapshot in
-            self.cloud.block_storage.snapshots()), cloud.ACTION_TIMEOUT)
+PATH = cloud_volumes.PATH
 
 
-class VolumeCases(VolumeTools):
+class VolumeCases(cloud_volumes.VolumeTools):
     """Tests for every back end."""
 
     def test_attach_and_detach(self) -> None:

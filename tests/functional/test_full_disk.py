@@ -37,8 +37,8 @@ from nova_lxd_py.virt import privileged
 from tests.fixtures import busybox_image
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
+from tests.fixtures import resize_case
 from tests.fixtures import volume_host
-from tests.functional import test_resize
 
 NO_LXD = lxd_daemon.missing()
 
@@ -285,7 +285,7 @@ class WritingGuestTest(FullDiskTestCase, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class FullDiskResizeTest(test_resize.ResizeTestCase):
+class FullDiskResizeTest(resize_case.ResizeTestCase):
 
     def test_resize(self) -> None:
         server = self.server()

@@ -43,10 +43,10 @@ from oslo_privsep import priv_context
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.privileged import network
+from tests.fixtures import encrypted_volumes
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
 from tests.fixtures import volume_host
-from tests.functional import test_volumes_encrypted
 
 NO_LXD = lxd_daemon.missing()
 NO_XFS = None if shutil.which('mkfs.xfs') else (
@@ -358,7 +358,7 @@ class FilesOnVolumesTest(HostileTestCase, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class KeyDerivationTest(test_volumes_encrypted.EncryptedCases,
+class KeyDerivationTest(encrypted_volumes.EncryptedCases,
                         unittest.TestCase):
     """LUKS headers that take hours and all memory to open."""
 

@@ -21,8 +21,8 @@ import unittest
 from nova import objects
 
 from nova_lxd_py.virt.host import numa
+from tests.fixtures import cpu_case
 from tests.fixtures import lxd_daemon
-from tests.functional import test_pinning
 
 SIZE = 32
 
@@ -42,7 +42,7 @@ MISSING = missing()
 
 
 @unittest.skipIf(MISSING, MISSING or '')
-class HugePageTest(test_pinning.CpuTestCase):
+class HugePageTest(cpu_case.CpuTestCase):
 
     def setUp(self) -> None:
         super().setUp()

@@ -23,8 +23,9 @@ import unittest
 
 from nova import exception
 
+from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
-from tests.functional import test_resize
+from tests.fixtures import resize_case
 
 NO_LXD = lxd_daemon.missing()
 
@@ -34,10 +35,10 @@ USB = {'lxd:usb': 'ffff:0002'}
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class PassthroughTest(test_resize.ResizeTestCase):
+class PassthroughTest(resize_case.ResizeTestCase):
 
     def allow(self, *devices: str) -> None:
-        conf = test_resize.driver_host.CONF
+        conf = driver_host.CONF
         conf.set_override('passthrough_devices', list(devices), 'lxd')
         self.addCleanup(conf.clear_override, 'passthrough_devices', 'lxd')
 

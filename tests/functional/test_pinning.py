@@ -17,120 +17,27 @@ They need two CPUs: the last one is dedicated, the others are shared.
 
 from __future__ import annotations
 
-import os
-import pathlib
-import time
-from typing import Any
 import unittest
 
 from nova.compute import provider_tree
 from nova import exception
 from nova.network import model as network_model
 from nova import objects
-from nova.virt import hardware
 
-from tests.fixtures import driver_host
+from tests.fixtures import cpu_case
 from tests.fixtures import lxd_daemon
-from tests.functional import test_resize
+from tests.fixtures import resize_case
 
 NO_LXD = lxd_daemon.missing()
-CPUS = sorted(os.sched_getaffinity(0))
+CPUS = cpu_case.CPUS
 TOO_FEW = 'needs two CPUs' if len(CPUS) < 2 else None
 
-CONF = driver_host.CONF
 DEDICATED = {'hw:cpu_policy': 'dedicated'}
 NODE_UUID = '5f6e1b3a-0000-4000-8000-000000000001'
 
 
-def numbers(text: str) -> set[int]:
-    """Read a set of CPUs as the kernel writes it."""
-    return hardware.parse_cpu_spec(text.strip())
-
-
-class CpuTestCase(test_resize.ResizeTestCase):
-
-    def setUp(self) -> None:
-        self.own, self.common = {CPUS[-1]}, set(CPUS[:-1])
-        self.divide(self.common, self.own)
-        self.claims: list[objects.InstanceNUMATopology] = []
-        super().setUp()
-
-    def divide(self, shared: set[int], dedicated: set[int]) -> None:
-        for option, cpus in (('cpu_shared_set', shared),
-                             ('cpu_dedicated_set', dedicated)):
-            CONF.set_override(option, hardware.format_cpu_spec(cpus) or None,
-                              'compute')
-            self.addCleanup(CONF.clear_override, option, 'compute')
-
-    # -- Nova's resource tracker --------------------------------------------
-
-    def fitted(self, flavor: objects.Flavor
-               ) -> objects.InstanceNUMATopology | None:
-        wanted = hardware.numa_get_constraints(
-            flavor, objects.ImageMeta(properties=objects.ImageMetaProps()))
-        host = objects.NUMATopology.obj_from_db_obj(
-            self.host.driver.get_available_resource('x')['numa_topology'])
-        for claimed in self.claims:
-            host = hardware.numa_usage_from_instance_numa(host, claimed)
-        found = hardware.numa_fit_instance_to_host(host, wanted, None)
-        if wanted is not None:
-            if found is None:
-                raise exception.ComputeResourcesUnavailable(reason='claim')
-            self.claims.append(found)
-        return found
-
-    def server(self, extra_specs: dict[str, str] | None = None,
-               **fields: Any) -> objects.Instance:
-        image = self.host.image()
-        server = self.host.instance(image, extra_specs, **fields)
-        server.numa_topology = self.fitted(server.flavor)
-        return self.host.spawn(server, image)
-
-    # -- the guest ----------------------------------------------------------
-
-    def allowed(self, server: objects.Instance) -> set[int]:
-        """Return the CPUs that the kernel allows the guest."""
-        text = self.host.run(server, 'grep', 'Cpus_allowed_list',
-                             '/proc/self/status')
-        return numbers(text.partition(':')[2])
-
-    def assert_on(self, server: objects.Instance, cpus: set[int]) -> None:
-        # LXD applies a CPU set a moment after the request.
-        deadline = time.monotonic() + 30
-        while self.allowed(server) != cpus and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self.assertEqual(cpus, self.allowed(server))
-        self.assertEqual(f'{len(cpus)}\n', self.host.run(server, 'nproc'))
-        # Init, from which all other processes inherit it.
-        with open(f'/proc/{self.pid(server)}/status') as stream:
-            [line] = [line for line in stream if 'Cpus_allowed_list' in line]
-        self.assertEqual(cpus, numbers(line.partition(':')[2]))
-
-    def cpu_quota(self, server: objects.Instance) -> float | None:
-        """Return the CPU quota of the guest in CPUs, None for unlimited."""
-        with open(f'/proc/{self.pid(server)}/cgroup') as stream:
-            groups = [line.strip().split(':', 2)[1:] for line in stream]
-        for controllers, group in groups:
-            # The guest has groups of its own below the one that LXD limits.
-            directory = pathlib.Path('/'.join(group.split('/')[:2]))
-            if 'cpu' in controllers.split(','):
-                found = pathlib.Path('/sys/fs/cgroup/cpu',
-                                     *directory.parts[1:])
-                quota, period = (
-                    int((found / f'cpu.cfs_{kind}_us').read_text())
-                    for kind in ('quota', 'period'))
-                return None if quota < 0 else quota / period
-            limit = pathlib.Path('/sys/fs/cgroup', *directory.parts[1:],
-                                 'cpu.max')
-            if not controllers and limit.exists():
-                words = limit.read_text().split()
-                return (None if words[0] == 'max' else
-                        int(words[0]) / int(words[1]))
-        raise AssertionError(f'no cgroup with a CPU quota: {groups}')
-
-
 @unittest.skipIf(NO_LXD or TOO_FEW, NO_LXD or TOO_FEW or '')
-class PinningTest(CpuTestCase):
+class PinningTest(cpu_case.CpuTestCase):
 
     def test_own_and_shared(self) -> None:
         pinned, shared = self.server(DEDICATED), self.server()
@@ -212,7 +119,7 @@ class PinningTest(CpuTestCase):
             server.new_flavor = flavor
             with self.assertRaises(exception.InstanceFaultRollback) as caught:
                 self.driver.migrate_disk_and_power_off(
-                    self.host.context, server, test_resize.ADDRESS, flavor,
+                    self.host.context, server, resize_case.ADDRESS, flavor,
                     [], None, 20, 10)
             self.assertIn('hw:cpu_realtime', str(caught.exception))
             self.assert_on(server, self.common)
@@ -281,7 +188,7 @@ class PinningTest(CpuTestCase):
 
 
 @unittest.skipIf(NO_LXD or TOO_FEW, NO_LXD or TOO_FEW or '')
-class SharedSetTest(CpuTestCase):
+class SharedSetTest(cpu_case.CpuTestCase):
     """With more shared CPUs than vCPUs, an instance has a CPU quota."""
 
     def setUp(self) -> None:

@@ -14,136 +14,24 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 import unittest
 
-import fixtures
 from nova.compute import power_state
 from nova.compute import task_states
 from nova import exception
 from nova import objects
-from nova.tests.unit import fake_flavor
 
 from nova_lxd_py.virt import privileged
-from tests.fixtures import driver_case
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
+from tests.fixtures import resize_case
 
 NO_LXD = lxd_daemon.missing()
 
-ADDRESS = '192.0.2.1'
-
-
-class ResizeTestCase(driver_case.DriverCase, unittest.TestCase):
-
-    def setUp(self) -> None:
-        super().setUp()
-        driver_host.CONF.set_override('my_ip', ADDRESS)
-        self.addCleanup(driver_host.CONF.clear_override, 'my_ip')
-        self.migration = objects.Migration(
-            source_compute='testhost', dest_compute='testhost')
-        patch = fixtures.MonkeyPatch(
-            'nova.objects.Migration.get_by_id',
-            lambda cls, context, migration_id: self.migration)
-        patch.setUp()
-        self.addCleanup(patch.cleanUp)
-
-    def server(self, **fields: Any) -> objects.Instance:
-        return self.host.spawn(self.host.instance(
-            self.host.image(), **fields),
-            block_device_info=fields.get('block_device_info'))
-
-    def flavor(self, server: objects.Instance, **changes: Any
-               ) -> objects.Flavor:
-        old = server.flavor
-        values = {key: old[key] for key in (
-            'vcpus', 'memory_mb', 'root_gb', 'ephemeral_gb', 'swap')}
-        values.update({key: value for key, value in changes.items()
-                       if key in values})
-        return fake_flavor.fake_flavor_obj(
-            self.host.context, name='other', expected_attrs=['extra_specs'],
-            extra_specs=changes.get('extra_specs', old.extra_specs), **values)
-
-    def fitted(self, flavor: objects.Flavor
-               ) -> objects.InstanceNUMATopology | None:
-        """Return the NUMA topology that Nova's claim chooses for a flavor."""
-        return None
-
-    # -- Nova's compute manager ---------------------------------------------
-
-    def prepare(self, server: objects.Instance, flavor: objects.Flavor,
-                bdi: Any = None) -> Any:
-        server.new_flavor = flavor
-        server.migration_context = objects.MigrationContext(
-            migration_id=7, old_numa_topology=server.numa_topology,
-            new_numa_topology=self.fitted(flavor))
-        return self.driver.migrate_disk_and_power_off(
-            self.host.context, server, ADDRESS, flavor, [], bdi, 20, 10)
-
-    def finish(self, server: objects.Instance, disk_info: Any,
-               bdi: Any = None, power_on: bool = True) -> None:
-        server.old_flavor, server.flavor = server.flavor, server.new_flavor
-        server.numa_topology = server.migration_context.new_numa_topology
-        self.driver.finish_migration(
-            self.host.context, self.migration, server, disk_info, [],
-            server.image_meta, True, {}, bdi, power_on, share_info=None)
-
-    def resize(self, server: objects.Instance, power_on: bool = True,
-               bdi: Any = None, **changes: Any) -> None:
-        info = self.prepare(server, self.flavor(server, **changes), bdi)
-        self.finish(server, info, bdi, power_on)
-
-    def confirm(self, server: objects.Instance) -> None:
-        self.driver.confirm_migration(self.host.context, self.migration,
-                                      server, [])
-        server.old_flavor = server.new_flavor = None
-
-    def revert(self, server: objects.Instance, power_on: bool = True,
-               bdi: Any = None) -> None:
-        server.task_state = task_states.RESIZE_REVERTING
-        self.driver.destroy(self.host.context, server, [], bdi, True)
-        server.flavor = server.old_flavor
-        server.numa_topology = server.migration_context.old_numa_topology
-        self.driver.finish_revert_migration(
-            self.host.context, server, [], self.migration, bdi, power_on,
-            share_info=None)
-        server.task_state = None
-        server.old_flavor = server.new_flavor = None
-
-    # -- the guest ----------------------------------------------------------
-
-    def shown(self, server: objects.Instance) -> dict[str, Any]:
-        return self.host.lxd_instances()[server.name]
-
-    def config(self, server: objects.Instance) -> dict[str, str]:
-        return {key: value for key, value in
-                self.shown(server)['config'].items()
-                if not key.startswith('volatile.')}
-
-    def pid(self, server: objects.Instance) -> int:
-        """Return the process ID of the guest's init, which a start changes."""
-        return self.host.lxd.api.must(
-            'GET', f'/1.0/instances/{server.name}/state',
-            params={'project': self.host.project})['pid']
-
-    def fill(self, server: objects.Instance, mib: int,
-             name: str = '/fill') -> None:
-        self.host.run(server, 'busybox', 'fallocate', '-l', f'{mib << 20}',
-                      name)
-        self.host.run(server, 'sync')
-
-    @contextlib.contextmanager
-    def running_on(self, server: objects.Instance) -> Any:
-        """Check that the guest runs on within the context."""
-        before = self.pid(server)
-        self.assertGreater(before, 0)
-        yield
-        self.assertEqual(before, self.pid(server))
-
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class ResizeTest(ResizeTestCase):
+class ResizeTest(resize_case.ResizeTestCase):
 
     def test_up_and_confirm(self) -> None:
         server = self.server()
@@ -475,7 +363,7 @@ class ResizeTest(ResizeTestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class DirPoolTest(ResizeTestCase):
+class DirPoolTest(resize_case.ResizeTestCase):
     """A pool without quotas."""
 
     pool_driver = 'dir'

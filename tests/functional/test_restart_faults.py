@@ -40,6 +40,7 @@ from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
 from tests.fixtures import killed_process
 from tests.fixtures import lxd_daemon
+from tests.fixtures import migration_record
 
 NO_LXD = lxd_daemon.missing()
 
@@ -62,13 +63,10 @@ class RestartCases:
         self.host = driver_host.DriverHost(self.daemon)
         self.host.setUp()
         self.addCleanup(self.host.cleanUp)
-        self.migration = objects.Migration(
-            source_compute='testhost', dest_compute='testhost')
-        patch = fixtures.MonkeyPatch(
-            'nova.objects.Migration.get_by_id',
-            lambda cls, context, migration_id: self.migration)
-        patch.setUp()
-        self.addCleanup(patch.cleanUp)
+        migrations = migration_record.MigrationRecord()
+        migrations.setUp()
+        self.addCleanup(migrations.cleanUp)
+        self.migration = migrations.record
         # Nova does not have servers that were deleted.
         patch = fixtures.MonkeyPatch(
             'nova.objects.Instance.get_by_uuid', self.not_found)

@@ -21,154 +21,26 @@ from __future__ import annotations
 
 import os
 import pathlib
-import shutil
-import subprocess
-from typing import Any
 import unittest
 
-import fixtures
 from nova import exception
 from oslo_utils import units
 
 from tests.fixtures import boot_volume_host
 from tests.fixtures import disks
+from tests.fixtures import encrypted_volumes
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
-from tests.fixtures import volume_host
 
 NO_LXD = lxd_daemon.missing()
 
-PATH = volume_host.PATH
-
-KEY = '5e' * 32
-#: Cinder's encryption metadata of the volume.
-METADATA = {'control_location': 'front-end', 'provider': 'luks2',
-            'cipher': 'aes-xts-plain64', 'key_size': 256,
-            'encryption_key_id': '00000000-0000-0000-0000-000000000000'}
-MAPPER = pathlib.Path('/dev/mapper')
-HEADER = 2 * units.Mi
-
-STAND_IN = r'''#!/bin/sh
-echo "$@" >>"$0.arguments"
-for last; do device=$name; name=$last; done
-case $* in
-*luksFormat*)
-    cat >>"$0.input"
-    # Earlier content is noise after decryption.
-    dd if=/dev/urandom of="$name" bs=1M seek=2 count=2 conv=notrunc status=none
-    printf 'LUKS\272\276\000\002' | dd of="$name" conv=notrunc status=none ;;
-*luksOpen*)
-    cat >>"$0.input"
-    [ "$(head -c 4 "$device")" = LUKS ] || exit 1
-    [ ! -e "/dev/mapper/$name" ] || exit 5
-    ln -s "$(losetup --find --show --offset HEADER "$device")" \
-        "/dev/mapper/$name" ;;
-*luksClose*)
-    [ -e "/dev/mapper/$name" ] || exit 4
-    losetup --detach "$(realpath "/dev/mapper/$name")" &&
-        rm "/dev/mapper/$name" ;;
-*resize*)
-    cat >>"$0.input"
-    losetup --set-capacity "$(realpath "$name")" ;;
-*isLuks*) [ "$(head -c 4 "$name")" = LUKS ] ;;
-*status*) [ -e "/dev/mapper/$name" ] ;;
-*) exit 9 ;;
-esac
-'''
-
-
-#: Records its arguments, and runs the real program.
-WITNESS = r'''#!/bin/sh
-echo "$@" >>"$0.arguments"
-case $* in
-*luksFormat* | *luksOpen* | *resize*) tee -a "$0.input" | REAL "$@" ;;
-*) exec REAL "$@" ;;
-esac
-'''
-#: Of LUKS2, by default.
-REAL_HEADER = 16 * units.Mi
-
-
-def cryptsetup() -> str | None:
-    """Return the path of cryptsetup, if this kernel supports it."""
-    if shutil.which('modprobe'):
-        subprocess.run(['modprobe', '--all', '--quiet', 'dm_mod', 'dm_crypt'],
-                       check=False)
-    if 'device-mapper' not in pathlib.Path('/proc/misc').read_text():
-        return None
-    return shutil.which('cryptsetup', path='/sbin:/usr/sbin')
-
-
-class EncryptedCases(volume_host.VolumeHost):
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.metadata: dict[str, Any] = dict(METADATA)
-        self.gone: set[str] = set()
-        for name, value in (('backend', 'nova.keymgr.conf_key_mgr.'
-                             'ConfKeyManager'), ('fixed_key', KEY)):
-            lab_volumes.CONF.set_override(name, value, 'key_manager')
-            self.addCleanup(lab_volumes.CONF.clear_override, name,
-                            'key_manager')
-        self._patch('nova.volume.cinder.API.get_volume_encryption_metadata',
-                    lambda *args: self._describe(args[-1]))
-
-    def _describe(self, identifier: str) -> dict[str, Any]:
-        """Return Cinder's encryption metadata."""
-        if identifier in self.gone:
-            raise exception.VolumeNotFound(volume_id=identifier)
-        return self.metadata
-
-    def _patch(self, what: str, value: Any) -> None:
-        patch = fixtures.MonkeyPatch(what, value)
-        patch.setUp()
-        self.addCleanup(patch.cleanUp)
-
-    def install(self) -> None:
-        """Install cryptsetup, and a kernel that seems to support it."""
-        directory = fixtures.TempDir()
-        directory.setUp()
-        self.addCleanup(directory.cleanUp)
-        self.program = pathlib.Path(directory.path, 'cryptsetup')
-        real = cryptsetup()
-        self.header = REAL_HEADER if real else HEADER
-        self.program.write_text(WITNESS.replace('REAL', real) if real else
-                                STAND_IN.replace('HEADER', str(HEADER)))
-        self.program.chmod(0o755)
-        path = fixtures.EnvironmentVariable(
-            'PATH', f'{directory.path}:{os.environ["PATH"]}')
-        path.setUp()
-        self.addCleanup(path.cleanUp)
-        if real:
-            return
-        misc = pathlib.Path(directory.path, 'misc')
-        misc.write_text('236 device-mapper\n')
-        self._patch('nova_lxd_py.virt.volume.encryption.MISC_DEVICES',
-                    str(misc))
-        if not MAPPER.exists():
-            MAPPER.mkdir()
-            self.addCleanup(MAPPER.rmdir)
-
-    def opened(self, volume: lab_volumes.Volume) -> bool:
-        return os.path.lexists(MAPPER / f'crypt-{volume.id}')
-
-    def assert_closed(self, volume: lab_volumes.Volume) -> None:
-        self.assertFalse(self.opened(volume))
-        self.assertEqual(set(), self.storage.left_on_host())
-        directory = pathlib.Path(lab_volumes.CONF.state_path,
-                                 'encrypted-volumes')
-        self.assertEqual([], list(directory.iterdir()))
-
-    def attach_encrypted(self, server, volume, **data: Any) -> dict:
-        connection = volume.connection(encrypted=True, **data)
-        self.host.driver.attach_volume(
-            self.host.context, connection, server, PATH,
-            encryption=self.metadata)
-        return connection
+KEY = encrypted_volumes.KEY
+PATH = encrypted_volumes.PATH
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
+class EncryptedVolumeTest(encrypted_volumes.EncryptedCases,
+                          unittest.TestCase):
     """As block devices, on both kinds of storage."""
 
     kind = lab_volumes.FileVolume
@@ -312,7 +184,8 @@ class EncryptedVolumeTest(EncryptedCases, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class EncryptedFilesystemTest(EncryptedCases, unittest.TestCase):
+class EncryptedFilesystemTest(encrypted_volumes.EncryptedCases,
+                              unittest.TestCase):
     """Mounted by the host."""
 
     kind = lab_volumes.LocalVolume
@@ -335,8 +208,8 @@ class EncryptedFilesystemTest(EncryptedCases, unittest.TestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class EncryptedBootTest(boot_volume_host.BootVolumeHost, EncryptedCases,
-                        unittest.TestCase):
+class EncryptedBootTest(boot_volume_host.BootVolumeHost,
+                        encrypted_volumes.EncryptedCases, unittest.TestCase):
     """Servers that boot from encrypted volumes."""
 
     def test_boot_and_reboot(self) -> None:

@@ -15,18 +15,6 @@
 from __future__ import annotations
 
 from tests.fixtures import fake_driver_host
-from tests.unit.driver import test_resize
-from tests.unit.driver import test_spawn
-
-
-class IncusSpawnTest(test_spawn.SpawnTest):
-
-    server = 'incus'
-
-
-class IncusResizeTest(test_resize.ResizeTest):
-
-    server = 'incus'
 
 
 class GuestAPITest(fake_driver_host.FakeDriverTestCase):

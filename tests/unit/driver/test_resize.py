@@ -305,6 +305,11 @@ class ResizeTest(ResizeTestCase):
         self.assert_state(power_state.RUNNING, server)
 
 
+class IncusResizeTest(ResizeTest):
+
+    server = 'incus'
+
+
 class RootDiskTest(ResizeTestCase):
     """Quotas that a root disk does not bear."""
 

@@ -300,3 +300,8 @@ class SpawnTest(fake_driver_host.FakeDriverTestCase):
                 self.assertFalse(self.driver.instance_exists(server))
                 self.assertRaises(exception.InstanceNotFound,
                                   self.driver.get_info, server)
+
+
+class IncusSpawnTest(SpawnTest):
+
+    server = 'incus'
