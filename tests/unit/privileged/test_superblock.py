@@ -24,6 +24,7 @@ from oslotest import base
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.privileged import probe
+from nova_lxd_py.virt.privileged import superblock
 from nova_lxd_py.virt.privileged import validation
 
 SIZE = 320 << 20
@@ -110,3 +111,54 @@ class SuperblockTestCase(base.BaseTestCase):
             PermissionError, mounts.attach_plain, self.file.name, 'ext4',
             f'/nonexistent/{VOLUME}', 0)
         self.assertIn('multiple mount protection', str(error))
+
+
+class RefusalTestCase(base.BaseTestCase):
+    """Superblocks made here, also where the programs for them are missing."""
+
+    def refusal(self, kind: str, content: bytes) -> str:
+        with tempfile.TemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            return superblock.refusal(file.fileno(), kind)
+
+    def ext(self, magic: int = 0xef53, compat: int = 0, incompat: int = 0,
+            inode: int = 0, device: int = 0, options: bytes = b'') -> str:
+        block = bytearray(2048)
+        struct.pack_into('<H', block, 1024 + 0x38, magic)
+        struct.pack_into('<2I', block, 1024 + 0x5c, compat, incompat)
+        struct.pack_into('<2I', block, 1024 + 0xe0, inode, device)
+        block[1024 + 0x200:1024 + 0x200 + len(options)] = options
+        [found] = {self.refusal(kind, block) for kind in (
+            'ext2', 'ext3', 'ext4', 'ext4dev', 'jbd')}
+        return found
+
+    def test_ext(self) -> None:
+        self.assertEqual('', self.ext())
+        self.assertEqual('', self.ext(compat=4, inode=8))
+        self.assertEqual('an invalid superblock', self.ext(magic=0xef52))
+        self.assertEqual('multiple mount protection',
+                         self.ext(incompat=0x100))
+        for how in ({'incompat': 8}, {'device': 0x700}, {'compat': 4},
+                    {'compat': 4, 'inode': 8, 'device': 1}):
+            self.assertEqual('an external journal', self.ext(**how))
+        self.assertEqual('mount options in its superblock',
+                         self.ext(options=b'debug'))
+        self.assertEqual('an incomplete superblock',
+                         self.refusal('ext4', bytes(2047)))
+
+    def test_xfs(self) -> None:
+        def xfs(realtime: int = 0, log: int = 1, magic: bytes = b'XFSB',
+                size: int = 56) -> str:
+            block = struct.pack('>4s12xQ24xQ', magic, realtime, log)
+            return self.refusal('xfs', block[:size])
+        self.assertEqual('', xfs())
+        self.assertEqual('an external log', xfs(log=0))
+        self.assertEqual('a realtime section', xfs(realtime=1))
+        for refused in (xfs(magic=b'XFSC'), xfs(size=55)):
+            self.assertEqual('an invalid superblock', refused)
+
+    def test_others(self) -> None:
+        """Mounting them opens no other device; an allow-list has the rest."""
+        for kind in ('btrfs', 'squashfs', ''):
+            self.assertEqual('', self.refusal(kind, b''))

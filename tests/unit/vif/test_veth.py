@@ -14,10 +14,14 @@ from __future__ import annotations
 
 from unittest import mock
 
+from nova.network import model
+from nova.network import os_vif_util
 import os_vif
 from oslotest import base
 
+from nova_lxd_py.virt.vif import bridge
 from nova_lxd_py.virt.vif import ovs
+from nova_lxd_py.virt.vif import ovs_hybrid
 from nova_lxd_py.virt.vif import qos
 from nova_lxd_py.virt.vif import tap
 from nova_lxd_py.virt.vif import veth
@@ -324,3 +328,62 @@ class TapTestCase(PluginTestCase):
         self.unplug()
         self.assertEqual(set(), self.host.names())
         self.assertNotIn('os_vif.plug', self.changes())
+
+
+class BridgeCases:
+    """Tests of ports that are added to a Linux bridge."""
+
+    def test_there_and_gone(self) -> None:
+        for _time in range(2):
+            self.plug()
+            self.assertEqual(self.bridge,
+                             self.host.device(self.pair.outer).bridge)
+            self.assertIsNone(self.host.device(self.pair.inner).bridge)
+        self.unplug()
+        self.assertEqual({self.bridge}, self.host.names())
+        self.unplug()
+
+    def test_bridge_is_missing(self) -> None:
+        self.host.remove(self.host.device(self.bridge))
+        self.assertRaises(OSError, self.plug)
+        self.assertEqual(set(), self.host.names())
+
+    def test_os_vif_fails(self) -> None:
+        self.host.os_vif_plug_error = RuntimeError('no')
+        self.assertRaises(os_vif.exception.PlugException, self.plug)
+        self.assertEqual({self.bridge}, self.host.names())
+
+
+class BridgeTestCase(BridgeCases, PluginTestCase):
+    """The bridge of the network."""
+
+    plugin_class = bridge.BridgePlugin
+    bridge = 'brq5f6e1b3a-00'
+
+    def setUp(self) -> None:
+        if not hasattr(os_vif_util, '_nova_to_osvif_vif_bridge'):
+            self.skipTest('this Nova has no ports of Linux bridges')
+        super().setUp()
+        self.vif['type'] = model.VIF_TYPE_BRIDGE
+        self.vif['network']['bridge'] = self.bridge
+        self.vif['details'] = {'port_filter': True}
+        self.host.add(self.bridge)
+
+
+class HybridTestCase(BridgeCases, PluginTestCase):
+    """A bridge for firewall rules, between the port and Open vSwitch."""
+
+    plugin_class = ovs_hybrid.OVSHybridPlugin
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.vif['details'] = {'port_filter': True, 'ovs_hybrid_plug': True}
+        self.bridge = f'qbr{self.vif["id"]}'[:14]
+        self.host.add(self.bridge)
+
+    def test_nobody_waits_for_the_switch(self) -> None:
+        """It opens the bridge's device, not the port's."""
+        self.host.is_busy = 99
+        self.plug()
+        self.host.packet_sockets.write_text('')
+        self.assertTrue(self.plugin.wait_until_open(self.vif))
