@@ -42,6 +42,7 @@ from nova_lxd_py.virt import peer
 from nova_lxd_py.virt import preflight
 from nova_lxd_py.virt.preflight import directory_locks
 from nova_lxd_py.virt.server import build as build_ops
+from nova_lxd_py.virt.server import failed_reboots
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.server import incoming as incoming_ops
 from nova_lxd_py.virt.server import local_disks
@@ -175,6 +176,8 @@ def build(virtapi: nova_virtapi.VirtAPI,
     snapshot = snapshot_ops.SnapshotOps(session, guests, image_api, quiescer)
     watcher.on_reconnect = functools.partial(_reconnected, reconciler,
                                              quiescer)
+    watcher.on_failed_reboot = failed_reboots.RebootCompleter(
+        guests, vifs).complete
     rescue = rescue_ops.RescueOps(session, guests, guest_configs, vifs,
                                   images, config_drives, passwords, volumes)
     power = power_ops.PowerOps(session.options, guests, guest_configs, vifs,

@@ -20,12 +20,16 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import time
+from typing import Any
 import unittest
+from unittest import mock
 import uuid
 
 from nova.compute import power_state
 from nova.network import model
 from nova import objects
+from nova.virt import event as virt_event
 
 from nova_lxd_py.virt.vif import manager
 from tests.fixtures import driver_case
@@ -128,6 +132,49 @@ class InterfaceTest(driver_case.NetworkCase, unittest.TestCase):
             driver.power_off(self.server)
             driver.power_on(context, self.server, self.ports)
             self.assert_attached()
+
+    def test_guest_reboots_after_rename_or_deletion(self) -> None:
+        def look_up(*args: Any, **kwargs: Any) -> objects.Instance:
+            self.server.info_cache = objects.InstanceInfoCache(
+                network_info=model.NetworkInfo(self.ports))
+            return self.server
+
+        patch = mock.patch('nova.objects.Instance.get_by_uuid', look_up)
+        patch.start()
+        self.addCleanup(patch.stop)
+        for command in (RENAME, DELETE):
+            vif = self.attach(2)
+            self.host.run(self.server, 'sh', '-c', command)
+            before = self.started()
+            # The command may be killed before it returns.
+            with contextlib.suppress(AssertionError):
+                self.host.run(self.server, 'reboot')
+            deadline = time.monotonic() + 60
+            while self.started() in (before, None):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.2)
+            self.assert_attached()
+            self.detach(vif)
+
+    def test_guest_stops_after_rename(self) -> None:
+        self.attach(2)
+        self.host.run(self.server, 'sh', '-c', RENAME)
+        del self.host.events[:]
+        with contextlib.suppress(AssertionError):
+            self.host.run(self.server, 'poweroff')
+        deadline = time.monotonic() + 60
+        while not [event for event in self.host.events if event.transition ==
+                   virt_event.EVENT_LIFECYCLE_STOPPED]:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.2)
+        self.assertEqual(power_state.SHUTDOWN, self.host.state(self.server))
+
+    def started(self) -> int | None:
+        """Return the process ID of the guest's init, if it runs."""
+        state = self.host.lxd.api.must(
+            'GET', f'/1.0/instances/{self.server.name}/state',
+            params={'project': self.host.project})
+        return state['pid'] if state['status'] == 'Running' else None
 
     def test_detach_after_rename_or_deletion(self) -> None:
         for command in (RENAME, DELETE):

@@ -105,10 +105,15 @@ class EventWatcher:
         self._channel: websocket.WebSocket | None = None
         self._thread: threading.Thread | None = None
         self._delayed: dict[str, threading.Timer] = {}
+        #: Guests that LXD is about to start again.
+        self._rebooting: set[str] = set()
         guests.on_change(self.forget)
         #: Called in a thread of its own when LXD has been reached again, after
         #: a lost connection or a failed attempt.
         self.on_reconnect: Callable[[], None] | None = None
+        #: Called with the UUID of a server whose guest has begun to reboot
+        #: and was not started; returns whether it runs now.
+        self.on_failed_reboot: Callable[[str], bool] | None = None
 
     # -- life of the listener -----------------------------------------------
 
@@ -138,8 +143,7 @@ class EventWatcher:
         was_interrupted = False
         while not self._stopping.is_set():
             try:
-                self._channel = self._session.websocket(
-                    'events', params={'type': 'lifecycle'}, timeout=QUIET)
+                self._channel = self._connect()
                 try:
                     # Events from here on are queued, so nothing is missed.
                     self._seed()
@@ -167,6 +171,16 @@ class EventWatcher:
             self._stopping.wait(pause)
             pause = min(pause * 2, RECONNECT_LONGEST)
 
+    def _connect(self) -> websocket.WebSocket:
+        try:
+            # Only LXD's log tells a reboot by a guest from a shutdown.
+            return self._session.websocket(
+                'events', params={'type': 'lifecycle,logging'}, timeout=QUIET)
+        except errors.PermissionDenied:
+            LOG.debug('LXD does not show its log to nova-compute')
+            return self._session.websocket(
+                'events', params={'type': 'lifecycle'}, timeout=QUIET)
+
     def _read(self, channel: websocket.WebSocket) -> None:
         asked = False
         while not self._stopping.is_set():
@@ -183,7 +197,9 @@ class EventWatcher:
             if opcode == websocket.ABNF.OPCODE_CLOSE:
                 raise websocket.WebSocketConnectionClosedException(
                     'LXD closed the event stream')
-            if opcode == websocket.ABNF.OPCODE_TEXT:
+            # LXD logs much that is of no interest here.
+            if opcode == websocket.ABNF.OPCODE_TEXT and (
+                    b'"lifecycle"' in data or b'"action"' in data):
                 self._handle(json.loads(data))
 
     def _seed(self) -> None:
@@ -209,6 +225,9 @@ class EventWatcher:
 
     def _handle(self, event: dict[str, Any]) -> None:
         metadata = event.get('metadata') or {}
+        if event.get('type') == 'logging':
+            self._note_reboot(metadata.get('context') or {})
+            return
         action = metadata.get('action', '')
         name = _instance_name(metadata.get('source', ''))
         if name is None or not action.startswith('instance-'):
@@ -216,12 +235,23 @@ class EventWatcher:
         with self._asking():
             self._handle_change(action, name)
 
+    def _note_reboot(self, logged: dict[str, Any]) -> None:
+        """Note from LXD's log why a guest stops."""
+        if logged.get('project') != self._session.project:
+            return
+        name, action = logged.get('instance', ''), logged.get('action')
+        if action == 'reboot':
+            self._rebooting.add(name)
+        elif action == 'stop':
+            self._rebooting.discard(name)
+
     def _handle_change(self, action: str, name: str) -> None:
         with self._lock:
             known = self._known.get(name)
             self._outdate(name)
             if action == 'instance-deleted':
                 self._known.pop(name, None)
+                self._rebooting.discard(name)
                 timer = self._delayed.pop(name, None)
                 if timer is not None:
                     timer.cancel()
@@ -249,6 +279,8 @@ class EventWatcher:
             'status': 'Stopped'})
 
     def _report(self, name: str, known: _Known, transition: int) -> None:
+        if transition == virt_event.EVENT_LIFECYCLE_STARTED:
+            self._rebooting.discard(name)
         if known.role not in (lxd_guest.ROLE_SERVER,
                               lxd_guest.ROLE_RESCUE):
             return
@@ -275,7 +307,12 @@ class EventWatcher:
         except errors.LXDError as exc:
             LOG.debug('Not reporting the stop of %s: %s', name, exc)
             return
-        if info['status'] == 'Stopped':
+        if info['status'] != 'Stopped':
+            return
+        reboots = name in self._rebooting
+        self._rebooting.discard(name)
+        if not (reboots and self.on_failed_reboot is not None and
+                self.on_failed_reboot(known.uuid)):
             self._emit(virt_event.LifecycleEvent(
                 known.uuid, virt_event.EVENT_LIFECYCLE_STOPPED))
 
