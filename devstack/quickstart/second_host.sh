@@ -75,8 +75,8 @@ declare_second_host() {
     step second-lxd "$who: LXD and its storage pool" compute-2 lxd
     step second-agent "$who: metadata for guests" second-network \
         compute-2-apis neutron-db
-    step second-nova-compute "$who: nova-compute" nova-compute second-lxd \
-        second-network compute-2-apis
+    step second-nova-compute "$who: nova-compute" nova-conductor placement \
+        identity driver second-lxd second-network compute-2-apis cinder-volume
 }
 
 # -- starting

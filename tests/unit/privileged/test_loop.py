@@ -144,17 +144,20 @@ class LoopTest(base.BaseTestCase):
 
     def test_another_host_on_this_machine(self) -> None:
         """It has the same volume while a server migrates."""
+        share = 'f' * 32
         for name in ('here', 'there'):
-            os.mkdir(os.path.join(self.kernel.directory, name))
+            os.makedirs(os.path.join(self.kernel.directory, name, share))
         other = os.path.join(self.kernel.directory, 'there')
-        loop.attach(self.file('there/volume'), VOLUME, False, other)
+        loop.attach(self.file(f'there/{share}/volume'), VOLUME, False, other)
         self.here = os.path.join(self.kernel.directory, 'here')
+        self.assertEqual([VOLUME], list(loop.volumes(other)))
+        self.assertEqual({}, loop.volumes(self.here))
         self.assertFalse(self.detach(VOLUME, True))
         self.assertIsNone(loop.share_path(VOLUME, self.here))
         self.assertRaises(FileNotFoundError, loop.update_size, VOLUME,
                           self.here)
-        self.assertEqual('/dev/loop1', self.attach(self.file('here/volume'),
-                                                   VOLUME, True))
+        self.assertEqual('/dev/loop1', self.attach(
+            self.file(f'here/{share}/volume'), VOLUME, True))
         self.assertTrue(self.detach(VOLUME))
         self.assertEqual([0], list(self.kernel.devices))
 
