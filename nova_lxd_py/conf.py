@@ -341,6 +341,23 @@ Seconds that the transfer of one disk of an instance to another host may take.
 If it takes longer, the migration fails and the instance is started again where
 it was.
 """),
+    cfg.IntOpt(
+        'max_concurrent_migrations',
+        default=4, min=1, max=1000,
+        help="""
+Number of instances that this host sends to other hosts at the same time, and
+number of those that it takes in. Others wait, and run until it is their turn.
+"""),
+    cfg.IntOpt(
+        'migration_progress_timeout',
+        default=600, min=1, max=86400,
+        help="""
+Seconds without any progress after which the transfer of a disk is given up,
+for example because the storage of one of the hosts does not answer. The
+instance is started again where it was. LXD itself notices a broken network
+earlier. Do not choose it too small: while large files are compared, LXD
+reports no progress.
+"""),
 ]
 
 snapshot_opts = [

@@ -264,14 +264,14 @@ class GuestRegistry:
         """
         self._forget = forget
 
-    @staticmethod
-    def lock(uuid: str) -> contextlib.AbstractContextManager[Any]:
+    def lock(self, uuid: str) -> contextlib.AbstractContextManager[Any]:
         """Keep operations on one instance from being interleaved.
 
         :param uuid: UUID of the instance.
         :returns: a context manager that holds the lock.
         """
-        return lockutils.lock(f'lxd-instance-{uuid}', lock_file_prefix=None)
+        return lockutils.lock(f'lxd-instance-{self._session.project}-{uuid}',
+                              lock_file_prefix=None)
 
     @contextlib.contextmanager
     def changing(self, instance: Any) -> Iterator[None]:

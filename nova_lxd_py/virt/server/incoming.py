@@ -38,6 +38,7 @@ from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.server import local_disks
+from nova_lxd_py.virt.server import transfer_slots
 from nova_lxd_py.virt.storage import ephemeral_disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.volume import server_volumes
@@ -74,6 +75,8 @@ class IncomingOps:
         self._templates = template_store
         self._disks = disks
         self._volumes = volumes
+        self._slots = transfer_slots.IncomingSlots(
+            self._options.max_concurrent_migrations)
 
     def can_take(self, context: nova_context.RequestContext,
                  instance: objects.Instance, flavor: objects.Flavor,
@@ -83,8 +86,10 @@ class IncomingOps:
 
         :param flavor: the flavor that it is to have.
         :param offer: what the source has: ``server`` (LXD or Incus),
-            ``architecture``, and the ``size`` to copy in bytes.
-        :returns: ``pool_driver``, the driver of this host's storage pool.
+            ``architecture``, the ``size`` to copy in bytes, and ``begin`` if
+            the instance comes next and needs a slot.
+        :returns: ``pool_driver``, the driver of this host's storage pool, and
+            ``busy`` if there is no slot.
         :raises nova.exception.MigrationError: with the reason, if not.
         """
         with _public(instance):
@@ -95,6 +100,9 @@ class IncomingOps:
             if offer['architecture'] not in environment['architectures']:
                 raise _refusal(f'this host cannot run '
                                f'{offer["architecture"]}')
+            if self._slots.is_busy_with(instance):
+                raise _refusal('this host has not finished an earlier '
+                               'transfer of the server')
             self._refuse_present(instance)
             self._config(instance, flavor)
             self._disks.check(instance)
@@ -106,7 +114,9 @@ class IncomingOps:
                 raise _refusal(
                     f'its storage pool has {free >> 20} MiB left, and the '
                     f'server has {offer["size"] >> 20} MiB')
-            return {'pool_driver': self._session.storage_pool()['driver']}
+            return {'pool_driver': self._session.storage_pool()['driver'],
+                    'busy': bool(offer.get('begin') and
+                                 not self._slots.take(migration_id))}
 
     def pull_instance(self, context: nova_context.RequestContext,
                       instance: objects.Instance, flavor: objects.Flavor,
@@ -123,7 +133,8 @@ class IncomingOps:
         :raises nova.exception.MigrationError: if it fails. What has come
             stays until :meth:`discard`.
         """
-        with _public(instance), self._guests.changing(instance):
+        with (_public(instance), self._slots.used(migration_id, instance),
+              self._guests.changing(instance)):
             if wanted['refresh']:
                 guest = self._incoming(instance, migration_id)
                 migration.refresh_instance(
@@ -164,7 +175,8 @@ class IncomingOps:
             already.
         :raises nova.exception.MigrationError: if it fails.
         """
-        with _public(instance), self._guests.changing(instance):
+        with (_public(instance), self._slots.used(migration_id, instance),
+              self._guests.changing(instance)):
             self._incoming(instance, migration_id)
             pool, name = self._options.storage_pool, wanted['name']
             if not _is_of(instance, name):
@@ -193,6 +205,7 @@ class IncomingOps:
                 self._session.get('storage-pools', self._options.storage_pool,
                                   'volumes', 'custom', name)
             guest.update(config={lxd_guest.KEY_COMPLETE: 'true'})
+        self._slots.give_back(migration_id)
 
     def discard(self, context: nova_context.RequestContext,
                 instance: objects.Instance, migration_id: int) -> None:
@@ -202,6 +215,8 @@ class IncomingOps:
         :raises nova.exception.MigrationError: if something is left.
         """
         with _public(instance), self._guests.changing(instance):
+            # A transfer that the source has given up is over now.
+            self._slots.give_back(migration_id)
             for guest in self._guests.of(instance):
                 if _belongs_to(guest, migration_id):
                     LOG.info('Discarding LXD instance %s of a failed '

@@ -16,6 +16,7 @@ The steps, S being the source and D the destination:
 
 1. Nova's claim on D; ``migrate_disk_and_power_off`` on S.
 2. S checks the disks and asks D's driver. A no leaves the server running.
+   If the hosts send or take in other servers, it waits for its turn.
 3. If a second copy is incremental, D's LXD pulls everything from S's while the
    guest runs. D's copy has the role ``incoming``.
 4. S shuts the guest down. D pulls root disk, ephemeral disks and config drive,
@@ -37,6 +38,7 @@ not needed any more.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -127,16 +129,16 @@ class MigrateOps:
                                      block_device_info)
             shipment = self._outgoing.prepare(context, instance, guest,
                                               record, flavor)
-            incremental = self._outgoing.ask(shipment)
-            began = True
-            running = guest.power_state != power_state.SHUTDOWN
-            ahead = running and self._copy_ahead(shipment, incremental)
-            if running:
-                stopped = True
-                self._power.power_off(instance, timeout, retry_interval)
-            stopped_at = time.monotonic()
-            self._outgoing.copy(shipment, refresh=ahead)
-            self._outgoing.complete(shipment)
+            with self._outgoing.turn(shipment) as incremental:
+                began = True
+                running = guest.reload().power_state != power_state.SHUTDOWN
+                ahead = running and self._copy_ahead(shipment, incremental)
+                if running:
+                    stopped = True
+                    self._power.power_off(instance, timeout, retry_interval)
+                stopped_at = time.monotonic()
+                self._outgoing.copy(shipment, refresh=ahead)
+                self._outgoing.complete(shipment)
             self._leave(shipment, network_info, block_device_info)
         except (errors.LXDError, exception.NovaException) as exc:
             LOG.warning('Keeping the server on this host, since it cannot be '
@@ -149,6 +151,11 @@ class MigrateOps:
             if stopped:
                 self._restart(context, instance, network_info,
                               block_device_info)
+            elif began:
+                # LXD freezes a running guest at the end of a copy, and until
+                # it notices that nobody takes it.
+                with contextlib.suppress(errors.LXDError):
+                    guest.unfreeze()
             raise exception.InstanceFaultRollback(
                 resize_ops.public_error(instance, exc)) from exc
         LOG.info('Copied to host %(host)s in %(seconds).1f seconds after the '

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
@@ -45,8 +46,15 @@ _QUICK_FAILURE = 60.0
 #: Seconds between looks at a transfer, and between log lines about it.
 _POLL, _REPORT_INTERVAL = 5.0, 30.0
 
+#: Seconds between questions whether a busy destination has a slot.
+_TURN_POLL = 5.0
+
 #: Keys of a custom volume that any pool driver has.
 _COMMON_KEYS = ('size', 'user.')
+
+
+class _Stalled(exception.MigrationError):
+    """A transfer makes no progress."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +91,8 @@ class OutgoingOps:
         self._session = session
         self._options = session.options
         self._peers = peers
+        self._slots = threading.BoundedSemaphore(
+            self._options.max_concurrent_migrations)
 
     def prepare(self, context: nova_context.RequestContext,
                 instance: objects.Instance, guest: lxd_guest.Guest,
@@ -107,20 +117,47 @@ class OutgoingOps:
             self._session.get('instances', guest.name)['architecture'],
             volumes, self._size(guest, volumes))
 
-    def ask(self, shipment: Shipment) -> bool:
-        """Ask the destination whether the instance can come.
+    @contextlib.contextmanager
+    def turn(self, shipment: Shipment) -> Iterator[bool]:
+        """Ask the destination whether the instance can come, and wait until
+        both hosts have a slot for it, which it has during a block.
 
         :returns: whether a second copy sends only what has changed.
-        :raises nova.exception.MigrationError: with the reason, if not.
+        :raises nova.exception.MigrationError: with the reason, if it cannot.
         :raises errors.LXDError: if a request fails.
         """
+        # A refusal must not wait.
+        self._ask(shipment, begin=False)
+        if not self._slots.acquire(blocking=False):
+            LOG.info('Waiting to go to host %s: this host sends as many '
+                     'servers as it may ([lxd] max_concurrent_migrations)',
+                     shipment.host, instance=shipment.instance)
+            self._slots.acquire()
+        try:
+            waiting = False
+            while (answer := self._ask(shipment, begin=True)).get('busy'):
+                if not waiting:
+                    LOG.info('Waiting to go to host %s: it takes in as many '
+                             'servers as it may ([lxd] '
+                             'max_concurrent_migrations)', shipment.host,
+                             instance=shipment.instance)
+                waiting = True
+                time.sleep(_TURN_POLL)
+            yield self._is_incremental(shipment, answer)
+        finally:
+            self._slots.release()
+
+    def _ask(self, shipment: Shipment, begin: bool) -> dict[str, Any]:
         environment = self._session.server['environment']
-        answer = self._peers.can_take(
+        return self._peers.can_take(
             shipment.context, shipment.host, shipment.instance,
             shipment.flavor, shipment.migration_id, {
                 'server': environment['server'],
                 'architecture': shipment.architecture,
-                'size': shipment.size})
+                'size': shipment.size, 'begin': begin})
+
+    def _is_incremental(self, shipment: Shipment, answer: Mapping[str, Any]
+                        ) -> bool:
         driver = self._session.storage_pool(
             shipment.guest.devices[root_disk.DEVICE]['pool'])['driver']
         return migration.is_incremental(driver, answer['pool_driver'])
@@ -163,6 +200,9 @@ class OutgoingOps:
         began = time.monotonic()
         try:
             step()
+        except _Stalled:
+            # The destination may still be at it.
+            raise
         except exception.MigrationError as exc:
             if time.monotonic() - began > _QUICK_FAILURE:
                 raise
@@ -183,8 +223,10 @@ class OutgoingOps:
             return
         offer = migration.offer_instance(
             self._session, guest.name, self._options.migration_address)
-        with _watched(shipment, 'root disk', offer.operation):
-            self._pull_instance(shipment, {**wanted, 'source': offer.source})
+        self._watch(shipment, 'the root disk', offer.operation,
+                    functools.partial(
+                        self._pull_instance, shipment,
+                        {**wanted, 'source': offer.source}))
 
     def _pull_instance(self, shipment: Shipment, wanted: Mapping[str, Any]
                        ) -> None:
@@ -197,16 +239,45 @@ class OutgoingOps:
         offer = migration.offer_volume(
             self._session, self._options.storage_pool, volume['name'],
             self._options.migration_address)
-        with _watched(shipment, volume['name'], offer.operation):
-            self._peers.pull_volume(
-                shipment.context, shipment.host, shipment.instance,
-                shipment.migration_id, {
-                    'name': volume['name'], 'source': offer.source,
-                    'refresh': refresh,
-                    'config': {key: value for key, value
-                               in volume['config'].items()
-                               if key.startswith(_COMMON_KEYS)}},
-                self._timeout())
+        self._watch(shipment, volume['name'], offer.operation,
+                    functools.partial(
+                        self._peers.pull_volume, shipment.context,
+                        shipment.host, shipment.instance,
+                        shipment.migration_id, {
+                            'name': volume['name'], 'source': offer.source,
+                            'refresh': refresh,
+                            'config': {key: value for key, value
+                                       in volume['config'].items()
+                                       if key.startswith(_COMMON_KEYS)}},
+                        self._timeout()))
+
+    def _watch(self, shipment: Shipment, what: str,
+               operation: operations.Operation, pull: Callable[[], None]
+               ) -> None:
+        """Wait for a call that makes the destination pull something.
+
+        :param what: what it pulls, for the log.
+        :param operation: the operation on this host.
+        :raises nova.exception.MigrationError: if it fails or stalls. In the
+            latter case the call goes on, since LXD cannot cancel it.
+        """
+        outcome: futures.Future[None] = futures.Future()
+
+        def run() -> None:
+            try:
+                pull()
+                outcome.set_result(None)
+            except BaseException as exc:
+                outcome.set_exception(exc)
+
+        threading.Thread(
+            target=run, daemon=True,
+            name=f'lxd-migration-{shipment.instance.uuid}').start()
+        progress = _Progress(shipment, what, operation,
+                             self._options.migration_progress_timeout)
+        while not futures.wait([outcome], _POLL).done:
+            progress.check()
+        outcome.result()
 
     def _timeout(self) -> int:
         # The peer gives up first, and says why.
@@ -230,44 +301,59 @@ class OutgoingOps:
         return total
 
 
-@contextlib.contextmanager
-def _watched(shipment: Shipment, what: str, operation: operations.Operation
-             ) -> Iterator[None]:
-    """Show how far a transfer is, in the API and in the log, while the
-    destination makes it."""
-    done = threading.Event()
-    thread = threading.Thread(
-        target=_watch, args=(shipment, what, operation, done), daemon=True,
-        name=f'lxd-migration-{shipment.instance.uuid}')
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+class _Progress:
+    """Shows how far a transfer is, in the API and in the log, and notices one
+    that makes no progress.
 
+    :param what: what is sent, for the log.
+    :param operation: the operation of the source.
+    :param timeout: seconds without progress after which to give up.
+    """
 
-def _watch(shipment: Shipment, what: str, operation: operations.Operation,
-           done: threading.Event) -> None:
-    instance = shipment.instance
-    reported = time.monotonic()
-    while not done.wait(_POLL):
+    def __init__(self, shipment: Shipment, what: str,
+                 operation: operations.Operation, timeout: float) -> None:
+        self._shipment = shipment
+        self._what = what
+        self._operation = operation
+        self._timeout = timeout
+        self._reported = self._since = time.monotonic()
+        self._text = ''
+
+    def check(self) -> None:
+        """Look at the transfer.
+
+        :raises nova.exception.MigrationError: if it has stalled.
+        """
         try:
-            operation.is_running()
-            count, text = migration.sent(operation)
-            if shipment.size:
-                instance.progress = min(99, 100 * count // shipment.size)
-                instance.save()
+            running = self._operation.is_running()
         except errors.LXDError as exc:
-            LOG.debug('No progress from LXD: %s', exc, instance=instance)
-            continue
-        except Exception as exc:
-            # Nothing depends on the number in Nova's database.
-            LOG.debug('Could not save the progress: %s', exc,
-                      instance=instance)
-            continue
-        if text and time.monotonic() - reported >= _REPORT_INTERVAL:
-            reported = time.monotonic()
+            LOG.debug('No progress from LXD: %s', exc,
+                      instance=self._shipment.instance)
+            running, count, text = True, 0, self._text
+        else:
+            count, text = migration.sent(self._operation)
+        # When all has been sent, the destination still has to finish.
+        if not running or text != self._text:
+            self._text, self._since = text, time.monotonic()
+            self._report(count)
+        elif time.monotonic() - self._since >= self._timeout:
+            raise _Stalled(reason=(
+                f'the transfer of {self._what} made no progress for '
+                f'{self._timeout:.0f} seconds'))
+
+    def _report(self, count: int) -> None:
+        instance = self._shipment.instance
+        if self._shipment.size:
+            try:
+                instance.progress = min(99, 100 * count // self._shipment.size)
+                instance.save()
+            except Exception as exc:
+                # Nothing depends on the number in Nova's database.
+                LOG.debug('Could not save the progress: %s', exc,
+                          instance=instance)
+        if self._text and (time.monotonic() - self._reported >=
+                           _REPORT_INTERVAL):
+            self._reported = time.monotonic()
             LOG.info('Sending %(what)s to host %(host)s: %(progress)s',
-                     {'what': what, 'host': shipment.host, 'progress': text},
-                     instance=instance)
+                     {'what': self._what, 'host': self._shipment.host,
+                      'progress': self._text}, instance=instance)

@@ -191,7 +191,7 @@ class MigrateTest(two_hosts_case.TwoHostsTestCase):
         self.other_lxd.daemon.transfer_time = 1.0
         self.move(server).send()
         self.assertEqual(50, server.progress)
-        self.assertIn('Sending root disk to host otherhost: c1: 1.50MB',
+        self.assertIn('Sending the root disk to host otherhost: c1: 1.50MB',
                       log.output)
 
     def test_serial_port_stays(self) -> None:
