@@ -30,7 +30,7 @@ T = TypeVar('T')
 #: Seconds in which APIs answer again after the end of a daemon.
 API_TIMEOUT = 120 * cloud.PATIENCE
 #: Seconds for what one operation starts.
-TIMEOUT = 90 * cloud.PATIENCE
+TIMEOUT = 120 * cloud.PATIENCE
 #: Seconds in which everything of one kind is deleted at the end.
 END_TIMEOUT = 240 * cloud.PATIENCE
 
