@@ -112,12 +112,22 @@ class GuestRegistry:
             if (guest.is_ours and guest.uuid == instance.uuid and
                     guest.role == role):
                 return guest
-        # Names come from a template that an operator may change.
-        for other in self.all():
+        # Names come from a template that an operator may change; if the
+        # server's own instance has its name, another one would have it too.
+        own = lxd_guest.lxd_name(instance)
+        found = name != own and self._is_own(own, instance)
+        for other in () if found else self.all():
             if other.uuid == instance.uuid and other.role == role:
                 return other
         raise errors.InstanceNotFound(
             f'LXD has no {role} instance for server {instance.uuid}')
+
+    def _is_own(self, name: str, instance: Any) -> bool:
+        """Whether an LXD instance of this name is the server's own one."""
+        with contextlib.suppress(errors.InstanceNotFound):
+            guest = self.by_name(name)
+            return guest.is_ours and guest.uuid == instance.uuid
+        return False
 
     def by_name(self, name: str) -> lxd_guest.Guest:
         """Read an LXD instance by its name, foreign ones included.
