@@ -113,7 +113,7 @@ class SnapshotTest(fake_driver_host.FakeDriverTestCase):
         for method, path in (('POST', '/1.0/instances'),
                              ('POST', '/1.0/images'),
                              ('GET', '/1.0/images/*/export'),
-                             ('GET', '/1.0/instances')):
+                             ('GET', '/1.0/instances/*-snapshot')):
             with self.subTest(path=path):
                 self.lxd.fail_next(method, path)
                 self.assertRaises(exception.NovaException, self.take, server)
