@@ -95,7 +95,7 @@ class Cases:
 
     def test_network_fails(self) -> None:
         """LXD itself notices that before the driver."""
-        server = self.make_large(200)
+        server = self.make_large(800)
         with contextlib.ExitStack() as undo:
             def cut() -> None:
                 self.rules('--insert')
@@ -112,7 +112,7 @@ class Cases:
 
     def test_source_hangs(self) -> None:
         """The connection is there, but nothing comes."""
-        server = self.make_large(200)
+        server = self.make_large(800)
 
         def hang() -> None:
             process = self.lxds[0]._process
