@@ -25,6 +25,7 @@ from typing import Any
 import unittest
 import warnings
 
+import fixtures
 from nova import exception
 from nova.network import model as network_model
 from nova import objects
@@ -72,6 +73,10 @@ class LXDDriverTestCase(test_virt_drivers._VirtDriverTestCase, test.TestCase):
         paste = _api_paste()
         if paste:
             self.flags(api_paste_config=paste, group='wsgi')
+        # Nova's unit tests must not read sysfs; these have a real host.
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.SysFsPoisonFixture.setUp',
+            fixtures.Fixture.setUp))
         super().setUp()
         # Nova's fixtures turn SQLAlchemy 2.1's warnings about Nova's own
         # queries into errors.
