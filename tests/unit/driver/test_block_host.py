@@ -21,8 +21,9 @@ import unittest
 from nova_lxd_py.virt import privileged
 from tests.fixtures import fake_block_host
 
-#: These talk to a kernel that :class:`.fake_host.FakeHost` has.
-_REAL = {'network'}
+#: The first talk to a kernel that :class:`.fake_host.FakeHost` has, the second
+#: need no root in the directories of tests.
+_REAL = {'network', 'lock_files'}
 
 
 class BlockHostTest(unittest.TestCase):

@@ -192,8 +192,10 @@ class PathTableTestCase(base.BaseTestCase):
         for number in range(25_000):
             table.add(str(number) * 50, PathKind.FILE)
         now, peak = tracemalloc.get_traced_memory()
-        self.assertLess(now, 25_000 * 25)
-        self.assertLess(peak, 25_000 * 40)
+        # With the names it would be 300 bytes for each; other threads use a
+        # little as well.
+        self.assertLess(now, 25_000 * 40)
+        self.assertLess(peak, 25_000 * 60)
 
     def test_limit(self) -> None:
         table = rootfs_rules.PathTable(10)

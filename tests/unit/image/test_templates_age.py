@@ -35,6 +35,12 @@ ROOT = template_case.ROOT
 @ddt.ddt
 class CrashTestCase(template_case.TemplateTestCase):
 
+    def setUp(self) -> None:
+        super().setUp()
+        # The session waits so long for an LXD that drops connections.
+        self.cfg.config(group='lxd', request_timeout=1)
+        self.use_new_session()
+
     def crash(self) -> None:
         """Let nova-compute die before the shift, as if by SIGKILL."""
         faults = [self.lxd.drop_connection('DELETE', '*', times=None),
