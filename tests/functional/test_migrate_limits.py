@@ -37,8 +37,7 @@ NO_LXD = test_migrate.NO_LXD
 PROGRESS_TIMEOUT = 10
 
 
-class Cases:
-    """Tests for every pair of storage pools."""
+class LimitsCase(test_migrate.MigrateTestCase):
 
     def setUp(self) -> None:
         CONF.set_override('migration_progress_timeout', PROGRESS_TIMEOUT,
@@ -46,12 +45,6 @@ class Cases:
         self.addCleanup(CONF.clear_override, 'migration_progress_timeout',
                         'lxd')
         super().setUp()
-
-    def make_large(self, megabytes: int) -> objects.Instance:
-        server = self.make()
-        self.host.run(server, 'sh', '-c', 'dd if=/dev/urandom of=/large '
-                      f'bs=1M count={megabytes}; sync')
-        return server
 
     def during_copy(self, server: objects.Instance,
                     action: Callable[[], None]) -> threading.Thread:
@@ -92,51 +85,15 @@ class Cases:
         while ((self.other.own() or slots.is_busy_with(server)) and
                time.monotonic() < deadline):
             time.sleep(0.2)
+        self.limit_rate('')
         # The default, which suits a busy machine.
         CONF.clear_override('migration_progress_timeout', 'lxd')
         self.move(server).whole()
         self.assert_runs(self.other, server)
 
-    def test_network_fails(self) -> None:
-        """LXD itself notices that before the driver."""
-        server = self.make_large(500)
-        with contextlib.ExitStack() as undo:
-            def cut() -> None:
-                self.rules('--insert')
-                undo.callback(self.rules, '--delete')
-
-            began = time.monotonic()
-            cutting = self.during_copy(server, cut)
-            try:
-                self.fails(server)
-            finally:
-                cutting.join()
-            self.assertLess(time.monotonic() - began, 150)
-        self.moves_later(server)
-
-    def test_source_hangs(self) -> None:
-        """The connection is there, but nothing comes."""
-        server = self.make_large(500)
-
-        def hang() -> None:
-            process = self.lxds[0]._process
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(PROGRESS_TIMEOUT + 15)
-            process.send_signal(signal.SIGCONT)
-
-        hanging = self.during_copy(server, hang)
-        try:
-            with self.assertLogs('nova_lxd_py.virt.server.migrate') as logs:
-                self.fails(server)
-        finally:
-            hanging.join()
-        self.assertIn('the transfer of the root disk made no progress for '
-                      f'{PROGRESS_TIMEOUT} seconds', str(logs.output))
-        self.moves_later(server)
-
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class BtrfsTest(Cases, test_migrate.MigrateTestCase):
+class BtrfsTest(LimitsCase):
     pools = ('btrfs', 'btrfs')
 
     def test_ten_at_once(self) -> None:
@@ -164,18 +121,63 @@ class BtrfsTest(Cases, test_migrate.MigrateTestCase):
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class DirTest(Cases, test_migrate.MigrateTestCase):
+class DirTest(LimitsCase):
     pools = ('dir', 'dir')
+
+    def limit_rate(self, rate: str) -> None:
+        self.lxds[0].api.must('PATCH', '/1.0/storage-pools/default', {
+            'config': {'rsync.bwlimit': rate}})
+
+    def make_slow(self) -> objects.Instance:
+        """Make a server whose transfer takes twenty seconds."""
+        server = self.make()
+        self.host.run(server, 'sh', '-c', 'dd if=/dev/urandom of=/large '
+                      'bs=1M count=60; sync')
+        self.limit_rate('3MiB')
+        self.addCleanup(self.limit_rate, '')
+        return server
 
     def test_rate_limit(self) -> None:
         """A slow transfer is no standstill."""
-        self.lxds[0].api.must('PATCH', '/1.0/storage-pools/default', {
-            'config': {'rsync.bwlimit': '3MiB'}})
-        self.addCleanup(
-            self.lxds[0].api.must, 'PATCH', '/1.0/storage-pools/default',
-            {'config': {'rsync.bwlimit': ''}})
-        server = self.make_large(60)
+        server = self.make_slow()
         began = time.monotonic()
         self.move(server).whole()
         self.assertGreater(time.monotonic() - began, PROGRESS_TIMEOUT + 5)
         self.assert_runs(self.other, server)
+
+    def test_network_fails(self) -> None:
+        """LXD itself notices that before the driver."""
+        server = self.make_slow()
+        with contextlib.ExitStack() as undo:
+            def cut() -> None:
+                self.rules('--insert')
+                undo.callback(self.rules, '--delete')
+
+            began = time.monotonic()
+            cutting = self.during_copy(server, cut)
+            try:
+                self.fails(server)
+            finally:
+                cutting.join()
+            self.assertLess(time.monotonic() - began, 150)
+        self.moves_later(server)
+
+    def test_source_hangs(self) -> None:
+        """The connection is there, but nothing comes."""
+        server = self.make_slow()
+
+        def hang() -> None:
+            process = self.lxds[0]._process
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(PROGRESS_TIMEOUT + 15)
+            process.send_signal(signal.SIGCONT)
+
+        hanging = self.during_copy(server, hang)
+        try:
+            with self.assertLogs('nova_lxd_py.virt.server.migrate') as logs:
+                self.fails(server)
+        finally:
+            hanging.join()
+        self.assertIn('the transfer of the root disk made no progress for '
+                      f'{PROGRESS_TIMEOUT} seconds', str(logs.output))
+        self.moves_later(server)

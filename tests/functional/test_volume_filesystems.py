@@ -103,11 +103,12 @@ class FilesystemCases(volume_host.FilesystemHost):
         server = self.host.spawn()
         volume = self.storage.volume()
         connection = self.attach(server, volume)
-        # The kernel writes by itself too, after some seconds.
+        # The kernel writes by itself too: after some seconds, and at once if a
+        # file is replaced.
         for number in range(10):
             content = f'written-{number}-{volume.id}'
             self.host.run(server, 'sh', '-c', f'for i in $(seq 5000); do echo '
-                          f'{content}; done >{self.directory}/data')
+                          f'{content}; done >{self.directory}/data{number}')
             if not self.is_stored(volume, content):
                 break
         else:
