@@ -25,6 +25,13 @@ ALL = (requests.exceptions.RequestException, OSError,
        websocket.WebSocketException)
 
 
+def _origin(exc: BaseException) -> BaseException | None:
+    """Return the error with which a connection could not be made."""
+    reason = getattr(exc.args[0] if exc.args else None, 'reason', None)
+    return (reason if isinstance(reason, exceptions.NewConnectionError)
+            else None)
+
+
 def is_unsent(exc: BaseException) -> bool:
     """Return whether no connection was made, so that LXD cannot have got the
     request.
@@ -33,10 +40,8 @@ def is_unsent(exc: BaseException) -> bool:
     """
     if isinstance(exc, requests.exceptions.ConnectTimeout):
         return True
-    cause = exc.args[0] if exc.args else None
     return (isinstance(exc, requests.exceptions.ConnectionError) and
-            isinstance(getattr(cause, 'reason', None),
-                       exceptions.NewConnectionError))
+            _origin(exc) is not None)
 
 
 def convert(exc: BaseException, what: str, endpoint: str, certificate: str,
@@ -49,7 +54,9 @@ def convert(exc: BaseException, what: str, endpoint: str, certificate: str,
     :param certificate: path of the certificate that LXD has to present.
     :param reads: whether the request changes nothing.
     """
-    text = str(exc)
+    origin = _origin(exc)
+    # With eventlet an error says ENOENT, without a text.
+    text = str(exc) if origin is None else repr(origin.__cause__ or origin)
     kind = (errors.ConnectionFailed if reads or is_unsent(exc)
             else errors.Unreachable)
     if isinstance(exc, (requests.exceptions.ReadTimeout,
@@ -58,7 +65,7 @@ def convert(exc: BaseException, what: str, endpoint: str, certificate: str,
             'timed out' in text):
         return errors.DeadlineExceeded(
             f'LXD at {endpoint} did not answer "{what}" in time')
-    if 'Permission denied' in text:
+    if 'Permission denied' in text or 'PermissionError' in text:
         return errors.PermissionDenied(
             f'nova-compute has no permission to use the LXD socket '
             f'{endpoint}: add its user to the group that owns the socket, '

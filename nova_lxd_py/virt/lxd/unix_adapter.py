@@ -45,8 +45,10 @@ class _Connection(connection.HTTPConnection):
             sock.connect(self._path)
         except OSError as exc:
             sock.close()
-            # Unlike other errors, this one says that nothing was sent.
-            raise exceptions.NewConnectionError(self, str(exc)) from exc
+            # Unlike other errors, this one says that nothing was sent. With
+            # eventlet the text of its cause does not say what is wrong.
+            raise exceptions.NewConnectionError(
+                self, f'{type(exc).__name__}: {exc}') from exc
         self.sock = sock
 
 
