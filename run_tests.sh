@@ -62,7 +62,8 @@ script runs itself with sudo if it is not root already.
                devstack/quickstart.sh has started is used and kept, otherwise
                one is started and removed afterwards
 
-These run only if they are named; the last three take an hour each:
+These run only if they are named; mutation, campaign and tempest take an hour
+each:
 
   nova31       unit tests with Nova 31 and eventlet
   nova33       unit tests with Nova 33 and native threads
@@ -70,6 +71,7 @@ These run only if they are named; the last three take an hour each:
                tests/fuzz/README.rst
   mutation     whether unit tests notice small changes of the driver; options
                after -- are those of tests/mutation/README.rst
+  two_hosts  * end-to-end tests with a second compute host in the same cloud
   campaign   * random operations with the same cloud while its daemons are
                killed, CAMPAIGN_OPERATIONS (default: 1000) or for
                CAMPAIGN_SECONDS (default: 3600)
@@ -343,12 +345,19 @@ need_server() {
 
 stage_functional() {
     need_packages && need_nova34 && need_server &&
-        run_shared "$PROCESSES" functional "$NOVA34/bin/python" tests/functional 600
+        run_shared "$PROCESSES" functional "$NOVA34/bin/python" \
+            tests/functional 600
 }
 
 stage_cloud() {
     need_packages && need_nova34 && need_cloud --with-cinder || return
-    run_shared "$CLOUD_PROCESSES" cloud "$NOVA34/bin/python" tests/cloud 900
+    run_shared "$CLOUD_PROCESSES" cloud "$NOVA34/bin/python" tests/cloud 900 \
+        --ignore=tests/cloud/test_two_hosts.py
+}
+
+stage_two_hosts() {
+    need_packages && need_nova34 && need_cloud --with-cinder || return
+    run_pytest two_hosts "$NOVA34/bin/python" tests/cloud/test_two_hosts.py 900
 }
 
 stage_campaign() {
@@ -369,7 +378,7 @@ prepare_cloud() {
     JOBS+=("$CLOUD_JOB")
 }
 
-# The stages "cloud", "campaign" and "tempest" use the same cloud.
+# The stages "cloud", "two_hosts", "campaign" and "tempest" use the same cloud.
 need_cloud() {
     if [[ -n ${CLOUD_JOB:-} ]]; then
         local job=$CLOUD_JOB status=0
@@ -437,8 +446,8 @@ counts() {
 readonly -a STAGES=(pep8 mypy docs cover eventlet packaging functional cloud)
 
 is_stage() {
-    [[ " ${STAGES[*]} unit threads nova31 nova33 fuzz mutation campaign tempest " \
-        == *" $1 "* ]]
+    local more='unit threads nova31 nova33 fuzz mutation two_hosts campaign tempest'
+    [[ " ${STAGES[*]} $more " == *" $1 "* ]]
 }
 
 run_stage() {
@@ -446,7 +455,8 @@ run_stage() {
     local -a reports
     say "$name"
     "stage_$name" || status=$?
-    if [[ $name == cloud || $name == campaign || $name == tempest ]]; then
+    if [[ $name == cloud || $name == two_hosts || $name == campaign ||
+        $name == tempest ]]; then
         remove_cloud || status=1
     fi
     took=$((SECONDS - took))
@@ -647,7 +657,7 @@ main() {
     done
     case " ${stages[*]:-all} " in
     *' all '* | *' functional '* | *' cloud '* | *' tempest '* | \
-        *' campaign '*)
+        *' campaign '* | *' two_hosts '*)
         as_root "$REPO/run_tests.sh" ${arguments[@]+"${arguments[@]}"}
         ;;
     esac
