@@ -210,7 +210,7 @@ class ConnectionsTestCase(session_case.SessionTestCase):
             self.assertLess(elapsed, most)
         self.lxd.start()
         lxd.get('instances')
-        # The next one counts anew.
+        # The next one has its own time.
         self.restart()
         lxd.get('instances')
 
