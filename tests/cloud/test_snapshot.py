@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from openstack import exceptions
@@ -166,5 +167,10 @@ class SnapshotTest(cloud.CloudTestCase):
             server.id).status)
         cloud.wait_for('a clean LXD', lambda: len(
             self.host.instances_of(server.id)) == 1, 30)
+        # Until it reports itself, it ends tasks that were begun before.
+        since = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())
+        cloud.wait_for('nova-compute', lambda: all(
+            service.updated_at > since for service in
+            self.admin.compute.services(binary='nova-compute')), 60)
         self.snapshot(server)
         self.assert_nothing_in_lxd(server)
