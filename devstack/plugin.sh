@@ -16,7 +16,7 @@
 # DevStack sources this file once for each phase, with the mode and the phase as
 # arguments; settings and override-defaults have been read by then. What is
 # installed on a node depends on its services: LXD and the driver with
-# nova-compute, the guest image with Glance.
+# nova-compute, the driver with Nova's API, the guest image with Glance.
 
 # shellcheck source=devstack/plugin/lxd.sh
 . "$NOVA_LXD_DIR/devstack/plugin/lxd.sh"
@@ -34,7 +34,8 @@ function nova_lxd_stack {
         fi
         ;;
     install)
-        if is_service_enabled n-cpu; then
+        # The API validates extra specs of flavors with it.
+        if is_service_enabled n-cpu n-api; then
             echo_summary "Installing nova-lxd-py"
             install_nova_lxd_driver
         fi

@@ -158,7 +158,7 @@ step_nova_db() {
 }
 
 step_nova_api() {
-    WATCH=$ETC/nova/nova.conf \
+    WATCH="$ETC/nova/nova.conf $VENV/.driver" \
         wsgi_start nova-api nova.wsgi.osapi_compute:application \
         "${PORT[nova-api]}" OS_NOVA_CONFIG_DIR="$ETC/nova"
 }

@@ -134,7 +134,8 @@ declare_steps() {
     # Restarting servers with volumes needs Cinder.
     step nova-compute 'Nova: compute host' nova-conductor placement identity \
         lxd driver ovs cinder-volume
-    step nova-api 'Nova: API' nova-db rabbitmq identity
+    # Validates the extra specs of flavors by the driver's table.
+    step nova-api 'Nova: API' nova-db rabbitmq identity driver
     step network 'Networks and router' neutron identity
     step glance 'Glance' glance-db
     step nova-scheduler 'Nova: scheduler' nova-conductor placement

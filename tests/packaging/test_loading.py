@@ -33,6 +33,16 @@ CONSTRAINTS = environment.SOURCE / 'constraints.txt'
 OURS_AT_START = {'nova_lxd_py', 'nova_lxd_py.loader'}
 DRIVER = 'nova_lxd_py.virt.driver.LXDDriver'
 
+#: Loads the validators of extra specs as nova-api does, and prints what has
+#: been imported of this package and of the client of LXD.
+LOAD_VALIDATORS = """
+import sys
+from nova.api.validation.extra_specs import validators
+assert 'lxd:isolated' in validators.VALIDATORS
+print(*(name for name in sys.modules
+        if name.startswith(('nova_lxd_py', 'pylxd'))))
+"""
+
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory) -> pathlib.Path:
@@ -106,6 +116,17 @@ def test_wheel_in_the_virtualenv_of_nova(nova_venv, wheel):
     assert nova_venv.loaded_at_start() == before
     gone = nova_venv('-c', 'import nova.virt.lxd', check=False)
     assert "No module named 'nova.virt.lxd'" in gone.stderr
+
+
+def test_wheel_beside_nova_api(nova_venv, wheel):
+    """As the installation guide has it for API hosts."""
+    nova_venv.pip('install', '--no-deps', wheel)
+    try:
+        loaded = nova_venv('-c', LOAD_VALIDATORS).stdout.split()
+    finally:
+        nova_venv.pip('uninstall', '--yes', 'nova-lxd-py')
+    assert set(loaded) - OURS_AT_START == {
+        'nova_lxd_py.extra_specs', 'nova_lxd_py.extra_spec_validators'}
 
 
 def test_wheel_in_the_virtualenv_of_the_oldest_nova(tmp_path, wheel):

@@ -177,9 +177,15 @@ class PluginTestCase(base.BaseTestCase):
             'stack', 'test-config', services='n-cpu'))
 
     def test_controller_has_no_lxd(self):
-        for phase in 'pre-install', 'install', 'test-config':
-            self.assertEqual('', self.phase(
-                'stack', phase, services='mysql,g-api,n-api'))
+        services = 'mysql,g-api,n-api'
+        for phase in 'pre-install', 'test-config':
+            self.assertEqual('', self.phase('stack', phase,
+                                            services=services))
+        # For the validation of extra specs.
+        self.assertEqual('install_nova_lxd_driver', self.phase(
+            'stack', 'install', services=services))
+        self.assertEqual('', self.phase('stack', 'install',
+                                        services='mysql,g-api'))
 
     def test_subordinate_ids(self):
         """No line is needed twice, and none of the others is taken."""

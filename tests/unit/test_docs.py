@@ -26,8 +26,8 @@ import re
 from oslotest import base
 
 from nova_lxd_py import conf
+from nova_lxd_py import extra_specs
 from nova_lxd_py.virt import driver
-from nova_lxd_py.virt.guest import flavor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCE = ROOT / 'doc' / 'source'
@@ -244,19 +244,30 @@ class ExtraSpecsTestCase(base.BaseTestCase):
     def test_named_ones_exist(self):
         named = _named(r'\blxd:\w+', [*DOCUMENTS, *NOTES])
         for document, name in named:
-            self.assertIn(name, flavor.KNOWN_SPECS, str(document))
+            self.assertIn(name, extra_specs.EXTRA_SPECS, str(document))
 
     def test_all_are_documented(self):
         text = _text(SOURCE / 'configuration' / 'extra-specs.rst')
-        for spec in flavor.KNOWN_SPECS | _strings(r'lxd:\w+'):
+        for spec in {*extra_specs.EXTRA_SPECS, *_strings(r'lxd:\w+')}:
             self.assertIn(f'``{spec}``', text)
 
-    def test_metadefs_have_all(self):
+    def test_strings_of_the_driver_are_in_the_table(self):
+        self.assertEqual(set(extra_specs.EXTRA_SPECS), _strings(r'lxd:\w+'))
+
+    def test_metadefs_are_those_of_the_table(self):
         definitions = json.loads(
             (ROOT / 'etc' / 'metadefs' / 'compute-lxd-flavor.json')
-            .read_text())
-        self.assertEqual(set(flavor.KNOWN_SPECS),
-                         set(definitions['properties']))
+            .read_text())['properties']
+        self.assertEqual(set(extra_specs.EXTRA_SPECS), set(definitions))
+        for name, spec in extra_specs.EXTRA_SPECS.items():
+            found = definitions[name]
+            choices = (['true', 'false'] if spec.type is bool
+                       else list(spec.choices))
+            self.assertEqual(
+                (spec.description, 'integer' if spec.type is int else 'string',
+                 spec.minimum, spec.maximum, choices),
+                (found['description'], found['type'], found.get('minimum'),
+                 found.get('maximum'), found.get('enum', [])), name)
 
 
 class InstanceKeysTestCase(base.BaseTestCase):

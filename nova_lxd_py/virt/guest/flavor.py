@@ -38,25 +38,13 @@ from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import strutils
 
+from nova_lxd_py import extra_specs
 from nova_lxd_py.virt.host import cpus
 from nova_lxd_py.virt.host import numa
 from nova_lxd_py.virt.host import passthrough
 from nova_lxd_py.virt.lxd import server_kind
 
 LOG = logging.getLogger(__name__)
-
-SPEC_NESTED = 'lxd:nested_allowed'
-SPEC_PRIVILEGED = 'lxd:privileged_allowed'
-SPEC_ISOLATED = 'lxd:isolated'
-SPEC_PROCESSES = 'lxd:max_processes'
-SPEC_VOLUME_MODE = 'lxd:volume_mode'
-SPEC_CONFIG_DRIVE_DEVICE = 'lxd:config_drive_device'
-
-#: All extra specs of the ``lxd:`` namespace.
-KNOWN_SPECS = frozenset({
-    SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED, SPEC_PROCESSES,
-    SPEC_VOLUME_MODE, SPEC_CONFIG_DRIVE_DEVICE, passthrough.SPEC_GPU,
-    passthrough.SPEC_USB})
 
 #: LXD keys that this module sets. A resize removes those that the new flavor
 #: does not set.
@@ -149,22 +137,23 @@ def check(flavor: Any) -> None:
     :raises nova.exception.InvalidInput: if it does not; the message names the
         extra spec to correct.
     """
-    specs = flavor.extra_specs
-    unknown = sorted(key for key in specs
-                     if key.startswith('lxd:') and key not in KNOWN_SPECS)
+    known = extra_specs.EXTRA_SPECS
+    unknown = sorted(key for key in flavor.extra_specs
+                     if key.startswith('lxd:') and key not in known)
     if unknown:
         raise exception.InvalidInput(reason=(
             f'flavor {flavor.name} has the unknown extra spec '
             f'{", ".join(unknown)}; supported are '
-            f'{", ".join(sorted(KNOWN_SPECS))}'))
-    for spec in (SPEC_NESTED, SPEC_PRIVILEGED, SPEC_ISOLATED,
-                 SPEC_CONFIG_DRIVE_DEVICE):
-        flag(flavor, spec)
-    if flag(flavor, SPEC_PRIVILEGED) and flag(flavor, SPEC_ISOLATED):
+            f'{", ".join(sorted(known))}'))
+    for name, spec in known.items():
+        if spec.type is bool:
+            flag(flavor, name)
+    if (flag(flavor, extra_specs.PRIVILEGED) and
+            flag(flavor, extra_specs.ISOLATED)):
         raise exception.InvalidInput(reason=(
-            f'flavor {flavor.name} has both {SPEC_PRIVILEGED}=true and '
-            f'{SPEC_ISOLATED}=true, but a privileged instance has no user ids '
-            f'of its own; remove one of them'))
+            f'flavor {flavor.name} has both {extra_specs.PRIVILEGED}=true and '
+            f'{extra_specs.ISOLATED}=true, but a privileged instance has no '
+            f'user ids of its own; remove one of them'))
     cpus.check(flavor)
     passthrough.check(flavor)
     disk_limits(flavor)
@@ -332,7 +321,8 @@ def _memory(request: Request) -> _Config:
 
 
 def _processes(request: Request) -> _Config:
-    limit = _integer(request.flavor, SPEC_PROCESSES)
+    limit = _integer(request.flavor, extra_specs.PROCESSES,
+                     maximum=extra_specs.MAX_PROCESSES)
     if limit is None:
         limit = request.options.max_processes
     return {'limits.processes': str(limit)} if limit else {}
@@ -341,9 +331,10 @@ def _processes(request: Request) -> _Config:
 def _security(request: Request) -> _Config:
     """Set every security key explicitly, independent of LXD's defaults."""
     return {
-        'security.nesting': _lxd_bool(flag(request.flavor, SPEC_NESTED)),
+        'security.nesting': _lxd_bool(
+            flag(request.flavor, extra_specs.NESTED)),
         'security.privileged': _lxd_bool(
-            flag(request.flavor, SPEC_PRIVILEGED)),
+            flag(request.flavor, extra_specs.PRIVILEGED)),
         'security.syscalls.deny': f'{_NO_LOOP_CONTROL}\n{_NO_SUBVOLUMES}',
     }
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from nova import exception
 
+from nova_lxd_py import extra_specs
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
 
 
@@ -54,13 +55,13 @@ def select(flavor: Any, mode: str, *, free_ranges: int, shift_is_free: bool,
         a range that this host does not have; Nova reschedules.
     """
     lxd_flavor.check(flavor)
-    if lxd_flavor.flag(flavor, lxd_flavor.SPEC_PRIVILEGED):
+    if lxd_flavor.flag(flavor, extra_specs.PRIVILEGED):
         return Isolation.PRIVILEGED
-    wanted = lxd_flavor.flag(flavor, lxd_flavor.SPEC_ISOLATED)
+    wanted = lxd_flavor.flag(flavor, extra_specs.ISOLATED)
     if wanted:
         if free_ranges < 1:
             raise exception.ComputeResourcesUnavailable(reason=(
-                f'flavor {flavor.name} has {lxd_flavor.SPEC_ISOLATED}=true, '
+                f'flavor {flavor.name} has {extra_specs.ISOLATED}=true, '
                 f'but the host has no free user ids for it; extend the entry '
                 f'of root in /etc/subuid and /etc/subgid'))
         return Isolation.SERVER

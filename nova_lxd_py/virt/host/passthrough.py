@@ -30,11 +30,10 @@ from typing import Any
 
 from nova import exception
 
-SPEC_GPU = 'lxd:gpu'
-SPEC_USB = 'lxd:usb'
+from nova_lxd_py import extra_specs
 
-_SPECS = {'gpu': SPEC_GPU, 'usb': SPEC_USB}
-_ID = re.compile(r'[0-9a-f]{4}:[0-9a-f]{4}')
+_SPECS = {'gpu': extra_specs.GPU, 'usb': extra_specs.USB}
+_ID = re.compile(extra_specs.DEVICE)
 
 #: Prefix of the names of LXD devices for these, and for no others.
 DEVICE_PREFIX = 'passthrough-'
@@ -122,11 +121,9 @@ def _wanted(flavor: Any, kind: str) -> list[str]:
     value = flavor.extra_specs.get(spec)
     if value is None:
         return []
-    found = [word.strip().lower() for word in value.split(',')]
-    for ids in found:
-        if not _ID.fullmatch(ids):
-            raise exception.InvalidInput(reason=(
-                f'extra spec {spec} of flavor {flavor.name} is "{value}"; set '
-                f'it to <vendor>:<product> in hexadecimal, such as '
-                f'10de:1db4, or to a comma-separated list of these'))
-    return found
+    if not re.fullmatch(extra_specs.DEVICES, value):
+        raise exception.InvalidInput(reason=(
+            f'extra spec {spec} of flavor {flavor.name} is "{value}"; set it '
+            f'to <vendor>:<product> in hexadecimal, such as 10de:1db4, or to '
+            f'a comma-separated list of these'))
+    return _ID.findall(value.lower())

@@ -45,6 +45,7 @@ from oslo_log import log as logging
 from oslo_utils import fileutils
 from oslo_utils import strutils
 
+from nova_lxd_py import extra_specs
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.privileged import loop
 
@@ -76,7 +77,7 @@ def is_wanted(instance: objects.Instance, options: cfg.ConfigOpts.GroupAttr
         not a boolean.
     """
     flavor = lxd_flavor.flag(instance.flavor,
-                             lxd_flavor.SPEC_CONFIG_DRIVE_DEVICE)
+                             extra_specs.CONFIG_DRIVE_DEVICE)
     if flavor is not None:
         return flavor
     value = instance.system_metadata.get(f'image_{_PROPERTY}')

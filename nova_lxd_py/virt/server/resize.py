@@ -38,6 +38,7 @@ from nova.virt import driver as virt_driver
 from oslo_log import log as logging
 from oslo_utils import units
 
+from nova_lxd_py import extra_specs
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
@@ -366,7 +367,7 @@ def _range_changes(flavor: objects.Flavor, other: objects.Flavor | None
     """Whether two flavors may give a server different uid ranges."""
     return other is not None and any(
         lxd_flavor.flag(flavor, spec) != lxd_flavor.flag(other, spec)
-        for spec in (lxd_flavor.SPEC_ISOLATED, lxd_flavor.SPEC_PRIVILEGED))
+        for spec in (extra_specs.ISOLATED, extra_specs.PRIVILEGED))
 
 
 def public_error(instance: objects.Instance, exc: Exception

@@ -23,7 +23,7 @@ from nova import exception
 from nova import objects
 from oslo_config import cfg
 
-from nova_lxd_py.virt.guest import flavor as lxd_flavor
+from nova_lxd_py import extra_specs
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import modes
@@ -81,8 +81,7 @@ class ModeSelection:
             return self.block
         name = (metadata().get(METADATA) or
                 instance.metadata.get(METADATA) or
-                instance.flavor.extra_specs.get(
-                    lxd_flavor.SPEC_VOLUME_MODE) or
+                instance.flavor.extra_specs.get(extra_specs.VOLUME_MODE) or
                 instance.system_metadata.get(f'image_{METADATA}') or
                 self._options.volume_mode)
         if name not in (modes.BLOCK, modes.FILESYSTEM):
