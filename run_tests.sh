@@ -24,6 +24,7 @@ readonly TEMPEST=$ENVS/tempest MUTATION=$ENVS/mutation
 readonly RESULTS=$ENVS/results
 readonly PYTHON=${PYTHON:-python3}
 readonly QUICKSTART=$REPO/devstack/quickstart.sh
+readonly OVS_LOG=${QUICKSTART_PREFIX:-/opt/nova-lxd}/log/ovs-vswitchd.log
 # Of the functional tests, which mostly wait for LXD, and of those of the cloud.
 PROCESSES=${NOVA_LXD_TEST_PROCESSES:-$(($(nproc) > 2 ? 4 : 3))}
 CLOUD_PROCESSES=${NOVA_LXD_TEST_PROCESSES:-2}
@@ -429,6 +430,8 @@ run_tempest() (
 remove_cloud() {
     [[ -n ${CLOUD_IS_OURS:-} && -z ${KEEP_CLOUD:-} ]] || return 0
     CLOUD_IS_OURS=
+    # Empty unless it has crashed, which many tests would fail for.
+    [[ ! -s $OVS_LOG ]] || { say "End of $OVS_LOG"; tail -n 5 "$OVS_LOG"; }
     say 'Removing the cloud'
     "$QUICKSTART" purge
 }
@@ -438,9 +441,14 @@ remove_cloud() {
 # Jobs in the background.
 JOBS=()
 
-# counts FILE...: passed, failed and skipped tests.
+# counts STAGE: passed, failed and skipped tests; nothing if it has none.
 counts() {
-    "$PYTHON" tools/test_results.py counts "$@"
+    local -a reports
+    shopt -s nullglob
+    # Patterns: a file that does not exist is left out.
+    reports=("$RESULTS/$1"[.]xml "$RESULTS/$1"-[0-9].xml)
+    ((${#reports[@]} == 0)) ||
+        "$PYTHON" tools/test_results.py counts "${reports[@]}"
 }
 
 readonly -a STAGES=(pep8 mypy docs cover eventlet packaging functional cloud)
@@ -451,8 +459,7 @@ is_stage() {
 }
 
 run_stage() {
-    local name=$1 status=0 passed=0 failed=0 skipped=0 took=$SECONDS
-    local -a reports
+    local name=$1 status=0 passed failed skipped took=$SECONDS
     say "$name"
     "stage_$name" || status=$?
     if [[ $name == cloud || $name == two_hosts || $name == campaign ||
@@ -460,13 +467,9 @@ run_stage() {
         remove_cloud || status=1
     fi
     took=$((SECONDS - took))
-    shopt -s nullglob
-    # Patterns: a file that does not exist is left out.
-    reports=("$RESULTS/$name"[.]xml "$RESULTS/$name"-[0-9].xml)
-    if ((${#reports[@]})); then
-        read -r passed failed skipped <<<"$(counts "${reports[@]}")"
-    elif ((status == 0)); then
-        passed=1
+    read -r passed failed skipped <<<"$(counts "$name")"
+    if [[ -z $passed ]]; then
+        passed=$((status == 0)) failed=0 skipped=0
     fi
     # A stage may break before or after its tests, and without a test that has
     # passed it has shown nothing.
@@ -565,11 +568,17 @@ summarize_tests() {
 summary() {
     local name took passed failed skipped
     local -i all_passed=0 all_failed=0 all_skipped=0
+    SUMMARIZED=yes
     say Summary
     for name in "$@"; do
-        # An interrupted stage has no result.
-        read -r took passed failed skipped \
-            <<<"$(cat "$RESULTS/$name.result" 2>/dev/null || echo 0 0 1 0)"
+        if [[ -e $RESULTS/$name.result ]]; then
+            read -r took passed failed skipped <"$RESULTS/$name.result"
+        else
+            # Interrupted.
+            took=0
+            read -r passed failed skipped <<<"$(counts "$name")"
+            passed=${passed:-0} failed=$((${failed:-0} + 1))
+        fi
         printf '%-12s %4d s  %5d passed %4d failed %4d skipped\n' \
             "$name" "$took" "$passed" "$failed" "$skipped"
         ((all_passed += passed, all_failed += failed,
@@ -607,6 +616,8 @@ clean_up() {
     trap - EXIT INT TERM
     end_jobs
     remove_cloud
+    # Only signals come before the summary.
+    [[ -n ${SUMMARIZED:-} ]] || summary "${SELECTED[@]}"
     # The files that root has made belong to the user of sudo.
     if [[ -n ${SUDO_UID:-} && -d $ENVS ]]; then
         find "$ENVS" -mindepth 1 -maxdepth 1 ! -name '*-nova*' \
@@ -616,7 +627,8 @@ clean_up() {
 }
 
 main() {
-    local -a stages=() arguments=("$@")
+    local -a arguments=("$@")
+    SELECTED=()
     PYTEST_OPTIONS=()
     while (($#)); do
         case $1 in
@@ -637,9 +649,9 @@ main() {
             export NOVA_LXD_TEST_SERVER=$2
             shift
             ;;
-        unit) stages+=(threads eventlet) ;;
+        unit) SELECTED+=(threads eventlet) ;;
         tempest)
-            stages+=(tempest)
+            SELECTED+=(tempest)
             if [[ -n ${2:-} && $2 != -- ]] && ! is_stage "$2"; then
                 TEMPEST_REGEX=$2
                 shift
@@ -650,12 +662,12 @@ main() {
                 usage >&2
                 exit 2
             }
-            stages+=("$1")
+            SELECTED+=("$1")
             ;;
         esac
         shift
     done
-    case " ${stages[*]:-all} " in
+    case " ${SELECTED[*]:-all} " in
     *' all '* | *' functional '* | *' cloud '* | *' tempest '* | \
         *' campaign '* | *' two_hosts '*)
         as_root "$REPO/run_tests.sh" ${arguments[@]+"${arguments[@]}"}
@@ -666,17 +678,17 @@ main() {
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    if ((${#stages[@]} == 0)); then
-        stages=("${STAGES[@]}")
+    if ((${#SELECTED[@]} == 0)); then
+        SELECTED=("${STAGES[@]}")
         run_all
-    elif [[ ${stages[*]} == 'threads eventlet' ]] &&
+    elif [[ ${SELECTED[*]} == 'threads eventlet' ]] &&
         ((${#PYTEST_OPTIONS[@]} == 0)); then
         # Options may start a debugger.
         run_unit
     else
-        run_stages "${stages[@]}"
+        run_stages "${SELECTED[@]}"
     fi
-    summary "${stages[@]}"
+    summary "${SELECTED[@]}"
 }
 
 # On one line, so that bash reads no further when the script changes meanwhile.

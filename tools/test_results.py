@@ -28,6 +28,8 @@ from xml.etree import ElementTree
 
 # Of the report of a failed test, whose end names the error.
 _LINES_OF_REPORT = 25
+# Of the tests after these only the names: one fault often fails many.
+_REPORTS = 8
 
 
 def _cases(paths: list[str]) -> list[tuple[str, ElementTree.Element]]:
@@ -67,19 +69,23 @@ def durations(paths: list[str]) -> list[str]:
 
 
 def failures(paths: list[str]) -> list[str]:
-    """Return the name of each failed test and the end of its report.
+    """Return the names of failed tests, and how the first reports end.
 
     The output of a long run is often cut to its end, where the summary stands.
 
     :param paths: JUnit files.
     """
     lines = []
+    count = 0
     for stage, case in _cases(paths):
         for outcome in ('failure', 'error'):
             if (failed := case.find(outcome)) is None:
                 continue
             lines.append(f'{stage}: {case.get("classname")}.'
                          f'{case.get("name")}')
+            count += 1
+            if count > _REPORTS:
+                continue
             report = (failed.text or failed.get('message') or '').splitlines()
             lines += [f'    {line}' for line in report[-_LINES_OF_REPORT:]]
     return lines

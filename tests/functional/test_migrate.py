@@ -283,6 +283,10 @@ class MigrateCases:
         self.assertEqual([], self.other.lxd_volumes())
         self.assertNotIn(server.name, self.other.lxd_instances())
 
+
+class CrashCases:
+    """Tests for one pair with each way of copying: btrfs send, and rsync."""
+
     def test_crash_of_either_lxd(self: Any) -> None:
         server = self.make()
         self.host.run(server, 'sh', '-c',
@@ -336,12 +340,12 @@ class MigrateCases:
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class BtrfsTest(MigrateCases, MigrateTestCase):
+class BtrfsTest(MigrateCases, CrashCases, MigrateTestCase):
     pools = ('btrfs', 'btrfs')
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
-class DirTest(MigrateCases, MigrateTestCase):
+class DirTest(MigrateCases, CrashCases, MigrateTestCase):
     pools = ('dir', 'dir')
 
     def test_only_changes_after_the_stop(self) -> None:

@@ -166,18 +166,22 @@ class DirTest(LimitsCase):
         """The connection is there, but nothing comes."""
         server = self.make_slow()
 
-        def hang() -> None:
-            process = self.lxds[0]._process
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(PROGRESS_TIMEOUT + 15)
-            process.send_signal(signal.SIGCONT)
+        with self.assertLogs('nova_lxd_py.virt.server.migrate') as logs:
+            def hang() -> None:
+                """Hang until the driver notices."""
+                process = self.lxds[0]._process
+                deadline = time.monotonic() + 240
+                process.send_signal(signal.SIGSTOP)
+                while ('made no progress' not in str(logs.output) and
+                       time.monotonic() < deadline):
+                    time.sleep(0.5)
+                process.send_signal(signal.SIGCONT)
 
-        hanging = self.during_copy(server, hang)
-        try:
-            with self.assertLogs('nova_lxd_py.virt.server.migrate') as logs:
+            hanging = self.during_copy(server, hang)
+            try:
                 self.fails(server)
-        finally:
-            hanging.join()
+            finally:
+                hanging.join()
         self.assertIn('the transfer of the root disk made no progress for '
                       f'{PROGRESS_TIMEOUT} seconds', str(logs.output))
         self.moves_later(server)
