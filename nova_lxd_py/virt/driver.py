@@ -251,6 +251,12 @@ class LXDDriver(driver.ComputeDriver):
             context, instance, old_connection_info, new_connection_info,
             mountpoint, resize_to)
 
+    def get_all_volume_usage(self, context, compute_host_bdms):
+        return self._services.volume_statistics.all(compute_host_bdms)
+
+    def block_stats(self, instance, disk_id):
+        return self._services.volume_statistics.of_disk(instance, disk_id)
+
     # -- images -------------------------------------------------------------
 
     def cache_image(self, context, image_id):

@@ -65,6 +65,7 @@ from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import provisioning
 from nova_lxd_py.virt.volume import reconcile
 from nova_lxd_py.virt.volume import server_volumes
+from nova_lxd_py.virt.volume import statistics
 from nova_lxd_py.virt.volume import swap
 from nova_lxd_py.virt.volume import usage
 from nova_lxd_py.virt.volume import volume_ops
@@ -87,6 +88,7 @@ class Services:
     volume_ops: volume_ops.VolumeOps
     volume_swapper: swap.VolumeSwapper
     volume_reconciler: reconcile.Reconciler
+    volume_statistics: statistics.VolumeStatistics
     images: image_cache.ImageStore
     templates: templates.TemplateStore
     spawn: build_ops.SpawnOps
@@ -194,6 +196,7 @@ def build(virtapi: nova_virtapi.VirtAPI,
         volumes=volumes,
         volume_ops=volume_ops.VolumeOps(guests, host_connections, attacher),
         volume_swapper=swapper, volume_reconciler=reconciler,
+        volume_statistics=statistics.VolumeStatistics(guests),
         images=images, templates=template_store,
         spawn=build_ops.SpawnOps(
             virtapi, guests, guest_configs, vifs, images, template_store,

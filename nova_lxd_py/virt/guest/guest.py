@@ -65,11 +65,12 @@ KEY_MIGRATION = 'user.nova.migration'
 #: 'true' on a copy from another host that lacks nothing any more.
 KEY_COMPLETE = 'user.nova.complete'
 #: Cinder's ID of the volume that a server boots from, for as long as its LXD
-#: instance exists; its block device on the host while that is connected, and
-#: the host's boot ID at the time.
+#: instance exists; its block device on the host while that is connected, the
+#: host's boot ID at the time, and the counters of the block device.
 KEY_ROOT_VOLUME = 'user.nova.root_volume'
 KEY_ROOT_DEVICE = 'user.nova.root_device'
 KEY_ROOT_BOOT = 'user.nova.root_boot'
+KEY_ROOT_COUNTERS = 'user.nova.root_counters'
 #: TCP port of a server's serial console: it survives a restart of
 #: nova-compute, and no other server gets it.
 KEY_SERIAL_PORT = 'user.nova.serial_port'

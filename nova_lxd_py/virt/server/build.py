@@ -123,7 +123,7 @@ class SpawnOps:
                         instance.flavor, block_device_info))
                 if on_volume:
                     self._volumes.provision(context, instance,
-                                            block_device_info)
+                                            block_device_info, connected)
                     guest = self._create_on_volume(
                         instance, wanted, connected.config, devices)
                 else:

@@ -79,6 +79,16 @@ def is_read_only(path: str) -> bool:
     return _attribute(device_number(path), 'ro') == '1'
 
 
+def statistics(path: str) -> str | None:
+    """Return the kernel's statistics of requests to a block device.
+
+    :param path: path of the device on the host.
+    :returns: content of ``stat`` in sysfs, None if there is none.
+    :raises WrongDevice: if it is not a block device.
+    """
+    return _attribute(device_number(path), 'stat')
+
+
 def check(path: str, connection_info: dict[str, Any], size_gb: int | None
           ) -> None:
     """Validate that a device is the volume of a connection.

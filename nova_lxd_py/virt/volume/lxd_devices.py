@@ -35,6 +35,10 @@ KEY_SOURCE = 'user.nova.device'
 #: Key of an LXD device: boot ID of the host when it was connected.
 KEY_BOOT = 'user.nova.boot'
 
+#: Key of an LXD device: counters of the block device when the volume was
+#: attached, see :mod:`.io_counters`.
+KEY_COUNTERS = 'user.nova.counters'
+
 _BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 
 #: Type of the entry for the volume from which a server boots, for which there
@@ -84,7 +88,8 @@ def of_guest(guest: lxd_guest.Guest
     if path:
         found[name(guest.config[lxd_guest.KEY_ROOT_VOLUME])] = {
             'type': ROOT, 'source': path,
-            KEY_BOOT: guest.config.get(lxd_guest.KEY_ROOT_BOOT, '')}
+            KEY_BOOT: guest.config.get(lxd_guest.KEY_ROOT_BOOT, ''),
+            KEY_COUNTERS: guest.config.get(lxd_guest.KEY_ROOT_COUNTERS, '')}
     return found
 
 

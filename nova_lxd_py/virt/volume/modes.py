@@ -43,6 +43,7 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import device_identity
+from nova_lxd_py.virt.volume import io_counters
 from nova_lxd_py.virt.volume import lxd_devices
 
 BLOCK, FILESYSTEM, ROOT = 'block', 'filesystem', lxd_devices.ROOT
@@ -57,11 +58,12 @@ KEY_RAW = 'raw.lxc'
 
 #: Configuration keys of a guest that boots from a volume.
 ROOT_KEYS = (KEY_RAW, lxd_guest.KEY_ROOT_VOLUME, lxd_guest.KEY_ROOT_DEVICE,
-             lxd_guest.KEY_ROOT_BOOT)
+             lxd_guest.KEY_ROOT_BOOT, lxd_guest.KEY_ROOT_COUNTERS)
 
 #: Changes to these keys when the host is disconnected from the volume.
 DISCONNECTED: Mapping[str, str | None] = {
-    lxd_guest.KEY_ROOT_DEVICE: None, lxd_guest.KEY_ROOT_BOOT: None}
+    lxd_guest.KEY_ROOT_DEVICE: None, lxd_guest.KEY_ROOT_BOOT: None,
+    lxd_guest.KEY_ROOT_COUNTERS: None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,33 @@ class GuestChanges:
     config: dict[str, str] = dataclasses.field(default_factory=dict)
     devices: dict[str, dict[str, str]] = dataclasses.field(
         default_factory=dict)
+
+
+def keep_counters(guest: lxd_guest.Guest | None, changes: GuestChanges
+                  ) -> None:
+    """Keep the stored counters of volumes that a guest has had before.
+
+    The guest's usage of a volume is counted from when it was attached, and an
+    LXD device that has not changed is not attached again.
+
+    :param guest: the guest, just read; None if it does not exist yet.
+    :param changes: what it needs for its connected volumes, which is changed.
+    """
+    if guest is None:
+        return
+    for name, device in changes.devices.items():
+        _keep_key(lxd_devices.KEY_COUNTERS, guest.devices.get(name, {}),
+                  device)
+    had = {key: guest.config[key] for key in (
+        *changes.config, lxd_guest.KEY_ROOT_COUNTERS) if key in guest.config}
+    _keep_key(lxd_guest.KEY_ROOT_COUNTERS, had, changes.config)
+
+
+def _keep_key(key: str, before: Mapping[str, str], after: dict[str, str]
+              ) -> None:
+    """Copy a key if nothing else differs."""
+    if key in before and {**after, key: before[key]} == before:
+        after[key] = before[key]
 
 
 class Mode(abc.ABC):
@@ -188,11 +217,13 @@ class BlockMode(Mode):
     def describe(self, connection_info: Mapping[str, Any], identifier: str,
                  mountpoint: str) -> GuestChanges:
         """See :meth:`Mode.describe`."""
+        path = base.device_path(connection_info) or ''
         return GuestChanges(devices={lxd_devices.name(identifier): {
             'type': 'unix-block',
-            'source': base.device_path(connection_info) or '',
+            'source': path,
             'path': lxd_devices.guest_path(mountpoint),
-            lxd_devices.KEY_BOOT: lxd_devices.boot_id()}})
+            lxd_devices.KEY_BOOT: lxd_devices.boot_id(),
+            **io_counters.store(lxd_devices.KEY_COUNTERS, path)}})
 
     def flush(self, identifier: str, path: str, deadline: float) -> None:
         """See :meth:`Mode.flush`."""

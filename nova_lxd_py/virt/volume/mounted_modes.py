@@ -34,6 +34,7 @@ from nova_lxd_py.virt.privileged import probe
 from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import id_mapping
+from nova_lxd_py.virt.volume import io_counters
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import modes
 
@@ -140,11 +141,12 @@ class FilesystemMode(_MountedMode):
     def describe(self, connection_info: Mapping[str, Any], identifier: str,
                  mountpoint: str) -> modes.GuestChanges:
         """See :meth:`.Mode.describe`."""
+        path = base.device_path(connection_info) or ''
         device = {'type': 'disk', 'source': self.target(identifier),
                   'path': guest_directory(lxd_devices.guest_path(mountpoint)),
-                  lxd_devices.KEY_SOURCE: base.device_path(
-                      connection_info) or '',
-                  lxd_devices.KEY_BOOT: lxd_devices.boot_id()}
+                  lxd_devices.KEY_SOURCE: path,
+                  lxd_devices.KEY_BOOT: lxd_devices.boot_id(),
+                  **io_counters.store(lxd_devices.KEY_COUNTERS, path)}
         if modes.is_read_only(connection_info):
             device['readonly'] = 'true'
         return modes.GuestChanges(
@@ -263,6 +265,7 @@ class RootMode(_MountedMode):
     def describe(self, connection_info: Mapping[str, Any], identifier: str,
                  mountpoint: str) -> modes.GuestChanges:
         """See :meth:`.Mode.describe`."""
+        path = base.device_path(connection_info) or ''
         # The mount is mapped already, and no mount can be mapped twice: where
         # LXD tells liblxc to map its own root disks, it must not do so here.
         return modes.GuestChanges(config={
@@ -270,9 +273,9 @@ class RootMode(_MountedMode):
                 'lxc.rootfs.options =\n'
                 f'lxc.rootfs.path = dir:{self.target(identifier)}',
             lxd_guest.KEY_ROOT_VOLUME: identifier,
-            lxd_guest.KEY_ROOT_DEVICE: base.device_path(
-                connection_info) or '',
-            lxd_guest.KEY_ROOT_BOOT: lxd_devices.boot_id()})
+            lxd_guest.KEY_ROOT_DEVICE: path,
+            lxd_guest.KEY_ROOT_BOOT: lxd_devices.boot_id(),
+            **io_counters.store(lxd_guest.KEY_ROOT_COUNTERS, path)})
 
     def _find_kind(self, connection_info: Mapping[str, Any], identifier: str
                    ) -> str:

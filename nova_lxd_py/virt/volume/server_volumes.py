@@ -35,8 +35,10 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.volume import attachment
+from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import in_use
+from nova_lxd_py.virt.volume import io_counters
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import mappings
 from nova_lxd_py.virt.volume import modes
@@ -101,6 +103,7 @@ class ServerVolumes:
             found = self._connect(context, instance, volume)
             changes.config.update(found.config)
             changes.devices.update(found.devices)
+        modes.keep_counters(guest, changes)
         return changes
 
     def _connect(self, context: nova_context.RequestContext,
@@ -122,16 +125,22 @@ class ServerVolumes:
 
     def provision(self, context: nova_context.RequestContext,
                   instance: objects.Instance,
-                  block_device_info: mappings.BlockDeviceInfo) -> None:
+                  block_device_info: mappings.BlockDeviceInfo,
+                  changes: modes.GuestChanges) -> None:
         """Make the root filesystem on a connected boot volume, if any, unless
         it has one. See :meth:`.provisioning.VolumeProvisioner.prepare`.
 
         :param context: for requests to Cinder and Glance.
+        :param changes: what :meth:`connect` has returned; what is written to
+            the volume here is not counted as the instance's.
         """
         root = mappings.root(block_device_info)
         if root is not None:
             self._provisioner.prepare(context, instance,
                                       root['connection_info'])
+            changes.config.update(io_counters.store(
+                lxd_guest.KEY_ROOT_COUNTERS,
+                base.device_path(root['connection_info']) or ''))
 
     def placeholder_source(self) -> dict[str, str]:
         """Return what the LXD instance of a volume-backed server is made from.
@@ -212,6 +221,7 @@ class ServerVolumes:
                 context, instance.uuid))
         data = {'block_device_mapping': mappings.data(info)}
         found = self.connect(context, instance, None, data)
+        modes.keep_counters(guest, found)
         self.mount(instance, guest, data)
         return found.devices
 

@@ -46,6 +46,7 @@ from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import device_identity
 from nova_lxd_py.virt.volume import in_use
+from nova_lxd_py.virt.volume import io_counters
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import mode_selection
 from nova_lxd_py.virt.volume import modes
@@ -117,6 +118,9 @@ class VolumeSwapper:
                                             exception.VolumeAttachFailed):
                 _copy(instance, lxd_devices.source(before),
                       lxd_devices.source(device), size)
+            # The instance has not written the copy.
+            device.update(io_counters.store(lxd_devices.KEY_COUNTERS,
+                                            lxd_devices.source(device)))
             self._attacher.mount(instance, guest, new)
             guest.update(devices={lxd_devices.name(coming): device},
                          config={KEY_SWAP: None})

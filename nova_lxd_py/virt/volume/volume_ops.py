@@ -76,6 +76,7 @@ class VolumeOps:
                 context, instance, connection_info, mountpoint,
                 # Nova records the size only when the volume is attached.
                 None, undo, encryption=encryption)
+            modes.keep_counters(guest, found)
             if recorded is not None and recorded.tag:
                 undo.callback(device_tags.unpublish_volume, instance,
                               identifier)

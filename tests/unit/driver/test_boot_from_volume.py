@@ -103,6 +103,28 @@ class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
         # What was on it stays.
         self.assertEqual(rootfs.READY, disk.root)
 
+    def test_usage(self) -> None:
+        """Counted since the root filesystem was made."""
+        device = self.storage.add_device(self.volume.disk)
+        self.storage.before('rootfs.complete', lambda: (
+            self.storage.set_attribute(device, 'stat',
+                                       '1 0 2 0 300 0 4000 0 0 0 0')))
+        server = self.spawn()
+        bdm = objects.BlockDeviceMapping(volume_id=self.volume.id,
+                                         device_name=server.root_device_name)
+        host_volumes = [{'instance': server, 'instance_bdms': [bdm]}]
+        self.storage.set_attribute(device, 'stat',
+                                   '2 0 10 0 301 0 4024 0 0 0 0')
+        expected = {'volume': self.volume.id, 'instance': server, 'rd_req': 1,
+                    'rd_bytes': 4096, 'wr_req': 1, 'wr_bytes': 12288}
+        for _start in range(2):
+            self.assertEqual([expected], self.driver.get_all_volume_usage(
+                self.context, host_volumes))
+            self.assertEqual([1, 4096, 1, 12288, -1], self.driver.block_stats(
+                server, server.root_device_name.removeprefix('/dev/')))
+            self.driver.reboot(self.context, server, [], 'HARD', self.info())
+        self.assertIsNone(self.driver.block_stats(server, 'vdb'))
+
     def test_next_boot(self) -> None:
         server = self.spawn()
         self.driver.destroy(self.context, server, [], self.info())
@@ -161,6 +183,11 @@ class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
             self.driver.detach_volume(self.context, connection, server,
                                       '/dev/sda')
             self.assertEqual(set(), self.storage.left())
+            # What describes the connection is gone; it boots from it later.
+            self.assertEqual(
+                {'user.nova.root_quota', 'user.nova.root_volume'},
+                {key for key in self.config(server)
+                 if key.startswith('user.nova.root_')})
 
     def test_with_a_data_volume(self) -> None:
         data = self.storage.volume()
