@@ -243,6 +243,21 @@ The host needs genisoimage, or the program in ``[DEFAULT] mkisofs_cmd``; for
 ``vfat``, dosfstools and mtools. LXD must be reached through its unix socket.
 """),
     cfg.BoolOpt(
+        'guest_disk_view',
+        default=True,
+        help="""
+Show instances their own disks in ``/sys/block``, and not those of the host:
+``lsblk`` lists the root disk and the volumes of the instance. Without it,
+users of an instance can read in ``/sys`` which disks the host has, and in the
+file names of loop devices the IDs of volumes of other projects.
+
+The files are in ``$state_path/guest-disks``, and LXD mounts them over parts of
+``/sys`` of the instances. That needs an LXD that is reached through its unix
+socket and, if the LXD project is restricted,
+``restricted.devices.disk=allow``. A change applies to an instance from its
+next start or hard reboot on.
+"""),
+    cfg.BoolOpt(
         'inject_password',
         default=True,
         help="""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -33,6 +32,7 @@ from nova_lxd_py.virt.metadata import config_drive
 from nova_lxd_py.virt.metadata import config_drive_device
 from tests.fixtures import busybox_image
 from tests.fixtures import driver_host
+from tests.fixtures import host_programs
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
 
@@ -48,31 +48,13 @@ METADATA = '/openstack/latest/meta_data.json'
 CAN_VFAT = all(map(shutil.which, ('mkfs.vfat', 'mtools')))
 
 
-def programs(*names: str) -> dict[str, bytes]:
-    """Return programs of this host with their libraries, for an image.
-
-    :returns: content by path in the guest.
-    """
-    found = {}
-    for name in names:
-        path = shutil.which(name, path=f'{os.environ["PATH"]}:/usr/sbin')
-        assert path
-        paths = [word for word in subprocess.run(
-            ['ldd', path], check=True, capture_output=True, text=True
-            ).stdout.split() if word.startswith('/')]
-        for file in (path, *paths):
-            base = os.path.basename(file)
-            found['root/' + ('ld.so' if base.startswith('ld-') else base)] = (
-                pathlib.Path(file).read_bytes())
-    return found
-
-
 def vfat_programs() -> dict[str, bytes]:
     """Return mtools with the code page of its file names, for an image."""
     if not CAN_VFAT:
         return {}
     module = next(pathlib.Path('/usr/lib').glob('*/gconv/IBM850.so'))
-    return {**programs('mtools'), 'root/IBM850.so': module.read_bytes(),
+    return {**host_programs.files('mtools'),
+            'root/IBM850.so': module.read_bytes(),
             'root/gconv-modules': b'alias CP850// IBM850//\n'
                                   b'module IBM850// INTERNAL IBM850 1\n'
                                   b'module INTERNAL IBM850// IBM850 1\n'}
@@ -97,7 +79,7 @@ class ConfigDriveDeviceCase(unittest.TestCase):
         self.storage.setUp()
         self.addCleanup(self.storage.cleanUp)
         self.image = self.host.image(busybox_image.unified(
-            {**programs('blkid', 'isoinfo'), **vfat_programs()}))
+            {**host_programs.files('blkid', 'isoinfo'), **vfat_programs()}))
         before = self.loops()
         self.addCleanup(lambda: self.assertEqual(before, self.loops()))
 
@@ -133,10 +115,7 @@ class ConfigDriveDeviceCase(unittest.TestCase):
         self.host.driver.destroy(self.host.context, server, [])
 
     def program(self, server: Any, *command: str) -> str:
-        return self.host.run(
-            server, 'sh', '-c',
-            'chmod +x /root/ld.so; export GCONV_PATH=/root; exec /root/ld.so '
-            f'--library-path /root /root/{" ".join(command)}')
+        return self.host.run(server, *host_programs.command(*command))
 
     def device(self, server: Any) -> str:
         return self.program(server, 'blkid', '-c', '/dev/null', '-L',

@@ -24,10 +24,6 @@ from tests.tempest import configure
 # Reviewed one by one. A test that fails belongs mended, not onto this list.
 LEFT_OUT = {
     r'tempest\.api\.compute\.' + name for name in (
-        r'volumes\.test_attach_volume\.AttachVolumeShelveTestJSON'
-        r'\.test_attach_volume_shelved_or_offload_server',
-        r'volumes\.test_attach_volume\.AttachVolumeTestJSON'
-        r'\.test_attach_detach_volume',
         r'volumes\.test_attach_volume\.AttachVolumeMultiAttachTest'
         r'\.(test_boot_from_multiattach_volume'
         r'|test_snapshot_volume_backed_multiattach)',
@@ -35,10 +31,6 @@ LEFT_OUT = {
         r'\.test_verify_created_server_ephemeral_disk',
     )
 } | {
-    r'tempest\.scenario\.test_minimum_basic\.TestMinimumBasicScenario'
-    r'\.test_minimum_basic_scenario',
-    r'tempest\.scenario\.test_minimum_basic\.TestMinimumBasicScenario'
-    r'\.test_minimum_basic_instance_hard_reboot_after_vol_snap_deletion',
     r'tempest\.scenario\.test_stamp_pattern\.TestStampPattern'
     r'\.test_stamp_pattern',
     r'tempest\.scenario\.test_network_advanced_server_ops'

@@ -24,6 +24,7 @@ from nova.virt import configdrive
 from oslo_utils import timeutils
 from oslo_utils import units
 
+from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 
@@ -76,8 +77,8 @@ class Diagnostics:
         found.num_cpus = instance.flavor.vcpus
         for _name, device, counters in _interfaces(guest, state):
             found.add_nic(mac_address=device.get('hwaddr'), **counters)
-        for device in guest.devices.values():
-            if device.get('type') == 'disk':
+        for key, device in guest.devices.items():
+            if device.get('type') == 'disk' and not disk_view.is_part(key):
                 found.add_disk()
         return found
 

@@ -27,6 +27,7 @@ from nova.compute import power_state
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
+from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import mount_points
 from nova_lxd_py.virt.guest import root_check
 from nova_lxd_py.virt.guest import root_extension
@@ -68,7 +69,7 @@ KEY_COMPLETE = 'user.nova.complete'
 #: instance exists; its block device on the host while that is connected, the
 #: host's boot ID at the time, and the counters of the block device.
 KEY_ROOT_VOLUME = 'user.nova.root_volume'
-KEY_ROOT_DEVICE = 'user.nova.root_device'
+KEY_ROOT_DEVICE = disk_view.KEY_ROOT_DEVICE
 KEY_ROOT_BOOT = 'user.nova.root_boot'
 KEY_ROOT_COUNTERS = 'user.nova.root_counters'
 #: TCP port of a server's serial console: it survives a restart of
@@ -280,6 +281,7 @@ class Guest:
 
         :raises errors.LXDError: if it cannot be started.
         """
+        self.show_disks()
         try:
             self._change_state('start', 'already running')
         except errors.OperationFailed:
@@ -389,6 +391,7 @@ class Guest:
             root = size
 
         self._extender.with_space(change, note)
+        self.show_disks()
 
     def _update(self, config: Mapping[str, str | None] | None,
                 devices: Mapping[str, Mapping[str, str] | None] | None
@@ -434,6 +437,12 @@ class Guest:
 
         self._extender.with_space(lambda: self._when_free(add))
         self._info = {**self._info, 'devices': {**self.devices, **added}}
+        self.show_disks()
+
+    def show_disks(self) -> None:
+        """Show the guest in its sysfs the disks that it had when last read.
+        """
+        disk_view.show(self.name, self.config, self.devices)
 
     def delete(self) -> None:
         """Stop the guest by force and delete it with its root disk; one that
@@ -447,6 +456,7 @@ class Guest:
                 self.stop()
                 self._when_free(lambda: self._session.delete(
                     'instances', self.name))
+                disk_view.remove(self.name)
                 return
             except errors.InstanceNotFound:
                 return

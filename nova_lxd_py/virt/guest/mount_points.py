@@ -52,7 +52,8 @@ def resolve(session: lxd.Session, name: str,
     changes = {}
     for device_name, device in devices.items():
         path = device.get('path', '')
-        if device.get('type') != 'disk' or path in ('', '/'):
+        if (device.get('type') != 'disk' or path in ('', '/') or
+                path.startswith('/sys/')):
             continue
         resolved = _resolve(session, name, path)
         if resolved != path and len(resolved) <= _MAX_LENGTH and (

@@ -24,6 +24,7 @@ from typing import Any
 
 from nova import objects
 
+from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import root_quota
@@ -104,13 +105,16 @@ class GuestConfigBuilder:
                                           swap_mb)
 
     def define(self, instance: objects.Instance, network_info: Any,
-               swap_mb: int | None = None) -> GuestConfig:
+               swap_mb: int | None = None,
+               name: str | None = None) -> GuestConfig:
         """Describe the LXD instance of a server.
 
         :param instance: the server, with the flavor and the NUMA topology
             that it shall have.
         :param network_info: its ports, in the order the guest shall see them.
         :param swap_mb: MiB of swap, if not what the flavor says.
+        :param name: LXD's name of the LXD instance, if not that of the
+            server's own one.
         :returns: the definition, without what depends on the host's uid
             ranges.
         :raises nova.exception.InvalidInput: the flavor asks for what LXD
@@ -127,8 +131,20 @@ class GuestConfigBuilder:
         if 'size' in devices[root_disk.DEVICE]:
             config[root_quota.KEY_ROOT_QUOTA] = devices[root_disk.DEVICE][
                 'size']
-        return GuestConfig(config, {**devices,
-                                    **self._vifs.devices(network_info)})
+        return GuestConfig(config, {
+            **devices, **self._vifs.devices(network_info),
+            **self.disk_view(name or lxd_guest.lxd_name(instance))})
+
+    def disk_view(self, name: str) -> dict[str, dict[str, str]]:
+        """Return the LXD devices that show a guest its own disks only.
+
+        :param name: LXD's name of the instance.
+        :returns: LXD devices by name, none if that is not wanted or LXD is on
+            another host.
+        """
+        if not self._options.guest_disk_view or not self._session.is_local:
+            return {}
+        return disk_view.devices(name)
 
     def root_device(self, flavor: objects.Flavor) -> dict[str, str]:
         """Return the LXD device of the root disk for a flavor."""

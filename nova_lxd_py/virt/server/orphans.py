@@ -33,6 +33,7 @@ from nova import objects
 from oslo_log import log as logging
 from oslo_utils import uuidutils
 
+from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
@@ -94,10 +95,16 @@ class OrphanSweeper:
         if min_age is None:
             min_age = MIN_AGE
         try:
-            found = self._find()
+            guests = self._guests.all()
+            found = self._find(guests)
         except errors.LXDError as exc:
             LOG.warning('Could not look for leftovers of servers: %s', exc)
             return
+        if not min_age:
+            # A crash may have come between a change of devices and this.
+            for guest in guests:
+                guest.show_disks()
+        disk_view.sweep({guest.name for guest in guests}, min_age)
         now = time.monotonic()
         self._found = {uuid: self._found.get(uuid, now) for uuid in found}
         for uuid, since in self._found.items():
@@ -113,9 +120,11 @@ class OrphanSweeper:
                 LOG.warning('Could not remove leftovers of a server: %s', exc,
                             instance_uuid=uuid)
 
-    def _find(self) -> dict[str, _Leftovers]:
-        """List leftovers by the UUID of their server, with two requests."""
-        guests = self._guests.all()
+    def _find(self, guests: list[lxd_guest.Guest]) -> dict[str, _Leftovers]:
+        """List leftovers by the UUID of their server.
+
+        :param guests: all guests.
+        """
         present = {guest.uuid for guest in guests
                    if guest.role not in _AUXILIARY_ROLES}
         found: dict[str, _Leftovers] = {}
@@ -135,7 +144,7 @@ class OrphanSweeper:
     def _remove(self, context: nova_context.RequestContext, uuid: str) -> None:
         """Remove leftovers of one server; its lock is held."""
         # A build may have finished while the lock was waited for.
-        leftovers = self._find().get(uuid)
+        leftovers = self._find(self._guests.all()).get(uuid)
         if leftovers is None or _is_here(context, uuid):
             return
         for guest in leftovers.guests:

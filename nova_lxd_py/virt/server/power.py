@@ -248,7 +248,8 @@ class PowerOps:
         self._vifs.plug(instance, ports, guest_stopped=True)
         wanted = self._guest_configs.define(
             instance, ports,
-            ephemeral_disks.swap_mb(instance.flavor, block_device_info))
+            ephemeral_disks.swap_mb(instance.flavor, block_device_info),
+            guest.name)
         config, devices = guest_config.config_changes(guest, wanted)
         config.update({lxd_guest.KEY_ROLE: guest.role,
                        lxd_guest.KEY_SUSPENDED: None,

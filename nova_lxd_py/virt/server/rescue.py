@@ -151,6 +151,7 @@ class RescueOps:
             ports = instance.get_network_info() or ()
             self._vifs.plug(instance, ports, guest_stopped=True)
             own.update(devices={
+                **self._guest_configs.disk_view(own.name),
                 **self._config_drives.ensure(context, instance, ports),
                 **self._volumes.reconnect(context, instance, own)})
             own.start()
@@ -210,7 +211,8 @@ class RescueOps:
                 instance: objects.Instance, image_meta: objects.ImageMeta,
                 ports: list[Any], own: lxd_guest.Guest, fingerprint: str
                 ) -> lxd_guest.Guest:
-        wanted = self._guest_configs.define(instance, ports)
+        name = lxd_guest.lxd_name(instance, lxd_guest.ROLE_RESCUE)
+        wanted = self._guest_configs.define(instance, ports, name=name)
         devices = dict(wanted.devices)
         devices.update(self._config_drives.ensure(context, instance, ports))
         devices[guest_config.RESCUE_DEVICE] = self._root_of(instance, own)
@@ -220,8 +222,7 @@ class RescueOps:
         self.ensure_root_mounted(own)
         try:
             guest = self._guests.create(
-                lxd_guest.lxd_name(instance, lxd_guest.ROLE_RESCUE),
-                {'type': 'image', 'fingerprint': fingerprint}, config,
+                name, {'type': 'image', 'fingerprint': fingerprint}, config,
                 devices)
         except errors.LXDError as exc:
             self._explain(instance, own, exc)

@@ -24,13 +24,14 @@ from nova import block_device
 from nova.compute import power_state
 from nova import exception
 
+from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import guest as lxd_guest
 
 #: Prefix of the names of LXD devices, before the volume's ID.
 PREFIX = 'volume-'
 
 #: Key of an LXD device with a mounted volume: path of the block device.
-KEY_SOURCE = 'user.nova.device'
+KEY_SOURCE = disk_view.KEY_DEVICE
 
 #: Key of an LXD device: boot ID of the host when it was connected.
 KEY_BOOT = 'user.nova.boot'

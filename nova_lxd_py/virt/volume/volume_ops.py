@@ -25,6 +25,7 @@ from nova import exception
 from nova import objects
 from oslo_log import log as logging
 
+from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.metadata import device_tags
@@ -160,5 +161,6 @@ class VolumeOps:
                     exception.VolumeExtendFailed):
                 self._attacher.modes.of(connection_info).grow(
                     connection_info, identifier)
+            disk_view.update_sizes(lxd_guest.lxd_name(instance))
         LOG.info('Extended volume %(volume)s to %(size)d bytes',
                  {'volume': identifier, 'size': size}, instance=instance)

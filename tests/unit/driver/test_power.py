@@ -266,7 +266,7 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
         server = self.host.spawn(self.host.instance(image, ephemeral_gb=1),
                                  image, block_device_info=info)
         before = dict(self.devices(server))
-        [name] = set(before) - {'root'}
+        [name] = {name for name in before if name.startswith('ephemeral')}
         self.driver.power_off(server)
         del self.devices(server)[name]
         self.driver.reboot(self.context, server, [], 'HARD', info)

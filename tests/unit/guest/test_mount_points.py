@@ -50,6 +50,11 @@ class MountPointsTestCase(session_case.SessionTestCase):
         self.assertEqual('/run/media/x/y', self.resolve('/data/y'))
         self.assertIsNone(self.resolve('/media', 'nic'))
 
+    def test_not_in_sysfs(self) -> None:
+        """Nothing below it is chosen by the guest."""
+        self.link('/sys', 'srv')
+        self.assertIsNone(self.resolve('/sys/block'))
+
     def test_out_of_the_guest(self) -> None:
         """A link never leads above the guest's own root."""
         self.link('/up', '../../../../etc')
