@@ -60,8 +60,7 @@ KEY_QUIESCED = 'user.nova.quiesced'
 #: On a server that is resized on this host, until that is confirmed or
 #: reverted: ID of Nova's migration record.
 KEY_RESIZE = 'user.nova.resize'
-#: On what a migration to another host has copied or left behind: ID of Nova's
-#: migration record.
+#: On what a migration between hosts has copied or left: ID of Nova's record.
 KEY_MIGRATION = 'user.nova.migration'
 #: 'true' on a copy from another host that lacks nothing any more.
 KEY_COMPLETE = 'user.nova.complete'
@@ -95,12 +94,14 @@ _SUFFIXES = {ROLE_SERVER: '', ROLE_INCOMING: '', ROLE_MOVED: '',
              ROLE_RESCUE: '-rescue', ROLE_SNAPSHOT: '-snapshot',
              ROLE_PROBE: '-probe', ROLE_UNPACKED: '-unpacked'}
 
+#: LXD instances besides a server's own, with names of their own.
+AUXILIARY_ROLES = frozenset(role for role in _SUFFIXES if _SUFFIXES[role])
+
 #: The longest addition to the name of an instance.
 LONGEST_SUFFIX = max(_SUFFIXES.values(), key=len)
 
-#: LXD's instance status to Nova's power state. Any other status, such as LXD's
-#: Error, becomes NOSTATE: Nova only warns about that, while it would stop
-#: servers for a wrong SHUTDOWN.
+#: LXD's instance status to Nova's power state. Any other, such as LXD's Error,
+#: becomes NOSTATE: Nova only warns about that, but stops servers for SHUTDOWN.
 POWER_STATES = {
     'Running': power_state.RUNNING,
     'Ready': power_state.RUNNING,
@@ -117,22 +118,20 @@ _T = TypeVar('_T')
 
 
 def lxd_name(instance: Any, role: str = ROLE_SERVER) -> str:
-    """Return the name of the LXD instance of a server.
+    """Return the name of a server's LXD instance with one of the ROLEs.
 
     :param instance: the :class:`nova.objects.Instance`.
-    :param role: one of the ROLE constants.
     """
     return instance.name + _SUFFIXES[role]
 
 
 def lxd_names(instance: Any) -> list[str]:
-    """Return the names of all LXD instances that a server may have, its own
-    one first.
+    """Return the names of all LXD instances that a server may have.
 
     :param instance: the :class:`nova.objects.Instance`.
+    :returns: names, that of its own one first.
     """
-    return [instance.name + suffix
-            for suffix in dict.fromkeys(_SUFFIXES.values())]
+    return [instance.name + end for end in dict.fromkeys(_SUFFIXES.values())]
 
 
 class Guest:
@@ -451,9 +450,11 @@ class Guest:
         :raises errors.LXDError: if LXD cannot delete it.
         """
         deadline = time.monotonic() + self._session.operation_timeout
+        runs = self.power_state != power_state.SHUTDOWN
         while True:
             try:
-                self.stop()
+                if runs:
+                    self.stop()
                 self._when_free(lambda: self._session.delete(
                     'instances', self.name))
                 disk_view.remove(self.name)
@@ -461,10 +462,11 @@ class Guest:
             except errors.InstanceNotFound:
                 return
             except (errors.InvalidRequest, errors.OperationLost) as exc:
-                # A reboot by the guest itself has started it meanwhile, or
-                # LXD has restarted.
+                # It has been started meanwhile, also by a reboot of its own,
+                # or LXD has restarted.
                 if time.monotonic() > deadline:
                     raise
+                runs = True
                 LOG.debug('Retrying to delete LXD instance %s after: %s',
                           self.name, exc)
                 time.sleep(BUSY_POLL)

@@ -14,8 +14,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
+import threading
 from typing import Any
 
 from nova.compute import power_state
@@ -43,6 +44,11 @@ class GuestRegistry:
         self._forget: Callable[[Any], None] = lambda instance: None
         #: Names of the copies of servers that the log has.
         self._copies: set[str] = set()
+        #: Names of auxiliary instances by the UUID of their server. They are
+        #: found by a list of all, or before they are requested.
+        self._auxiliary: dict[str, set[str]] = {}
+        self._auxiliary_lock = threading.Lock()
+        self._is_listed = False
         #: Instances that are being created, for the watcher of LXD's events.
         self.pending = pending.PendingInstances()
 
@@ -60,7 +66,28 @@ class GuestRegistry:
         infos = self._session.get('instances', params={'recursion': 1})
         guests = [lxd_guest.Guest(self._session, info) for info in infos]
         self._log_copies(guests)
-        return [guest for guest in guests if guest.is_ours]
+        ours = [guest for guest in guests if guest.is_ours]
+        for guest in ours:
+            self._note(guest.name, guest.config)
+        self._is_listed = True
+        return ours
+
+    def _note(self, name: str, config: Mapping[str, str]) -> None:
+        """Note an instance if it is auxiliary."""
+        if config.get(lxd_guest.KEY_ROLE) in lxd_guest.AUXILIARY_ROLES:
+            with self._auxiliary_lock:
+                self._auxiliary.setdefault(
+                    config.get(lxd_guest.KEY_UUID, ''), set()).add(name)
+
+    def _names_of(self, instance: Any) -> list[str]:
+        """Return the names of all LXD instances that a server may have, its
+        own one first."""
+        names = lxd_guest.lxd_names(instance)
+        if not self._is_listed:
+            return names
+        with self._auxiliary_lock:
+            known = set(self._auxiliary.get(instance.uuid, ()))
+        return [names[0], *sorted(known)]
 
     def _log_copies(self, guests: list[lxd_guest.Guest]) -> None:
         """Log once the names of instances that are copies of servers."""
@@ -81,11 +108,14 @@ class GuestRegistry:
         """Find all LXD instances of one server: its own and others that were
         created for it, such as its rescue instance.
 
+        Looks for auxiliary instances that have been requested, or listed,
+        since nova-compute started. :mod:`.orphans` removes any other.
+
         :param instance: the :class:`nova.objects.Instance`.
         :returns: guests, its own one first; empty if LXD has none.
         """
         found = []
-        for name in lxd_guest.lxd_names(instance):
+        for name in self._names_of(instance):
             with contextlib.suppress(errors.InstanceNotFound):
                 guest = self.by_name(name)
                 if guest.is_ours and guest.uuid == instance.uuid:
@@ -136,8 +166,11 @@ class GuestRegistry:
         :returns: the guest.
         :raises errors.InstanceNotFound: if LXD has none.
         """
-        return lxd_guest.Guest(self._session,
-                               self._session.get('instances', name))
+        guest = lxd_guest.Guest(self._session,
+                                self._session.get('instances', name))
+        if guest.is_ours:
+            self._note(name, guest.config)
+        return guest
 
     def active(self, instance: Any) -> lxd_guest.Guest:
         """Find the LXD instance that currently acts as a server: its rescue
@@ -211,6 +244,8 @@ class GuestRegistry:
             'devices': {key: dict(value) for key, value in devices.items()}}
         if architecture:
             body['architecture'] = architecture
+        # LXD may create it whatever becomes of the request.
+        self._note(name, config)
         patience = timeout or self._session.operation_timeout
         with self.pending.expected(name, config) as announced:
             if config.get('security.idmap.isolated') != 'true':
@@ -232,10 +267,13 @@ class GuestRegistry:
                     operation.wait(patience, progress)
         return self.by_name(name)
 
-    def delete_all(self, instance: Any) -> None:
+    def delete_all(self, instance: Any,
+                   guests: Iterable[lxd_guest.Guest] | None = None) -> None:
         """Delete all LXD instances of a server with their root disks.
 
         :param instance: the :class:`nova.objects.Instance`.
+        :param guests: what :meth:`of` has just returned, if the caller has
+            asked it and has the instance's lock.
         :raises nova.exception.InstancePowerOffFailure: if one cannot be
             stopped.
         :raises errors.LXDError: if LXD cannot delete one.
@@ -243,12 +281,14 @@ class GuestRegistry:
         # All of it in one slot: LXD's database would be busy with the reads
         # of those that wait.
         with self._session.slot(f'delete instances of {instance.uuid}'):
-            self._delete_all(instance)
+            self._delete_all(instance, self.of(instance)
+                             if guests is None else guests)
 
-    def _delete_all(self, instance: Any) -> None:
+    def _delete_all(self, instance: Any, guests: Iterable[lxd_guest.Guest]
+                    ) -> None:
         # A rescue instance has the root disk of the server's own instance as
         # a device, so the server's own one is the last.
-        for guest in sorted(self.of(instance), key=lambda guest:
+        for guest in sorted(guests, key=lambda guest:
                             guest.role == lxd_guest.ROLE_SERVER):
             try:
                 guest.delete()
@@ -263,6 +303,8 @@ class GuestRegistry:
                     raise exception.InstancePowerOffFailure(
                         reason=exc.message) from exc
                 raise
+        with self._auxiliary_lock:
+            self._auxiliary.pop(instance.uuid, None)
 
     # -- changes ------------------------------------------------------------
 

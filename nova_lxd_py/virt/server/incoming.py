@@ -245,8 +245,8 @@ class IncomingOps:
     def _clear(self, instance: objects.Instance) -> None:
         """Delete what is here of an instance that is not on this host."""
         self._guests.delete_all(instance)
-        self._disks.delete_ephemeral(instance)
-        self._disks.delete_config_drive(instance)
+        self._disks.delete_ephemeral(instance, None)
+        self._disks.delete_config_drive(instance, None)
 
     def _incoming(self, instance: objects.Instance, migration_id: int
                   ) -> lxd_guest.Guest:

@@ -103,25 +103,42 @@ class LocalDisks:
         """
         return self._ephemeral.ensure(instance, block_device_info)
 
-    def delete_ephemeral(self, instance: objects.Instance, count: int = 0
+    def delete_ephemeral(self, instance: objects.Instance,
+                         guest: lxd_guest.Guest | None, count: int = 0
                          ) -> None:
         """Delete the ephemeral disks of an instance whose guests are gone.
 
         A storage pool that no longer exists has none, so that the deletion
-        of a server goes on.
+        of a server goes on. LXD is not asked where neither the guest nor the
+        flavor had any.
 
-        :param count: number of disks that it had, if that is known; see
+        :param guest: what it was, with the devices of that time; None if
+            nothing is known of it.
+        :param count: number of disks, if that is known; see
             :meth:`.ephemeral_disks.EphemeralDiskManager.find`.
         :raises errors.LXDError: if LXD cannot delete one.
         """
+        if guest is not None:
+            count = ephemeral_disks.count_of(guest.devices,
+                                             ephemeral_disks.DEVICE_PREFIX)
+            # Without devices if its disks were to be kept once.
+            if not count and not instance.ephemeral_gb:
+                return
         with _kept_if_in_use(instance):
             self._ephemeral.delete(instance, count)
 
-    def delete_config_drive(self, instance: objects.Instance) -> None:
+    def delete_config_drive(self, instance: objects.Instance,
+                            guest: lxd_guest.Guest | None) -> None:
         """Delete the config drive of an instance that no guest has any more.
 
+        LXD is not asked where neither the guest nor Nova had one.
+
+        :param guest: as for :meth:`delete_ephemeral`.
         :raises errors.LXDError: if LXD cannot delete it.
         """
+        if (guest is not None and config_drive.DEVICE not in guest.devices and
+                not instance.config_drive):
+            return
         with _kept_if_in_use(instance):
             self._config_drives.remove(instance)
 

@@ -48,9 +48,8 @@ LOG = logging.getLogger(__name__)
 MIN_AGE = 600
 
 #: LXD instances that are of no use without the server's own.
-_AUXILIARY_ROLES = frozenset({
-    lxd_guest.ROLE_RESCUE, lxd_guest.ROLE_SNAPSHOT, lxd_guest.ROLE_PROBE,
-    lxd_guest.ROLE_UNPACKED, lxd_guest.ROLE_INCOMING, lxd_guest.ROLE_MOVED})
+_AUXILIARY_ROLES = lxd_guest.AUXILIARY_ROLES | {
+    lxd_guest.ROLE_INCOMING, lxd_guest.ROLE_MOVED}
 
 #: States of servers whose migration may still be confirmed, reverted or
 #: repaired, so that what it has left on the source is needed.
@@ -156,10 +155,11 @@ class OrphanSweeper:
                         'host', volume['name'], instance_uuid=uuid)
         if leftovers.volumes:
             instance = objects.Instance(uuid=uuid)
-            self._disks.delete_ephemeral(instance, ephemeral_disks.count_of(
-                [volume['name'] for volume in leftovers.volumes],
-                ephemeral_disks.volume_name(instance, '')))
-            self._disks.delete_config_drive(instance)
+            self._disks.delete_ephemeral(
+                instance, None, ephemeral_disks.count_of(
+                    [volume['name'] for volume in leftovers.volumes],
+                    ephemeral_disks.volume_name(instance, '')))
+            self._disks.delete_config_drive(instance, None)
 
 
 def _is_here(context: nova_context.RequestContext, uuid: str) -> bool:

@@ -28,7 +28,7 @@ server's deletion, and when nova-compute starts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import contextlib
 import time
 from typing import Any
@@ -82,6 +82,9 @@ class SnapshotOps:
         self._guests = guests
         self._image_api = image_api
         self._quiescer = quiescer
+        #: Aliases that LXD may have; all before :meth:`recover`.
+        self._aliases: set[str] = set()
+        self._has_recovered = False
 
     def take(self, context: nova_context.RequestContext,
              instance: objects.Instance, image_id: str,
@@ -140,7 +143,7 @@ class SnapshotOps:
         """Copy the root disk, without its volumes, ports and other devices."""
         with self._guests.changing(instance):
             self._delete_copy(instance)
-            self.delete_image_of(instance)
+            self._delete_image(ALIAS_PREFIX + instance.uuid)
             try:
                 guest = self._guests.get(instance)
             except errors.NotFound as exc:
@@ -182,6 +185,7 @@ class SnapshotOps:
         # such as one that it has imported from an earlier snapshot.
         properties = {'description': f'Image {image_id}'}
         cleanup.callback(_quietly, lambda: self._delete_image(alias))
+        self._aliases.add(alias)
 
         def report(operation: Mapping[str, Any]) -> None:
             # LXD makes one image at a time, and says nothing while it waits.
@@ -213,14 +217,22 @@ class SnapshotOps:
 
     # -- cleaning up --------------------------------------------------------
 
-    def delete_image_of(self, instance: objects.Instance) -> None:
+    def delete_image_of(self, instance: objects.Instance,
+                        guests: Iterable[lxd_guest.Guest]) -> None:
         """Remove the image that an interrupted snapshot of an instance has
         left in LXD, or that one is making now.
 
+        LXD is asked only where there may be one.
+
         :param instance: the instance.
+        :param guests: LXD instances that it had.
         :raises errors.LXDError: if LXD cannot remove it.
         """
-        self._delete_image(ALIAS_PREFIX + instance.uuid)
+        alias = ALIAS_PREFIX + instance.uuid
+        if (alias in self._aliases or not self._has_recovered or
+                any(guest.role == lxd_guest.ROLE_SNAPSHOT
+                    for guest in guests)):
+            self._delete_image(alias)
 
     def recover(self) -> None:
         """Clean up after snapshots that were interrupted by the end of
@@ -239,6 +251,7 @@ class SnapshotOps:
                 LOG.info('Removing LXD image %s, left by an interrupted '
                          'snapshot', alias)
                 self._delete_image(alias)
+        self._has_recovered = True
 
     def _delete_copy(self, instance: objects.Instance) -> None:
         copy = self._guests.find(instance, lxd_guest.ROLE_SNAPSHOT)
@@ -246,9 +259,12 @@ class SnapshotOps:
             copy.delete()
 
     def _delete_image(self, alias: str) -> None:
+        # Also for one that LXD has made after a deletion found none.
+        self._aliases.add(alias)
         with contextlib.suppress(errors.NotFound):
             target = self._session.get('images', 'aliases', alias)['target']
             self._session.delete('images', target)
+        self._aliases.discard(alias)
 
 
 def _quietly(action: Callable[[], None]) -> None:

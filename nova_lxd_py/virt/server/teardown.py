@@ -26,7 +26,6 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.server import local_disks
 from nova_lxd_py.virt.server import snapshot
-from nova_lxd_py.virt.storage import ephemeral_disks
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import modes
@@ -73,7 +72,9 @@ class TeardownOps:
             its disks.
         """
         with self._guests.changing(instance):
-            guest = self._guests.find(instance)
+            found = self._guests.of(instance)
+            guest = next((one for one in found
+                          if one.role == lxd_guest.ROLE_SERVER), None)
             if guest is None:
                 LOG.warning('LXD has no instance of this server; removing '
                             'volumes, disks and ports only',
@@ -88,12 +89,9 @@ class TeardownOps:
             volumes = lxd_devices.volumes(guest)
             devices = guest.devices if guest else {}
             if destroy_disks:
-                self._guests.delete_all(instance)
-                self._disks.delete_ephemeral(instance, (
-                    ephemeral_disks.count_of(
-                        guest.devices, ephemeral_disks.DEVICE_PREFIX)
-                    if guest else 0))
-                self._snapshots.delete_image_of(instance)
+                self._guests.delete_all(instance, found)
+                self._disks.delete_ephemeral(instance, guest)
+                self._snapshots.delete_image_of(instance, found)
             elif guest is not None:
                 guest.stop()
                 guest.update(devices={
@@ -108,7 +106,7 @@ class TeardownOps:
                                  force=destroy_disks)
             if network_info is not None:
                 self._vifs.unplug_all(instance, network_info, devices)
-            self._disks.delete_config_drive(instance)
+            self._disks.delete_config_drive(instance, guest)
 
 
 def _is_reverted_here(instance: objects.Instance, guest: lxd_guest.Guest

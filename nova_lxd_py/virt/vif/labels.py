@@ -53,6 +53,16 @@ def text(instance: objects.Instance, vif: model.VIF) -> str:
         (network and network['bridge']) or _NO_BRIDGE))
 
 
+def owner(alias: str | None) -> str | None:
+    """Return the UUID of the instance that a network device belongs to.
+
+    :param alias: the device's alias.
+    :returns: the UUID, or None if the device is not the driver's.
+    """
+    found = _LABEL.fullmatch(alias or '')
+    return found['instance'] if found else None
+
+
 def port(instance: objects.Instance, devname: str, alias: str | None
          ) -> model.VIF | None:
     """Return the port of a network device, if it is one of an instance.

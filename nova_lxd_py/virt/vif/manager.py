@@ -36,8 +36,8 @@ from oslo_log import log as logging
 from nova_lxd_py import plugin_loader
 from nova_lxd_py.virt.vif import base
 from nova_lxd_py.virt.vif import labels
+from nova_lxd_py.virt.vif import port_index
 from nova_lxd_py.virt.vif import qos
-from nova_lxd_py.virt.vif import veth
 
 CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class VIFManager:
         self._plugins = plugin_loader.load(
             NAMESPACE, base.VIFPlugin,  # type: ignore[type-abstract]
             'VIF', 'Ports')
+        self._index = port_index.PortIndex()
 
     @property
     def supported_types(self) -> list[str]:
@@ -113,8 +114,11 @@ class VIFManager:
             try:
                 limits = qos.limits(instance.flavor)
                 with _lock(vif):
-                    plugin.plug(instance, vif, limits=limits,
-                                guest_stopped=guest_stopped)
+                    try:
+                        plugin.plug(instance, vif, limits=limits,
+                                    guest_stopped=guest_stopped)
+                    finally:
+                        self._index.note(instance, vif)
             except Exception as error:
                 LOG.error('Port %(port)s could not be plugged: %(error)s',
                           {'port': vif['id'], 'error': error},
@@ -175,13 +179,16 @@ class VIFManager:
         :param devices: the devices of the LXD instance; empty without one.
         """
         vifs = {_short_id(vif): vif for vif in network_info or []}
-        for vif in (*_ports_on_host(instance), *labels.ports_of_nics(devices)):
+        for vif in (*self._index.ports(instance),
+                    *labels.ports_of_nics(devices)):
             if _short_id(vif) not in vifs:
                 LOG.warning('Unplugging port %s..., which the server has on '
                             'this host, but not in Nova', _short_id(vif),
                             instance=instance)
                 vifs[_short_id(vif)] = vif
         self.unplug(instance, vifs.values())
+        # Forget those that are gone.
+        self._index.ports(instance)
 
     def devices(self, network_info: Iterable[model.VIF]
                 ) -> dict[str, dict[str, str]]:
@@ -284,14 +291,6 @@ class VIFManager:
         if bound['network'] and not bound['network']['bridge']:
             bound['network']['bridge'] = CONF.neutron.ovs_bridge
         return bound
-
-
-def _ports_on_host(instance: objects.Instance) -> Iterator[model.VIF]:
-    """List the ports of an instance that have a network device here."""
-    for name in veth.names():
-        vif = labels.port(instance, name, veth.attribute(name, 'ifalias'))
-        if vif is not None:
-            yield vif
 
 
 def _lock(vif: model.VIF) -> contextlib.AbstractContextManager[Any]:

@@ -23,6 +23,7 @@ from nova import objects
 
 from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
+from tests.fixtures.fake_lxd import fixture
 
 
 class DestroyTest(fake_driver_host.FakeDriverTestCase):
@@ -110,6 +111,14 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         self.driver.destroy(self.context, other, [])
         self.assert_no_ports()
 
+    def test_ports_of_an_earlier_nova_compute(self) -> None:
+        """LXD has deleted it, Nova has released its ports."""
+        server = self.host.spawn(network_info=self.host.ports(2))
+        self.host.restart_driver()
+        self.delete_by_hand(server)
+        self.driver.destroy(self.context, server, [])
+        self.assert_no_ports()
+
     def test_ports_plugged_by_an_older_release(self) -> None:
         """Those have no label until they are plugged again, as Nova does
         when it starts; LXD's devices name them."""
@@ -135,16 +144,65 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         api.must('DELETE', f'/1.0/instances/{server.name}', params=params)
 
     def test_in_rescue_with_leftovers_of_a_snapshot(self) -> None:
+        server = self.in_rescue()
+        self.leave_snapshot(server)
+        self.destroy(server)
+        self.assert_gone(server)
+        self.assertEqual([], self.snapshots())
+
+    def in_rescue(self) -> objects.Instance:
         server = self.make()
-        for role in ('rescue', 'snapshot'):
-            self.lxd.api.must('POST', '/1.0/instances', {
-                'name': f'{server.name}-{role}', 'profiles': [],
-                'source': {'type': 'none'},
-                'config': {'user.nova.uuid': server.uuid,
-                           'user.nova.role': role},
-                'devices': {'root': {'type': 'disk', 'path': '/',
-                                     'pool': 'default'}}},
-                params={'project': self.host.project})
+        self.rescue(server)
+        self.assertEqual([server.name, f'{server.name}-rescue'],
+                         sorted(self.host.own()))
+        return server
+
+    def rescue(self, server: objects.Instance) -> None:
+        # The fake LXD mounts nothing, so the image has what would be there.
+        image = self.host.image(fixture.unified_image(
+            {'mnt': None, 'mnt/rescue': None, 'mnt/rescue/etc': None}))
+        self.driver.rescue(self.context, server, self.ports, image, None,
+                           None, None)
+
+    def leave_snapshot(self, server: objects.Instance) -> None:
+        """Leave the copy and the image that a snapshot has made."""
+        faults = [self.lxd.fail_next('DELETE', f'/1.0/{path}', times=None)
+                  for path in ('instances/*-snapshot', 'images/*')]
+        self.driver.snapshot(
+            self.context, server,
+            self.host.glance.create(None, {'name': 'backup'})['id'],
+            lambda **kwargs: None)
+        for fault in faults:
+            fault.release()
+        self.assertIn(f'{server.name}-snapshot', self.host.own())
+        self.assertEqual([f'snapshot-{server.uuid}'], self.snapshots())
+
+    def snapshots(self) -> list[str]:
+        return [alias for _project, alias in self.lxd.daemon.store.aliases
+                if alias.startswith('snapshot-')]
+
+    def test_auxiliary_instances_of_an_earlier_nova_compute(self) -> None:
+        server = self.in_rescue()
+        self.host.restart_driver()
+        self.destroy(server)
+        self.assert_gone(server)
+
+    def test_auxiliary_instance_whose_creation_was_not_answered(self) -> None:
+        server = self.make()
+        name = f'{server.name}-rescue'
+        # Its events would tell the driver.
+        self.driver._services.watcher.stop()
+        # Nor are the attempts to clean up.
+        faults = [self.lxd.drop_connection('POST', '/1.0/instances',
+                                           after=True, where={'name': name})]
+        self.lxd.before(
+            'POST', '/1.0/instances', lambda request: faults.append(
+                self.lxd.fail_next('GET', f'/1.0/instances/{name}',
+                                   times=None)), where={'name': name})
+        self.assertRaises(exception.NovaException, self.rescue, server)
+        for fault in faults:
+            fault.release()
+        self.assertEqual([server.name, name], sorted(self.host.own()))
         self.destroy(server)
         self.assert_gone(server)
 
@@ -159,6 +217,17 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         self.assertEqual(set(), self.storage.left())
         self.assertEqual([f'ephemeral-{server.uuid}-0'],
                          self.host.lxd_volumes())
+        self.destroy(server)
+        self.assert_gone(server)
+
+    def test_disks_without_devices(self) -> None:
+        """A hard reboot that recreated them was interrupted."""
+        server = self.make()
+        devices = self.host.fake(server).devices
+        for name in ('config-drive', 'ephemeral0'):
+            del devices[name]
+        self.destroy(server)
+        self.assert_gone(server)
 
     def test_keeping_the_ports(self) -> None:
         server = self.make()
@@ -210,7 +279,6 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
     def test_lxd_refuses_a_step(self) -> None:
         for method, path in (
                 ('GET', '/1.0/instances/*'),
-                ('GET', '/1.0/instances/*-rescue'),
                 ('DELETE', '/1.0/instances/*'),
                 ('GET', '/1.0/storage-pools/default/volumes/custom/eph*'),
                 ('DELETE', '/1.0/storage-pools/default/volumes/custom/eph*')):
@@ -221,6 +289,14 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
                                   server)
                 self.destroy(server)
                 self.assert_gone(server)
+
+    def test_lxd_refuses_to_show_the_rescue_instance(self) -> None:
+        server = self.in_rescue()
+        self.lxd.fail_next('GET', '/1.0/instances/*-rescue')
+        self.assertRaises(exception.NovaException, self.destroy, server)
+        self.assertEqual(2, len(self.host.own()))
+        self.destroy(server)
+        self.assert_gone(server)
 
     def test_lxd_is_gone(self) -> None:
         server = self.make()

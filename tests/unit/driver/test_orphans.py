@@ -193,6 +193,34 @@ class OrphansTest(fake_driver_host.FakeDriverTestCase):
         self.lxd.fail_next('GET', '*/volumes/custom')
         self.sweep()
 
+    # -- what a deletion does not look for ----------------------------------
+
+    def deleted(self) -> objects.Instance:
+        """Delete a server that has more than the driver can know of."""
+        image = self.host.image()
+        server = self.host.spawn(self.host.instance(image), image)
+        # Its events would tell the driver.
+        self.driver._services.watcher.stop()
+        for role in ('probe', 'unpacked', 'snapshot', 'rescue'):
+            self.auxiliary(server, role)
+        self.api('POST', '/1.0/storage-pools/default/volumes/custom', {
+            'name': f'ephemeral-{server.uuid}-0', 'type': 'custom',
+            'config': {'user.nova.uuid': server.uuid,
+                       'user.nova.role': 'ephemeral'}})
+        self.driver.destroy(self.context, server, [])
+        self.assertEqual(4, len(self.host.own()))
+        self.assertEqual(1, len(self.host.lxd_volumes()))
+        return server
+
+    def test_unknown_leftovers_of_a_deleted_server(self) -> None:
+        self.deleted()
+        self.sweep()
+        self.assert_nothing_left()
+        self.age(600)
+        self.deleted()
+        self.host.restart_driver()
+        self.assert_nothing_left()
+
     # -- LXD instances ------------------------------------------------------
 
     def auxiliary(self, server: objects.Instance, role: str) -> str:

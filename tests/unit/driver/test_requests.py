@@ -89,7 +89,33 @@ class RequestsTest(fake_driver_host.FakeDriverTestCase):
         self.assertEqual(2, sum(
             request.startswith('DELETE /1.0/storage-pools/default/volumes/'
                                'custom/ephemeral-') for request in requests))
-        self.assertLess(len(requests), 25)
+        # Three to find the disks, and two to delete each; one for the config
+        # drive.
+        self.assertLessEqual(len(requests), 13)
+
+    def test_plain_deletion(self) -> None:
+        """One more than a script makes that stops and deletes it."""
+        server = self.host.spawn(self.host.instance(self.image), self.image,
+                                 self.host.ports(1))
+        self.assertEqual([
+            'GET /1.0/instances/NAME',
+            'PUT /1.0/instances/NAME/state',
+            'GET /1.0/operations/ID/wait',
+            'DELETE /1.0/instances/NAME',
+            'GET /1.0/operations/ID/wait',
+        ], self.requests(server, lambda: self.driver.destroy(
+            self.context, server, self.host.ports(1), disks.described())))
+
+    def test_deletion_of_a_stopped_server(self) -> None:
+        server = self.host.spawn(self.host.instance(self.image), self.image,
+                                 self.host.ports(1))
+        self.driver.power_off(server)
+        self.assertEqual([
+            'GET /1.0/instances/NAME',
+            'DELETE /1.0/instances/NAME',
+            'GET /1.0/operations/ID/wait',
+        ], self.requests(server, lambda: self.driver.destroy(
+            self.context, server, self.host.ports(1), disks.described())))
 
     def test_spawn(self) -> None:
         self.assert_independent(self.spawn, lambda server: None)

@@ -131,6 +131,50 @@ class CopiesTestCase(session_case.SessionTestCase):
         self.guests.delete_all(self.server)
         self.assertEqual({}, self.lxd.instances)
 
+    def test_auxiliary_instances_before_the_first_list(self):
+        self.post_auxiliary('probe')
+        self.assertEqual([self.name, f'{self.name}-probe'], self.names_of())
+
+    def test_auxiliary_instances_in_a_list(self):
+        self.post_auxiliary('probe')
+        self.guests.all()
+        self.assertEqual([self.name, f'{self.name}-probe'], self.names_of())
+
+    def test_auxiliary_instances_that_were_read_by_name(self):
+        self.guests.all()
+        self.post_auxiliary('probe')
+        self.assertEqual([self.name], self.names_of())
+        self.guests.by_name(f'{self.name}-probe')
+        self.assertEqual([self.name, f'{self.name}-probe'], self.names_of())
+
+    def test_auxiliary_instances_of_others(self):
+        self.guests.all()
+        self.post_auxiliary('probe')
+        self.guests.all()
+        with self.lxd.recording() as requests:
+            self.guests.of(objects.Instance(id=2, uuid=OTHER))
+        self.assertEqual(['GET /1.0/instances/instance-00000002',
+                          'GET /1.0/instances'], [
+            str(request) for request in requests])
+
+    def post_auxiliary(self, role):
+        """Create an instance without the registry."""
+        self.session.post('instances', body={
+            'name': f'{self.name}-{role}', 'profiles': [],
+            'config': {lxd_guest.KEY_UUID: UUID, lxd_guest.KEY_ROLE: role},
+            'devices': {'root': {'type': 'disk', 'path': '/',
+                                 'pool': 'default'}},
+            'source': {'type': 'none'}})
+
+    def names_of(self):
+        return [guest.name for guest in self.guests.of(self.server)]
+
+    def test_deletion_of_one_that_was_started_meanwhile(self):
+        guest = self.guests.get(self.server)
+        self.guests.get(self.server).start()
+        guest.delete()
+        self.assertEqual({}, self.lxd.instances)
+
     def test_the_log_has_each_name_once(self):
         for name in ('backup', 'other'):
             self.copy(name)

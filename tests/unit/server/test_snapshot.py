@@ -187,6 +187,41 @@ class SnapshotTestCase(session_case.SessionTestCase):
         self.snapshots.recover()
         self.assert_clean()
 
+    def leave_image(self):
+        self.session.post('images', 'aliases', body={
+            'name': f'snapshot-{UUID}',
+            'target': self.session.get('images', 'aliases', 'tiny')['target']})
+
+    def test_deletion_before_the_leftovers_are_known(self):
+        self.leave_image()
+        self.lxd.fail_next('GET', '/1.0/images/aliases')
+        self.snapshots.recover()
+        self.snapshots.delete_image_of(self.server, [])
+        self.assertEqual([], self.session.get('images'))
+
+    def test_deletion_after_leftovers_that_could_not_go(self):
+        self.snapshots.recover()
+        self.lxd.fail_next('DELETE', '/1.0/images/*', 500, 'busy')
+        self.take()
+        self.snapshots.delete_image_of(self.server, [])
+        self.assert_clean()
+
+    def test_deletion_of_a_server_with_a_copy(self):
+        self.snapshots.recover()
+        self.leave_image()
+        self.create(COPY, **{lxd_guest.KEY_UUID: UUID,
+                             lxd_guest.KEY_ROLE: lxd_guest.ROLE_SNAPSHOT})
+        self.snapshots.delete_image_of(self.server,
+                                       [self.guests.by_name(COPY)])
+        self.assertEqual([], self.session.get('images'))
+
+    def test_deletion_of_a_server_without_images(self):
+        self.snapshots.recover()
+        self.take()
+        with self.lxd.recording() as requests:
+            self.snapshots.delete_image_of(self.server, [])
+        self.assertEqual([], requests)
+
     def test_start_survives_an_lxd_in_trouble(self):
         self.lxd.fail_next('GET', '/1.0/instances', times=None)
         self.snapshots.recover()

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import types
 from typing import Any
@@ -23,8 +24,10 @@ from nova import exception
 from nova import objects
 from oslo_config import fixture as config_fixture
 from oslotest import base
+from pyroute2.netlink import exceptions as netlink_exceptions
 from stevedore import extension
 
+from nova_lxd_py.virt.vif import base as base_vif
 from nova_lxd_py.virt.vif import bridge
 from nova_lxd_py.virt.vif import manager
 from nova_lxd_py.virt.vif import ovs
@@ -319,3 +322,77 @@ class WaitTestCase(ManagerTestCase):
         with self.plugged(self.vif):
             self.send(self.vif)
         self.assertIs(veth.VethState.ON_HOST, veth.VethPair(self.vif).state())
+
+
+class UnplugAllTestCase(ManagerTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.vif = fake_host.make_vif()
+
+    def unplug_all(self) -> None:
+        self.vifs.unplug_all(self.instance, [], {})
+
+    def test_port_that_nova_has_forgotten(self) -> None:
+        self.unplug_all()
+        self.vifs.plug(self.instance, [self.vif])
+        self.unplug_all()
+        self.assertEqual(set(), self.host.names())
+
+    def test_port_that_an_earlier_process_has_plugged(self) -> None:
+        self.vifs.plug(self.instance, [self.vif])
+        self.vifs = manager.VIFManager()
+        self.unplug_all()
+        self.assertEqual(set(), self.host.names())
+
+    def test_port_that_could_be_neither_plugged_nor_unplugged(self) -> None:
+        self.unplug_all()
+        self.host.os_vif_plug_error = OSError('no answer')
+        with (fixtures.MonkeyPatch('os_vif.unplug', lambda *args: None),
+              fixtures.MonkeyPatch('tests.fixtures.fake_host._Netlink.'
+                                   '_link_del', self.refuse)):
+            self.assertRaises(exception.VirtualInterfacePlugException,
+                              self.vifs.plug, self.instance, [self.vif])
+        self.assertIn(base_vif.devname(self.vif), self.host.names())
+        self.unplug_all()
+        self.assertEqual(set(), self.host.names())
+
+    @staticmethod
+    def refuse(netlink: Any, index: int) -> None:
+        raise netlink_exceptions.NetlinkError(errno.EBUSY)
+
+    def test_port_that_another_instance_has_now(self) -> None:
+        self.vifs.plug(self.instance, [self.vif])
+        other = fake_host.make_instance()
+        self.vifs.plug(other, [self.vif])
+        self.unplug_all()
+        self.assertIn(base_vif.devname(self.vif), self.host.names())
+        self.instance = other
+        self.unplug_all()
+        self.assertEqual(set(), self.host.names())
+
+    def test_reads_no_aliases_of_other_instances(self) -> None:
+        """Except once, those of an earlier process."""
+        others = [fake_host.make_vif() for _ in range(5)]
+        self.vifs.plug(fake_host.make_instance(), others)
+        self.unplug_all()
+        self.vifs.plug(fake_host.make_instance(), [fake_host.make_vif()])
+        self.vifs.plug(self.instance, [self.vif])
+        read: list[str] = []
+        attribute = veth.attribute
+
+        def recorded(name: str, key: str) -> str | None:
+            if key == 'ifalias':
+                read.append(name)
+            return attribute(name, key)
+
+        with fixtures.MonkeyPatch(
+                'nova_lxd_py.virt.vif.veth.attribute', recorded):
+            self.unplug_all()
+        self.assertEqual({base_vif.devname(self.vif)}, set(read))
+        self.assertEqual(12, len(self.host.names()))
+
+    def test_nothing_is_remembered_of_ports_that_are_gone(self) -> None:
+        self.vifs.plug(self.instance, [self.vif])
+        self.unplug_all()
+        self.assertEqual({}, self.vifs._index._names)
