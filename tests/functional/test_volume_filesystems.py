@@ -279,7 +279,11 @@ class XfsVolumeTest(FilesystemCases, unittest.TestCase):
                 self.detach(server, connection)
                 self.host.driver.power_on(self.host.context, server, [])
             elif way == 'reboot':
-                self.reboot(server, disks.described(mapping))
+                # As LXD's helpers in the guest do, a process keeps a copy of
+                # the mount for a while.
+                with subprocess.Popen(['unshare', '--mount', '--propagation',
+                                       'private', 'sleep', '4']):
+                    self.reboot(server, disks.described(mapping))
                 self.host.run(server, 'touch', f'{self.directory}/again')
                 self.detach(server, connection)
             else:

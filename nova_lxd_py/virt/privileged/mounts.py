@@ -30,6 +30,7 @@ import errno
 import functools
 import os
 import re
+import time
 
 from nova_lxd_py.virt import privileged
 from nova_lxd_py.virt.privileged import children
@@ -44,6 +45,11 @@ MAKERS = {'ext4': ('mkfs.ext4', '-q', '-E', 'root_owner=0:0,nodiscard'),
           'xfs': ('mkfs.xfs', '-q', '-K')}
 #: Characters that the label of a filesystem of each kind may have.
 LABEL_LENGTH = 12
+
+#: Seconds to wait until nothing has a filesystem mounted any more that has
+#: shut itself down, and between attempts.
+_SHUT_DOWN_TIMEOUT = 15
+_SHUT_DOWN_POLL = 0.2
 #: Data for mount(2). A clone of a volume has the same UUID as the volume.
 _MOUNT_DATA = {'ext4': 'errors=remount-ro', 'xfs': 'nouuid'}
 
@@ -170,15 +176,41 @@ def attach_plain(device: str, kind: str, target: str, flags: int,
     :param discard: whether the device is told of blocks that become free;
         ignored by the kernel if it does not support that.
     :raises OSError: with errno EPERM if the superblock has a feature that
-        must not be mounted; if the kernel refuses.
+        must not be mounted; with errno EIO if the filesystem has shut itself
+        down and is still mounted elsewhere; if the kernel refuses.
     """
     path = os.path.realpath(validation.checked_device(device))
     kind = _kind(kind)
     _check_superblock(path, kind)
     data = _MOUNT_DATA[kind] + (',discard' if discard else '')
-    _checked(_libc.mount(
-        os.fsencode(path), os.fsencode(target), kind.encode('ascii'),
-        ctypes.c_ulong(flags), data.encode('ascii')), 'mount')
+    deadline = time.monotonic() + _SHUT_DOWN_TIMEOUT
+    while True:
+        _checked(_libc.mount(
+            os.fsencode(path), os.fsencode(target), kind.encode('ascii'),
+            ctypes.c_ulong(flags), data.encode('ascii')), 'mount')
+        if not _has_shut_down(target):
+            return
+        # The kernel has mounted the same broken filesystem again, since it is
+        # in another mount namespace: for a moment in that of a process of LXD
+        # in the guest that has just stopped, or of a guest that is starting.
+        _checked(_libc.umount2(os.fsencode(target), _MNT_DETACH), 'umount')
+        if time.monotonic() > deadline:
+            raise OSError(
+                errno.EIO, 'The filesystem has shut itself down after an '
+                'error of the storage, and a process on the host has it '
+                'mounted still; end the processes with its device in '
+                '/proc/<pid>/mountinfo', target)
+        time.sleep(_SHUT_DOWN_POLL)
+
+
+def _has_shut_down(target: str) -> bool:
+    try:
+        os.stat(target)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return True
+    return False
 
 
 def _check_superblock(path: str, kind: str) -> None:
