@@ -92,6 +92,8 @@ class EventContract(contract.ContractTest):
             api.must('PUT', state, {'action': 'stop', 'force': True})
             self.retry(lambda api=api, state=state: api.call(
                 'PUT', state, {'action': 'start'}))
+            if api is self.real_api:
+                self.until_booted()
             api.must('PUT', state, {'action': 'stop', 'timeout': 30})
             self.retry(lambda api=api: api.call(
                 'POST', '/1.0/instances/c1', {'name': 'c2'}))

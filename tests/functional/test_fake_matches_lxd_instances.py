@@ -153,6 +153,7 @@ class InstanceContract(contract.InstanceContractTest):
         fake, real = self.power('start', real_retries=True)
         self.assertEqual(real.operation['metadata'],
                          fake.operation['metadata'])
+        self.until_booted()
         self.power('stop', timeout=20)
         self.stop_hook('c1')
         self.compare()
