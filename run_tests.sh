@@ -45,8 +45,10 @@ Usage: ./run_tests.sh [stage]... [--server lxd|incus] [-- pytest option...]
        ./run_tests.sh tempest [regular expression]
 
 Without arguments all stages run: "functional" and then "cloud", which is started
-meanwhile, and the others at the same time. Those marked with * need root: the
-script runs itself with sudo if it is not root already.
+meanwhile, and the others at the same time. From "cloud" it leaves out the tests
+that change the whole host for minutes and have counterparts in "functional"
+(CLOUD_BY_NAME below); "run_tests.sh cloud" runs all. Those marked with * need
+root: the script runs itself with sudo if it is not root already.
 
   pep8         style, order of imports, shell scripts, spelling
   mypy         types
@@ -350,10 +352,17 @@ stage_functional() {
             tests/functional 600
 }
 
+# Tests of the cloud that run only if the stage is named.
+readonly -a CLOUD_BY_NAME=(bandwidth cloud_init_keys device_tags diagnostics
+    many pinning)
+
 stage_cloud() {
+    local -a left_out=(two_hosts)
+    [[ -z ${RUNS_ALL:-} ]] || left_out+=("${CLOUD_BY_NAME[@]}")
+    left_out=("${left_out[@]/#/--ignore=tests/cloud/test_}")
     need_packages && need_nova34 && need_cloud --with-cinder || return
     run_shared "$CLOUD_PROCESSES" cloud "$NOVA34/bin/python" tests/cloud 900 \
-        --ignore=tests/cloud/test_two_hosts.py
+        "${left_out[@]/%/.py}"
 }
 
 stage_two_hosts() {
@@ -680,6 +689,7 @@ main() {
     trap 'exit 143' TERM
     if ((${#SELECTED[@]} == 0)); then
         SELECTED=("${STAGES[@]}")
+        RUNS_ALL=yes
         run_all
     elif [[ ${SELECTED[*]} == 'threads eventlet' ]] &&
         ((${#PYTEST_OPTIONS[@]} == 0)); then

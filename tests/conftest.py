@@ -38,7 +38,7 @@ SHARE = os.environ.get('NOVA_LXD_TEST_SHARE')
 
 #: Files that take a minute for one test.
 LONG = ('test_volumes_random.py', 'test_guest_reboots.py',
-        'test_cloud_init_keys.py', 'test_device_tags.py', 'test_many.py')
+        'test_cloud_init_keys.py', 'test_many.py')
 
 #: Changes what the other tests in its directory need.
 LAST = ('test_two_hosts.py',)
