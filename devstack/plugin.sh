@@ -46,9 +46,6 @@ function nova_lxd_stack {
             create_nova_lxd_pool
             configure_nova_lxd
         fi
-        if is_service_enabled q-svc neutron-api; then
-            configure_nova_lxd_events
-        fi
         if is_service_enabled g-api; then
             load_nova_lxd_metadefs
         fi

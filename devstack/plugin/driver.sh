@@ -44,12 +44,6 @@ function configure_nova_lxd {
     sudo "$NOVA_LXD_DIR/tools/udev_rule.sh" install "$NOVA_LXD_STATE/udev"
 }
 
-# Neutron collects events for Nova as long as that, 2 s by default. A server
-# starts when Nova knows that its ports are wired up.
-function configure_nova_lxd_events {
-    iniset "$NEUTRON_CONF" DEFAULT send_events_interval 1
-}
-
 # Glance describes the extra specs of flavors to dashboards.
 function load_nova_lxd_metadefs {
     "$GLANCE_BIN_DIR/glance-manage" --config-file "$GLANCE_API_CONF" \

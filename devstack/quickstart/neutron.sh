@@ -27,8 +27,6 @@ auth_strategy = keystone
 dhcp_agent_notification = false
 notify_nova_on_port_status_changes = true
 notify_nova_on_port_data_changes = true
-# Seconds; servers wait for these events.
-send_events_interval = 1
 api_paste_config = $VENV/etc/neutron/api-paste.ini
 api_workers = 1
 rpc_workers = 0

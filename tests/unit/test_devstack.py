@@ -142,7 +142,6 @@ class PluginTestCase(base.BaseTestCase):
             f'{name}() {{ echo {name}; }}' for name in (
                 'install_nova_lxd_daemon', 'install_nova_lxd_driver',
                 'create_nova_lxd_pool', 'configure_nova_lxd',
-                'configure_nova_lxd_events',
                 'load_nova_lxd_metadefs', 'upload_nova_lxd_image',
                 'configure_nova_lxd_tempest', 'remove_nova_lxd_servers',
                 'remove_nova_lxd_daemon', 'remove_nova_lxd_image'))
@@ -176,17 +175,6 @@ class PluginTestCase(base.BaseTestCase):
         self.assertEqual('', self.phase('stack', 'extra', services='n-cpu'))
         self.assertEqual('', self.phase(
             'stack', 'test-config', services='n-cpu'))
-
-    def test_neutron_is_configured_where_it_runs(self):
-        for name in 'q-svc', 'neutron-api':
-            self.assertEqual('configure_nova_lxd_events', self.phase(
-                'stack', 'post-config', services=f'mysql,{name}'))
-
-    def test_neutron_sends_events_sooner(self):
-        self.assertEqual(
-            'neutron.conf DEFAULT send_events_interval 1',
-            run(f'. {DEVSTACK}/plugin/driver.sh\niniset() {{ echo "$@"; }}\n'
-                'NEUTRON_CONF=neutron.conf\nconfigure_nova_lxd_events\n'))
 
     def test_controller_has_no_lxd(self):
         services = 'mysql,g-api,n-api'
