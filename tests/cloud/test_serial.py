@@ -65,6 +65,8 @@ class Terminal(contextlib.AbstractContextManager['Terminal']):
         self.type('root\n')
         self.expect('assword:')
         self.type(f'{PASSWORD}\n')
+        # What is typed before the prompt, login discards.
+        self.expect('root@')
         self.run('echo $((6 * 7))', '42')
 
     def run(self, command: str, result: str) -> None:
