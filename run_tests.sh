@@ -440,7 +440,7 @@ remove_cloud() {
     [[ -n ${CLOUD_IS_OURS:-} && -z ${KEEP_CLOUD:-} ]] || return 0
     CLOUD_IS_OURS=
     # Servers lose their network for a moment when it crashes.
-    grep -E 'assertion|crashes' "$OVS_LOG" || :
+    grep --no-messages -E 'assertion|crashes' "$OVS_LOG" || :
     say 'Removing the cloud'
     "$QUICKSTART" purge
 }
@@ -625,7 +625,7 @@ clean_up() {
     trap - EXIT INT TERM
     end_jobs
     remove_cloud
-    # Only signals come before the summary.
+    # A signal comes before the summary, or a failure to begin.
     [[ -n ${SUMMARIZED:-} ]] || summary "${SELECTED[@]}"
     # The files that root has made belong to the user of sudo.
     if [[ -n ${SUDO_UID:-} && -d $ENVS ]]; then

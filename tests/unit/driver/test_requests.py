@@ -93,6 +93,10 @@ class RequestsTest(fake_driver_host.FakeDriverTestCase):
         # drive.
         self.assertLessEqual(len(requests), 13)
 
+    def deletion(self, server: objects.Instance) -> list[str]:
+        return self.requests(server, lambda: self.driver.destroy(
+            self.context, server, self.host.ports(1), disks.described()))
+
     def test_plain_deletion(self) -> None:
         """One more than a script makes that stops and deletes it."""
         server = self.host.spawn(self.host.instance(self.image), self.image,
@@ -103,8 +107,7 @@ class RequestsTest(fake_driver_host.FakeDriverTestCase):
             'GET /1.0/operations/ID/wait',
             'DELETE /1.0/instances/NAME',
             'GET /1.0/operations/ID/wait',
-        ], self.requests(server, lambda: self.driver.destroy(
-            self.context, server, self.host.ports(1), disks.described())))
+        ], self.deletion(server))
 
     def test_deletion_of_a_stopped_server(self) -> None:
         server = self.host.spawn(self.host.instance(self.image), self.image,
@@ -114,8 +117,7 @@ class RequestsTest(fake_driver_host.FakeDriverTestCase):
             'GET /1.0/instances/NAME',
             'DELETE /1.0/instances/NAME',
             'GET /1.0/operations/ID/wait',
-        ], self.requests(server, lambda: self.driver.destroy(
-            self.context, server, self.host.ports(1), disks.described())))
+        ], self.deletion(server))
 
     def test_spawn(self) -> None:
         self.assert_independent(self.spawn, lambda server: None)
