@@ -213,6 +213,7 @@ run_pytest() {
     PATH="$TOOLS/bin:$PATH" \
         "$python" ${MEASURE:+-m coverage run --parallel-mode} -m pytest -q -rs \
         --junit-xml="$RESULTS/$name.xml" -o junit_family=xunit1 \
+        -o junit_logging=log -o junit_log_passing_tests=false \
         --durations=5 --durations-min=5 --timeout="$seconds" "$directory" "$@" \
         ${PYTEST_OPTIONS[@]+"${PYTEST_OPTIONS[@]}"}
 }

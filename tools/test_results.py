@@ -14,7 +14,7 @@
 
 ``counts FILE...`` prints the numbers of passed, failed and skipped tests,
 ``durations FILE...`` the seconds of all tests, the longest first,
-``failures FILE...`` the names of failed tests and how their reports end, and
+``failures FILE...`` the names of failed tests and their errors, and
 ``skips FILE...`` the reasons of skipped tests, with their numbers.
 """
 
@@ -22,14 +22,20 @@ from __future__ import annotations
 
 import collections
 import pathlib
+import re
 import sys
 from xml.etree import ElementTree
 
 
-# Of the report of a failed test, whose end names the error.
-_LINES_OF_REPORT = 25
+# Of the report of a failed test, and of the log before it.
+_LINES = 8
+_LINE_LENGTH = 300
 # Of the tests after these only the names: one fault often fails many.
 _REPORTS = 8
+# What pytest begins the lines of an exception with.
+_EXCEPTION = 'E  '
+_WARNINGS = re.compile(r'\b(WARNING|ERROR|CRITICAL)\b')
+_PLACE = re.compile(r'\S+\.py:\d+: ')
 
 
 def _cases(paths: list[str]) -> list[tuple[str, ElementTree.Element]]:
@@ -68,27 +74,40 @@ def durations(paths: list[str]) -> list[str]:
             for seconds, stage, name in found]
 
 
-def failures(paths: list[str]) -> list[str]:
-    """Return the names of failed tests, and how the first reports end.
+def _shortened(lines: list[str]) -> list[str]:
+    return [f'    {line[:_LINE_LENGTH]}' for line in lines[-_LINES:]]
 
-    The output of a long run is often cut to its end, where the summary stands.
+
+def _report(case: ElementTree.Element, failed: ElementTree.Element
+            ) -> list[str]:
+    """Return the error of a test, where it came up, and the log's warnings."""
+    lines = (failed.text or failed.get('message') or '').splitlines()
+    log = [line for output in case.iter('system-out')
+           for line in (output.text or '').splitlines()
+           if _WARNINGS.search(line)]
+    return _shortened([line for line in lines
+                       if line.startswith(_EXCEPTION) or _PLACE.match(line)] or
+                      lines) + _shortened(log)
+
+
+def failures(paths: list[str]) -> list[str]:
+    """Return the names of failed tests, and then what the first ones report.
+
+    The output of a long run is often cut to its end, where the summary stands:
+    a few lines of each test tell more than all lines of the last.
 
     :param paths: JUnit files.
     """
-    lines = []
-    count = 0
+    names, reports = [], []
     for stage, case in _cases(paths):
         for outcome in ('failure', 'error'):
             if (failed := case.find(outcome)) is None:
                 continue
-            lines.append(f'{stage}: {case.get("classname")}.'
-                         f'{case.get("name")}')
-            count += 1
-            if count > _REPORTS:
-                continue
-            report = (failed.text or failed.get('message') or '').splitlines()
-            lines += [f'    {line}' for line in report[-_LINES_OF_REPORT:]]
-    return lines
+            name = f'{stage}: {case.get("classname")}.{case.get("name")}'
+            names.append(name)
+            if len(names) <= _REPORTS:
+                reports += ['', name, *_report(case, failed)]
+    return names + reports
 
 
 def skips(paths: list[str]) -> list[str]:

@@ -184,7 +184,7 @@ class MigrateTest(two_hosts_case.TwoHostsTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             'nova_lxd_py.virt.server.outgoing._POLL', 0.05))
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.server.outgoing._REPORT_INTERVAL', 0.1))
+            'nova_lxd_py.virt.server.outgoing._REPORT_INTERVAL', 0))
         log = self.useFixture(fixtures.FakeLogger())
         server = self.make()
         self.host.fake(server).usage['disk'] = 3000000
