@@ -221,7 +221,7 @@ run_pytest() {
 # run_shared COUNT NAME PYTHON DIRECTORY SECONDS: like run_pytest, in several
 # processes that share the test files. Each file runs in one process, so that it
 # must not use anything of the machine that another file uses, but daemons of its
-# own, or take turns (tests/fixtures/cloud.py).
+# own, or take turns (tests/fixtures/turns.py).
 run_shared() {
     local count=$1 name=$2 number pid status=0
     shift

@@ -20,6 +20,7 @@ import os
 from typing import Any
 
 from tests.fixtures import cloud
+from tests.fixtures import turns
 
 USER_DATA = '#!/bin/sh\necho "made by user data" >/root/user-data-was-here\n'
 
@@ -187,7 +188,7 @@ class BootTest(cloud.CloudTestCase):
         self.delete(server.id)
         self.assert_gone(server.id, ports)
 
-    @cloud.alone
+    @turns.alone
     def test_delete_leaves_nothing(self) -> None:
         before = self.host.volumes()
         server = self.boot()

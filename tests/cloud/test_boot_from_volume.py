@@ -24,6 +24,7 @@ from openstack import exceptions
 from tests.fixtures import cloud
 from tests.fixtures import cloud_volumes
 from tests.fixtures import machine
+from tests.fixtures import turns
 
 
 class BootCases(cloud_volumes.BootFromVolumeTools):
@@ -55,7 +56,7 @@ class BootCases(cloud_volumes.BootFromVolumeTools):
         second, _volume = self.boot_from(source_type='volume', uuid=volume)
         self.assertEqual(filled, self.sum(second))
 
-    @cloud.alone
+    @turns.alone
     def test_lxd_is_killed(self) -> None:
         """The guest keeps running, and all operations work afterwards."""
         server, volume = self.from_image()

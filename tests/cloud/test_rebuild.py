@@ -19,6 +19,7 @@ from typing import Any
 from openstack import exceptions
 
 from tests.fixtures import cloud
+from tests.fixtures import turns
 
 
 class RebuildTest(cloud.CloudTestCase):
@@ -78,7 +79,7 @@ class RebuildTest(cloud.CloudTestCase):
             self.fail('An image that does not fit was accepted')
         self.assertEqual('kept', self.execute(server, 'cat /root/kept'))
 
-    @cloud.alone
+    @turns.alone
     def test_restart_of_nova_compute_in_the_middle(self) -> None:
         server = self.boot(cloud.distribution(), 'lxd.small')
         ports = [port.id for port in self.ports(server.id)]

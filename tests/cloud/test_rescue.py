@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.fixtures import cloud
+from tests.fixtures import turns
 
 
 class RescueTest(cloud.CloudTestCase):
@@ -87,7 +88,7 @@ class RescueTest(cloud.CloudTestCase):
         self.delete(server.id)
         self.assert_gone(server.id, ports)
 
-    @cloud.alone
+    @turns.alone
     def test_restart_of_nova_compute_while_rescued(self) -> None:
         server = self.boot()
         self.rescue(server)

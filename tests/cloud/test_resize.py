@@ -19,6 +19,7 @@ from typing import Any
 from openstack import exceptions
 
 from tests.fixtures import cloud
+from tests.fixtures import turns
 
 
 class ResizeTest(cloud.CloudTestCase):
@@ -100,7 +101,7 @@ class ResizeTest(cloud.CloudTestCase):
         self.delete(server.id)
         self.assert_gone(server.id, ports)
 
-    @cloud.alone
+    @turns.alone
     def test_restart_of_nova_compute_while_resized(self) -> None:
         server = self.boot(flavor=self.flavor().name)
         before = self.limits(server)

@@ -25,6 +25,7 @@ import uuid
 import websocket
 
 from tests.fixtures import cloud
+from tests.fixtures import turns
 
 PASSWORD = 'a Secret of 1 server'
 
@@ -142,7 +143,7 @@ class SerialConsoleTest(cloud.CloudTestCase):
             with Terminal(url) as terminal:
                 terminal.expect('login:')
 
-    @cloud.alone
+    @turns.alone
     def test_reboot_and_restart(self) -> None:
         url = self.url()
         port = self.port()

@@ -19,6 +19,7 @@ from typing import Any
 from openstack import exceptions
 
 from tests.fixtures import cloud
+from tests.fixtures import turns
 
 #: Seconds that an image may take; LXD makes one at a time.
 IMAGE_TIMEOUT = 300
@@ -151,7 +152,7 @@ class SnapshotTest(cloud.CloudTestCase):
             f'/1.0/images/aliases?project={cloud.LXD_PROJECT}')
         self.assertEqual([], [url for url in aliases if server.id in url])
 
-    @cloud.alone
+    @turns.alone
     def test_restart_of_nova_compute_in_the_middle(self) -> None:
         server = self.boot(cloud.distribution(), 'lxd.small')
         image = self.cloud.compute.create_server_image(

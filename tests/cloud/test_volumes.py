@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.fixtures import cloud
 from tests.fixtures import cloud_volumes
+from tests.fixtures import turns
 
 PATH = cloud_volumes.PATH
 
@@ -123,7 +124,7 @@ class VolumeCases(cloud_volumes.VolumeTools):
         self.detach(server, volume)
         self.assert_released(volume.id)
 
-    @cloud.alone
+    @turns.alone
     def test_nova_compute_restart(self) -> None:
         server = self.boot()
         volume = self.make_volume()
