@@ -18,66 +18,21 @@ seconds.
 
 from __future__ import annotations
 
-import os
 import pathlib
-import re
 import subprocess
 
-import fixtures
 from oslotest import base
-import yaml
 
-REPO = pathlib.Path(__file__).resolve().parents[2]
-DEVSTACK = REPO / 'devstack'
+from tests.fixtures.devstack_shell import DEVSTACK
+from tests.fixtures.devstack_shell import Files
+from tests.fixtures.devstack_shell import REPO
+from tests.fixtures.devstack_shell import run
+
 SCRIPTS = sorted([
     DEVSTACK / 'settings', DEVSTACK / 'override-defaults',
     *DEVSTACK.glob('*.sh'), *(DEVSTACK / 'plugin').glob('*.sh'),
     *(REPO / 'tools').glob('*.sh')])
 SAMPLES = sorted(DEVSTACK.glob('local.conf*.sample'))
-
-# What DevStack has of its own when it reads the files of a plugin.
-DEVSTACK_FUNCTIONS = r"""
-set -eu
-DEST=/opt/stack FILES=$PWD DATA_DIR=$PWD/data STACK_USER=$(id -un)
-ENABLED_SERVICES=${ENABLED_SERVICES-key,n-cpu,n-novnc,g-api,tempest}
-PLUGINS='' DISABLED=''
-define_plugin() { PLUGINS+="$1 "; }
-is_service_enabled() {
-    local name
-    for name; do [[ ,$ENABLED_SERVICES, != *,$name,* ]] || return 0; done
-    return 1
-}
-enable_service() { ENABLED_SERVICES=${ENABLED_SERVICES%,},$1; }
-disable_service() {
-    local name
-    for name; do
-        ENABLED_SERVICES=,$ENABLED_SERVICES,
-        ENABLED_SERVICES=${ENABLED_SERVICES/,$name,/,}
-    done
-}
-enable_plugin() { PLUGINS+="$* "; }
-echo_summary() { echo "$@"; }
-die() { shift; echo "$@"; exit 1; }
-"""
-
-
-def run(script: str, *, cwd: pathlib.Path | str = REPO,
-        **environment: str) -> str:
-    """What a piece of shell code prints.
-
-    :raises subprocess.CalledProcessError: when it fails
-    """
-    return subprocess.run(
-        ['bash', '-c', DEVSTACK_FUNCTIONS + script], check=True, cwd=cwd,
-        env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin', **environment},
-        stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
-class _Files(fixtures.Fixture):
-    """A temporary directory, as a path."""
-
-    def _setUp(self) -> None:
-        self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
 
 
 class ScriptsTestCase(base.BaseTestCase):
@@ -189,7 +144,7 @@ class PluginTestCase(base.BaseTestCase):
 
     def test_subordinate_ids(self):
         """No line is needed twice, and none of the others is taken."""
-        files = self.useFixture(_Files())
+        files = self.useFixture(Files())
         functions = (DEVSTACK / 'plugin' / 'lxd.sh').read_text().replace(
             '/etc/sub', f'{files.path}/sub')
         (files.path / 'subuid').write_text('stack:100000:65536\n')
@@ -209,7 +164,7 @@ class PluginTestCase(base.BaseTestCase):
                          (files.path / 'state' / 'subuid.own').read_text())
 
     def test_clean_takes_back_the_lines_that_came_with_lxd(self):
-        files = self.useFixture(_Files())
+        files = self.useFixture(Files())
         functions = (DEVSTACK / 'plugin' / 'lxd.sh').read_text().replace(
             '/etc/', f'{files.path}/')
         for name in 'subuid', 'subgid':
@@ -230,141 +185,12 @@ class PluginTestCase(base.BaseTestCase):
         self.assertFalse((files.path / 'state').exists())
 
 
-class UdevRuleTestCase(base.BaseTestCase):
-    """tools/udev_rule.sh."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.root = self.useFixture(_Files()).path
-        self.target = self.root / 'etc/udev/rules.d/62-nova-lxd-py.rules'
-        self.touch('run/udev/control')
-
-    def touch(self, path: str) -> None:
-        file = self.root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-
-    def rule(self, command: str) -> str:
-        return subprocess.run(
-            [REPO / 'tools' / 'udev_rule.sh', command, self.root / 'stamp'],
-            check=True, text=True, stdout=subprocess.PIPE,
-            env={**os.environ, 'UDEV_RULE_ROOT': str(self.root)}).stdout
-
-    def test_there_and_back(self):
-        for _ in range(2):
-            self.rule('install')
-            self.assertIn('GOTO', self.target.read_text())
-            # A volume that is attached by now is no disk of the host.
-            self.touch('dev/disk/by-path/ip-192.0.2.1-iscsi-iqn.x-lun-1')
-        for _ in range(2):
-            self.rule('remove')
-            self.assertFalse(self.target.exists())
-
-    def test_rule_of_the_operator_stays(self):
-        self.touch('etc/udev/rules.d/62-nova-lxd-py.rules')
-        self.rule('install')
-        self.rule('remove')
-        self.assertEqual('', self.target.read_text())
-
-    def test_disks_over_a_network(self):
-        self.touch('dev/disk/by-path/pci-0000:05:00.0-fc-0x50-lun-0')
-        self.assertIn('was not installed', self.rule('install'))
-        self.assertFalse(self.target.exists())
-
-    def test_host_without_udev(self):
-        (self.root / 'run/udev/control').unlink()
-        self.rule('install')
-        self.assertFalse(self.target.exists())
-
-
-class KernelLimitsTestCase(base.BaseTestCase):
-    """tools/kernel_limits.sh."""
-
-    INSTANCES = 'fs.inotify.max_user_instances'
-    KEYS = 'kernel.keys.maxkeys'
-    FILES = 'fs.file-max'
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.root = self.useFixture(_Files()).path
-        self.set(self.INSTANCES, 128)
-        self.set(self.KEYS, 200)
-        # systemd sets it at boot.
-        self.set(self.FILES, 2 ** 63 - 1)
-
-    def file(self, name: str) -> pathlib.Path:
-        return self.root / 'proc/sys' / name.replace('.', '/')
-
-    def set(self, name: str, value: int) -> None:
-        self.file(name).parent.mkdir(parents=True, exist_ok=True)
-        self.file(name).write_text(f'{value}\n')
-
-    def get(self, name: str) -> int:
-        return int(self.file(name).read_text())
-
-    def limits(self, command: str) -> str:
-        return subprocess.run(
-            [REPO / 'tools' / 'kernel_limits.sh', command,
-             self.root / 'undo' / 'record'],
-            check=True, text=True, stdout=subprocess.PIPE,
-            env={**os.environ, 'KERNEL_LIMITS_ROOT': str(self.root)}).stdout
-
-    def test_there_and_back(self):
-        for _ in range(2):
-            self.limits('raise')
-            self.assertEqual(1048576, self.get(self.INSTANCES))
-            self.assertEqual(20000, self.get(self.KEYS))
-        for _ in range(2):
-            self.limits('restore')
-            self.assertEqual(128, self.get(self.INSTANCES))
-            self.assertEqual(200, self.get(self.KEYS))
-        self.assertEqual(2 ** 63 - 1, self.get(self.FILES))
-
-    def test_after_a_reboot(self):
-        self.limits('raise')
-        self.set(self.INSTANCES, 256)
-        self.limits('raise')
-        self.assertEqual(1048576, self.get(self.INSTANCES))
-        self.limits('restore')
-        self.assertEqual(128, self.get(self.INSTANCES))
-        self.limits('raise')
-        self.set(self.INSTANCES, 128)
-        self.limits('restore')
-        self.assertEqual(128, self.get(self.INSTANCES))
-
-    def test_value_of_the_operator_stays(self):
-        self.limits('raise')
-        self.set(self.INSTANCES, 4096)
-        self.set(self.KEYS, 30000)
-        self.limits('restore')
-        self.assertEqual(4096, self.get(self.INSTANCES))
-        self.assertEqual(30000, self.get(self.KEYS))
-
-    def test_higher_values_stay(self):
-        self.set(self.INSTANCES, 2097152)
-        self.limits('raise')
-        self.assertEqual(2097152, self.get(self.INSTANCES))
-
-    def test_limits_that_cannot_be_changed(self):
-        """The kernel of a sandbox ignores the change; others are missing."""
-        self.file(self.INSTANCES).unlink()
-        self.file(self.INSTANCES).symlink_to('/dev/null')
-        # Reads as nothing, which counts as 0.
-        said = self.limits('raise')
-        self.assertRegex(said, f'cannot be raised here: {self.INSTANCES}=')
-        self.assertRegex(said, 'do not exist here:.* vm.max_map_count')
-        self.assertNotIn(self.KEYS, said)
-        self.assertEqual(20000, self.get(self.KEYS))
-        self.limits('restore')
-        self.assertEqual(200, self.get(self.KEYS))
-
-
 class ImageTestCase(base.BaseTestCase):
     """devstack/plugin/image.sh."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.path = self.useFixture(_Files()).path
+        self.path = self.useFixture(Files()).path
         (self.path / 'files').mkdir()
         self.source = self.path / 'mine.squashfs'
         self.source.write_text('new')
@@ -422,7 +248,7 @@ losetup() {
 
     def setUp(self) -> None:
         super().setUp()
-        self.path = self.useFixture(_Files()).path
+        self.path = self.useFixture(Files()).path
         drive = 'config-drives/config-drive-x (deleted)'
         (self.path / 'loops').write_text(
             f'/dev/loop1 7 {self.path}/data/nova/{drive}\n'
@@ -453,93 +279,6 @@ losetup() {
                          self.quickstart('pid:[4026531836]'))
         # What it cannot tell from its host's is none of a container's.
         self.assertEqual(['/dev/loop5'], self.quickstart('pid:[4026532222]'))
-
-
-class QuickstartNetworkTestCase(base.BaseTestCase):
-    """devstack/quickstart/settings.sh: the private network."""
-
-    def test_aligned(self):
-        for numbers, network in (('', '10.24.0.0/20'),
-                                 # Saved by clouds of earlier versions.
-                                 ('10.24.4', '10.24.0.0/20'),
-                                 ('192.168.255', '192.168.240.0/20')):
-            self.assertEqual(network, run(
-                f'. {DEVSTACK}/quickstart/settings.sh\necho $PRIVATE_CIDR',
-                QUICKSTART_PREFIX='/nonexistent',
-                QUICKSTART_PRIVATE_NET=numbers))
-
-
-class SecondHostTestCase(base.BaseTestCase):
-    """devstack/quickstart/second_host.sh."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.prefix = self.useFixture(_Files()).path
-
-    def quickstart(self, script: str, **environment: str) -> str:
-        """What a piece of shell code prints with the quickstart's parts."""
-        parts = ' '.join(re.search(  # type: ignore[union-attr]
-            r'for part in ([^;]*);', (DEVSTACK / 'quickstart.sh').read_text()
-        )[1].replace('\\', ' ').split())
-        return run(f'HERE={DEVSTACK}/quickstart REPO={REPO} SELF=up.sh\n'
-                   f'for part in {parts}; do\n. $HERE/$part.sh\ndone\n'
-                   f'{script}',
-                   QUICKSTART_PREFIX=str(self.prefix), **environment)
-
-    def steps(self, script: str) -> list[str]:
-        return self.quickstart(
-            f'{script} GUEST_IMAGE=debian\n'
-            'declare_steps\nprintf "%s\\n" "${STEP_ORDER[@]}"\n'
-            'for name in "${STEP_ORDER[@]}"; do\n'
-            '    declare -F "step_${name//-/_}" >/dev/null\n'
-            '    for need in ${STEP_NEEDS[$name]}; do\n'
-            '        [[ " ${STEP_ORDER[*]} " == *" $need "* ||\n'
-            '            $need == cinder-volume ]]\n'
-            '    done\ndone').split()
-
-    def test_one_host_takes_no_more_steps(self):
-        one = self.steps('COMPUTES=1')
-        self.assertFalse([name for name in one if 'second' in name or
-                          'compute-2' in name])
-        two = self.steps('COMPUTES=2')
-        self.assertEqual(one, [name for name in two if name in one])
-        self.assertIn('second-nova-compute', two)
-        # It is taken away when there is one.
-        (self.prefix / 'compute-2').mkdir()
-        self.assertEqual({'second-removal'},
-                         set(self.steps('COMPUTES=1')) - set(one))
-
-    def test_paths(self):
-        """What belongs to a host differs, what belongs to the cloud not."""
-        script = 'printf "%s\\n" '
-        own = '$LXD_HOME $ETC $LOG $RUN $DATA $OVS_RUN $OVSDB'
-        first = self.quickstart(script + own).split()
-        second = self.quickstart(script + own,
-                                 QUICKSTART_HOST_NUMBER='2').split()
-        for before, after in zip(first, second, strict=True):
-            self.assertEqual(before.replace(
-                str(self.prefix), f'{self.prefix}/compute-2'), after)
-        common = '$VENV $CACHE $MYSQL_SOCKET $OVN_DB $SECRET_FILE'
-        self.assertEqual(
-            self.quickstart(script + common),
-            self.quickstart(script + common, QUICKSTART_HOST_NUMBER='2'))
-
-    def test_addresses(self):
-        address = 'host_address'
-        self.assertEqual('127.0.0.1', self.quickstart(address))
-        self.assertEqual('172.24.4.1',
-                         self.quickstart(f'COMPUTES=2\n{address}'))
-        self.assertEqual('172.24.4.2', self.quickstart(
-            f'COMPUTES=2\n{address}', QUICKSTART_HOST_NUMBER='2'))
-
-    def test_cloud_that_is_down(self):
-        """Nobody knows whether the second host has servers."""
-        script = 'COMPUTES=1\ncheck_second_host_unused'
-        self.assertEqual('', self.quickstart(script))
-        (self.prefix / 'compute-2').mkdir()
-        error = self.assertRaises(subprocess.CalledProcessError,
-                                  self.quickstart, script)
-        self.assertIn('up.sh up --computes 2', error.stdout)
 
 
 class SamplesTestCase(base.BaseTestCase):
@@ -575,60 +314,3 @@ class SamplesTestCase(base.BaseTestCase):
             self.assertEqual(value, run(
                 f'. {DEVSTACK}/override-defaults\n. {DEVSTACK}/settings\n'
                 f'echo "${name}"'), name)
-
-
-class JobsTestCase(base.BaseTestCase):
-    """zuul.d: what it refers to exists."""
-
-    #: Jobs and templates of OpenDev's own projects.
-    ELSEWHERE = {'base', 'devstack-tempest', 'openstack-tox',
-                 'openstack-tox-pep8', 'openstack-tox-py311',
-                 'openstack-tox-py312', 'openstack-tox-py313'}
-
-    def setUp(self) -> None:
-        super().setUp()
-        directory = REPO / 'zuul.d'
-        self.jobs = {
-            entry['job']['name']: entry['job'] for entry in
-            yaml.safe_load((directory / 'jobs.yaml').read_text())}
-        self.project = yaml.safe_load(
-            (directory / 'project.yaml').read_text())[0]['project']
-
-    def test_only_one_configuration(self):
-        """Zuul reads the first that it finds and ignores the others."""
-        self.assertEqual(['zuul.d'], sorted(
-            path.name for path in REPO.iterdir() if path.name in (
-                'zuul.yaml', '.zuul.yaml', 'zuul.d', '.zuul.d')))
-
-    def test_every_job_exists_and_is_used(self):
-        used = {job for pipeline in self.project.values()
-                if isinstance(pipeline, dict) for job in pipeline['jobs']}
-        parents = {job['parent'] for job in self.jobs.values()}
-        self.assertEqual(set(), (used | parents) - set(self.jobs) -
-                         self.ELSEWHERE)
-        self.assertEqual(set(), set(self.jobs) - used - parents)
-
-    def test_what_they_name_exists(self):
-        environments = (REPO / 'tox.ini').read_text()
-        stages = re.search(r'readonly -a STAGES=\(([^)]*)\)',
-                           (REPO / 'run_tests.sh').read_text())
-        assert stages
-        playbooks = set()
-        for job in self.jobs.values():
-            names = job.get('vars', {})
-            re.compile(names.get('tempest_test_regex', ''))
-            if job['parent'] == 'openstack-tox':
-                self.assertIn(f'[testenv:{names["tox_envlist"]}]',
-                              environments)
-            if 'run' in job:
-                playbooks.add(REPO / job['run'])
-                self.assertIn(names['run_tests_stage'],
-                              stages[1].split(), job['name'])
-        self.assertEqual(set((REPO / 'playbooks').iterdir()), playbooks)
-
-    def test_playbooks_run_scripts_of_this_repository(self):
-        for path in (REPO / 'playbooks').iterdir():
-            for play in yaml.safe_load(path.read_text()):
-                for task in play['tasks']:
-                    program = task['command'].split()[0]
-                    self.assertTrue((REPO / program).exists(), program)
