@@ -20,6 +20,7 @@ import pathlib
 from typing import Any
 
 from nova_lxd_py.virt.guest import guest
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.image import cache
 from tests.fixtures import cloud
 
@@ -42,7 +43,7 @@ def take(host: cloud.Host, placement: Any) -> Census:
         'LXD instance': (
             found['name'] for found in host.instances()
             # Those age out with the image of which they are copies.
-            if found['config'].get(guest.KEY_ROLE) != guest.ROLE_TEMPLATE),
+            if found['config'].get(guest.KEY_ROLE) != roles.TEMPLATE),
         'LXD volume': (name for name in host.volumes()
                        if name.startswith('custom/')),
         'LXD image': _images(host),

@@ -26,6 +26,7 @@ from nova import objects
 from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import session
 from tests.fixtures import busybox_image
@@ -39,7 +40,6 @@ NO_LXD = lxd_daemon.missing()
 NEEDS_TEMPLATES = unittest.skipIf(
     lxd_daemon.IS_INCUS, 'Incus mounts root disks idmapped, so that servers '
     'need no templates and have uid ranges of their own')
-ROLE_TEMPLATE = lxd_guest.ROLE_TEMPLATE
 
 
 class TemplateTestCase(driver_case.DriverCase, unittest.TestCase):
@@ -145,7 +145,7 @@ class CloneTest(TemplateTestCase):
         self.assertEqual(
             {'Stopped'},
             {entry['status'] for entry in host.lxd_instances().values()
-             if entry['config']['user.nova.role'] == ROLE_TEMPLATE})
+             if entry['config']['user.nova.role'] == roles.TEMPLATE})
         host.spawn(host.instance(image), image)
 
     @NEEDS_TEMPLATES

@@ -37,6 +37,7 @@ import websocket
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.lxd import websockets
@@ -281,8 +282,7 @@ class EventWatcher:
     def _report(self, name: str, known: _Known, transition: int) -> None:
         if transition == virt_event.EVENT_LIFECYCLE_STARTED:
             self._rebooting.discard(name)
-        if known.role not in (lxd_guest.ROLE_SERVER,
-                              lxd_guest.ROLE_RESCUE):
+        if known.role not in (roles.SERVER, roles.RESCUE):
             return
         with self._lock:
             timer = self._delayed.pop(name, None)
@@ -333,27 +333,25 @@ class EventWatcher:
                 known = self._current(instance)
             if known is not None:
                 return known.state
-        own = self._ask(instance, lxd_guest.ROLE_SERVER)
+        own = self._ask(instance, roles.SERVER)
         if _is_rescued(own):
             with contextlib.suppress(errors.NotFound):
-                return self._ask(instance,
-                                 lxd_guest.ROLE_RESCUE).power_state
+                return self._ask(instance, roles.RESCUE).power_state
         return own.power_state
 
     def _current(self, instance: Any) -> _Known | None:
         """Return the cached state if it is current; the lock is held."""
         if not self._connected:
             return None
-        known = self._known.get(lxd_guest.lxd_name(instance))
+        known = self._known.get(roles.lxd_name(instance))
         if known is not None and known.fresh and known.rescued:
-            known = self._known.get(lxd_guest.lxd_name(
-                instance, lxd_guest.ROLE_RESCUE))
+            known = self._known.get(roles.lxd_name(instance, roles.RESCUE))
         if known is None or not known.fresh or known.uuid != instance.uuid:
             return None
         return known
 
     def _ask(self, instance: Any, role: str) -> lxd_guest.Guest:
-        name = lxd_guest.lxd_name(instance, role)
+        name = roles.lxd_name(instance, role)
         with self._asking():
             with self._lock:
                 changes = self._changes.get(name, 0)
@@ -405,8 +403,8 @@ class EventWatcher:
         :param instance: the :class:`nova.objects.Instance`.
         """
         with self._lock:
-            for role in (lxd_guest.ROLE_SERVER, lxd_guest.ROLE_RESCUE):
-                self._outdate(lxd_guest.lxd_name(instance, role))
+            for role in (roles.SERVER, roles.RESCUE):
+                self._outdate(roles.lxd_name(instance, role))
 
     def server_count(self) -> int:
         """Count the servers, from the cache if all of it is current.
@@ -416,7 +414,7 @@ class EventWatcher:
         with self._lock:
             if self._connected and all(known.fresh for known
                                        in self._known.values()):
-                return sum(known.role == lxd_guest.ROLE_SERVER
+                return sum(known.role == roles.SERVER
                            for known in self._known.values())
         with self._asking():
             with self._lock:
@@ -429,7 +427,7 @@ class EventWatcher:
                 for name in set(self._known) - present:
                     if self._changes.get(name, 0) == changes.get(name, 0):
                         del self._known[name]
-        return sum(guest.role == lxd_guest.ROLE_SERVER for guest in guests)
+        return sum(guest.role == roles.SERVER for guest in guests)
 
 
 def _is_rescued(guest: lxd_guest.Guest) -> bool:

@@ -29,6 +29,7 @@ from oslo_utils import timeutils
 
 from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import mount_points
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import root_check
 from nova_lxd_py.virt.guest import root_extension
 from nova_lxd_py.virt.guest import root_quota
@@ -40,7 +41,7 @@ LOG = logging.getLogger(__name__)
 
 #: Marks an LXD instance as the driver's; UUID of the Nova instance.
 KEY_UUID = 'user.nova.uuid'
-#: Purpose of the LXD instance, see the ROLE constants.
+#: Purpose of the LXD instance, see :mod:`.roles`.
 KEY_ROLE = 'user.nova.role'
 #: Name of the LXD instance that the driver created: a copy that an operator
 #: makes has all keys, but another name.
@@ -75,31 +76,6 @@ KEY_ROOT_COUNTERS = 'user.nova.root_counters'
 #: nova-compute, and no other server gets it.
 KEY_SERIAL_PORT = 'user.nova.serial_port'
 
-ROLE_SERVER = 'server'
-ROLE_RESCUE = 'rescue'
-#: A copy of a server that an image is being made of.
-ROLE_SNAPSHOT = 'snapshot'
-#: A copy of a server that shows whether its root disk fits a smaller quota.
-ROLE_PROBE = 'probe'
-ROLE_TEMPLATE = 'template'
-#: An instance through which LXD unpacks an image to a volume.
-ROLE_UNPACKED = 'unpacked'
-#: A server that is coming from another host, until Nova finishes the
-#: migration here.
-ROLE_INCOMING = 'incoming'
-#: A server that has gone to another host, until Nova confirms or reverts that.
-ROLE_MOVED = 'moved'
-
-_SUFFIXES = {ROLE_SERVER: '', ROLE_INCOMING: '', ROLE_MOVED: '',
-             ROLE_RESCUE: '-rescue', ROLE_SNAPSHOT: '-snapshot',
-             ROLE_PROBE: '-probe', ROLE_UNPACKED: '-unpacked'}
-
-#: LXD instances besides a server's own, with names of their own.
-AUXILIARY_ROLES = frozenset(role for role in _SUFFIXES if _SUFFIXES[role])
-
-#: The longest addition to the name of an instance.
-LONGEST_SUFFIX = max(_SUFFIXES.values(), key=len)
-
 #: LXD's instance status to Nova's power state. Any other, such as LXD's Error,
 #: becomes NOSTATE: Nova only warns about that, but stops servers for SHUTDOWN.
 POWER_STATES = {
@@ -115,23 +91,6 @@ BUSY_POLL = 0.1
 UPDATE_ATTEMPTS = 10
 
 _T = TypeVar('_T')
-
-
-def lxd_name(instance: Any, role: str = ROLE_SERVER) -> str:
-    """Return the name of a server's LXD instance with one of the ROLEs.
-
-    :param instance: the :class:`nova.objects.Instance`.
-    """
-    return instance.name + _SUFFIXES[role]
-
-
-def lxd_names(instance: Any) -> list[str]:
-    """Return the names of all LXD instances that a server may have.
-
-    :param instance: the :class:`nova.objects.Instance`.
-    :returns: names, that of its own one first.
-    """
-    return [instance.name + end for end in dict.fromkeys(_SUFFIXES.values())]
 
 
 class Guest:
@@ -168,8 +127,8 @@ class Guest:
 
     @property
     def role(self) -> str:
-        """Purpose of the instance, see the ROLE constants."""
-        return self.config.get(KEY_ROLE, ROLE_SERVER)
+        """Purpose of the instance, see :mod:`.roles`."""
+        return self.config.get(KEY_ROLE, roles.SERVER)
 
     @property
     def is_ours(self) -> bool:

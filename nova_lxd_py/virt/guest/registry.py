@@ -26,6 +26,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import pending
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import session as lxd
@@ -74,7 +75,7 @@ class GuestRegistry:
 
     def _note(self, name: str, config: Mapping[str, str]) -> None:
         """Note an instance if it is auxiliary."""
-        if config.get(lxd_guest.KEY_ROLE) in lxd_guest.AUXILIARY_ROLES:
+        if config.get(lxd_guest.KEY_ROLE) in roles.AUXILIARY:
             with self._auxiliary_lock:
                 self._auxiliary.setdefault(
                     config.get(lxd_guest.KEY_UUID, ''), set()).add(name)
@@ -82,7 +83,7 @@ class GuestRegistry:
     def _names_of(self, instance: Any) -> list[str]:
         """Return the names of all LXD instances that a server may have, its
         own one first."""
-        names = lxd_guest.lxd_names(instance)
+        names = roles.lxd_names(instance)
         if not self._is_listed:
             return names
         with self._auxiliary_lock:
@@ -102,7 +103,7 @@ class GuestRegistry:
     def servers(self) -> list[lxd_guest.Guest]:
         """List the LXD instances with the server role, with one request."""
         return [guest for guest in self.all()
-                if guest.role == lxd_guest.ROLE_SERVER]
+                if guest.role == roles.SERVER]
 
     def of(self, instance: Any) -> list[lxd_guest.Guest]:
         """Find all LXD instances of one server: its own and others that were
@@ -127,16 +128,16 @@ class GuestRegistry:
                         if guest.uuid == instance.uuid]
         return found
 
-    def get(self, instance: Any, role: str = lxd_guest.ROLE_SERVER
+    def get(self, instance: Any, role: str = roles.SERVER
             ) -> lxd_guest.Guest:
         """Find the LXD instance of a server.
 
         :param instance: the :class:`nova.objects.Instance`.
-        :param role: one of the ROLE constants of :mod:`.guest`.
+        :param role: one of those in :mod:`.roles`.
         :returns: the guest.
         :raises errors.InstanceNotFound: if LXD has none for this uuid.
         """
-        name = lxd_guest.lxd_name(instance, role)
+        name = roles.lxd_name(instance, role)
         with contextlib.suppress(errors.InstanceNotFound):
             guest = self.by_name(name)
             if (guest.is_ours and guest.uuid == instance.uuid and
@@ -144,7 +145,7 @@ class GuestRegistry:
                 return guest
         # Names come from a template that an operator may change; if the
         # server's own instance has its name, another one would have it too.
-        own = lxd_guest.lxd_name(instance)
+        own = roles.lxd_name(instance)
         found = name != own and self._is_own(own, instance)
         for other in () if found else self.all():
             if other.uuid == instance.uuid and other.role == role:
@@ -182,7 +183,7 @@ class GuestRegistry:
         """
         guest = self.get(instance)
         if guest.config.get(lxd_guest.KEY_RESCUED) == 'true':
-            return self.find(instance, lxd_guest.ROLE_RESCUE) or guest
+            return self.find(instance, roles.RESCUE) or guest
         return guest
 
     def reclaim(self, instance: Any) -> lxd_guest.Guest | None:
@@ -195,20 +196,20 @@ class GuestRegistry:
         :returns: the guest, None if there is none, or only an incomplete one.
         """
         for guest in self.of(instance):
-            if (guest.role == lxd_guest.ROLE_MOVED or
-                    (guest.role == lxd_guest.ROLE_INCOMING and
+            if (guest.role == roles.MOVED or
+                    (guest.role == roles.INCOMING and
                      guest.config.get(lxd_guest.KEY_COMPLETE) == 'true')):
                 LOG.info('LXD instance %s is the server from now on; a '
                          'migration had marked it as %s', guest.name,
                          guest.role, instance=instance)
                 guest.update(config={
-                    lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER,
+                    lxd_guest.KEY_ROLE: roles.SERVER,
                     lxd_guest.KEY_MIGRATION: None,
                     lxd_guest.KEY_COMPLETE: None})
                 return guest
         return None
 
-    def find(self, instance: Any, role: str = lxd_guest.ROLE_SERVER
+    def find(self, instance: Any, role: str = roles.SERVER
              ) -> lxd_guest.Guest | None:
         """Find the LXD instance of a server as :meth:`get` does, None if LXD
         has none."""
@@ -289,7 +290,7 @@ class GuestRegistry:
         # A rescue instance has the root disk of the server's own instance as
         # a device, so the server's own one is the last.
         for guest in sorted(guests, key=lambda guest:
-                            guest.role == lxd_guest.ROLE_SERVER):
+                            guest.role == roles.SERVER):
             try:
                 guest.delete()
             except errors.LXDError as exc:

@@ -32,6 +32,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.host import subordinate_ids
 from nova_lxd_py.virt.lxd import errors
 
@@ -99,7 +100,7 @@ class ProjectUIDRanges:
 
     def _create_holder(self, name: str, project_id: str) -> lxd_guest.Guest:
         config = {
-            lxd_guest.KEY_ROLE: lxd_guest.ROLE_TEMPLATE,
+            lxd_guest.KEY_ROLE: roles.TEMPLATE,
             lxd_guest.KEY_PROJECT: project_id, 'boot.autostart': 'false',
             ISOLATED: 'true', SIZE: str(subordinate_ids.RANGE)}
         # Instances exist already if the holder has been deleted manually.
@@ -133,7 +134,7 @@ class ProjectUIDRanges:
         """
         guests = self._guests.all()
         needed = {guest.config.get(BASE) for guest in guests
-                  if guest.role != lxd_guest.ROLE_TEMPLATE}
+                  if guest.role != roles.TEMPLATE}
         idle = [guest for guest in guests if _holds_range(guest) and
                 guest.config.get(BASE) not in needed]
         idle.sort(key=lambda guest: self._asked.get(guest.name, 0.0))
@@ -183,7 +184,7 @@ def root_device(options: cfg.ConfigOpts.GroupAttr
 
 
 def _holds_range(guest: lxd_guest.Guest) -> bool:
-    return (guest.role == lxd_guest.ROLE_TEMPLATE and
+    return (guest.role == roles.TEMPLATE and
             KEY_TEMPLATE not in guest.config)
 
 

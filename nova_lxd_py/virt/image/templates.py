@@ -37,6 +37,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import isolation as lxd_isolation
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import uid_ranges
 from nova_lxd_py.virt.host import subordinate_ids
 from nova_lxd_py.virt.lxd import errors
@@ -194,7 +195,7 @@ class TemplateStore:
             'images', params={'recursion': 1})}
         deleted = []
         for guest in guests:
-            if guest.role != lxd_guest.ROLE_TEMPLATE:
+            if guest.role != roles.TEMPLATE:
                 continue
             with (contextlib.suppress(errors.NotFound),
                   uid_ranges.lock(guest.name)):
@@ -304,7 +305,7 @@ class TemplateStore:
             guest = self._guests.create(
                 name, {'type': 'image', 'fingerprint': fingerprint}, {
                     **config, 'boot.autostart': 'false',
-                    lxd_guest.KEY_ROLE: lxd_guest.ROLE_TEMPLATE,
+                    lxd_guest.KEY_ROLE: roles.TEMPLATE,
                     lxd_guest.KEY_PROJECT: owner,
                     KEY_TEMPLATE: fingerprint},
                 {**uid_ranges.root_device(self._options),
@@ -387,7 +388,7 @@ def _needs(guest: lxd_guest.Guest, template: lxd_guest.Guest) -> bool:
     if template.config.get(KEY_TEMPLATE) is None:
         return (guest.config.get(_BASE) == template.config.get(_BASE) and
                 bool(guest.config.get(_BASE)))
-    return (guest.role != lxd_guest.ROLE_TEMPLATE and
+    return (guest.role != roles.TEMPLATE and
             (not owner or
              guest.config.get(lxd_guest.KEY_PROJECT) == owner) and
             guest.config.get('volatile.base_image') ==

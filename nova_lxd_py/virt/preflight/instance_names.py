@@ -17,12 +17,12 @@ from __future__ import annotations
 import re
 
 from nova_lxd_py.virt import exception_mapping
-from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import roles
 
 #: Names that LXD accepts for instances, which are DNS host names.
 _LXD_NAME = re.compile(r'[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?')
 #: LXD takes 63 characters, the suffix of a snapshot's instance included.
-_LONGEST_NAME = 63 - len(lxd_guest.LONGEST_SUFFIX)
+_LONGEST_NAME = 63 - len(roles.LONGEST_SUFFIX)
 #: Fields of an instance that a tenant cannot choose.
 _NAME_FIELDS = frozenset({'id', 'uuid', 'project_id', 'user_id'})
 #: Sample instances: the smallest and largest id, and UUIDs that begin and end

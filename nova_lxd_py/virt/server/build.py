@@ -29,6 +29,7 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import injected_files as files
 from nova_lxd_py.virt.guest import password as lxd_password
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.image import cache as image_cache
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import errors
@@ -144,7 +145,7 @@ class SpawnOps:
 
     def _remove_leftovers(self, instance: objects.Instance) -> None:
         """Remove what a crash in the middle of an earlier spawn left."""
-        name = lxd_guest.lxd_name(instance)
+        name = roles.lxd_name(instance)
         try:
             guest = self._guests.by_name(name)
         except errors.NotFound:
@@ -174,7 +175,7 @@ class SpawnOps:
             return self._templates.create(
                 instance, fingerprint,
                 lambda source, uid_range: self._guests.create(
-                    lxd_guest.lxd_name(instance), source,
+                    roles.lxd_name(instance), source,
                     {**wanted.config, **uid_range},
                     {**wanted.devices, **devices}))
         except errors.LXDError as exc:
@@ -189,7 +190,7 @@ class SpawnOps:
         own root disk stays empty and has no quota."""
         root = wanted.devices[root_disk.DEVICE]
         return self._guests.create(
-            lxd_guest.lxd_name(instance), self._volumes.placeholder_source(),
+            roles.lxd_name(instance), self._volumes.placeholder_source(),
             {**wanted.config, **self._templates.uid_range(instance),
              **volume_config},
             {**wanted.devices, **devices, root_disk.DEVICE: {

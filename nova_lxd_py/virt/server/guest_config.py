@@ -27,6 +27,7 @@ from nova import objects
 from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import flavor as lxd_flavor
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.host import cpus
 from nova_lxd_py.virt.host import host as lxd_host
@@ -133,7 +134,7 @@ class GuestConfigBuilder:
                 'size']
         return GuestConfig(config, {
             **devices, **self._vifs.devices(network_info),
-            **self.disk_view(name or lxd_guest.lxd_name(instance))})
+            **self.disk_view(name or roles.lxd_name(instance))})
 
     def disk_view(self, name: str) -> dict[str, dict[str, str]]:
         """Return the LXD devices that show a guest its own disks only.
@@ -185,7 +186,7 @@ def config_changes(guest: lxd_guest.Guest, wanted: GuestConfig,
                 key not in kept_keys):
             config[key] = None
     devices: dict[str, Mapping[str, str] | None] = dict(wanted.devices)
-    if guest.role == lxd_guest.ROLE_RESCUE:
+    if guest.role == roles.RESCUE:
         kept_devices += (RESCUE_DEVICE,)
     for name in guest.devices:
         if name not in devices and name not in kept_devices:
@@ -197,7 +198,7 @@ def _identity(instance: objects.Instance) -> dict[str, str]:
     """Return the keys that identify the server and its owner."""
     return {
         lxd_guest.KEY_UUID: instance.uuid,
-        lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER,
+        lxd_guest.KEY_ROLE: roles.SERVER,
         lxd_guest.KEY_NAME: (instance.display_name or '')[:_LONGEST_NAME],
         lxd_guest.KEY_PROJECT: instance.project_id or '',
         lxd_guest.KEY_USER: instance.user_id or '',

@@ -31,6 +31,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import migration
@@ -49,7 +50,7 @@ LOG = logging.getLogger(__name__)
 _SPARE = 256 << 20
 
 #: What may be left here of an earlier migration of the same server.
-_REPLACED_ROLES = (lxd_guest.ROLE_INCOMING, lxd_guest.ROLE_MOVED)
+_REPLACED_ROLES = (roles.INCOMING, roles.MOVED)
 
 
 class IncomingOps:
@@ -152,13 +153,13 @@ class IncomingOps:
                 **self._config(instance, flavor),
                 **self._templates.uid_range(instance),
                 lxd_guest.KEY_UUID: instance.uuid,
-                lxd_guest.KEY_ROLE: lxd_guest.ROLE_INCOMING,
+                lxd_guest.KEY_ROLE: roles.INCOMING,
                 lxd_guest.KEY_PROJECT: instance.project_id or '',
                 lxd_guest.KEY_MIGRATION: str(migration_id)}
             if wanted['root_volume']:
                 config[lxd_guest.KEY_ROOT_VOLUME] = wanted['root_volume']
             self._guests.create(
-                lxd_guest.lxd_name(instance),
+                roles.lxd_name(instance),
                 wanted['source'] or self._volumes.placeholder_source(),
                 config, {root_disk.DEVICE: root},
                 timeout=self._options.migration_timeout,
@@ -236,7 +237,7 @@ class IncomingOps:
             raise _refusal('this host has an LXD instance of the server '
                            'already')
         with contextlib.suppress(errors.NotFound):
-            other = self._guests.by_name(lxd_guest.lxd_name(instance))
+            other = self._guests.by_name(roles.lxd_name(instance))
             if (not other.is_ours or other.uuid != instance.uuid or
                     other.role not in _REPLACED_ROLES):
                 raise _refusal(f'another LXD instance on this host has the '
@@ -250,7 +251,7 @@ class IncomingOps:
 
     def _incoming(self, instance: objects.Instance, migration_id: int
                   ) -> lxd_guest.Guest:
-        guest = self._guests.find(instance, lxd_guest.ROLE_INCOMING)
+        guest = self._guests.find(instance, roles.INCOMING)
         if guest is None or not _belongs_to(guest, migration_id):
             raise _refusal('this host has nothing of the server')
         return guest
@@ -273,7 +274,7 @@ def _refusal(reason: str) -> exception.MigrationError:
 
 
 def _belongs_to(guest: lxd_guest.Guest, migration_id: int) -> bool:
-    return (guest.role == lxd_guest.ROLE_INCOMING and
+    return (guest.role == roles.INCOMING and
             guest.config.get(lxd_guest.KEY_MIGRATION) == str(migration_id))
 
 

@@ -52,6 +52,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.console import serial
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.server import outgoing as outgoing_ops
 from nova_lxd_py.virt.server import power as power_ops
@@ -258,7 +259,7 @@ class MigrateOps:
             self._serial_consoles.remove(instance)
             # Last: until here the server is on this host.
             guest.update(config={
-                lxd_guest.KEY_ROLE: lxd_guest.ROLE_MOVED,
+                lxd_guest.KEY_ROLE: roles.MOVED,
                 lxd_guest.KEY_MIGRATION: str(shipment.migration_id)})
 
     def _restart(self, context: nova_context.RequestContext,

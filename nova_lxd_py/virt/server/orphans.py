@@ -36,6 +36,7 @@ from oslo_utils import uuidutils
 from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.server import local_disks
@@ -48,8 +49,7 @@ LOG = logging.getLogger(__name__)
 MIN_AGE = 600
 
 #: LXD instances that are of no use without the server's own.
-_AUXILIARY_ROLES = lxd_guest.AUXILIARY_ROLES | {
-    lxd_guest.ROLE_INCOMING, lxd_guest.ROLE_MOVED}
+_AUXILIARY_ROLES = roles.AUXILIARY | {roles.INCOMING, roles.MOVED}
 
 #: States of servers whose migration may still be confirmed, reverted or
 #: repaired, so that what it has left on the source is needed.

@@ -27,6 +27,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.server import local_disks
@@ -256,7 +257,7 @@ class PowerOps:
                        lxd_guest.KEY_QUIESCED: None})
         devices.update(self._disks.ensure_config_drive(context, instance,
                                                        ports))
-        if guest.role == lxd_guest.ROLE_RESCUE:
+        if guest.role == roles.RESCUE:
             self._rescues.ensure_root_mounted(self._guests.get(instance))
         else:
             devices.update(self._disks.ensure_ephemeral(instance,
@@ -266,6 +267,6 @@ class PowerOps:
             config.update(connected.config)
             devices.update(connected.devices)
         self._root_disks.update(instance, guest, config, devices)
-        if guest.role != lxd_guest.ROLE_RESCUE:
+        if guest.role != roles.RESCUE:
             self._volumes.mount(instance, guest, block_device_info)
         guest.start()

@@ -33,6 +33,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.volume import server_volumes
 
@@ -166,7 +167,7 @@ class Quiescer:
         with _errors_logged():
             for guest in self._guests.all():
                 if (lxd_guest.KEY_QUIESCED in guest.config and
-                        guest.role != lxd_guest.ROLE_SNAPSHOT):
+                        guest.role != roles.SNAPSHOT):
                     with _errors_logged():
                         self._thaw(guest)
 

@@ -30,13 +30,14 @@ from oslo_log import log as logging
 from nova_lxd_py.virt import exception_mapping
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.server import guest_config
 
 LOG = logging.getLogger(__name__)
 
 _KEYS = ('limits.cpu', 'limits.cpu.allowance')
-_ROLES = (lxd_guest.ROLE_SERVER, lxd_guest.ROLE_RESCUE)
+_ROLES = (roles.SERVER, roles.RESCUE)
 
 
 class RepinOps:

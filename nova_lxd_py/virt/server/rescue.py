@@ -41,6 +41,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import password as lxd_password
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import root_check
 from nova_lxd_py.virt.image import cache as image_cache
 from nova_lxd_py.virt.lxd import errors
@@ -196,7 +197,7 @@ class RescueOps:
             rescued = {guest.uuid for guest in guests
                        if guest.config.get(lxd_guest.KEY_RESCUED) == 'true'}
             for guest in guests:
-                if (guest.role == lxd_guest.ROLE_RESCUE and
+                if (guest.role == roles.RESCUE and
                         guest.uuid not in rescued):
                     LOG.info('Removing rescue instance %s, left by an '
                              'interrupted operation', guest.name,
@@ -211,13 +212,13 @@ class RescueOps:
                 instance: objects.Instance, image_meta: objects.ImageMeta,
                 ports: list[Any], own: lxd_guest.Guest, fingerprint: str
                 ) -> lxd_guest.Guest:
-        name = lxd_guest.lxd_name(instance, lxd_guest.ROLE_RESCUE)
+        name = roles.lxd_name(instance, roles.RESCUE)
         wanted = self._guest_configs.define(instance, ports, name=name)
         devices = dict(wanted.devices)
         devices.update(self._config_drives.ensure(context, instance, ports))
         devices[guest_config.RESCUE_DEVICE] = self._root_of(instance, own)
         config = {**wanted.config, **_uid_range(own),
-                  lxd_guest.KEY_ROLE: lxd_guest.ROLE_RESCUE,
+                  lxd_guest.KEY_ROLE: roles.RESCUE,
                   lxd_guest.KEY_IMAGE: image_meta.id or ''}
         self.ensure_root_mounted(own)
         try:
@@ -309,7 +310,7 @@ class RescueOps:
         own.update(config={lxd_guest.KEY_RESCUED: None})
 
     def _discard(self, instance: objects.Instance) -> None:
-        guest = self._guests.find(instance, lxd_guest.ROLE_RESCUE)
+        guest = self._guests.find(instance, roles.RESCUE)
         if guest is not None:
             guest.delete()
 

@@ -44,6 +44,7 @@ from oslo_utils import units
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.image import upload as image_upload
 from nova_lxd_py.virt.lxd import errors
@@ -113,8 +114,7 @@ class SnapshotOps:
             try:
                 fingerprint = self._publish(instance, image_id, copy, cleanup)
             except errors.LXDError as exc:
-                if self._guests.find(
-                        instance, lxd_guest.ROLE_SNAPSHOT) is None:
+                if self._guests.find(instance, roles.SNAPSHOT) is None:
                     LOG.info('Cancelled image %s: the server is being deleted',
                              image_id, instance=instance)
                     raise exception.InstanceNotFound(
@@ -163,12 +163,11 @@ class SnapshotOps:
             with self._quiescer.quiesced(instance, guest):
                 # On btrfs, the copy has the same quota before it gets another.
                 return guest.with_space(lambda: self._guests.create(
-                    lxd_guest.lxd_name(instance,
-                                       lxd_guest.ROLE_SNAPSHOT),
+                    roles.lxd_name(instance, roles.SNAPSHOT),
                     {'type': 'copy', 'source': guest.name,
                      'instance_only': True},
                     {lxd_guest.KEY_UUID: instance.uuid,
-                     lxd_guest.KEY_ROLE: lxd_guest.ROLE_SNAPSHOT,
+                     lxd_guest.KEY_ROLE: roles.SNAPSHOT,
                      # It never runs, so it needs no uid range of its own.
                      'security.idmap.isolated': 'false'},
                     devices, timeout=self._options.image_timeout))
@@ -230,7 +229,7 @@ class SnapshotOps:
         """
         alias = ALIAS_PREFIX + instance.uuid
         if (alias in self._aliases or not self._has_recovered or
-                any(guest.role == lxd_guest.ROLE_SNAPSHOT
+                any(guest.role == roles.SNAPSHOT
                     for guest in guests)):
             self._delete_image(alias)
 
@@ -243,7 +242,7 @@ class SnapshotOps:
     def _delete_leftovers(self) -> None:
         """Remove the leftovers of all snapshots, while none is running."""
         for guest in self._guests.all():
-            if guest.role == lxd_guest.ROLE_SNAPSHOT:
+            if guest.role == roles.SNAPSHOT:
                 guest.delete()
         for url in self._session.get('images', 'aliases'):
             alias = parse.unquote(parse.urlparse(url).path.rpartition('/')[2])
@@ -254,7 +253,7 @@ class SnapshotOps:
         self._has_recovered = True
 
     def _delete_copy(self, instance: objects.Instance) -> None:
-        copy = self._guests.find(instance, lxd_guest.ROLE_SNAPSHOT)
+        copy = self._guests.find(instance, roles.SNAPSHOT)
         if copy is not None:
             copy.delete()
 

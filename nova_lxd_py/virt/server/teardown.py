@@ -24,6 +24,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.console import serial
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.server import local_disks
 from nova_lxd_py.virt.server import snapshot
 from nova_lxd_py.virt.vif import manager as vif_manager
@@ -74,7 +75,7 @@ class TeardownOps:
         with self._guests.changing(instance):
             found = self._guests.of(instance)
             guest = next((one for one in found
-                          if one.role == lxd_guest.ROLE_SERVER), None)
+                          if one.role == roles.SERVER), None)
             if guest is None:
                 LOG.warning('LXD has no instance of this server; removing '
                             'volumes, disks and ports only',

@@ -30,6 +30,7 @@ from oslo_utils import units
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import root_quota
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
@@ -160,7 +161,7 @@ class RootDiskManager:
         if size <= SHRINK_MARGIN:
             return False
         self._discard_probe(instance)
-        name = lxd_guest.lxd_name(instance, lxd_guest.ROLE_PROBE)
+        name = roles.lxd_name(instance, roles.PROBE)
         # LXD copies all devices that are not overridden.
         devices: dict[str, Mapping[str, str]] = {
             device: {'type': 'none'} for device in guest.devices}
@@ -171,7 +172,7 @@ class RootDiskManager:
                 name, {'type': 'copy', 'source': guest.name,
                        'instance_only': True},
                 {lxd_guest.KEY_UUID: instance.uuid,
-                 lxd_guest.KEY_ROLE: lxd_guest.ROLE_PROBE,
+                 lxd_guest.KEY_ROLE: roles.PROBE,
                  'security.idmap.isolated': 'false'}, devices)
             return True
         except (errors.OperationFailed, errors.InvalidRequest) as exc:
@@ -182,7 +183,7 @@ class RootDiskManager:
             self._discard_probe(instance)
 
     def _discard_probe(self, instance: objects.Instance) -> None:
-        probe = self._guests.find(instance, lxd_guest.ROLE_PROBE)
+        probe = self._guests.find(instance, roles.PROBE)
         if probe is not None:
             probe.delete()
 

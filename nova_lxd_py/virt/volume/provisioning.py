@@ -52,6 +52,7 @@ from oslo_utils import uuidutils
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.image import cache as image_cache
 from nova_lxd_py.virt.image import placeholder
 from nova_lxd_py.virt.lxd import errors
@@ -166,11 +167,10 @@ class VolumeProvisioner:
                          instance=instance)
             try:
                 guest = self._guests.create(
-                    lxd_guest.lxd_name(instance,
-                                       lxd_guest.ROLE_UNPACKED),
+                    roles.lxd_name(instance, roles.UNPACKED),
                     {'type': 'image', 'fingerprint': fingerprint},
                     {lxd_guest.KEY_UUID: instance.uuid,
-                     lxd_guest.KEY_ROLE: lxd_guest.ROLE_UNPACKED,
+                     lxd_guest.KEY_ROLE: roles.UNPACKED,
                      'boot.autostart': 'false'},
                     {'root': {'type': 'disk', 'path': '/', 'pool': pool}},
                     timeout=self._options.image_timeout,
@@ -225,7 +225,7 @@ class VolumeProvisioner:
             if pool['config'].get(KEY_POOL_OWNER) != self._session.project:
                 return
             for guest in self._guests.all():
-                if (guest.role == lxd_guest.ROLE_UNPACKED and
+                if (guest.role == roles.UNPACKED and
                         guest.devices.get('root', {}).get('pool') == name):
                     guest.delete()
             self._session.delete('storage-pools', name)

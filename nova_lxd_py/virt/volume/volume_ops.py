@@ -28,6 +28,7 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.metadata import device_tags
 from nova_lxd_py.virt.volume import attach_notes
 from nova_lxd_py.virt.volume import attachment
@@ -141,7 +142,7 @@ class VolumeOps:
             return self._guests.of(instance)
         if own.config.get(lxd_guest.KEY_RESCUED) != 'true':
             return [own]
-        rescue = self._guests.find(instance, lxd_guest.ROLE_RESCUE)
+        rescue = self._guests.find(instance, roles.RESCUE)
         return [own, rescue] if rescue else [own]
 
     def extend(self, context: nova_context.RequestContext,
@@ -161,6 +162,6 @@ class VolumeOps:
                     exception.VolumeExtendFailed):
                 self._attacher.modes.of(connection_info).grow(
                     connection_info, identifier)
-            disk_view.update_sizes(lxd_guest.lxd_name(instance))
+            disk_view.update_sizes(roles.lxd_name(instance))
         LOG.info('Extended volume %(volume)s to %(size)d bytes',
                  {'volume': identifier, 'size': size}, instance=instance)

@@ -21,6 +21,7 @@ from nova import objects
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
 from tests.fixtures import session_case
 
@@ -91,7 +92,7 @@ class CopiesTestCase(session_case.SessionTestCase):
         self.guests.create(
             self.name, {'type': 'image', 'alias': 'tiny'},
             {lxd_guest.KEY_UUID: UUID,
-             lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER},
+             lxd_guest.KEY_ROLE: roles.SERVER},
             {'root': {'type': 'disk', 'path': '/', 'pool': 'default'}})
 
     def copy(self, name, source=None):
@@ -124,7 +125,7 @@ class CopiesTestCase(session_case.SessionTestCase):
         self.guests.create(
             f'{self.name}-rescue', {'type': 'image', 'alias': 'tiny'},
             {lxd_guest.KEY_UUID: UUID,
-             lxd_guest.KEY_ROLE: lxd_guest.ROLE_RESCUE},
+             lxd_guest.KEY_ROLE: roles.RESCUE},
             {'root': {'type': 'disk', 'path': '/', 'pool': 'default'}})
         self.lxd.drop_connection(
             'DELETE', f'/1.0/instances/{self.name}-rescue', after=True)

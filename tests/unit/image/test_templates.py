@@ -21,7 +21,7 @@ import fixtures
 from nova import exception
 from nova import objects
 
-from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import errors
 from tests.fixtures import concurrent_calls
@@ -74,7 +74,7 @@ class CloneTestCase(template_case.TemplateTestCase):
         template, = self.templates()
         self.assertEqual(template.config[BASE], clone.config[BASE])
         self.assertNotIn(templates.KEY_TEMPLATE, clone.config)
-        self.assertEqual(lxd_guest.ROLE_SERVER, clone.role)
+        self.assertEqual(roles.SERVER, clone.role)
         self.assertEqual(['root'], list(clone.devices))
         self.assertEqual(
             ['s1', 's2'], sorted(g.name for g in self.guests.servers()))

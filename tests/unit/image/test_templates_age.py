@@ -22,6 +22,7 @@ import ddt
 import fixtures
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import uid_ranges
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import errors
@@ -110,7 +111,7 @@ class PruneTestCase(template_case.TemplateTestCase):
 
     def names(self) -> set[str]:
         return {guest.name for guest in self.guests.all()
-                if guest.role == lxd_guest.ROLE_TEMPLATE}
+                if guest.role == roles.TEMPLATE}
 
     def test_used(self) -> None:
         self.spawn('s1')

@@ -22,6 +22,7 @@ from nova.virt import hardware
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.host import host as lxd_host
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.server import repin
@@ -153,7 +154,7 @@ class MoveTestCase(DefinitionTestCase):
         server = self.server()
         self.make(server)
         self.create('r1', **{lxd_guest.KEY_UUID: server.uuid,
-                             lxd_guest.KEY_ROLE: lxd_guest.ROLE_RESCUE,
+                             lxd_guest.KEY_ROLE: roles.RESCUE,
                              'limits.cpu': '1'})
         self.divide('0,2', None)
         self.follow(server)

@@ -21,6 +21,7 @@ from nova import objects
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import password
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.host import host as lxd_host
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.metadata import config_drive
@@ -87,7 +88,7 @@ class RescueTestCase(session_case.SessionTestCase):
     def make_server(self, **config):
         self.create(OWN, start=True, **{
             lxd_guest.KEY_UUID: UUID,
-            lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER, **config})
+            lxd_guest.KEY_ROLE: roles.SERVER, **config})
 
     def go(self):
         return self.rescues.rescue(None, self.server, [], self.image, 'x')

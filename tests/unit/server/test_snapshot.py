@@ -23,6 +23,7 @@ from nova import objects
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.server import quiesce
 from nova_lxd_py.virt.server import snapshot
@@ -50,7 +51,7 @@ class SnapshotTestCase(session_case.SessionTestCase):
     def make_server(self, **system_metadata):
         self.create('instance-00000001', start=True, **{
             lxd_guest.KEY_UUID: UUID,
-            lxd_guest.KEY_ROLE: lxd_guest.ROLE_SERVER})
+            lxd_guest.KEY_ROLE: roles.SERVER})
         return objects.Instance(
             id=1, uuid=UUID, project_id='project', kernel_id='', ramdisk_id='',
             os_type='linux', system_metadata=system_metadata,
@@ -210,7 +211,7 @@ class SnapshotTestCase(session_case.SessionTestCase):
         self.snapshots.recover()
         self.leave_image()
         self.create(COPY, **{lxd_guest.KEY_UUID: UUID,
-                             lxd_guest.KEY_ROLE: lxd_guest.ROLE_SNAPSHOT})
+                             lxd_guest.KEY_ROLE: roles.SNAPSHOT})
         self.snapshots.delete_image_of(self.server,
                                        [self.guests.by_name(COPY)])
         self.assertEqual([], self.session.get('images'))
