@@ -11,10 +11,10 @@
 #    under the License.
 """Glance images in LXD's image store.
 
-An LXD image with the alias ``glance-<Glance image id>`` is the whole record
-of an image being here. It is set last, so that nothing half done is ever used;
-what a crash leaves without an alias is used by the next import of the same
-image, or ages out.
+The alias ``glance-<Glance image id>`` of an LXD image is the only record of
+its import. It is set last, so that an incomplete import is never used; an
+image that a crash has left without an alias is used by the next import of the
+same image, or ages out.
 
 Earlier versions passed the metadata of tenants' images on to LXD. Their
 aliases begin with ``nova-``; such images are transferred again when they are
@@ -80,7 +80,7 @@ class ImageStore:
         # Which image an alias meant the last time it was looked up.
         self._fingerprints: dict[str, str] = {}
 
-    # -- in -----------------------------------------------------------------
+    # -- import -------------------------------------------------------------
 
     def describe(self, context: Any, image_id: str) -> objects.ImageMeta:
         """Return Glance's description of an image.
@@ -98,7 +98,7 @@ class ImageStore:
                source: Any = None) -> str:
         """Ensure that LXD has an image for an instance to be created from.
 
-        However many servers ask at once, it is transferred once.
+        It is transferred once, however many servers need it at the same time.
 
         :param context: the request's context, for Glance.
         :param image_meta: the image; its id must be set.
@@ -200,8 +200,8 @@ class ImageStore:
     def _check_again(self, context: Any, meta: objects.ImageMeta,
                      trusted_certs: Any, instance: Any, image: dict[str, Any]
                      ) -> dict[str, Any]:
-        """Check the signature of an image that is here for a server that
-        demanded less."""
+        """Check the signature of an image that was imported for a server that
+        did not demand this."""
         LOG.info('Image %s is in LXD, but its signature has not been checked '
                  'as this server demands; transferring it once more for that',
                  meta.id, instance=instance)
@@ -221,7 +221,8 @@ class ImageStore:
 
     def _checked(self, meta: objects.ImageMeta, trusted_certs: Any,
                  fingerprint: str) -> dict[str, str]:
-        """Return what to note on an image whose signature was checked."""
+        """Return the properties that record that the signature of an image
+        was checked."""
         demanded = signatures.required_signature(meta.id, trusted_certs)
         if not demanded:
             return {}
@@ -262,12 +263,12 @@ class ImageStore:
         ).run(context, trusted_certs, {PROPERTY_IMAGE: meta.id,
                                        'description': _description(meta)})
 
-    # -- what cannot be used ------------------------------------------------
+    # -- failures -----------------------------------------------------------
 
     def explain_create_failure(self, error: errors.LXDError,
                                instance: objects.Instance,
                                image_meta: objects.ImageMeta) -> Exception:
-        """Find what to raise when LXD could not create a root disk.
+        """Return the exception to raise when LXD could not create a root disk.
 
         An image that LXD cannot unpack is removed from LXD, so that a later
         server gets what Glance has then.
@@ -293,7 +294,8 @@ class ImageStore:
                               instance: objects.Instance,
                               image_meta: objects.ImageMeta, name: str
                               ) -> Exception:
-        """Find what to raise when LXD could not start a new instance.
+        """Return the exception to raise when LXD could not start a new
+        instance.
 
         :param error: the error from LXD.
         :param instance: the instance.
@@ -344,7 +346,7 @@ class ImageStore:
                     LOG.warning('Could not remove image %s from LXD: %s',
                                 image_id, exc)
 
-    # -- out ----------------------------------------------------------------
+    # -- removal ------------------------------------------------------------
 
     def manage_cache(self, all_instances: Iterable[objects.Instance]) -> None:
         """Remove images that no server of this host has used for long.
@@ -380,7 +382,8 @@ class ImageStore:
 
     def _age(self, image: dict[str, Any], ids: set[str], used: set[str]
              ) -> bool:
-        """Do what an image's use asks for.
+        """Record whether an image is in use, and remove it if it has been
+        unused for too long.
 
         :returns: whether it was removed.
         """
@@ -444,8 +447,8 @@ def used_images(all_instances: Iterable[objects.Instance]) -> set[str]:
 
 
 def _lock(image_id: str) -> contextlib.AbstractContextManager[Any]:
-    """Keep two operations on an image from interleaving. One nova-compute has
-    its LXD project for itself, so that threads are all there is to hold."""
+    """Lock an image against other threads. No other process uses it:
+    nova-compute services must not share an LXD project."""
     return lockutils.lock(f'lxd-image-{image_id}', lock_file_prefix=None)
 
 
@@ -454,8 +457,8 @@ def _glance_ids(image: dict[str, Any]) -> set[str]:
     ids = {alias['name'].removeprefix(ALIAS_PREFIX)
            for alias in image['aliases']
            if alias['name'].startswith(ALIAS_PREFIX)}
-    # Nothing is made from images of an earlier version any more, whatever
-    # servers use: the id with its prefix is no server's.
+    # Images of earlier versions are not used any more, not even if a server
+    # has their id: with the prefix it equals no server's.
     ids.update(alias['name'] for alias in image['aliases']
                if alias['name'].startswith(_OLD_ALIAS_PREFIX))
     if not image['aliases'] and PROPERTY_IMAGE in image['properties']:
@@ -473,8 +476,8 @@ def _unpacked_size(image: dict[str, Any]) -> int:
 
 
 def _check_size(image: dict[str, Any], disk_gb: int) -> None:
-    """LXD enforces a root disk's size on some pools only, and when it is
-    late: so compare before anything is made."""
+    """Check that an image fits the root disk. LXD does so on some pools only,
+    and not before it unpacks the image."""
     size, disk = _unpacked_size(image), disk_gb << 30
     if disk and size > disk:
         raise exception.FlavorDiskSmallerThanImage(flavor_size=disk,

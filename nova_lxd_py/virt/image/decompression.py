@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Decompressing an image piece by piece while it passes by.
+"""Decompression of an image piece by piece while it is transferred.
 
 Every piece that comes out is small, whatever goes in: an image made to expand
 into terabytes must not get the memory of nova-compute either.
@@ -78,7 +78,10 @@ class _Engine(abc.ABC):
 
     @abc.abstractmethod
     def push(self, data: bytes) -> Iterator[bytes]:
-        """Give compressed data, get the pieces that come out."""
+        """Decompress data.
+
+        :returns: the decompressed pieces.
+        """
 
     @property
     @abc.abstractmethod
@@ -231,7 +234,7 @@ def decompress_block(compression: str, data: bytes, limit: int) -> bytes:
 
 
 def _zstandard_block(data: bytes, limit: int) -> bytes:
-    # What a frame says of its size, the library would allocate.
+    # The library would allocate the size that a frame declares.
     if zstandard.frame_content_size(data) > limit:
         raise Corrupt('a block is larger than the format allows')
     return zstandard.ZstdDecompressor(
@@ -298,9 +301,9 @@ class Decompressor:
             self._engine = None
 
     def finish(self) -> None:
-        """Note that the stream is at its end.
+        """Check that the stream has been complete.
 
-        :raises Corrupt: if it should have gone on.
+        :raises Corrupt: if it is truncated.
         """
         if self._engine is not None or self._between:
             raise Corrupt(f'its {self._compression} data breaks off before '

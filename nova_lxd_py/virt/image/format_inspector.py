@@ -9,15 +9,16 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Recognizing and checking an image by its bytes while they pass by.
+"""Detection of the format of an image, and its check, during the transfer.
 
 Glance's ``disk_format`` says little: containers' root filesystems are uploaded
-as ``raw``, like disks. So the content decides, and what is no container image
-is refused by name before LXD gets to see its end.
+as ``raw``, like disks. So the content decides, and anything that is no
+container image is refused, with the name of its format, before LXD has
+received all of it.
 
-Tenants give a root filesystem and nothing else. The archive of one is checked
-member by member (:mod:`.rootfs_rules`); from an LXD image, which brings
-metadata and templates as well, it is taken out (:mod:`.repack`).
+Only the root filesystem is the tenant's. An archive of one is checked member
+by member (:mod:`.rootfs_rules`); from an LXD image, which has metadata and
+templates as well, it is extracted (:mod:`.repack`).
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from nova_lxd_py.virt.image import rootfs_rules
 from nova_lxd_py.virt.image import squashfs as image_squashfs
 from nova_lxd_py.virt.image import tar as image_tar
 
-#: Bytes to see before saying what an image is; an ISO tells at 32 KiB.
+#: Bytes that are needed to detect a format; an ISO has its mark at 32 KiB.
 HEAD = 36 << 10
-#: Bytes of an archive to see before giving up telling what it holds.
+#: Bytes of an archive after which it is refused if its kind is still unknown.
 UNDECIDED = 64 << 20
 
 #: Bytes that metadata.yaml may have; most have a hundredth of it.
 MAX_METADATA = 128 << 10
 
-#: What to do about an image of the wrong kind.
+#: Advice in messages about an image of the wrong kind.
 ADVICE = ('a container needs a root filesystem: upload a rootfs tarball or a '
           'squashfs as disk_format raw')
 
@@ -105,7 +106,8 @@ _ELF_MACHINES: dict[int, tuple[str, ...]] = {
 }
 _ELF_HEADER = 20
 
-#: How many times larger than allowed an LXD image may be with its holes.
+#: How many times larger than allowed the archive of an LXD image may be, as
+#: LXD writes the holes of sparse files as zeros.
 _MAX_WITH_HOLES = 4
 #: Names at the top of an archive to remember for the message.
 _MAX_TOPS = 20
@@ -136,7 +138,7 @@ class Kind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What was found out about an image that passed by completely.
+    """What a whole image has been found to be.
 
     :ivar kind: what it is.
     :ivar architecture: what its metadata says, in LXD's terms; None where it
@@ -231,7 +233,7 @@ class Inspector:
         yield from self._inspect(data)
 
     def end(self) -> Iterator[bytes]:
-        """Note that the image is at its end, and set :attr:`content`.
+        """Check that the image is complete, and set :attr:`content`.
 
         :returns: as :meth:`process`.
         :raises UnacceptableImage: if it is incomplete, or no container image.
@@ -268,7 +270,7 @@ class Inspector:
             pass
 
     def finish(self) -> Content:
-        """Note that an image that is passed on as it is is at its end.
+        """Check that an image that is passed on as it is has been complete.
 
         :returns: what it is.
         :raises UnacceptableImage: as for :meth:`end`.
@@ -379,8 +381,8 @@ class Inspector:
             if member.kind == image_tar.HARD_LINK:
                 link = self._rules.link_target(member)
             return self._repacker.add(member, path, link)
-        # All else that an LXD image can bring, such as templates, properties
-        # and an expiry date, ends here.
+        # Everything else that an LXD image can have, such as templates,
+        # properties and an expiry date, is dropped.
         if (member.path == 'metadata.yaml' and member.regular and
                 self.architecture is None):
             if member.size > MAX_METADATA:

@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Inspecting an image beside its transfer.
+"""Inspection of an image in parallel with its transfer.
 
-Decompressing takes longer than passing the bytes on, and LXD has to work on
-an image after the last of them. So both go on at the same time, as far as
-memory allows: a longer image waits for its inspection.
+Decompressing an image takes longer than passing its bytes on, and LXD has to
+process it after the last of them. So the inspection runs in a thread of its
+own, and the transfer waits for it only when the queue is full.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nova_lxd_py.virt.lxd import errors
 
 #: Parts of an image (64 KiB each, from Glance) that may wait.
 BACKLOG = 1024
-#: Seconds between looks at whether the inspection still goes on.
+#: Seconds between checks whether the inspection has failed or is cancelled.
 PATIENCE = 1.0
 
 
@@ -41,7 +41,7 @@ class Inspection:
                  name: str) -> None:
         self._inspector = inspector
         self._queue: queue.Queue[bytes | None] = queue.Queue(BACKLOG)
-        self._given_up = threading.Event()
+        self._cancelled = threading.Event()
         self._error: Exception | None = None
         self._content: format_inspector.Content | None = None
         self._thread = threading.Thread(target=self._run, name=name,
@@ -58,7 +58,7 @@ class Inspection:
         self._put(part)
 
     def finish(self, timeout: float) -> format_inspector.Content:
-        """Note that the image is at its end, and wait for the result.
+        """Signal the end of the image, and wait for the result.
 
         :param timeout: seconds.
         :returns: what the image is.
@@ -77,8 +77,8 @@ class Inspection:
         return self._content
 
     def cancel(self) -> None:
-        """Make it end soon."""
-        self._given_up.set()
+        """End the inspection, without waiting for that."""
+        self._cancelled.set()
 
     def _put(self, item: bytes | None) -> None:
         while True:
@@ -92,7 +92,7 @@ class Inspection:
 
     def _run(self) -> None:
         try:
-            while not self._given_up.is_set():
+            while not self._cancelled.is_set():
                 try:
                     part = self._queue.get(timeout=PATIENCE)
                 except queue.Empty:

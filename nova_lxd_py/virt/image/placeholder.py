@@ -10,10 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The empty image of which LXD instances are made whose root is elsewhere.
+"""The empty image of LXD instances whose root filesystem is on a volume.
 
-LXD cannot start an instance that was made without an image: it misses the
-directory for its root. So the driver brings an image with nothing but that.
+LXD cannot start an instance that was created without an image, because the
+directory for its root is missing. This image has that directory and nothing
+else.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def ensure(session: lxd.Session) -> str:
             session.upload('images', chunks=[content], headers={
                 'Content-Type': 'application/octet-stream'})
         except errors.AlreadyExists:
-            # Another server has just needed it, too.
+            # Another thread has just imported it.
             pass
     return fingerprint
 

@@ -9,15 +9,15 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Taking the root filesystem out of an LXD image while it passes by.
+"""Extraction of the root filesystem of an LXD image during the transfer.
 
 An LXD image is an archive of metadata.yaml, templates/ and rootfs/. Only what
-is below rootfs/ is the tenant's to give: it becomes an archive of a root
+is below rootfs/ may come from the tenant: it becomes an archive of a root
 filesystem, with the same content, owners, times and attributes.
 
-Large files get the holes back that LXD has filled with zeros when it made the
-image of a server: otherwise a sparse file of a server (``truncate -s 5G``)
-would take all of its size from the next server's disk.
+Large files get the holes back that LXD has filled with zeros when it created
+the image of a server: otherwise a sparse file of a server (``truncate -s 5G``)
+would take up all of its size on the next server's disk.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from nova_lxd_py.virt.image import tar
 GRAIN = 64 << 10
 #: Files of this size and more are searched for holes.
 MIN_SIZE = 1 << 20
-#: Bytes of content of a file to keep while it is searched. Behind that no
-#: more holes are made: the archive has a file's map before its content.
+#: Bytes of content of a file to keep while it is searched. No holes are made
+#: after that: in the archive, the map of a file comes before its content.
 LOOKAHEAD = 16 << 20
 
 _ZEROS = bytes(GRAIN)
@@ -39,7 +39,6 @@ _USTAR = b'ustar\x0000'
 class Repacker:
     """Writes an archive of the members that it is given.
 
-    :ivar output: what has been written since it was last taken.
     :ivar size: bytes written altogether.
     """
 
@@ -59,7 +58,7 @@ class Repacker:
         :param member: as it was read.
         :param path: the path that it gets; '' for the root.
         :param link: the target that it gets if it is a hard link.
-        :returns: what wants its content.
+        :returns: what receives its content.
         """
         name = _encode(path) or b'.'
         if member.kind == tar.DIRECTORY:
@@ -159,7 +158,7 @@ class _HoleFinder:
         else:
             pieces = self._pieces
             if not pieces or sum(pieces[-1]) != size:
-                # A hole at the end needs to be told as well.
+                # A hole at the end needs an entry in the map as well.
                 pieces.append([size, 0])
             index = _sparse_map(pieces)
             self._repacker.write(_sparse_headers(

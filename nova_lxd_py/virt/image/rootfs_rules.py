@@ -11,10 +11,9 @@
 #    under the License.
 """What the archive of a root filesystem may hold.
 
-GNU tar unpacks it on the host as root. Its own precautions are good, and
-these rules are there for the day on which they are not: nothing may be
-written outside the directory that becomes the root, and nothing may be there
-that a container has no use for.
+GNU tar unpacks it on the host as root. These rules do not rely on its own
+precautions: nothing may be written outside the directory that becomes the
+root, and nothing may be there that a container has no use for.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from nova_lxd_py.virt.image import tar
 
 #: Paths that an archive may have.
 MAX_PATHS = 8_000_000
-#: Directories above each other; paths of Linux are shorter than 4096 bytes.
+#: Bytes of a name; paths of Linux are shorter (``PATH_MAX``).
 _MAX_PATH = 4096
 _SHOWN = 80
 
@@ -80,8 +79,8 @@ class PathTable:
     """Kinds of paths in 8 bytes each and without the paths.
 
     An open-addressing hash table of keyed hashes. Two paths that share a hash
-    of 62 bits are taken for one; the key is random, so that nobody can make
-    them so.
+    of 62 bits are taken for one; the key is random, so that nobody can craft
+    such paths.
 
     :param limit: how many paths it takes.
     """

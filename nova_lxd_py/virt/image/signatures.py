@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What servers demand of the signatures of their images.
+"""Signature checks that servers demand of their images.
 
 Nova checks a signature while an image is downloaded. An image that LXD has
-already was perhaps downloaded for a server that demanded less, so the driver
-notes on it what it has been checked for.
+already may have been downloaded for a server that demanded less, so the driver
+records on it which checks it has passed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ _MOST = 16
 
 
 def required_signature(image_id: str, trusted_certs: Any) -> str:
-    """Name what has to be checked of an image for a server.
+    """Return an identifier of the check that a server demands of an image.
 
     :param image_id: Glance's id of the image.
     :param trusted_certs: the server's :class:`nova.objects.TrustedCerts`, or
         None.
-    :returns: a word for it, '' if nothing has to be checked.
+    :returns: a hash of the image and the certificates, '' if nothing has to
+        be checked.
     """
     options = CONF.glance
     ids = list(trusted_certs.ids) if trusted_certs else []
@@ -51,18 +52,18 @@ def required_signature(image_id: str, trusted_certs: Any) -> str:
 def is_verified(demanded: str, checked: str | None) -> bool:
     """Return whether an image needs no further check.
 
-    :param demanded: what is demanded of it.
-    :param checked: what is noted on it.
+    :param demanded: identifier of the check that is demanded, '' for none.
+    :param checked: the checks recorded on the image.
     """
     return not demanded or demanded in (checked or '').split()
 
 
 def noted(demanded: str, checked: str | None) -> str:
-    """Add a check to what is noted on an image.
+    """Add a check to those recorded on an image.
 
-    :param demanded: what it has been checked for, '' for nothing.
-    :param checked: what is noted on it.
-    :returns: what to note.
+    :param demanded: identifier of the check, '' for none.
+    :param checked: the checks recorded so far.
+    :returns: the checks to record.
     """
     words = [word for word in (checked or '').split() if word != demanded]
     return ' '.join([*words, demanded][-_MOST:]).strip()

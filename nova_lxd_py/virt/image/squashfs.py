@@ -9,15 +9,15 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Reading the inodes of a squashfs filesystem while it passes by.
+"""Check of the inodes of a squashfs filesystem during the transfer.
 
 They tell how large it is when unpacked, which its superblock does not say, and
-which device nodes it has. Their table stands behind all file content, so that
-it is kept while the image passes by and read at the end, together with the
-table of directories behind it. unsquashfs before 4.5.1 believes names with
-``..`` or ``/``, writes through a link that a directory has beside a second
-entry of its name, and unpacks a directory that is in several others as often,
-so that a small image has any number of files.
+which device nodes it has. Their table follows all file content, so that it is
+kept during the transfer and read at the end, together with the table of
+directories that follows it. unsquashfs before 4.5.1 accepts names with ``..``
+or ``/``, writes through a symbolic link if the directory has a second entry of
+the same name, and unpacks a directory once for each directory that contains
+it, so that a small image can have any number of files.
 """
 
 from __future__ import annotations
@@ -59,19 +59,20 @@ _DEVICES = (4, 5, 11, 12)
 
 
 class Damaged(Exception):
-    """It is not a readable squashfs filesystem."""
+    """The squashfs filesystem cannot be read."""
 
 
 class Unsupported(Exception):
-    """It is one that cannot be checked."""
+    """The squashfs filesystem cannot be checked."""
 
 
 class Reader:
-    """Follows a squashfs filesystem as it passes by.
+    """Reads a squashfs filesystem during the transfer.
 
     :param head: its first SUPERBLOCK bytes or more.
     :raises Damaged: if the superblock makes no sense.
-    :raises Unsupported: if its compressor is not one of gzip, xz and zstd.
+    :raises Unsupported: if its compressor is not one of gzip, xz and zstd, or
+        its tables are too large.
     """
 
     def __init__(self, head: bytes) -> None:
@@ -120,12 +121,13 @@ class Reader:
         self._position += len(data)
 
     def finish(self) -> int:
-        """Note that the filesystem is at its end.
+        """Check the filesystem when all of it has been read.
 
         :returns: bytes of file content when unpacked; holes do not count.
-        :raises Damaged: if it should have gone on, or cannot be read.
+        :raises Damaged: if it is truncated, or cannot be read.
         :raises rootfs_rules.Forbidden: if it has a device node that a
-            container must not have.
+            container must not have, or a directory whose names are invalid or
+            not in order.
         """
         if self._position < self._length:
             raise Damaged('the squashfs breaks off before its end')
@@ -261,7 +263,9 @@ def _decompressed(compressor: str, table: bytearray
 
     :returns: its content, and where in it the content of each block is, by
         where the block begins in the table.
-    :raises ValueError: if a block is damaged.
+    :raises ValueError: if a block has a wrong length.
+    :raises decompression.Corrupt: if a block cannot be decompressed.
+    :raises Damaged: if the table is too large.
     """
     view, position = memoryview(table), 0
     result, places = bytearray(), {}

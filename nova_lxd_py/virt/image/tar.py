@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Reading a tar archive header by header while it passes by.
+"""Reader of the headers of a tar archive during the transfer.
 
 Nothing is unpacked here. The reader accepts v7, ustar, pax and GNU archives
 and is deliberately stricter than GNU tar, which unpacks images on the host:
@@ -106,7 +106,7 @@ class ContentSink(Protocol):
         """Receive the next part, which is valid during the call only."""
 
     def close(self) -> None:
-        """Note that the content is complete."""
+        """Handle the end of the content."""
 
 
 class Capture:
@@ -189,10 +189,10 @@ class Walker:
             position += taken
 
     def finish(self) -> None:
-        """Note that the archive is at its end.
+        """Check that the archive has been complete.
 
-        :raises NotTar: if not even one header came.
-        :raises Damaged: if it should have gone on.
+        :raises NotTar: if there was no header at all.
+        :raises Damaged: if it is truncated.
         """
         if self.complete:
             return

@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Fast spawn: what new servers are made from, and whose uid range they get.
+"""Fast spawn: templates to clone new instances from, and their uid ranges.
 
 An LXD that does not mount root disks idmapped changes the owner of every file
 of a new root disk at its first start, which is most of the time that a launch
-takes. A clone of an instance whose files have been shifted once is spared it,
+takes. A clone of an instance whose files have been shifted once avoids this,
 if it has the same uid range (see :mod:`.uid_ranges`). So the driver keeps a
 *template* per image, pool and uid range: a stopped instance that has never
 run, but whose files LXD has shifted.
@@ -101,12 +101,12 @@ class TemplateStore:
         self._ranges = uid_ranges.ProjectUIDRanges(self._options, guests)
         #: Whether LXD mounts root disks idmapped; None until seen.
         self._shift_is_free: bool | None = None
-        #: Templates that were not made yet for a first server's sake.
+        #: Templates not created for the first server of their image.
         self._left_out: set[str] = set()
-        #: Templates that could not be made, and when that was.
+        #: Templates that could not be created, and when that was.
         self._failed: dict[str, float] = {}
 
-    # -- what the driver asks -----------------------------------------------
+    # -- interface ----------------------------------------------------------
 
     def source_for(self, instance: objects.Instance, fingerprint: str
                    ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -138,7 +138,7 @@ class TemplateStore:
         try:
             self._ensure_template(name, fingerprint, owner, config, instance)
         except _Useless:
-            # Then an own range costs nothing either.
+            # Then a range for the instance alone costs nothing either.
             isolation = self._isolation(instance)
             return from_image, self._range_config(isolation, instance)
         except _Impossible as exc:
@@ -184,8 +184,8 @@ class TemplateStore:
         return self._range_config(self._isolation(instance), instance)
 
     def prune(self) -> list[str]:
-        """Delete what no server needs any more: templates of images that are
-        gone, half-made ones, and after a time (``[image_cache]
+        """Delete templates that are not needed any more: those of images that
+        are gone, incomplete ones, and after a time (``[image_cache]
         remove_unused_original_minimum_age_seconds``) those without servers.
 
         :returns: LXD's names of what was deleted.
@@ -270,10 +270,11 @@ class TemplateStore:
                                     instance)
             except (_Impossible, errors.LXDError) as exc:
                 self._failed[name] = time.monotonic()
-                LOG.warning('Servers of LXD image %s are made from the image '
-                            'itself for the next %d seconds, which takes '
-                            'longer than cloning: %s', fingerprint[:12],
-                            RETRY_AFTER, exc, instance=instance)
+                LOG.warning('Could not make a template of LXD image %s; '
+                            'servers are made from the image itself for the '
+                            'next %d seconds, which takes longer: %s',
+                            fingerprint[:12], RETRY_AFTER, exc,
+                            instance=instance)
                 raise _Impossible(str(exc)) from exc
 
     def _is_new(self, fingerprint: str) -> bool:
@@ -298,7 +299,7 @@ class TemplateStore:
                        instance: objects.Instance) -> None:
         began = time.monotonic()
         with contextlib.suppress(errors.NotFound):
-            # Half done when nova-compute or the host went down.
+            # Incomplete, because nova-compute or the host went down.
             self._guests.by_name(name).delete()
         with contextlib.ExitStack() as undo:
             undo.callback(self._discard, name)
@@ -343,7 +344,7 @@ class TemplateStore:
         except errors.NotFound:
             pass
         except errors.LXDError as exc:
-            LOG.warning('Could not delete the half-made template %s, it is '
+            LOG.warning('Could not delete the incomplete template %s, it is '
                         'deleted later: %s', name, exc)
 
     # -- age ----------------------------------------------------------------
@@ -372,7 +373,8 @@ class TemplateStore:
 
 
 def _is_complete(template: lxd_guest.Guest) -> bool:
-    """Whether a template can be cloned, or was left half-made by a crash."""
+    """Whether a template can be cloned; a crash can leave an incomplete one.
+    """
     config = template.config
     return (_OBSTACLE not in template.devices and
             config.get(_SHIFTED, '') not in _UNSHIFTED and

@@ -9,15 +9,15 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Bringing one image from Glance into LXD, without a copy of it in between.
+"""Transfer of one image from Glance to LXD, without a temporary copy.
 
-One thread takes what Glance sends and checks signature and checksum (Nova's
-and glanceclient's code does), another passes it on to LXD, and a third looks
-at every byte (:mod:`nova_lxd_py.virt.image.inspection`). LXD gets the end only
-when all of it has come as it should: until then it has nothing but the
-beginning of an upload, which it throws away when that breaks off. If the
-inspection, which may end later, finds a fault, LXD has an image without a name
-for a moment, of which nothing is ever made.
+One thread receives what Glance sends and checks signature and checksum (Nova's
+and glanceclient's code does), another passes it on to LXD, and a third
+inspects every byte (:mod:`nova_lxd_py.virt.image.inspection`). LXD gets the
+last part only when all of the image has arrived and is correct: until then it
+has an incomplete upload, which it discards when the connection is closed. If
+the inspection, which may end later, finds a fault, LXD has an image without an
+alias for a moment, which is never used.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ LOG = logging.getLogger(__name__)
 QUEUE_LENGTH = 64
 #: Bytes to gather before passing them on: fewer, larger writes cost less.
 BATCH = 1 << 20
-#: Seconds between reports on a long transfer, and between looks at the clock
-#: while Glance is silent.
+#: Seconds between log lines about the progress of a transfer.
 REPORT_INTERVAL = 5.0
+#: Seconds between checks of the deadline while nothing arrives.
 PATIENCE = 1.0
 
 _MIB = float(1 << 20)
 
 
-class _GivenUp(Exception):
+class _Cancelled(Exception):
     """Tells the download that its data is not needed any more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What a finished transfer leaves.
+    """The result of a finished transfer.
 
     :ivar fingerprint: LXD's name of the image.
     :ivar content: what the image was found to be.
@@ -81,7 +81,7 @@ class Imported:
 
 
 class _Sink:
-    """The file into which Nova believes to download.
+    """The file object to which Nova writes the image.
 
     :param deadline: when the transfer must be over, on the monotonic clock.
     """
@@ -89,7 +89,7 @@ class _Sink:
     def __init__(self, deadline: float) -> None:
         self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUE_LENGTH)
         self._deadline = deadline
-        self._given_up = threading.Event()
+        self._cancelled = threading.Event()
         self._error: BaseException | None = None
 
     # What nova.image.glance calls.
@@ -100,40 +100,41 @@ class _Sink:
         return len(data)
 
     def truncate(self, size: int = 0) -> int:
-        """Nova calls it when a signature does not fit, and raises then."""
+        """Do nothing: Nova calls it before it raises an exception for a
+        signature that does not match."""
         return size
 
-    # What the thread around it calls.
+    # What the thread of the download calls.
 
     def close(self, error: BaseException | None) -> None:
-        """Note that nothing more comes.
+        """Signal the end of the download.
 
         :param error: what went wrong, if anything did.
         """
         self._error = error
         try:
             self._put(None)
-        except _GivenUp:
+        except _Cancelled:
             pass
 
     def _put(self, item: bytes | None) -> None:
-        while not self._given_up.is_set():
+        while not self._cancelled.is_set():
             try:
                 self._queue.put(item, timeout=PATIENCE)
                 return
             except queue.Full:
                 if time.monotonic() > self._deadline:
                     break
-        raise _GivenUp('the transfer to LXD has ended early')
+        raise _Cancelled('the transfer to LXD has ended early')
 
     # What the reader calls.
 
     def cancel(self) -> None:
-        """Make the download end soon."""
-        self._given_up.set()
+        """Cancel the download, without waiting for its end."""
+        self._cancelled.set()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield what comes; raise what went wrong, at the very end."""
+        """Yield the data; at the end, raise the error of the download."""
         while True:
             try:
                 item = self._queue.get(timeout=PATIENCE)
@@ -172,7 +173,7 @@ class Transfer:
         self._content: format_inspector.Content | None = None
         self._inspection: image_inspection.Inspection | None = None
         self._is_complete = False
-        self._told: str | None = None
+        self._sent_architecture: str | None = None
         self._digest = hashlib.sha256()
         self._received = 0
         self._began = time.monotonic()
@@ -210,7 +211,7 @@ class Transfer:
             sink.cancel()
             download.join(2 * PATIENCE)
 
-    # -- Glance's side ------------------------------------------------------
+    # -- download from Glance -----------------------------------------------
 
     def _download(self, context: Any, trusted_certs: Any, sink: _Sink
                   ) -> None:
@@ -220,15 +221,15 @@ class Transfer:
         try:
             self._image_api.download(context, self._meta.id, data=sink,
                                      trusted_certs=trusted_certs)
-        except _GivenUp:
+        except _Cancelled:
             sink.close(None)
         except Exception as exc:
-            sink.close(self._explained(exc))
+            sink.close(self._convert_exception(exc))
         else:
             sink.close(None)
 
-    def _explained(self, exc: Exception) -> Exception:
-        """Find the exception by which Nova does what is right."""
+    def _convert_exception(self, exc: Exception) -> Exception:
+        """Return the Nova exception for an error of the download."""
         if isinstance(exc, crypto_exceptions.InvalidSignature):
             return exception.ImageUnacceptable(
                 image_id=self._meta.id,
@@ -248,7 +249,7 @@ class Transfer:
                        f'{exc}')
         return exc
 
-    # -- LXD's side ---------------------------------------------------------
+    # -- upload to LXD ------------------------------------------------------
 
     def _upload(self, source: Iterator[bytes], properties: dict[str, str]
                 ) -> Imported:
@@ -263,11 +264,12 @@ class Transfer:
                 'images', chunks=chunks, headers=headers,
                 timeout=self._left())
         except errors.AlreadyExists:
-            # Another Glance image of the same content; our own sum names it.
+            # Imported for another Glance image with the same content; its
+            # fingerprint is our own checksum.
             existed, result = True, {}
         except errors.LXDError:
             if self._is_complete:
-                # If the image is to blame, that says more than LXD does.
+                # If the image is to blame, the inspection has a better reason.
                 self._inspected()
             raise
         fingerprint = self._digest.hexdigest()
@@ -291,7 +293,7 @@ class Transfer:
         return Imported(fingerprint, content, existed)
 
     def _left(self) -> float:
-        """Seconds that are left, at least one."""
+        """Return the seconds that are left, at least one."""
         return max(1.0, self._timeout - (time.monotonic() - self._began))
 
     def _body(self, source: Iterator[bytes]) -> Iterator[bytes]:
@@ -327,8 +329,8 @@ class Transfer:
         self._check_architecture()
 
     def _held_back(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield what is rewritten, and its last part only when Glance, Nova
-        and the inspection are content with all of it."""
+        """Yield the rewritten image, and its last part only when Glance, Nova
+        and the inspection have found no fault."""
         held = bytearray()
         for piece in pieces:
             if len(held) >= BATCH:
@@ -341,7 +343,7 @@ class Transfer:
     def _passed_on(self, head: list[bytes], source: Iterator[bytes]
                    ) -> Iterator[bytes]:
         """Yield the image as it is, and its last part only when Glance and
-        Nova are content with all of it."""
+        Nova have found no fault."""
         held = bytearray().join(head)
         if self._content is None:
             self._inspection = image_inspection.Inspection(
@@ -358,7 +360,7 @@ class Transfer:
         yield bytes(held)
 
     def _inspected(self) -> format_inspector.Content:
-        """Wait for what the inspection says of the whole image."""
+        """Wait for the result of the inspection of the whole image."""
         if self._content is None:
             assert self._inspection is not None
             self._content = self._inspection.finish(self._left())
@@ -401,8 +403,8 @@ class Transfer:
                    ) -> Iterator[bytes]:
         """Yield a form of generated metadata and the image, in the order
         that LXD wants."""
-        self._told = self._architecture()
-        metadata = metadata_archive(self._told)
+        self._sent_architecture = self._architecture()
+        metadata = metadata_archive(self._sent_architecture)
         self._digest.update(metadata)
         yield (_part(boundary, 'metadata', 'metadata.tar') + metadata +
                b'\r\n' + _part(boundary, 'rootfs', 'rootfs'))
@@ -412,7 +414,7 @@ class Transfer:
     # -- architectures ------------------------------------------------------
 
     def _architectures(self) -> list[str]:
-        """What this host can run, its own first."""
+        """Return the architectures that this host can run, its own first."""
         return list(self._session.server.get('environment', {}).get(
             'architectures', ()))
 
@@ -434,7 +436,7 @@ class Transfer:
             raise format_inspector.UnacceptableImage(
                 f'it is for {stated}, this host runs {names}; boot it on '
                 f'another host, or use an image for this one')
-        if self._told not in (None, stated):
+        if self._sent_architecture not in (None, stated):
             raise format_inspector.UnacceptableImage(
                 f'it is for {stated}, which comes too late in its archive; '
                 f'put metadata.yaml before rootfs/')
@@ -464,7 +466,7 @@ def drop_unnamed(session: lxd.Session, fingerprint: str) -> None:
 
 
 def metadata_archive(architecture: str) -> bytes:
-    """Make the metadata that LXD wants beside a root filesystem.
+    """Create the metadata archive that LXD needs with a root filesystem.
 
     Nothing in it depends on where the image came from, so that the same
     content always gets the same fingerprint.

@@ -55,8 +55,7 @@ def upload(session: lxd.Session, image_api: glance.API,
         stored = image_api.update(
             context, image['id'], _metadata(instance, image['name']),
             data=source, purge_props=False)
-        # A connection that broke and was opened again would have gone on
-        # with the rest only.
+        # After a reconnect, only the rest would have been sent.
         if not source.is_complete or stored.get('size') != source.position:
             raise exception.ImageUnacceptable(
                 image_id=image['id'],
@@ -97,9 +96,9 @@ class ImageSource:
         self._stack.close()
 
     def read(self, size: int = -1) -> bytes:
-        """Read on.
+        """Read the next part.
 
-        :param size: most bytes to return; all that is there if negative.
+        :param size: maximum number of bytes; all that are left if negative.
         :returns: at least one byte, or nothing at the end.
         :raises errors.LXDError: if LXD broke off before the end, so that a
             truncated image is not taken for a whole one.
