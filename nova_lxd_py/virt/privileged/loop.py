@@ -256,6 +256,7 @@ def share_path(volume_id: str, directory: str) -> str | None:
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
+@children.killable(_DEADLINE)
 def volumes(directory: str) -> dict[str, str]:
     """List the volumes with loop devices on shares that are mounted below a
     directory.
@@ -265,6 +266,7 @@ def volumes(directory: str) -> dict[str, str]:
 
     :param directory: where os-brick mounts the shares.
     :returns: paths of loop devices by volume IDs.
+    :raises OSError: if a share does not answer in time.
     """
     found = {}
     for label, device in _labelled():
@@ -303,8 +305,8 @@ def _backing_file(name: str) -> str:
 
 
 def is_used_below(directory: str) -> bool:
-    """Whether there is a loop device for a file below a directory. This needs
-    no privileges.
+    """Return whether there is a loop device for a file below a directory. This
+    needs no privileges.
 
     :param directory: path of the directory.
     """

@@ -19,8 +19,10 @@ import errno
 import os
 import tempfile
 
+import fixtures
 from oslotest import base
 
+from nova_lxd_py.virt.privileged import children
 from nova_lxd_py.virt.privileged import loop
 from tests.fixtures import fake_kernel
 
@@ -141,6 +143,12 @@ class LoopTest(base.BaseTestCase):
         self.kernel.devices[1].path += ' (deleted)'
         self.assertEqual([VOLUME, OTHER],
                          list(loop.volumes(self.kernel.directory)))
+
+    def test_share_that_does_not_answer(self) -> None:
+        """A child process looks at its files, and is killed in time."""
+        self.useFixture(fixtures.MockPatchObject(
+            children, 'run', side_effect=TimeoutError))
+        self.assertRaises(TimeoutError, loop.volumes, self.kernel.directory)
 
     def test_another_host_on_this_machine(self) -> None:
         """It has the same volume while a server migrates."""
