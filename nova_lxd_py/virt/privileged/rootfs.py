@@ -123,7 +123,8 @@ def read(device: str, position: int, size: int) -> bytes:
     :param size: length of the part in bytes, at most CHUNK.
     :raises OSError: if the volume cannot be read.
     """
-    if not isinstance(position, int) or position < 0 or size > CHUNK:
+    if not isinstance(position, int) or position < 0 or (
+            not isinstance(size, int) or not 0 <= size <= CHUNK):
         raise ValueError(f'{size!r} bytes at {position!r} cannot be read')
     with open(validation.checked_device(device), 'rb', buffering=0) as stream:
         stream.seek(position)
@@ -354,7 +355,6 @@ def unmount(target: str, force: bool) -> bool:
     :returns: whether it was mounted.
     :raises OSError: with errno EBUSY if it is in use, without force.
     """
-
     found = mounts.detach_mounts(_root_target(target), force)
     for directory in (target, os.path.dirname(target)):
         with contextlib.suppress(OSError):

@@ -146,6 +146,8 @@ class RootTest(mounts_case.MountsTestCase):
         self.assertEqual(b'mage', rootfs.read(path, 1, 4))
         self.assertRaises(ValueError, rootfs.read, path, -1, 4)
         self.assertRaises(ValueError, rootfs.read, path, 0, 1 << 40)
+        # It would mean all of the volume.
+        self.assertRaises(ValueError, rootfs.read, path, 0, -1)
         self.assertRaises(ValueError, rootfs.contains_image, path, 0, '')
         self.assertRaises(OSError, rootfs.wipe_image, path, 6, checksum)
         self.assertEqual([], self.kernel.commands)
