@@ -39,7 +39,7 @@ from oslo_privsep import priv_context
 
 
 def _available(*wanted: int) -> list[int]:
-    """Return those of some capabilities that root has.
+    """Return those of the given capabilities that root has.
 
     In a container, it may lack some. oslo.privsep does not start a daemon that
     lacks any of its capabilities, so that those which only single functions

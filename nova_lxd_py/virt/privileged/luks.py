@@ -46,10 +46,11 @@ _NUMBER = re.compile(rb'[\'"](iterations|time|memory)[\'"]\s*:\s*(\d+)')
 
 
 def refusal(descriptor: int) -> str:
-    """Return what in a LUKS header the host must not work off.
+    """Return the reason for which a volume with a LUKS header must not be
+    opened.
 
     :param descriptor: file descriptor of the device, open for reading.
-    :returns: description; '' if there is nothing.
+    :returns: description of what the header has; '' if there is no reason.
     :raises OSError: if the device cannot be read.
     """
     start = os.pread(descriptor, 592, 0)
@@ -72,7 +73,7 @@ def refusal(descriptor: int) -> str:
 
 
 def _texts(descriptor: int) -> Iterator[bytes]:
-    """Return the JSON of each header; cryptsetup may use either of two."""
+    """Yield the JSON of each header; cryptsetup may use either of two."""
     for offset in (0, *_SECONDARY):
         header = os.pread(descriptor, 16, offset)
         if len(header) == 16 and header[:6] in (MAGIC, _SECONDARY_MAGIC):

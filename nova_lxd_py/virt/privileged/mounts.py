@@ -43,11 +43,11 @@ from nova_lxd_py.virt.privileged import validation
 #: discard blocks nor write to the whole of a large volume.
 MAKERS = {'ext4': ('mkfs.ext4', '-q', '-E', 'root_owner=0:0,nodiscard'),
           'xfs': ('mkfs.xfs', '-q', '-K')}
-#: Characters that the label of a filesystem of each kind may have.
+#: Maximum number of characters of a label; XFS allows no more.
 LABEL_LENGTH = 12
 
-#: Seconds to wait until nothing has a filesystem mounted any more that has
-#: shut itself down, and between attempts.
+#: Seconds to wait until a filesystem that has shut itself down is not mounted
+#: anywhere any more, and between attempts.
 _SHUT_DOWN_TIMEOUT = 15
 _SHUT_DOWN_POLL = 0.2
 #: Data for mount(2). A clone of a volume has the same UUID as the volume.

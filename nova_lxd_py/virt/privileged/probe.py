@@ -85,7 +85,7 @@ def _begins_blank(descriptor: int, start: int = 0) -> bool:
 def _is_unwritten(device: str, below: str) -> bool:
     with (open(device, 'rb') as opened,
           open(validation.checked_device(below), 'rb') as lower):
-        # What is opened spans all that is behind the header.
+        # The opened device spans everything after the header.
         start = os.lseek(lower.fileno(), 0, os.SEEK_END) - os.lseek(
             opened.fileno(), 0, os.SEEK_END)
         return start > 0 and _begins_blank(lower.fileno(), start)
@@ -100,9 +100,9 @@ def make_blank(device: str, below: str) -> None:
     for unknown data. A volume with any known signature is left unchanged.
 
     :param device: path of the opened device.
-    :param below: path of the device on which it was opened, if that was not
-        formatted just now: then it is left unchanged unless it is blank below,
-        which no encrypted data is.
+    :param below: '' if the volume has just been formatted; otherwise the path
+        of the underlying device. The volume is left unchanged then unless
+        that device is blank after the header, which encrypted data never is.
     :raises OSError: if it cannot be written, or is in use.
     """
     if not isinstance(device, str) or not _OPENED.fullmatch(device):

@@ -68,20 +68,20 @@ def user_namespace(uid_base: int, gid_base: int, size: int) -> Iterator[int]:
 def _new_namespace(uid_base: int, gid_base: int, size: int) -> int:
     # A process must enter the namespace for its maps to be written. Forking
     # is the fastest way to get one; the child does nothing else.
-    ready, told = os.pipe()
+    reading, writing = os.pipe()
     process = os.fork()
     if not process:
         try:
             if _libc.unshare(_CLONE_NEWUSER) == 0:
-                os.write(told, b'!')
+                os.write(writing, b'!')
                 # The parent kills it long before.
                 signal.alarm(_LIFETIME)
                 signal.pause()
         finally:
             os._exit(0)
     try:
-        os.close(told)
-        if not os.read(ready, 1):
+        os.close(writing)
+        if not os.read(reading, 1):
             raise OSError(errno.EPERM, 'The kernel refuses user namespaces')
         directory = f'/proc/{process}'
         for name, base in (('uid', uid_base), ('gid', gid_base)):
@@ -90,6 +90,6 @@ def _new_namespace(uid_base: int, gid_base: int, size: int) -> int:
                 stream.write(f'0 {base} {size}')
         return os.open(f'{directory}/ns/user', os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(ready)
+        os.close(reading)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
