@@ -51,7 +51,7 @@ number of those that it takes in. Others wait, and run until it is their turn.
         'migration_progress_timeout',
         default=600, min=1, max=86400,
         help="""
-Seconds without any progress after which the transfer of a disk is given up,
+Seconds without any progress after which the transfer of a disk is cancelled,
 for example because the storage of one of the hosts does not answer. The
 instance is started again where it was. LXD itself notices a broken network
 earlier. Do not choose it too small: while large files are compared, LXD

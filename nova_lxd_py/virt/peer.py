@@ -15,8 +15,8 @@
 Nova has no channel from the source of a migration to its destination before
 the disks must have moved. So each driver serves a few calls of its own, next
 to those of nova-compute: on the same transport, with a topic of their own, and
-the name of the compute host as the server. Whoever can send here can send to
-nova-compute as well.
+the name of the compute host as the server. A client that may send to this
+topic may send to nova-compute as well.
 
 All calls may be repeated, and may come late: they name the migration that they
 belong to.
@@ -81,7 +81,7 @@ class Receiver(Protocol):
 
     def discard(self, context: nova_context.RequestContext,
                 instance: objects.Instance, migration_id: int) -> None:
-        """Delete what has come of an instance."""
+        """Delete what has been transferred of an instance."""
 
 
 class _Endpoint:
@@ -160,7 +160,7 @@ class PeerClient:
         :param flavor: the flavor that the instance is to have.
         :param migration_id: ID of Nova's record of the migration.
         :param offer: see :meth:`.incoming.IncomingOps.can_take`.
-        :returns: what the host says of itself.
+        :returns: the host's answer, see the same method.
         :raises nova.exception.MigrationError: with the reason, if it cannot.
         """
         return self._call(context, host, 'can_take', None, instance=instance,
@@ -196,7 +196,7 @@ class PeerClient:
     def complete(self, context: nova_context.RequestContext, host: str,
                  instance: objects.Instance, migration_id: int,
                  volumes: list[str]) -> None:
-        """Tell a host that it has everything.
+        """Tell a host that everything has been transferred.
 
         :param volumes: names of the custom volumes that it must have.
         :raises nova.exception.MigrationError: if something is missing.
@@ -208,7 +208,7 @@ class PeerClient:
                 instance: objects.Instance, migration_id: int) -> None:
         """Have a host delete what it has of an instance, without waiting.
 
-        What it does not get to hear of, it deletes as leftovers later.
+        If the call does not reach the host, it deletes the leftovers later.
         """
         try:
             self._prepared(host).cast(
@@ -226,8 +226,8 @@ class PeerClient:
                 serializer=objects_base.NovaObjectSerializer())
         if timeout is None:
             return self._client.prepare(server=host)
-        # The peer sends heartbeats meanwhile: a dead one is noticed long
-        # before the time is over.
+        # The peer sends heartbeats meanwhile, so that a dead one is noticed
+        # long before the timeout.
         return self._client.prepare(
             server=host, timeout=timeout,
             call_monitor_timeout=CONF.rpc_response_timeout)

@@ -96,7 +96,7 @@ def shortages(shared_range: bool, server_pid: int | None
     """Find the limits that are too low for hundreds of servers.
 
     Limits that the kernel does not have, or does not show here, as in a
-    container image of nova-compute, are passed over.
+    container image of nova-compute, are skipped.
 
     :param shared_range: whether servers may share a range of host uids.
     :param server_pid: process id of LXD; None if unknown.

@@ -24,8 +24,8 @@ from __future__ import annotations
 class LXDError(Exception):
     """LXD, or the connection to it, failed.
 
-    :param message: the reason. It must not contain secrets, because Nova may
-        show it to users.
+    :param message: the reason. It must not contain secrets, because it is
+        logged.
     :param code: the status code of LXD's answer, if there was one.
     """
 
@@ -40,8 +40,8 @@ class Unreachable(LXDError):
 
 
 class ConnectionFailed(Unreachable):
-    """The connection to LXD failed in a way that lets the request be sent
-    again: LXD has not got it, or it was one that only reads."""
+    """The connection to LXD failed, and the request may be sent again: LXD
+    has not received it, or it only reads."""
 
 
 class PermissionDenied(LXDError):

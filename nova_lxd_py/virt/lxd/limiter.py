@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """A limit for heavy operations, so that a burst of them is fast.
 
 LXD begins all operations at once. With hundreds it keeps its database busy
@@ -29,8 +28,8 @@ from oslo_log import log as logging
 
 LOG = logging.getLogger(__name__)
 
-#: Operations at the same time for each CPU, and at least: an operation mostly
-#: waits, for hooks of liblxc and for the kernel.
+#: Operations at the same time for each CPU, and their minimum number. An
+#: operation mostly waits, for hooks of liblxc and for the kernel.
 PER_CPU, LEAST = 4, 8
 
 
@@ -44,9 +43,9 @@ def is_heavy(method: str, path: tuple[str, ...], body: Any,
     """Return whether a request begins an operation that the limit applies to:
     creating, starting, stopping by force and deleting an LXD instance.
 
-    What waits for something else than LXD's work is left out, since a few of
-    them would hold up all others: the shutdown of a guest, the transfer of an
-    image or of an instance, and copies that may take long.
+    Operations that mostly wait for something other than LXD do not count,
+    since a few of them would block all others: the shutdown of a guest, the
+    transfer of an image or of an instance, and copies that may take long.
 
     :param method: HTTP method in lower case.
     :param path: path segments below ``/1.0``.
@@ -83,11 +82,11 @@ class OperationLimiter:
 
     @contextlib.contextmanager
     def slot(self, what: str, patience: float) -> Iterator[None]:
-        """Have a slot during a block.
+        """Hold a slot during a ``with`` block.
 
         :param what: description of the operation for the log.
-        :param patience: seconds to wait for a slot; then the operation goes
-            on without one, since those that have them are stuck.
+        :param patience: seconds to wait for a slot. After that the operation
+            continues without one, since those that hold them are stuck.
         """
         if getattr(self._held, 'slot', False):
             yield

@@ -147,8 +147,7 @@ def _offer(session: lxd.Session, address: str,
     certificate = session.server['environment']['certificate']
     if not certificate:
         operation.cancel()
-        raise errors.OperationFailed('LXD does not say which certificate it '
-                                     'has')
+        raise errors.OperationFailed('LXD does not report its certificate')
     return Offer({
         'type': 'migration', 'mode': 'pull', 'live': False,
         'operation': f'https://{server_address(address)}/1.0/operations/'
@@ -196,10 +195,10 @@ def pull_volume(session: lxd.Session, pool: str, name: str,
 
 
 def sent(operation: operations.Operation) -> tuple[int, str]:
-    """Return how far a transfer is, as the source last said.
+    """Return the progress of a transfer that the source has reported.
 
     :param operation: the source's operation, freshly read.
-    :returns: bytes, and LXD's text; 0 and '' before it has begun.
+    :returns: bytes sent, and LXD's text; 0 and '' before it has begun.
     """
     text = (operation.metadata.get('metadata') or {}).get('fs_progress', '')
     found = re.search(r'([\d.]+)([kMGTP]?)B \(', text)

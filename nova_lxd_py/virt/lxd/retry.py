@@ -40,10 +40,10 @@ _T = TypeVar('_T')
 
 
 class Outage:
-    """The time since LXD has not been reachable, for all requests together.
+    """The time for which LXD has not been reachable, for all requests.
 
-    A restart of LXD is waited for. While it is down for longer, each request
-    fails at once: Nova's periodic tasks make one after the other.
+    Requests wait while LXD restarts. When it is down for longer, each request
+    fails at once, since Nova's periodic tasks send many one after the other.
 
     :param patience: seconds that an outage may last.
     """
@@ -53,12 +53,12 @@ class Outage:
         self._began: float | None = None
 
     def begin(self) -> None:
-        """Note that a connection has failed."""
+        """Record that a connection has failed."""
         if self._began is None:
             self._began = time.monotonic()
 
     def end(self) -> None:
-        """Note that LXD has answered."""
+        """Record that LXD has answered."""
         self._began = None
 
     @property

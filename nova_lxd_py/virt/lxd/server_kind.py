@@ -12,9 +12,8 @@
 
 """Differences between LXD and Incus, which share one API.
 
-The only module that knows the names that differ. Others ask the session for
-the :class:`ServerKind`, or, for what newer servers of either kind can do, for
-an API extension.
+Other modules ask the session for the :class:`ServerKind`, and, for features
+that newer servers of either kind have, for an API extension.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from requests import structures
 
 @dataclasses.dataclass(frozen=True)
 class ServerKind:
-    """How a server program names things.
+    """Names that differ between the two.
 
     :ivar product: its name in messages.
     :ivar client: command of its client program, for advice to operators.

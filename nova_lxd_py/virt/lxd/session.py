@@ -140,7 +140,7 @@ class Session:
 
     @property
     def kind(self) -> server_kind.ServerKind:
-        """How the server names things; LXD until connected."""
+        """The kind of the server; LXD until connected."""
         return server_kind.identify(self.server)
 
     def has_extension(self, name: str) -> bool:
@@ -181,7 +181,7 @@ class Session:
         """Read an object in order to change it.
 
         :param path: path segments below ``/1.0``.
-        :returns: its metadata, and the ETag for :meth:`put`.
+        :returns: its metadata, and the ETag for :meth:`put` or :meth:`patch`.
         :raises errors.LXDError: if the request fails.
         """
         response = self._request('get', path)
@@ -268,8 +268,8 @@ class Session:
                 _LOST if retry.has_same_effect(method, body) else ())
 
     def slot(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Take part in the limit of heavy operations, for a block; requests
-        of this class do that by themselves, except :meth:`submit`.
+        """Return a context manager that counts for the limit of heavy
+        operations. Requests other than :meth:`submit` use it themselves.
 
         :param what: description of the operation for the log.
         """

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Exceptions and shutdown of LXD's websockets."""
+"""Connections to LXD's websockets, their exceptions and shutdown."""
 
 from __future__ import annotations
 
@@ -86,6 +86,5 @@ def release(channel: websocket.WebSocket) -> None:
     is closed as soon as a thread that may still be writing to it has finished.
 
     :param channel: the websocket, which has been shut down.
-
     """
     vars(channel).pop('frame_buffer', None)
