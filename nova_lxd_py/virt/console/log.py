@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The console log of an instance, as ``nova console-log`` shows it."""
+"""The console log of an instance (``openstack console log show``)."""
 
 from __future__ import annotations
 

@@ -186,7 +186,8 @@ class SerialConsoleManager:
                 except OSError as exc:
                     # Another process took it after Nova had probed it.
                     failed.append(port)
-                    LOG.debug('Cannot listen on port %d: %s', port, exc)
+                    LOG.debug('Cannot listen on port %d: %s', port, exc,
+                              instance=instance)
                     continue
                 with self._lock:
                     self._ports[instance.uuid] = port

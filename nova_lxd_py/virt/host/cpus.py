@@ -202,5 +202,4 @@ def format_lxd_cpus(numbers: Iterable[int]) -> str:
     :returns: such as ``0-3,6``, or ``1-1`` for one CPU.
     """
     text = format_cpus(numbers)
-
     return f'{text}-{text}' if text.isdigit() else text
