@@ -15,7 +15,7 @@
 Each problem stops the service with one sentence that says what is wrong and
 how to correct it, instead of failing the first instance. Nothing is changed on
 the host, except that the driver's LXD project and Nova's instances directory
-are created.
+are created, and that LXD is made to listen at ``[lxd] migration_address``.
 """
 
 from __future__ import annotations
