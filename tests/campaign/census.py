@@ -70,7 +70,7 @@ def difference(before: Census, after: Census) -> list[str]:
 
 
 def _images(host: cloud.Host) -> set[str]:
-    """LXD images that are not the driver's copies of Glance images."""
+    """List LXD images that are not the driver's copies of Glance images."""
     return {image['fingerprint'] for image in host.query(
         f'/1.0/images?recursion=1&project={cloud.LXD_PROJECT}')
         if not any(alias['name'].startswith(cache.ALIAS_PREFIX)
@@ -78,7 +78,7 @@ def _images(host: cloud.Host) -> set[str]:
 
 
 def _loops() -> set[str]:
-    """Backing files of loop devices.
+    """List the backing files of loop devices.
 
     A container sees those of its host and of other containers as well, so
     that only files that it has count there.
@@ -103,8 +103,7 @@ def _device_mapper() -> set[str]:
 
 
 def _mounts() -> set[str]:
-    """Mount points, without those of network namespaces and of LXD itself,
-    which mounts its directories for guests when it first needs them."""
+    """List the mount points, without those of network namespaces."""
     found = set()
     for line in pathlib.Path('/proc/self/mountinfo').read_text().splitlines():
         target = line.split()[4]
@@ -114,7 +113,7 @@ def _mounts() -> set[str]:
 
 
 def _listeners() -> set[str]:
-    """TCP ports on which nova-compute listens."""
+    """List the TCP ports on which nova-compute listens."""
     pid = (cloud.PREFIX / 'run' / 'nova-compute.pid').read_text().split()[0]
     inodes = set()
     for path in pathlib.Path(f'/proc/{pid}/fd').iterdir():
@@ -131,7 +130,7 @@ def _listeners() -> set[str]:
 
 
 def _allocations(placement: Any) -> set[str]:
-    """Consumers of the resource providers."""
+    """List the consumers of the resource providers."""
     found: set[str] = set()
     for provider in placement.get(
             '/resource_providers').json()['resource_providers']:

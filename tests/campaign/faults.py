@@ -65,7 +65,7 @@ class Faults:
             time.sleep(0.5)
 
     def count(self) -> dict[str, int]:
-        """How often each daemon was killed."""
+        """Count how often each daemon was killed."""
         with self._lock:
             names = [name for name, *_ in self._done]
         return {name: names.count(name) for name in sorted(set(names))}
@@ -79,7 +79,7 @@ class Faults:
 
 
 def _processes(daemon: str) -> list[int]:
-    """A daemon's process, and the worker of one that watches over it."""
+    """Return the process of a daemon, and the worker of one that has one."""
     pid = int((cloud.PREFIX / 'run' / f'{daemon}.pid').read_text().split()[0])
     if daemon != 'ovs-vswitchd':
         return [pid]

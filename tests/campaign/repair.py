@@ -25,7 +25,7 @@ from tests.campaign.project import patiently
 from tests.campaign.project import Project
 from tests.fixtures import cloud
 
-#: Seconds after which a task of Nova has been forgotten by it.
+#: Seconds after which Nova is taken to have lost a task.
 STUCK = 30 * cloud.PATIENCE
 _STEADY = ('available', 'in-use')
 
@@ -80,7 +80,7 @@ class Repair:
         return how
 
     def reboot(self, slot: plan.Slot) -> list[str]:
-        """Reboot a server hard that runs for Nova, but does not answer.
+        """Hard reboot a server that runs for Nova, but does not answer.
 
         :returns: what was done.
         """
@@ -90,7 +90,7 @@ class Repair:
         return ['hard rebooted']
 
     def _settled(self, slot: plan.Slot, how: list[str]) -> Any:
-        """Wait until Nova does nothing with a server, or has forgotten it."""
+        """Wait until Nova does nothing with a server, or has lost the task."""
         deadline = time.monotonic() + STUCK
         while True:
             server = self._actions.server(slot)

@@ -92,7 +92,7 @@ class PluginTestCase(base.BaseTestCase):
     """devstack/plugin.sh."""
 
     def phase(self, *arguments: str, services: str = '') -> str:
-        """The functions that a phase calls, by their names."""
+        """List the functions that a phase calls."""
         calls = '\n'.join(
             f'{name}() {{ echo {name}; }}' for name in (
                 'install_nova_lxd_daemon', 'install_nova_lxd_driver',

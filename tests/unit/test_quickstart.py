@@ -47,7 +47,7 @@ class SecondHostTestCase(base.BaseTestCase):
         self.prefix = self.useFixture(Files()).path
 
     def quickstart(self, script: str, **environment: str) -> str:
-        """What a piece of shell code prints with the quickstart's parts."""
+        """Run a piece of shell code with the parts of the quickstart."""
         parts = ' '.join(re.search(  # type: ignore[union-attr]
             r'for part in ([^;]*);', (DEVSTACK / 'quickstart.sh').read_text()
         )[1].replace('\\', ' ').split())
