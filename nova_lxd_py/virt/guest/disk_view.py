@@ -207,7 +207,8 @@ def _read(number: tuple[int, int], required: str) -> dict[str, str]:
     return found
 
 
-def show(name: str, config: Mapping[str, str], lxd_devices: _Devices) -> None:
+def show(name: str, config: Mapping[str, str], lxd_devices: _Devices,
+         uuid: str = '') -> None:
     """Show a guest the disks that it has now. Idempotent.
 
     Errors are logged only.
@@ -216,7 +217,8 @@ def show(name: str, config: Mapping[str, str], lxd_devices: _Devices) -> None:
     :param config: its configuration keys.
     :param lxd_devices: its LXD devices. Without those of :func:`devices`
         nothing is done, as for copies of servers, and for guests that have
-        not been started since the driver knows of this.
+        not been started since the driver was upgraded.
+    :param uuid: UUID of the Nova instance, for the log.
     """
     if not any(is_part(key) and device['type'] == 'disk'
                for key, device in lxd_devices.items()):
@@ -225,14 +227,15 @@ def show(name: str, config: Mapping[str, str], lxd_devices: _Devices) -> None:
         _write(directory(name), find(config, lxd_devices))
     except OSError as error:
         LOG.warning('Could not show its disks to %(guest)s: %(error)s',
-                    {'guest': name, 'error': error})
+                    {'guest': name, 'error': error}, instance_uuid=uuid)
 
 
-def update_sizes(name: str) -> None:
+def update_sizes(name: str, uuid: str = '') -> None:
     """Show a guest the sizes that its block devices have by now. Errors are
     logged only.
 
     :param name: LXD's name of the instance.
+    :param uuid: UUID of the Nova instance, for the log.
     """
     top = os.path.join(directory(name), 'devices')
     with contextlib.suppress(FileNotFoundError):
@@ -249,7 +252,8 @@ def update_sizes(name: str) -> None:
             except (OSError, ValueError) as error:
                 LOG.warning('Could not show the size of its disk %(disk)s to '
                             '%(guest)s: %(error)s',
-                            {'disk': disk, 'guest': name, 'error': error})
+                            {'disk': disk, 'guest': name, 'error': error},
+                            instance_uuid=uuid)
 
 
 def remove(name: str) -> None:

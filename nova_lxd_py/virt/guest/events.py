@@ -305,7 +305,8 @@ class EventWatcher:
         try:
             info = self._session.get('instances', name)
         except errors.LXDError as exc:
-            LOG.debug('Not reporting the stop of %s: %s', name, exc)
+            LOG.debug('Not reporting the stop of %s: %s', name, exc,
+                      instance_uuid=known.uuid)
             return
         if info['status'] != 'Stopped':
             return

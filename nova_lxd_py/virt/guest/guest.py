@@ -247,8 +247,9 @@ class Guest:
                                            self.devices)
             if not changes:
                 raise
-            LOG.info('Mounting %s of %s where links in the guest lead to',
-                     ', '.join(changes), self.name)
+            LOG.info('Resolved symbolic links in the mount points of devices '
+                     '%s of LXD instance %s', ', '.join(changes), self.name,
+                     instance_uuid=self.uuid)
             self.update(devices=changes)
             self._change_state('start', 'already running')
 
@@ -400,7 +401,7 @@ class Guest:
     def show_disks(self) -> None:
         """Show the guest in its sysfs the disks that it had when last read.
         """
-        disk_view.show(self.name, self.config, self.devices)
+        disk_view.show(self.name, self.config, self.devices, self.uuid)
 
     def delete(self) -> None:
         """Stop the guest by force and delete it with its root disk; one that
@@ -427,7 +428,7 @@ class Guest:
                     raise
                 runs = True
                 LOG.debug('Retrying to delete LXD instance %s after: %s',
-                          self.name, exc)
+                          self.name, exc, instance_uuid=self.uuid)
                 time.sleep(BUSY_POLL)
 
     def with_space(self, change: Callable[[], _T]) -> _T:

@@ -73,7 +73,8 @@ def ensure_own_root(session: lxd.Session, guest: lxd_guest.Guest) -> None:
             LOG.critical('The root of LXD instance %s is not a directory of '
                          'the storage pool %s: nothing is read from it or '
                          'written to it. Look for what has replaced it before '
-                         'you delete the instance', guest.name, pool)
+                         'you delete the instance', guest.name, pool,
+                         instance_uuid=guest.uuid)
             raise errors.OperationFailed(
                 f'The root of LXD instance {guest.name} is not a directory of '
                 f'its storage pool')

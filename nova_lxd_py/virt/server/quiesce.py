@@ -129,7 +129,7 @@ class Quiescer:
                       'Nova has not unquiesced it', DEADLINE,
                       instance=instance)
             # What fails is completed by thaw().
-            with _errors_logged():
+            with _errors_logged(instance.uuid):
                 self._retry_unreachable(lambda: self._unquiesce(instance))
 
     def _unquiesce(self, instance: objects.Instance) -> None:
@@ -168,7 +168,7 @@ class Quiescer:
             for guest in self._guests.all():
                 if (lxd_guest.KEY_QUIESCED in guest.config and
                         guest.role != roles.SNAPSHOT):
-                    with _errors_logged():
+                    with _errors_logged(guest.uuid):
                         self._thaw(guest)
 
     def _thaw(self, guest: lxd_guest.Guest) -> None:
@@ -196,7 +196,7 @@ class Quiescer:
                 time.sleep(RETRY_INTERVAL)
 
     def _unfreeze_logged(self, guest: lxd_guest.Guest) -> None:
-        with _errors_logged():
+        with _errors_logged(guest.uuid):
             self._unfreeze(guest)
 
     @staticmethod
@@ -215,9 +215,13 @@ def _must_quiesce(image_meta: objects.ImageMeta) -> bool:
 
 
 @contextlib.contextmanager
-def _errors_logged() -> Iterator[None]:
-    """Log errors of LXD only; :meth:`Quiescer.thaw` is called again."""
+def _errors_logged(uuid: str | None = None) -> Iterator[None]:
+    """Log errors of LXD only; :meth:`Quiescer.thaw` is called again.
+
+    :param uuid: UUID of the instance, if it is only one.
+    """
     try:
         yield
     except errors.LXDError as exc:
-        LOG.warning('Could not thaw instances after a snapshot: %s', exc)
+        LOG.warning('Could not thaw after a snapshot: %s', exc,
+                    instance_uuid=uuid)

@@ -122,7 +122,7 @@ class SnapshotOps:
                 raise
             packed = time.monotonic()
             # The upload may take long; do not hold the space until then.
-            _quietly(copy.delete)
+            _quietly(copy.delete, instance)
             update_task_state(
                 task_state=task_states.IMAGE_UPLOADING,
                 expected_state=task_states.IMAGE_PENDING_UPLOAD)
@@ -159,7 +159,8 @@ class SnapshotOps:
                 root_quota.MAX_EXTENSION)
                 for device, value in guest.devices.items()
                 if value.get('path') == '/'})
-            cleanup.callback(_quietly, lambda: self._delete_copy(instance))
+            cleanup.callback(_quietly, lambda: self._delete_copy(instance),
+                             instance)
             with self._quiescer.quiesced(instance, guest):
                 # On btrfs, the copy has the same quota before it gets another.
                 return guest.with_space(lambda: self._guests.create(
@@ -183,7 +184,8 @@ class SnapshotOps:
         # Unique, so that no image is the same as one that LXD has already,
         # such as one that it has imported from an earlier snapshot.
         properties = {'description': f'Image {image_id}'}
-        cleanup.callback(_quietly, lambda: self._delete_image(alias))
+        cleanup.callback(_quietly, lambda: self._delete_image(alias),
+                         instance)
         self._aliases.add(alias)
 
         def report(operation: Mapping[str, Any]) -> None:
@@ -248,7 +250,8 @@ class SnapshotOps:
             alias = parse.unquote(parse.urlparse(url).path.rpartition('/')[2])
             if alias.startswith(ALIAS_PREFIX):
                 LOG.info('Removing LXD image %s, left by an interrupted '
-                         'snapshot', alias)
+                         'snapshot', alias,
+                         instance_uuid=alias.removeprefix(ALIAS_PREFIX))
                 self._delete_image(alias)
         self._has_recovered = True
 
@@ -266,10 +269,15 @@ class SnapshotOps:
         self._aliases.discard(alias)
 
 
-def _quietly(action: Callable[[], None]) -> None:
+def _quietly(action: Callable[[], None],
+             instance: objects.Instance | None = None) -> None:
     """Clean up; errors are logged, and the next snapshot, deletion or start
-    tries again."""
+    tries again.
+
+    :param instance: the instance, None for all.
+    """
     try:
         action()
     except errors.LXDError as exc:
-        LOG.warning('Could not clean up after a snapshot: %s', exc)
+        LOG.warning('Could not clean up after a snapshot: %s', exc,
+                    instance=instance)

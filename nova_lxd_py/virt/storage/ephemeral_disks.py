@@ -133,7 +133,7 @@ class EphemeralDiskManager:
         volume, etag = self._session.get_with_etag(*self._volumes, name)
         if _gibibytes(volume['config'].get('size')) != old_gb:
             return
-        if new_gb < old_gb and not self._fits(name, new_gb):
+        if new_gb < old_gb and not self._fits(instance, name, new_gb):
             LOG.warning('Ephemeral disk holds too much to be shrunk to '
                         '%(new)d GiB, keeping %(old)d GiB',
                         {'new': new_gb, 'old': old_gb}, instance=instance)
@@ -142,7 +142,8 @@ class EphemeralDiskManager:
         LOG.info('Resized ephemeral disk from %(old)d to %(new)d GiB',
                  {'old': old_gb, 'new': new_gb}, instance=instance)
 
-    def _fits(self, name: str, size_gb: int) -> bool:
+    def _fits(self, instance: objects.Instance, name: str, size_gb: int
+              ) -> bool:
         """Return whether the content of a volume fits a smaller quota.
 
         Some pool drivers accept a quota below the usage, and the disk cannot
@@ -154,7 +155,8 @@ class EphemeralDiskManager:
         # Not only OSError: the privileged daemon may be gone.
         except Exception as exc:
             LOG.warning('Usage of LXD volume %(name)s is not known: '
-                        '%(error)s', {'name': name, 'error': exc})
+                        '%(error)s', {'name': name, 'error': exc},
+                        instance=instance)
             return False
         usage = self._session.get(*self._volumes, name, 'state').get('usage')
         used = (usage or {}).get('used')

@@ -73,4 +73,4 @@ def clear(guest: lxd_guest.Guest) -> None:
     except errors.LXDError as error:
         LOG.warning('Could not remove %(key)s from %(guest)s: %(error)s',
                     {'key': KEY_ATTACHING, 'guest': guest.name,
-                     'error': error})
+                     'error': error}, instance_uuid=guest.uuid)

@@ -48,9 +48,11 @@ def id_range(guest: lxd_guest.Guest) -> tuple[int, int, int]:
             min(entry['Maprange'] for entry in first.values()))
 
 
-def raise_if_unsupported(identifier: str, error: OSError) -> None:
+def raise_if_unsupported(guest: lxd_guest.Guest, identifier: str,
+                         error: OSError) -> None:
     """Convert the error of a kernel that cannot mount with mapped IDs.
 
+    :param guest: the guest for which the host mounts the volume.
     :param identifier: Cinder's ID of the volume.
     :param error: the error of the mount.
     :raises base.Refused: if it is that one.
@@ -58,7 +60,8 @@ def raise_if_unsupported(identifier: str, error: OSError) -> None:
     if error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         LOG.error('The kernel cannot mount volume %(volume)s with mapped ids, '
                   'which takes Linux 5.12, for xfs 5.19: %(error)s',
-                  {'volume': identifier, 'error': error})
+                  {'volume': identifier, 'error': error},
+                  instance_uuid=guest.uuid)
         raise base.Refused(
             'the kernel of the host cannot map the user ids of its '
             'filesystem; attach it as a block device') from None

@@ -104,7 +104,7 @@ def check(guest: lxd_guest.Guest, init: int, device: Mapping[str, str],
         LOG.warning('Processes of %(guest)s that use %(device)s cannot be '
                     'determined: %(error)s', {
                         'device': mountpoint, 'guest': guest.name,
-                        'error': error})
+                        'error': error}, instance_uuid=guest.uuid)
         raise exception.DeviceDetachFailed(
             device=mountpoint,
             reason='its processes have too many open files to check whether '
@@ -112,7 +112,7 @@ def check(guest: lxd_guest.Guest, init: int, device: Mapping[str, str],
     if using:
         LOG.info('%(device)s of %(guest)s is open in processes %(pids)s of '
                  'the host', {'device': mountpoint, 'guest': guest.name,
-                              'pids': using})
+                              'pids': using}, instance_uuid=guest.uuid)
         raise exception.DeviceDetachFailed(
             device=mountpoint,
             reason=f'{len(using)} processes of the server use it; end them '

@@ -86,7 +86,7 @@ class _MountedMode(modes.Mode):
                         self.target(identifier),
                         id_mapping.id_range(guest))
         except OSError as error:
-            id_mapping.raise_if_unsupported(identifier, error)
+            id_mapping.raise_if_unsupported(guest, identifier, error)
             raise
         if modes.is_read_only(connection_info):
             return
@@ -98,7 +98,7 @@ class _MountedMode(modes.Mode):
             LOG.warning('Could not grow the filesystem of volume %(volume)s '
                         'of %(guest)s: %(error)s',
                         {'volume': identifier, 'guest': guest.name,
-                         'error': error})
+                         'error': error}, instance_uuid=guest.uuid)
 
     def grow(self, connection_info: dict[str, Any], identifier: str) -> None:
         """See :meth:`.Mode.grow`."""

@@ -188,12 +188,13 @@ class VolumeProvisioner:
                  {'volume': identifier, 'image': first.image.id,
                   'seconds': time.monotonic() - began}, instance=instance)
 
-    def _discard(self, guest: lxd_guest.Guest) -> None:
+    @staticmethod
+    def _discard(guest: lxd_guest.Guest) -> None:
         try:
             guest.delete()
         except errors.LXDError as exc:
             LOG.warning('Could not delete LXD instance %s: %s', guest.name,
-                        exc)
+                        exc, instance_uuid=guest.uuid)
 
     # -- leftovers ----------------------------------------------------------
 

@@ -98,7 +98,8 @@ class Reconciler:
                           'volume of %(guest)s; hard reboot the server: '
                           '%(kind)s: %(error)s', {
                               'guest': guest.name,
-                              'kind': type(error).__name__, 'error': error})
+                              'kind': type(error).__name__, 'error': error},
+                          instance_uuid=guest.uuid)
 
     def _clear_notes(self) -> None:
         """Clear notes of volumes that are attached or not connected."""

@@ -195,7 +195,7 @@ class VolumeSwapper:
         LOG.warning('Attaching %(old)s to %(guest)s again: swapping it with '
                     '%(new)s was interrupted',
                     {'guest': guest.name, 'old': note['old'],
-                     'new': note['new']})
+                     'new': note['new']}, instance_uuid=guest.uuid)
         if guest.power_state == power_state.SHUTDOWN:
             # Nova names the volume when it starts the server.
             guest.update(devices={note['new']: None}, config={KEY_SWAP: None})

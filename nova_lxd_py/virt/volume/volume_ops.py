@@ -162,6 +162,6 @@ class VolumeOps:
                     exception.VolumeExtendFailed):
                 self._attacher.modes.of(connection_info).grow(
                     connection_info, identifier)
-            disk_view.update_sizes(roles.lxd_name(instance))
+            disk_view.update_sizes(roles.lxd_name(instance), instance.uuid)
         LOG.info('Extended volume %(volume)s to %(size)d bytes',
                  {'volume': identifier, 'size': size}, instance=instance)

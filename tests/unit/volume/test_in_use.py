@@ -40,7 +40,7 @@ class InUseTestCase(base.BaseTestCase):
         self.useFixture(fixtures.MockPatchObject(
             fuser, 'find_users', find_users))
         in_use.check(
-            types.SimpleNamespace(name='guest'), 1,
+            types.SimpleNamespace(name='guest', uuid=''), 1,
             {'type': 'disk', 'source': directory}, '/dev/sdb')
 
     def init_process(self, found: object, pid: int, state: int) -> int:
@@ -80,7 +80,7 @@ class InUseTestCase(base.BaseTestCase):
         with fixtures.MonkeyPatch('os.stat', stat):
             error = self.assertRaises(
                 exception.DeviceDetachFailed, in_use.check,
-                types.SimpleNamespace(name='guest'), 1,
+                types.SimpleNamespace(name='guest', uuid=''), 1,
                 {'type': 'disk', 'source': '/mnt'}, '/dev/sdb')
         self.assertIn('shut itself down', str(error))
 
