@@ -215,7 +215,7 @@ class IncomingOps:
 
         :raises nova.exception.MigrationError: if something is left.
         """
-        with _public(instance), self._guests.changing(instance):
+        with _public(instance, 'discard'), self._guests.changing(instance):
             # A transfer that the source has given up is over now.
             self._slots.give_back(migration_id)
             for guest in self._guests.of(instance):
@@ -294,22 +294,22 @@ def _description(guest: lxd_guest.Guest) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _public(instance: objects.Instance) -> Any:
+def _public(instance: objects.Instance, action: str = 'take in') -> Any:
     """Raise what the source may show to the owner of the server.
 
+    :param action: what is done with the server, for the log.
     :raises nova.exception.MigrationError: for every error.
     """
     try:
         yield
-    except exception.MigrationError as exc:
-        LOG.warning('Not taking in the server: %s', exc.format_message(),
-                    instance=instance)
-        raise
     except exception.NovaException as exc:
-        LOG.warning('Not taking in the server: %s', exc.format_message(),
-                    instance=instance)
+        LOG.warning('Could not %s the server: %s', action,
+                    exc.format_message(), instance=instance)
+        if isinstance(exc, exception.MigrationError):
+            raise
         raise _refusal(exc.format_message()) from exc
     except errors.LXDError as exc:
-        LOG.error('LXD cannot take in the server: %s', exc, instance=instance)
+        LOG.error('LXD could not %s the server: %s', action, exc,
+                  instance=instance)
         raise _refusal('LXD on the destination host cannot take it; the log '
                        'of nova-compute there has the reason') from exc

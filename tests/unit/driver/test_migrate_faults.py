@@ -216,6 +216,16 @@ class FaultTest(two_hosts_case.TwoHostsTestCase):
         receiver.discard(self.context, self.server, move.record.id)
         self.assertEqual({}, self.other.own())
 
+    def test_failed_discard(self) -> None:
+        move = self.move(self.server)
+        move.send()
+        log = self.useFixture(fixtures.FakeLogger())
+        self.other_lxd.fail_next('DELETE', '/1.0/instances/*')
+        receiver = self.other.driver._services.peer_server._receiver
+        self.assertRaises(exception.MigrationError, receiver.discard,
+                          self.context, self.server, move.record.id)
+        self.assertIn('LXD could not discard the server', log.output)
+
     def test_volume_of_somebody_else(self) -> None:
         """A peer with an error gets nothing overwritten."""
         self.move(self.server).send()
