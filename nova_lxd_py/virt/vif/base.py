@@ -49,8 +49,9 @@ class VIFPlugin(abc.ABC):
         :param instance: the instance that the port is bound to.
         :param vif: the port.
         :param limits: bandwidth limits of the flavor.
-        :param guest_stopped: True if it is certain that no guest runs, so
-            that devices which a guest holds may be replaced.
+        :param guest_stopped: True if devices which a guest holds may be
+            replaced, since no guest of the instance runs as far as LXD knows,
+            or since the port is being detached.
         :raises Exception: if the port cannot be used.
         """
 

@@ -88,7 +88,7 @@ class VIFManager:
 
     @property
     def supported_types(self) -> list[str]:
-        """Names of the plugins, for messages to the operator."""
+        """Names of the plugins, for error messages."""
         return sorted(self._plugins)
 
     def plug(self, instance: objects.Instance,

@@ -75,7 +75,7 @@ class VethState(enum.Enum):
 
     ABSENT = 'absent'
     ON_HOST = 'on the host'
-    IN_GUEST = 'held by a guest that LXD does not know of'
+    IN_GUEST = 'held by a guest'
     BROKEN = 'broken'
 
 
@@ -343,6 +343,7 @@ class VethPlugin(base.VIFPlugin):
         """Return whether the devices of a port must be replaced."""
         if state in (VethState.ABSENT, VethState.BROKEN):
             return True
-        # With guest_stopped, only a guest unknown to LXD can hold the device.
+        # With guest_stopped, a guest unknown to LXD may hold the device, or
+        # one that is to lose it (VIFManager.recreate).
         return guest_stopped and (state is VethState.IN_GUEST or
                                   bool(limits) != pair.is_limited)
