@@ -210,7 +210,7 @@ class EventWatcher:
             before = self._known
             self._known = {
                 guest.name: _Known(guest.uuid, guest.role, guest.power_state,
-                                   _is_rescued(guest)) for guest in guests}
+                                   guest.is_rescued) for guest in guests}
             self._connected = True
             now = dict(self._known)
         LOG.debug('Following the events of %d LXD instances', len(now))
@@ -335,7 +335,7 @@ class EventWatcher:
             if known is not None:
                 return known.state
         own = self._ask(instance, roles.SERVER)
-        if _is_rescued(own):
+        if own.is_rescued:
             with contextlib.suppress(errors.NotFound):
                 return self._ask(instance, roles.RESCUE).power_state
         return own.power_state
@@ -396,7 +396,7 @@ class EventWatcher:
             if self._changes.get(guest.name, 0) == changes:
                 self._known[guest.name] = _Known(
                     guest.uuid, guest.role, guest.power_state,
-                    _is_rescued(guest), fresh)
+                    guest.is_rescued, fresh)
 
     def forget(self, instance: Any) -> None:
         """Drop the cached power state of an instance, after changing it.
@@ -429,10 +429,6 @@ class EventWatcher:
                     if self._changes.get(name, 0) == changes.get(name, 0):
                         del self._known[name]
         return sum(guest.role == roles.SERVER for guest in guests)
-
-
-def _is_rescued(guest: lxd_guest.Guest) -> bool:
-    return guest.config.get(lxd_guest.KEY_RESCUED) == 'true'
 
 
 def _instance_name(source: str) -> str | None:

@@ -116,7 +116,7 @@ class Guest:
 
     @property
     def container(self) -> str:
-        """Name of the container in liblxc, which LXD uses."""
+        """Name of the container in liblxc, and of its directory in a pool."""
         project = self._session.project
         return self.name if project == 'default' else f'{project}_{self.name}'
 
@@ -141,6 +141,11 @@ class Guest:
         """Whether it was copied from an instance of the driver, or renamed,
         by hand."""
         return self.config.get(KEY_LXD_NAME, self.name) != self.name
+
+    @property
+    def is_rescued(self) -> bool:
+        """Whether the rescue instance of the server runs in its place."""
+        return self.config.get(KEY_RESCUED) == 'true'
 
     @property
     def config(self) -> Mapping[str, str]:

@@ -182,7 +182,7 @@ class GuestRegistry:
         :raises errors.InstanceNotFound: if LXD has none.
         """
         guest = self.get(instance)
-        if guest.config.get(lxd_guest.KEY_RESCUED) == 'true':
+        if guest.is_rescued:
             return self.find(instance, roles.RESCUE) or guest
         return guest
 

@@ -62,13 +62,10 @@ def ensure_own_root(session: lxd.Session, guest: lxd_guest.Guest) -> None:
         # Snaps have a mount namespace of their own.
         if not directory or not os.path.isdir(pool):
             return
-        name = guest.name
-        if session.project != 'default':
-            name = f'{session.project}_{name}'
         try:
-            found = rootfs_check.find(pool, name)
+            found = rootfs_check.find(pool, guest.container)
         except PermissionError:
-            found = rootfs_check.find_as_root(pool, name)
+            found = rootfs_check.find_as_root(pool, guest.container)
         if found == rootfs_check.REPLACED:
             LOG.critical('The root of LXD instance %s is not a directory of '
                          'the storage pool %s: nothing is read from it or '

@@ -170,7 +170,7 @@ class RescueOps:
                 (task_states.RESCUING, task_states.UNRESCUING)):
             return
         own = self._guests.get(instance)
-        if own.config.get(lxd_guest.KEY_RESCUED) == 'true':
+        if own.is_rescued:
             LOG.warning('Ending a rescue that Nova does not know of',
                         instance=instance)
             self._leave(instance, own)
@@ -194,8 +194,7 @@ class RescueOps:
         nova-compute starts."""
         try:
             guests = self._guests.all()
-            rescued = {guest.uuid for guest in guests
-                       if guest.config.get(lxd_guest.KEY_RESCUED) == 'true'}
+            rescued = {guest.uuid for guest in guests if guest.is_rescued}
             for guest in guests:
                 if (guest.role == roles.RESCUE and
                         guest.uuid not in rescued):
@@ -247,12 +246,9 @@ class RescueOps:
                 instance_id=instance.uuid,
                 reason='the host does not know where LXD keeps its data; its '
                        'operator has to set [lxd] directory')
-        name = own.name
-        if self._session.project != 'default':
-            name = f'{self._session.project}_{name}'
         device = {'type': 'disk', 'path': ROOT_PATH, 'source': os.path.join(
-            directory, 'storage-pools', _pool(own), 'containers', name,
-            'rootfs')}
+            directory, 'storage-pools', _pool(own), 'containers',
+            own.container, 'rootfs')}
         if (not _idmap(own, _LAST_IDMAP) and
                 own.config.get('security.privileged') != 'true'):
             # The files have the guest's own ids on the disk, so LXD mounts

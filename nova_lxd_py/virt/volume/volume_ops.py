@@ -140,7 +140,7 @@ class VolumeOps:
         own = self._guests.find(instance)
         if own is None:
             return self._guests.of(instance)
-        if own.config.get(lxd_guest.KEY_RESCUED) != 'true':
+        if not own.is_rescued:
             return [own]
         rescue = self._guests.find(instance, roles.RESCUE)
         return [own, rescue] if rescue else [own]
