@@ -10,6 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""One LXD instance, the registry of all that are ours, and what they are
-made of: events, configuration, uid ranges, files.
+"""The LXD instances of the driver: one instance, the registry of all, their
+events, configuration, uid ranges and files.
 """

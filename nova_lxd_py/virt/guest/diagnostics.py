@@ -59,7 +59,7 @@ class Diagnostics:
         LXD measures the CPUs of a container together and knows nothing of
         requests to its disks.
 
-        :param instance: the server; one that does not run has few figures.
+        :param instance: the instance; a stopped one has few figures.
         :returns: CPU time in nanoseconds, memory in MiB, traffic in bytes.
         :raises errors.InstanceNotFound: if LXD does not have it.
         """
@@ -88,7 +88,7 @@ class Diagnostics:
 
         See :meth:`nova.virt.driver.ComputeDriver.get_diagnostics`.
 
-        :param instance: the server; one that does not run has few figures.
+        :param instance: the instance; a stopped one has few figures.
         :returns: CPU time in nanoseconds, memory in KiB, traffic and disk
             usage in bytes.
         :raises errors.InstanceNotFound: if LXD does not have it.

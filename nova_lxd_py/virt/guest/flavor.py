@@ -12,11 +12,12 @@
 
 """Conversion of flavors to LXD configuration and the root disk.
 
-Pure functions of a flavor and of the ``[lxd]`` options. Nothing here reads
-tenant input: image properties, metadata and names never become LXD
-configuration. Extra specs are read by name and type; an unknown key in the
-``lxd:`` namespace is refused instead of ignored, because a typing error must
-not leave an instance less isolated than its flavor intends.
+Pure functions of a flavor and of the ``[lxd]`` options. The only input from
+tenants is a size of swap within the flavor's limit: image properties, metadata
+and names never become LXD configuration. Extra specs are read by name and
+type; an unknown key in the ``lxd:`` namespace is refused instead of ignored,
+because a typing error must not leave an instance less isolated than its flavor
+intends.
 
 Errors are :class:`nova.exception.InvalidInput`, for which Nova does not
 reschedule (another host would refuse the flavor as well) and shows the message

@@ -235,8 +235,8 @@ class GuestRegistry:
         :param architecture: LXD's name of its architecture, which the source
             does not tell if it is another LXD.
         :returns: the new guest.
-        :raises errors.LXDError: if LXD cannot create it; LXD keeps nothing
-            of it then.
+        :raises errors.LXDError: if LXD cannot create it. LXD keeps nothing
+            of it then, unless its answer was lost: it may create it later.
         """
         config = {**config, lxd_guest.KEY_LXD_NAME: name}
         body = {
@@ -256,8 +256,8 @@ class GuestRegistry:
                 # While LXD 5.0 creates an instance it counts it as one with a
                 # range from id 0 on, and hands out ranges twice or below the
                 # host's subordinate ids.
-                # The slot first: who waits for the lock must not have what
-                # its holder waits for.
+                # The slot before the lock: a thread that waits for the lock
+                # must not have the slot that the lock's holder waits for.
                 with self._session.slot(f'post instances {name}'):
                     with lockutils.lock('lxd-uid-ranges',
                                         lock_file_prefix=None):

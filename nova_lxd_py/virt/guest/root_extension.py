@@ -14,9 +14,10 @@
 
 LXD keeps a file of its own (``backup.yaml``) on the root disk and writes it
 with every change. If the guest has filled the disk up to its quota, LXD can
-neither change nor start nor copy the instance. Every change that
-:class:`.guest.Guest` makes extends the quota then and tries again; the next
-start after the guest has freed space removes the extension.
+neither change nor start nor copy the instance. :class:`.guest.Guest` extends
+the quota then and tries again, with every change except stopping and deleting
+the instance; the next start after the guest has freed space removes the
+extension.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def check_config_drives(session: lxd.Session, options: Any) -> None:
 def report_uid_ranges(session: lxd.Session, options: Any) -> None:
     """Log the number of uid ranges for instances.
 
-    :param session: the open session.
+    :param session: the connected LXD session.
     :param options: the ``[lxd]`` option group.
     """
     if options.idmap_isolation == 'off':

@@ -10,4 +10,4 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What Nova asks of a server, a verb a module."""
+"""Operations on servers, and cleaning up what interrupted ones have left."""

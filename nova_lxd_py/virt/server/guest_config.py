@@ -47,7 +47,8 @@ _STATE_KEYS = (lxd_guest.KEY_LXD_NAME, lxd_guest.KEY_RESCUED,
                lxd_guest.KEY_SUSPENDED, lxd_guest.KEY_QUIESCED,
                lxd_guest.KEY_RESIZE, lxd_guest.KEY_SERIAL_PORT)
 
-#: Through this device a rescue instance has the server's root disk.
+#: Name of the LXD device through which a rescue instance has the server's
+#: root disk.
 RESCUE_DEVICE = 'rescue'
 
 #: Longest names of tenants to record; LXD takes longer values.
@@ -87,10 +88,10 @@ class GuestConfigBuilder:
             has chosen for the server, or None.
         :param swap_mb: MiB of swap, if not what the flavor says.
         :returns: LXD configuration keys.
-        :raises nova.exception.InvalidInput: the flavor asks for what LXD
-            cannot give.
-        :raises nova.exception.ComputeResourcesUnavailable: it asks for what
-            this host cannot give.
+        :raises nova.exception.InvalidInput: if LXD cannot provide what the
+            flavor asks for.
+        :raises nova.exception.ComputeResourcesUnavailable: if this host
+            cannot.
         """
         placement = lxd_flavor.Placement(
             cpus=cpus.cpuset(flavor, topology, cpus.configured(),
@@ -110,7 +111,7 @@ class GuestConfigBuilder:
                name: str | None = None) -> GuestConfig:
         """Describe the LXD instance of a server.
 
-        :param instance: the server, with the flavor and the NUMA topology
+        :param instance: the instance, with the flavor and the NUMA topology
             that it shall have.
         :param network_info: its ports, in the order the guest shall see them.
         :param swap_mb: MiB of swap, if not what the flavor says.
@@ -118,10 +119,10 @@ class GuestConfigBuilder:
             server's own one.
         :returns: the definition, without what depends on the host's uid
             ranges.
-        :raises nova.exception.InvalidInput: the flavor asks for what LXD
-            cannot give.
-        :raises nova.exception.ComputeResourcesUnavailable: it asks for what
-            this host cannot give.
+        :raises nova.exception.InvalidInput: if LXD cannot provide what the
+            flavor asks for.
+        :raises nova.exception.ComputeResourcesUnavailable: if this host
+            cannot.
         """
         flavor = instance.flavor
         config = self.config(flavor, instance.numa_topology, swap_mb)

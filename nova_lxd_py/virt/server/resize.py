@@ -195,8 +195,8 @@ class ResizeOps:
                 self._root_disks.update(
                     instance, guest, {lxd_guest.KEY_RESIZE: None}, {})
             except errors.LXDError as exc:
-                # The flavor is applied; the next resize writes the key again
-                # and nothing else reads it.
+                # The flavor is applied; the next resize writes the key again,
+                # and it is read only while a resize is being reverted.
                 LOG.warning('Could not remove the key %s of a confirmed '
                             'resize: %s', lxd_guest.KEY_RESIZE, exc,
                             instance=instance)

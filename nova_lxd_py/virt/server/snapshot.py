@@ -53,8 +53,8 @@ from nova_lxd_py.virt.server import quiesce
 
 LOG = logging.getLogger(__name__)
 
-#: LXD image aliases of images under way begin so, then follows the uuid of
-#: the server, of which Nova makes one image at a time.
+#: Prefix of the LXD aliases of images that are being made. The UUID of the
+#: server follows, of which Nova makes one image at a time.
 ALIAS_PREFIX = 'snapshot-'
 
 #: What every LXD can compress with.
@@ -98,10 +98,11 @@ class SnapshotOps:
 
         :param image_id: the image that Nova has created, still empty.
         :param update_task_state: how Nova is told about the progress.
-        :raises nova.exception.InstanceNotRunning: LXD does not have the
-            server.
-        :raises nova.exception.InstanceNotFound: it was deleted meanwhile.
-        :raises errors.LXDError: LXD failed, for example for lack of space.
+        :raises nova.exception.InstanceNotRunning: if LXD does not have the
+            instance.
+        :raises nova.exception.InstanceNotFound: if it is deleted meanwhile.
+        :raises errors.LXDError: if LXD fails, for example for lack of
+            space.
         """
         began = time.monotonic()
         update_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)

@@ -16,7 +16,7 @@ On a btrfs pool LXD refuses a quota below the usage of a disk, but the quota
 takes effect nevertheless. From then on neither the guest nor LXD can write to
 the disk, and the quota cannot be raised again. So a smaller quota is tried on
 a copy of the instance first. Quotas are made smaller by a resize, and after a
-temporary extension (:mod:`nova_lxd_py.virt.guest.root_quota`).
+temporary extension (:mod:`nova_lxd_py.virt.guest.root_extension`).
 """
 
 from __future__ import annotations

@@ -12,12 +12,10 @@
 
 """The connections of this host to Cinder volumes, whatever their type.
 
-The rest of the driver knows of storage networks only what this module tells
-it. It finds the plugin for each connection (stevedore namespace
+Finds the plugin for each connection (stevedore namespace
 ``nova_lxd_py.volume``, entry points named by Cinder's ``driver_volume_type``),
 verifies that the device is the right one, opens encrypted volumes, and
-converts errors to Nova's exceptions. The secrets of a connection never leave
-it.
+converts errors to Nova's exceptions, without the secrets of a connection.
 """
 
 from __future__ import annotations
