@@ -26,10 +26,15 @@ from nova_lxd_py.virt.lxd import errors
 LOG = logging.getLogger(__name__)
 
 #: Seconds to wait for an LXD that does not answer, all steps together. A
-#: restart takes some; Nova forgets where the server was once this is over.
+#: restart takes some; afterwards, Nova does not know that the server was here.
 PATIENCE = 120.0
 #: Seconds between attempts.
 INTERVAL = 1.0
+
+#: What removes the leftovers; a server that was built on another host may
+#: exist for long.
+_REMEDY = ('Nova does it when the server has been deleted ([DEFAULT] '
+           'running_deleted_instance_action)')
 
 
 class Rollback:
@@ -74,14 +79,12 @@ class Rollback:
             except (errors.Unreachable, errors.OperationLost):
                 if self._is_over():
                     LOG.exception('Could not %s after a failed build, since '
-                                  'LXD does not answer; Nova does it later '
-                                  '([DEFAULT] running_deleted_instance_'
-                                  'action)', what, instance=self._instance)
+                                  'LXD does not answer; %s', what, _REMEDY,
+                                  instance=self._instance)
                     return
             except Exception:
-                LOG.exception('Could not %s after a failed build; Nova does '
-                              'it later ([DEFAULT] running_deleted_instance_'
-                              'action)', what, instance=self._instance)
+                LOG.exception('Could not %s after a failed build; %s', what,
+                              _REMEDY, instance=self._instance)
                 return
             time.sleep(INTERVAL)
 
