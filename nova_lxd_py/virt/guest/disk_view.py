@@ -52,9 +52,6 @@ KEY_DEVICE = 'user.nova.device'
 #: Key of an LXD instance: block device of the volume that it boots from.
 KEY_ROOT_DEVICE = 'user.nova.root_device'
 
-#: Prefix of the names of the LXD devices.
-DEVICE_PREFIX = 'sysfs-'
-
 #: Where sysfs has block devices without hardware of their own.
 _VIRTUAL = '/sys/devices/virtual/block'
 #: What is mounted in a guest: directory of the host and path, by the name of
@@ -121,8 +118,9 @@ def devices(name: str) -> dict[str, dict[str, str]]:
     driver, does not keep the guest from starting.
 
     :param name: LXD's name of the instance.
-    :returns: LXD devices by name; none where the host's kernel has no virtual
-        block devices, and so not what the last of them is mounted over.
+    :returns: LXD devices by name; none if the host's kernel has no virtual
+        block devices, since a directory to mount the last of them over is
+        missing then.
     """
     if not os.path.isdir(_VIRTUAL):
         return {}

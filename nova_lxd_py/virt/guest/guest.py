@@ -63,7 +63,7 @@ KEY_QUIESCED = 'user.nova.quiesced'
 KEY_RESIZE = 'user.nova.resize'
 #: On what a migration between hosts has copied or left: ID of Nova's record.
 KEY_MIGRATION = 'user.nova.migration'
-#: 'true' on a copy from another host that lacks nothing any more.
+#: 'true' on a copy from another host that is complete.
 KEY_COMPLETE = 'user.nova.complete'
 #: Cinder's ID of the volume that a server boots from, for as long as its LXD
 #: instance exists; its block device on the host while that is connected, the

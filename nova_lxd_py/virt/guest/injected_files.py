@@ -50,8 +50,8 @@ def check(files: Iterable[tuple[str, bytes]]) -> None:
         if (not parts[-1] or '..' in parts or '\0' in path or
                 len(path) > LONGEST_PATH):
             raise exception.InvalidInput(reason=(
-                f'files can be injected at paths of files without ".." only, '
-                f'not at {path!r}'))
+                f'a file cannot be injected at {path!r}; set the path of a '
+                f'file, without ".."'))
 
 
 def inject(instance: objects.Instance, guest: lxd_guest.Guest,

@@ -55,10 +55,11 @@ class RebootCompleter:
         """
         try:
             with self._guests.changing(_look_up(uuid)):
-                # Again, since a stop may have had the lock.
+                # Look it up again: Nova may have stopped it while this waited
+                # for the lock.
                 return self._start(_look_up(uuid))
         except Exception as exc:
-            # Also Nova's database may be out of reach.
+            # Not only LXD: Nova's database may be unreachable.
             LOG.warning('Could not complete the reboot of a guest: %s', exc,
                         instance_uuid=uuid)
             return False

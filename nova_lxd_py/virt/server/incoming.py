@@ -206,7 +206,7 @@ class IncomingOps:
                 self._session.get('storage-pools', self._options.storage_pool,
                                   'volumes', 'custom', name)
             guest.update(config={lxd_guest.KEY_COMPLETE: 'true'})
-        self._slots.give_back(migration_id)
+        self._slots.release(migration_id)
 
     def discard(self, context: nova_context.RequestContext,
                 instance: objects.Instance, migration_id: int) -> None:
@@ -217,7 +217,7 @@ class IncomingOps:
         """
         with _public(instance, 'discard'), self._guests.changing(instance):
             # A transfer that the source has given up is over now.
-            self._slots.give_back(migration_id)
+            self._slots.release(migration_id)
             for guest in self._guests.of(instance):
                 if _belongs_to(guest, migration_id):
                     LOG.info('Discarding LXD instance %s of a failed '
@@ -285,7 +285,7 @@ def _is_of(instance: objects.Instance, name: str) -> bool:
 
 
 def _description(guest: lxd_guest.Guest) -> dict[str, Any]:
-    """Return what LXD wants to be told again of an instance it has."""
+    """Return what a request to refresh an instance has to repeat of it."""
     return {'name': guest.name, 'profiles': [],
             'config': {key: value for key, value in guest.config.items()
                        if not key.startswith('volatile.')},

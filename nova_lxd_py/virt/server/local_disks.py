@@ -121,7 +121,7 @@ class LocalDisks:
         if guest is not None:
             count = ephemeral_disks.count_of(guest.devices,
                                              ephemeral_disks.DEVICE_PREFIX)
-            # Without devices if its disks were to be kept once.
+            # A guest that was destroyed without its disks has no devices.
             if not count and not instance.ephemeral_gb:
                 return
         with _kept_if_in_use(instance):

@@ -110,12 +110,12 @@ class OrphanSweeper:
             if now - since < min_age:
                 continue
             try:
-                # Without the lock first: builds hold it for long.
+                # First without the lock, which a build holds for long.
                 if not _is_here(context, uuid):
                     with self._guests.lock(uuid):
                         self._remove(context, uuid)
             except Exception as exc:
-                # Also Nova's database may be out of reach.
+                # Not only LXD: Nova's database may be unreachable.
                 LOG.warning('Could not remove leftovers of a server: %s', exc,
                             instance_uuid=uuid)
 

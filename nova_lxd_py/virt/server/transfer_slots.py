@@ -88,7 +88,7 @@ class IncomingSlots:
         with self._lock:
             return instance.uuid in self._running.values()
 
-    def give_back(self, migration_id: int) -> None:
+    def release(self, migration_id: int) -> None:
         """Free the slot of a migration. Idempotent."""
         with self._lock:
             self._used.pop(migration_id, None)

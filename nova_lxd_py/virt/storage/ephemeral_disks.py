@@ -293,10 +293,10 @@ def volume_name(instance: objects.Instance, number: int | str) -> str:
 
 
 def count_of(names: Iterable[str], prefix: str) -> int:
-    """Return how many ephemeral disks names with numbers are about.
+    """Return the number of ephemeral disks, by the numbers in names.
 
     :param names: names of LXD devices or volumes; others are ignored.
-    :param prefix: what the numbers follow.
+    :param prefix: beginning of a name, before the number.
     :returns: the highest number plus one, 0 if there is none.
     """
     numbers = [name.removeprefix(prefix) for name in names

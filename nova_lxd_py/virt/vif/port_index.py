@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which network devices of the host may be an instance's.
+"""An index of the host's network devices by instance.
 
 The devices' aliases say it (:mod:`.labels`), but to read those of all devices
 for each instance would take the longer the more instances there are. So they

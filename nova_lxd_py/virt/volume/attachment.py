@@ -79,7 +79,7 @@ class CinderVolume:
         return self._volume.get('size')
 
     def metadata(self) -> Mapping[str, str]:
-        """Return what the owner of the volume has noted on it."""
+        """Return the metadata of the volume, which its owner can set."""
         return self._volume.get('volume_metadata') or {}
 
 

@@ -94,7 +94,7 @@ def check(guest: lxd_guest.Guest, init: int, device: Mapping[str, str],
             raise exception.DeviceDetachFailed(
                 device=mountpoint,
                 reason='its filesystem has shut itself down after an error of '
-                       'the storage; stop the server or reboot it hard '
+                       'the storage; stop or hard reboot the server '
                        'first') from error
         # What does not exist cannot be in use.
         return

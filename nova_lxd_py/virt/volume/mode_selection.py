@@ -65,8 +65,9 @@ class ModeSelection:
                metadata: Callable[[], Mapping[str, str]]) -> modes.Mode:
         """Choose the mode of a data volume, unless it has one already.
 
-        What the volume says counts before what the server says, then come
-        its flavor, its image and the host.
+        The metadata of the volume takes precedence over that of the instance,
+        then come the extra spec of its flavor, the property of its image and
+        ``[lxd] volume_mode``.
 
         :param instance: the instance that is to have the volume.
         :param connection_info: Cinder's description of the connection.

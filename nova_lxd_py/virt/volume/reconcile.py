@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the end of nova-compute or LXD has interrupted, completed or removed.
+"""Repair of what the end of nova-compute or of LXD has interrupted.
 
 The state of the host (loop devices, opened encrypted volumes, mounts) and the
 connections that this process has made are compared with what LXD says that

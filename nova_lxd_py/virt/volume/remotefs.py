@@ -48,9 +48,9 @@ class FilePlugin(base.VolumePlugin):
         # volume, so the format is never guessed from the content.
         if data.get('format', 'raw') != 'raw':
             raise base.Refused(
-                f'its file has the format {data["format"]}, of which '
-                f'containers can use raw only (a snapshot of an attached '
-                f'volume makes one)')
+                f'its file has the format {data["format"]}, and containers '
+                f'can use raw files only (a snapshot of an attached volume '
+                f'makes others)')
         client = self._client(connection_info)
         with _share_lock(data):
             client.mount(data['export'], (data.get('options') or '').split())

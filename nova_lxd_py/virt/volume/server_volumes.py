@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""All Cinder volumes of an instance, when it is created, starts or goes.
+"""All Cinder volumes of an instance: when it is created, started or deleted.
 
 In an LXD instance a volume is a device that is named after the volume, so LXD
 itself knows which volumes an instance has; the secrets of their connections

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A volume of a server replaced by another one with its content.
+"""Swapping a volume of a server with another one, which gets its content.
 
 Nova asks for it when a volume moves to other storage, or when its owner wants
 that. A container has no disk below which storage could be replaced: whatever

@@ -68,7 +68,7 @@ class SlotsTest(two_hosts_case.TwoHostsTestCase):
         time.sleep(0.2)
         self.assert_state(power_state.RUNNING, server)
         self.assertEqual({}, self.other.own())
-        slots.give_back(move.record.id + 1000)
+        slots.release(move.record.id + 1000)
         sending.join()
         move.finish()
         self.assertEqual(power_state.RUNNING, self.other.state(server))

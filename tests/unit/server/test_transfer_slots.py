@@ -41,8 +41,8 @@ class IncomingSlotsTestCase(base.BaseTestCase):
         self.assertFalse(self.slots.take(3))
         # The source may ask again.
         self.assertTrue(self.slots.take(2))
-        self.slots.give_back(1)
-        self.slots.give_back(1)
+        self.slots.release(1)
+        self.slots.release(1)
         self.assertTrue(self.slots.take(3))
         self.assertFalse(self.slots.take(1))
 
@@ -70,7 +70,7 @@ class IncomingSlotsTestCase(base.BaseTestCase):
 
     def test_discarded_during_a_call(self):
         with self.slots.used(1, self.instance):
-            self.slots.give_back(1)
+            self.slots.release(1)
         for number in (2, 3):
             self.assertTrue(self.slots.take(number))
 
@@ -78,7 +78,7 @@ class IncomingSlotsTestCase(base.BaseTestCase):
         other = objects.Instance(uuid=uuids.other)
         with self.slots.used(1, self.instance):
             # Also if its source has given up.
-            self.slots.give_back(1)
+            self.slots.release(1)
             self.assertTrue(self.slots.is_busy_with(self.instance))
             self.assertFalse(self.slots.is_busy_with(other))
         self.assertFalse(self.slots.is_busy_with(self.instance))
@@ -89,7 +89,7 @@ class IncomingSlotsTestCase(base.BaseTestCase):
         self.slots.take(2)
         with self.slots.used(3, self.instance):
             pass
-        self.slots.give_back(1)
+        self.slots.release(1)
         self.assertFalse(self.slots.take(4))
-        self.slots.give_back(3)
+        self.slots.release(3)
         self.assertTrue(self.slots.take(4))
