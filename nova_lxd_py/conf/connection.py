@@ -53,8 +53,9 @@ exactly this one. Certificate authorities are not consulted.
     cfg.StrOpt(
         'directory',
         help="""
-LXD's data directory, as LXD itself sees it. It is needed only to rescue
-instances.
+LXD's data directory, as LXD itself sees it. Rescuing instances needs it. The
+driver also checks there that the root of an instance is a directory of its
+storage pool, and extends the quotas of full root disks on btrfs.
 
 If unset, the directory of LXD's unix socket is used. Set it if the socket is
 elsewhere, or if ``endpoint`` is an ``https://`` URL.
