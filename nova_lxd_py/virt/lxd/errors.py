@@ -48,10 +48,6 @@ class PermissionDenied(LXDError):
     """LXD denies access to nova-compute."""
 
 
-class MissingExtension(LXDError):
-    """The LXD server lacks a required API extension."""
-
-
 class NotFound(LXDError):
     """The named object does not exist."""
 

@@ -133,8 +133,10 @@ def offer_volume(session: lxd.Session, pool: str, name: str, address: str
     """Open the operation from which another LXD pulls a custom volume. See
     :func:`offer_instance`.
 
+    :param session: the LXD session.
     :param pool: storage pool of the volume.
     :param name: name of the volume.
+    :param address: where LXD listens.
     """
     return _offer(session, address, session.submit(
         'post', 'storage-pools', pool, 'volumes', 'custom', name,

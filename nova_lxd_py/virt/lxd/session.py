@@ -418,20 +418,6 @@ class Session:
         finally:
             response.close()
 
-    def read_file(self, instance: str, path: str, limit: int = 1 << 20
-                  ) -> bytes:
-        """Read a file of an instance through LXD.
-
-        :param instance: LXD's name of the instance.
-        :param path: absolute path in the guest.
-        :param limit: maximum number of bytes to read.
-        :returns: the content.
-        :raises errors.NotFound: if there is no such file.
-        """
-        with self.download('instances', instance, 'files',
-                           params={'path': path}) as (_headers, chunks):
-            return streams.first_bytes(chunks, limit)
-
     def write_file(self, instance: str, path: str, content: bytes, *,
                    mode: int = 0o644, uid: int = 0, gid: int = 0,
                    kind: str = 'file') -> None:

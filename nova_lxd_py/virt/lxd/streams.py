@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Content of requests and answers that is not JSON."""
+"""Content of requests that is not JSON."""
 
 from __future__ import annotations
 
@@ -49,17 +49,3 @@ class UploadSource:
             # broken connection.
             raise requests.exceptions.ConnectionError(
                 'the source of the upload failed') from exc
-
-
-def first_bytes(chunks: Iterator[bytes], limit: int) -> bytes:
-    """Read the beginning of a stream.
-
-    :param chunks: the stream.
-    :param limit: maximum number of bytes.
-    """
-    got = bytearray()
-    for chunk in chunks:
-        got += chunk
-        if len(got) >= limit:
-            break
-    return bytes(got[:limit])

@@ -68,7 +68,9 @@ class TransientFailuresTestCase(session_case.SessionTestCase):
         self.lxd.fail_next('*', '/1.0/*', 500, BUSY)
         self.session.write_file('c2', '/root/a', b'content')
         self.lxd.fail_next('*', '/1.0/*', 500, BUSY)
-        self.assertEqual(b'content', self.session.read_file('c2', '/root/a'))
+        with self.session.download('instances', 'c2', 'files', params={
+                'path': '/root/a'}) as (_headers, chunks):
+            self.assertEqual(b'content', b''.join(chunks))
         self.lxd.fail_next('*', '/1.0/*', 500, BUSY)
         self.session.delete('instances', 'c2')
         self.assertEqual(['c1'], list(self.lxd.instances))
