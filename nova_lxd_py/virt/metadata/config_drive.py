@@ -42,7 +42,6 @@ import time
 from typing import Any
 
 from nova.api.metadata import base as instance_metadata
-from nova import context as nova_context
 from nova.network import model as network_model
 from nova import objects
 from nova.virt import configdrive
@@ -106,8 +105,7 @@ class ConfigDriveManager:
         return bool(configdrive.required_by(instance)) and (
             config_drive_device.is_wanted(instance, self._options))
 
-    def build(self, context: nova_context.RequestContext,
-              instance: objects.Instance, ports: Iterable[Any],
+    def build(self, instance: objects.Instance, ports: Iterable[Any],
               injected_files: Iterable[tuple[str, bytes]] = (),
               admin_password: str | None = None
               ) -> dict[str, dict[str, str]]:
@@ -115,7 +113,6 @@ class ConfigDriveManager:
 
         Leftovers of an interrupted build are replaced.
 
-        :param context: the request context.
         :param instance: the instance.
         :param ports: its ports, in the order of the guest's devices.
         :param injected_files: pairs of path and content, which the metadata
@@ -144,15 +141,13 @@ class ConfigDriveManager:
                 config_drive_device.create(instance, name, files)))
         return devices
 
-    def ensure(self, context: nova_context.RequestContext,
-               instance: objects.Instance, ports: Iterable[Any]
+    def ensure(self, instance: objects.Instance, ports: Iterable[Any]
                ) -> dict[str, dict[str, str]]:
         """Find the config drive of an instance, or recreate it if it is lost.
 
         A recreated one lacks the injected files and the administrator's
         password, which Nova does not store.
 
-        :param context: the request context.
         :param instance: the instance.
         :param ports: its ports, in the order of the guest's devices.
         :returns: the LXD devices to add to the guest, by name.
@@ -168,7 +163,7 @@ class ConfigDriveManager:
         except errors.NotFound:
             LOG.warning('Config drive is missing, recreating it without '
                         'injected files and password', instance=instance)
-            return self.build(context, instance, ports)
+            return self.build(instance, ports)
         devices = self._volume_device(name)
         if self._needs_block_device(instance):
             # A loop device does not survive a reboot of the host.

@@ -109,7 +109,7 @@ class SpawnOps:
             with self._vifs.plugged(self._virtapi, instance, ports):
                 device_tags.publish(context, instance, ports)
                 devices = self._disks.create(
-                    context, instance, ports, injected_files, admin_password,
+                    instance, ports, injected_files, admin_password,
                     block_device_info, undo)
                 undo.step('disconnect the volumes',
                           lambda: self._volumes.disconnect(

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 from typing import Any
 
-from nova import context as nova_context
 from nova import objects
 from oslo_log import log as logging
 
@@ -55,8 +54,7 @@ class LocalDisks:
         """
         self._config_drives.check(instance)
 
-    def create(self, context: nova_context.RequestContext,
-               instance: objects.Instance, ports: list[Any],
+    def create(self, instance: objects.Instance, ports: list[Any],
                injected_files: Iterable[tuple[str, bytes]],
                admin_password: str | None,
                block_device_info: _BlockDeviceInfo,
@@ -74,14 +72,13 @@ class LocalDisks:
         undo.step('delete the config drive',
                   lambda: self._config_drives.remove(instance))
         devices = self._config_drives.build(
-            context, instance, ports, injected_files, admin_password)
+            instance, ports, injected_files, admin_password)
         undo.step('delete the ephemeral disks',
                   lambda: self._ephemeral.delete(instance))
         return {**devices,
                 **self._ephemeral.create(instance, block_device_info)}
 
-    def ensure_config_drive(self, context: nova_context.RequestContext,
-                            instance: objects.Instance, ports: list[Any]
+    def ensure_config_drive(self, instance: objects.Instance, ports: list[Any]
                             ) -> dict[str, dict[str, str]]:
         """Ensure that an instance has its config drive; recreate a lost one.
 
@@ -89,7 +86,7 @@ class LocalDisks:
         :returns: LXD devices by name.
         :raises errors.LXDError: if LXD cannot create it.
         """
-        return self._config_drives.ensure(context, instance, ports)
+        return self._config_drives.ensure(instance, ports)
 
     def ensure_ephemeral(self, instance: objects.Instance,
                          block_device_info: _BlockDeviceInfo

@@ -255,8 +255,7 @@ class PowerOps:
         config.update({lxd_guest.KEY_ROLE: guest.role,
                        lxd_guest.KEY_SUSPENDED: None,
                        lxd_guest.KEY_QUIESCED: None})
-        devices.update(self._disks.ensure_config_drive(context, instance,
-                                                       ports))
+        devices.update(self._disks.ensure_config_drive(instance, ports))
         if guest.role == roles.RESCUE:
             self._rescues.ensure_root_mounted(self._guests.get(instance))
         else:

@@ -124,8 +124,7 @@ class RescueOps:
             ports = list(network_info or ())
             self._vifs.plug(instance, ports, guest_stopped=True)
             undo.callback(self._discard, instance)
-            guest = self._create(context, instance, image_meta, ports, own,
-                                 fingerprint)
+            guest = self._create(instance, image_meta, ports, own, fingerprint)
             undo.callback(own.update, {lxd_guest.KEY_RESCUED: None})
             own.update(config={lxd_guest.KEY_RESCUED: 'true'})
             self._start(instance, own, guest)
@@ -153,7 +152,7 @@ class RescueOps:
             self._vifs.plug(instance, ports, guest_stopped=True)
             own.update(devices={
                 **self._guest_configs.disk_view(own.name),
-                **self._config_drives.ensure(context, instance, ports),
+                **self._config_drives.ensure(instance, ports),
                 **self._volumes.reconnect(context, instance, own)})
             own.start()
 
@@ -207,14 +206,13 @@ class RescueOps:
 
     # -- steps --------------------------------------------------------------
 
-    def _create(self, context: nova_context.RequestContext,
-                instance: objects.Instance, image_meta: objects.ImageMeta,
-                ports: list[Any], own: lxd_guest.Guest, fingerprint: str
-                ) -> lxd_guest.Guest:
+    def _create(self, instance: objects.Instance,
+                image_meta: objects.ImageMeta, ports: list[Any],
+                own: lxd_guest.Guest, fingerprint: str) -> lxd_guest.Guest:
         name = roles.lxd_name(instance, roles.RESCUE)
         wanted = self._guest_configs.define(instance, ports, name=name)
         devices = dict(wanted.devices)
-        devices.update(self._config_drives.ensure(context, instance, ports))
+        devices.update(self._config_drives.ensure(instance, ports))
         devices[guest_config.RESCUE_DEVICE] = self._root_of(instance, own)
         config = {**wanted.config, **_uid_range(own),
                   lxd_guest.KEY_ROLE: roles.RESCUE,

@@ -94,7 +94,7 @@ class BuildTestCase(ConfigDriveTestCase):
     def test_not_wanted(self) -> None:
         with self.lxd.recording() as requests:
             self.assertEqual({}, self.drives.build(
-                self.context, self.instance(config_drive=''), []))
+                self.instance(config_drive=''), []))
         self.assertEqual([], requests)
 
     def test_device(self) -> None:
@@ -102,16 +102,16 @@ class BuildTestCase(ConfigDriveTestCase):
             {'config-drive': {
                 'type': 'disk', 'pool': 'default', 'source': NAME,
                 'path': '/config-drive', 'readonly': 'true'}},
-            self.drives.build(self.context, self.instance(), []))
+            self.drives.build(self.instance(), []))
 
     def test_volume_keys(self) -> None:
-        self.drives.build(self.context, self.instance(), [])
+        self.drives.build(self.instance(), [])
         config = self.volumes[NAME].config
         self.assertEqual(UUID, config['user.nova.uuid'])
         self.assertEqual('config-drive', config['user.nova.role'])
 
     def test_content(self) -> None:
-        self.drives.build(self.context, self.instance(), [])
+        self.drives.build(self.instance(), [])
         self.assertEqual(UUID, self.metadata()['uuid'])
         self.assertEqual('web-1', self.metadata()['hostname'].split('.')[0])
         files = self.volumes[NAME].files
@@ -121,7 +121,7 @@ class BuildTestCase(ConfigDriveTestCase):
 
     def test_secrets(self) -> None:
         self.drives.build(
-            self.context, self.instance(), [],
+            self.instance(), [],
             [('/etc/key', b'\x00\xff'), ('../../etc/passwd', b'x')], 's3cret')
         self.assertEqual('s3cret', self.metadata()['admin_pass'])
         files = self.volumes[NAME].files
@@ -133,13 +133,13 @@ class BuildTestCase(ConfigDriveTestCase):
         self.assertFalse([path for path in files if '..' in path])
 
     def test_readable_by_root_only(self) -> None:
-        self.drives.build(self.context, self.instance(), [], (), 's3cret')
+        self.drives.build(self.instance(), [], (), 's3cret')
         for _path, (content, mode) in self.volumes[NAME].files.items():
             self.assertEqual(0o700 if content is None else 0o400, mode)
             self.assertFalse(mode & (stat.S_IRWXG | stat.S_IRWXO))
 
     def test_directories_precede_their_files(self) -> None:
-        self.drives.build(self.context, self.instance(), [])
+        self.drives.build(self.instance(), [])
         seen = {''}
         for path, (content, _mode) in self.volumes[NAME].files.items():
             self.assertIn(path.rpartition('/')[0], seen)
@@ -147,8 +147,8 @@ class BuildTestCase(ConfigDriveTestCase):
                 seen.add(path)
 
     def test_leftover_of_an_interrupted_build(self) -> None:
-        self.drives.build(self.context, self.instance(), [], (), 'old')
-        self.drives.build(self.context, self.instance(), [], (), 'new')
+        self.drives.build(self.instance(), [], (), 'old')
+        self.drives.build(self.instance(), [], (), 'new')
         self.assertEqual('new', self.metadata()['admin_pass'])
         self.assertEqual([NAME], list(self.volumes))
 
@@ -156,7 +156,7 @@ class BuildTestCase(ConfigDriveTestCase):
         self.lxd.fail_operation(
             'POST', '/1.0/storage-pools/default/volumes/custom', 'disk full')
         error = self.assertRaises(
-            errors.OperationFailed, self.drives.build, self.context,
+            errors.OperationFailed, self.drives.build,
             self.instance(), [], (), 's3cret')
         self.assertIn('disk full', str(error))
         self.assertNotIn('s3cret', str(error))
@@ -171,7 +171,7 @@ class BuildTestCase(ConfigDriveTestCase):
 class EnsureAndRemoveTestCase(ConfigDriveTestCase):
 
     def test_remove(self) -> None:
-        self.drives.build(self.context, self.instance(), [])
+        self.drives.build(self.instance(), [])
         self.drives.remove(self.instance())
         self.assertEqual({}, self.volumes)
 
@@ -179,25 +179,25 @@ class EnsureAndRemoveTestCase(ConfigDriveTestCase):
         self.drives.remove(self.instance())
 
     def test_remove_in_use(self) -> None:
-        self.drives.build(self.context, self.instance(), [])
+        self.drives.build(self.instance(), [])
         self.lxd.fail_next('DELETE', f'*/{NAME}', 400,
                            'The storage volume is still in use')
         self.assertRaises(errors.LXDError, self.drives.remove,
                           self.instance())
 
     def test_ensure_keeps_it(self) -> None:
-        devices = self.drives.build(self.context, self.instance(), [], (),
+        devices = self.drives.build(self.instance(), [], (),
                                     'pw')
         self.assertEqual(devices, self.drives.ensure(
-            self.context, self.instance(), []))
+            self.instance(), []))
         self.assertEqual('pw', self.metadata()['admin_pass'])
 
     def test_ensure_recreates_it(self) -> None:
-        devices = self.drives.ensure(self.context, self.instance(), [])
+        devices = self.drives.ensure(self.instance(), [])
         self.assertEqual(NAME, devices['config-drive']['source'])
         self.assertNotIn('admin_pass', self.metadata())
 
     def test_ensure_not_wanted(self) -> None:
         self.assertEqual({}, self.drives.ensure(
-            self.context, self.instance(config_drive=''), []))
+            self.instance(config_drive=''), []))
         self.assertEqual({}, self.volumes)
