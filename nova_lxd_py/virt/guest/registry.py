@@ -301,8 +301,11 @@ class GuestRegistry:
                     # Deleted; only LXD's answer was lost.
                     continue
                 if not stopped:
+                    LOG.error('Could not stop LXD instance %s: %s',
+                              guest.name, exc, instance=instance)
                     raise exception.InstancePowerOffFailure(
-                        reason=exc.message) from exc
+                        reason='LXD could not stop it; the log of '
+                               'nova-compute has the reason') from exc
                 raise
         with self._auxiliary_lock:
             self._auxiliary.pop(instance.uuid, None)

@@ -259,8 +259,10 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         server = self.make()
         self.lxd.fail_operation('PUT', f'/1.0/instances/{server.name}/state',
                                 where={'action': 'stop'})
-        self.assertRaises(exception.InstancePowerOffFailure, self.destroy,
-                          server)
+        error = self.assertRaises(exception.InstancePowerOffFailure,
+                                  self.destroy, server)
+        # LXD's text can have paths of the host.
+        self.assertNotIn('Something failed', str(error))
         self.assert_state(power_state.RUNNING, server)
         self.destroy(server)
         self.assert_gone(server)
