@@ -24,8 +24,7 @@ reschedule (another host would refuse the flavor as well) and shows the message
 to the tenant.
 
 To add a setting, write a function that takes a :class:`Request` and returns
-LXD configuration, add it to ``_FILTERS``, and add the keys it may set to
-``MANAGED_KEYS``.
+LXD configuration, and add it to ``_FILTERS``.
 """
 
 from __future__ import annotations
@@ -41,25 +40,15 @@ from oslo_utils import strutils
 
 from nova_lxd_py import extra_specs
 from nova_lxd_py.virt.host import cpus
-from nova_lxd_py.virt.host import numa
 from nova_lxd_py.virt.host import passthrough
 from nova_lxd_py.virt.lxd import server_kind
 
 LOG = logging.getLogger(__name__)
 
-#: LXD keys that this module sets. A resize removes those that the new flavor
-#: does not set.
-MANAGED_KEYS = frozenset({
-    'boot.autostart', 'environment.product_name', 'limits.cpu',
-    'limits.cpu.allowance', 'limits.memory', 'limits.memory.swap',
-    'limits.processes', 'security.nesting', 'security.privileged',
-    'security.syscalls.deny', *server_kind.GUEST_API_KEYS,
-    *(f'limits.hugepages.{size}' for size in numa.HUGE_PAGES.values())})
-
-#: MANAGED_KEYS that LXD applies only when it starts the instance, and for
-#: which a resize restarts it. security.syscalls.deny is not among them,
-#: because no flavor changes it: an instance that was started by another
-#: version of the driver gets it, but runs without it until its next start.
+#: Keys that LXD applies only when it starts the instance, and for which a
+#: resize restarts it. security.syscalls.deny is not among them, because no
+#: flavor changes it: an instance that was started by another version of the
+#: driver gets it, but runs without it until its next start.
 RESTART_KEYS = frozenset({
     'security.nesting', 'security.privileged', *server_kind.GUEST_API_KEYS})
 
@@ -210,8 +199,8 @@ def instance_config(flavor: Any, options: cfg.ConfigOpts.GroupAttr,
     :param placement: resources that the host assigns to the instance.
     :param swap_mb: MiB of swap that a tenant has chosen within the flavor's
         limit.
-    :returns: LXD configuration keys, some of ``MANAGED_KEYS``. The uid range
-        is not included, see :mod:`.isolation`.
+    :returns: LXD configuration keys. The uid range is not included, see
+        :mod:`.isolation`.
     :raises nova.exception.InvalidInput: if the flavor is not supported; the
         message names the extra spec to correct.
     """
