@@ -26,6 +26,7 @@ from typing import Any
 
 from nova import exception
 from nova import objects
+from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
@@ -118,7 +119,7 @@ class FilesystemMode(_MountedMode):
 
     def target(self, identifier: str) -> str:
         """See :meth:`_MountedMode.target`."""
-        return os.path.join(self._options.volume_mount_directory, identifier)
+        return mount_directory(self._options, identifier)
 
     def check(self, instance: objects.Instance,
               connection_info: Mapping[str, Any], identifier: str) -> None:
@@ -300,8 +301,7 @@ class RootMode(_MountedMode):
         # Only the guest's root and the host's may look into the wrapper.
         if os.path.isdir(os.path.dirname(target)):
             rootfs.unmount(target, force)
-        staging = os.path.join(self._options.volume_mount_directory,
-                               identifier)
+        staging = mount_directory(self._options, identifier)
         if _is_mount_point(staging):
             rootfs.close_staging(staging)
 
@@ -310,6 +310,17 @@ def _is_mount_point(target: str) -> bool:
     """Whether there is a directory for a volume, mounted or not."""
     # A filesystem that has shut itself down does not say what it has (EIO).
     return os.path.isdir(target) or mounts.is_mounted(target)
+
+
+def mount_directory(options: cfg.ConfigOpts.GroupAttr, identifier: str
+                    ) -> str:
+    """Return the directory on the host at which a data volume is mounted, and
+    a root volume while an image is unpacked to it.
+
+    :param options: the ``[lxd]`` option group.
+    :param identifier: Cinder's ID of the volume.
+    """
+    return os.path.join(options.volume_mount_directory, identifier)
 
 
 def guest_directory(path: str) -> str:

@@ -37,7 +37,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 import contextlib
 import errno
-import os
 import time
 from typing import Any
 import uuid
@@ -264,8 +263,7 @@ class _FirstBoot:
         if not uuidutils.is_uuid_like(self._about.get('image_id')):
             # The owner of the volume can write anything there.
             self._about = {}
-        self._target = os.path.join(options.volume_mount_directory,
-                                    identifier)
+        self._target = mounted_modes.mount_directory(options, identifier)
         self._holds_image = False
         #: The filesystem on the volume, once there is one.
         self.kind = ''
