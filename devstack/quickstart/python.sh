@@ -28,7 +28,7 @@ pip_install() {
     local index bundle
     local -a settings=(UV_SYSTEM_CERTS=true UV_CACHE_DIR="$CACHE/uv"
         UV_HTTP_TIMEOUT=180)
-    if [[ -x $VENV/bin/uv && -z ${QUICKSTART_NO_UV:-} ]]; then
+    if [[ -x $VENV/bin/uv && -z $NO_UV ]]; then
         # uv does not read pip's configuration.
         index=${PIP_INDEX_URL:-$(pip_setting index-url)}
         bundle=${PIP_CERT:-${SSL_CERT_FILE:-$(pip_setting cert)}}

@@ -51,8 +51,15 @@ MAX_PREFIX_LENGTH=60
 # The distribution's interpreter, not another one that is first on PATH.
 PYTHON=${QUICKSTART_PYTHON:-/usr/bin/python3}
 
+# Install with pip only, and not with uv.
+NO_UV=${QUICKSTART_NO_UV:-}
+
 # Factor for all timeouts, for slow machines.
 PATIENCE=${QUICKSTART_PATIENCE:-1}
+
+# Steps that run at the same time, and threads of each API service.
+MAX_PARALLEL=${QUICKSTART_PARALLEL:-8}
+API_THREADS=${QUICKSTART_THREADS:-6}
 
 COMPUTE_DRIVER=${QUICKSTART_COMPUTE_DRIVER:-${SAVED[COMPUTE_DRIVER]:-lxd.LXDDriver}}
 REGION=RegionOne

@@ -95,7 +95,6 @@ interrupted() {
 run_steps() {
     local name pid status ticker='' seconds
     local -A step_state=() step_begin=() step_of=()
-    local -r MAX_PARALLEL=${QUICKSTART_PARALLEL:-8}
 
     FAILED_STEPS=''
     trap interrupted INT TERM
