@@ -13,7 +13,7 @@
 
 # Clients: clouds.yaml and the openstack command.
 
-as_invoker() {
+edit_clouds_yaml() {
     "${CLEAN_ENV[@]}" "$VENV/bin/python" "$HERE/clouds_yaml.py" "$@"
 }
 
@@ -22,7 +22,7 @@ write_client_files() {
     local message
     message=$(QS_SECRET=$(secret) QS_URL_KEYSTONE=$(service_url keystone) \
         QS_REGION=$REGION QS_CLOUD=$CLOUD QS_OWNER=$INVOKER \
-        as_invoker add "$file" "$PREFIX/clouds.yaml" 2>&1) || warn "$message"
+        edit_clouds_yaml add "$file" "$PREFIX/clouds.yaml" 2>&1) || warn "$message"
     printf '%s\n' "$file" >"$DATA/undo/clouds-yaml"
     mkdir -p "$BIN"
     cat >"$BIN/openstack" <<EOF
@@ -54,5 +54,5 @@ undo_client() {
     fi
     [[ -s $DATA/undo/clouds-yaml ]] || return 0
     file=$(<"$DATA/undo/clouds-yaml")
-    [[ ! -e $file ]] || QS_CLOUD=$CLOUD as_invoker remove "$file" || :
+    [[ ! -e $file ]] || QS_CLOUD=$CLOUD edit_clouds_yaml remove "$file" || :
 }

@@ -129,7 +129,8 @@ def identity() -> None:
 
 
 def images() -> None:
-    """Upload the guest images: NAME=FILE=KEY=DISTRO words."""
+    """Upload the guest images: NAME=FILE=KEY=DISTRO=GIB words, with the
+    minimum size of the disk at the end."""
     cloud = admin()
     present: dict[str, list[Any]] = {}
     for image in cloud.image.images():
@@ -217,8 +218,8 @@ def network() -> None:
         # One of an earlier quickstart.
         cloud.network.update_network(public, is_default=True)
     if not cloud.network.find_subnet_pool('automatic'):
-        # A default external network: "server create --nic auto" needs it
-        # for projects without a network.
+        # "server create --nic auto" needs a default pool and a default
+        # external network for projects without a network.
         cloud.network.create_subnet_pool(
             name='automatic', prefixes=[AUTOMATIC_NETS],
             default_prefix_length=26, is_shared=True, is_default=True)

@@ -111,7 +111,7 @@ create_pool() {
     lxc storage create "$POOL_NAME" dir
 }
 
-# Purge puts the limits back.
+# `purge` restores the limits.
 raise_kernel_limits() {
     local line
     "$REPO/tools/kernel_limits.sh" raise "$DATA/undo/kernel-limits" |

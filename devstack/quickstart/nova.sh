@@ -203,7 +203,7 @@ service_row() {
 }
 
 step_nova_compute() {
-    # It mounts the share of the volumes itself.
+    # nova-compute mounts the share of the volumes itself.
     WATCH=$VENV/.driver PATH=$CINDER_BIN:$PATH \
         nova_daemon nova-compute nova-compute.conf
     wait_until nova-compute 120 nova-compute compute_node_known

@@ -23,9 +23,11 @@ check_host() {
     case $id-$version in
     debian-12 | debian-13) ;;
     debian-* | ubuntu-*)
-        warn "$id $version is not tested; Debian 12 is."
+        warn "$id $version is not tested; Debian 12 and 13 are."
         ;;
-    *) die "$id is not supported: Debian or Ubuntu is needed, best Debian 12." ;;
+    *)
+        die "$id is not supported: Debian (best: 12) or Ubuntu is needed."
+        ;;
     esac
     ((${#PREFIX} <= MAX_PREFIX_LENGTH)) ||
         die "QUICKSTART_PREFIX may have at most $MAX_PREFIX_LENGTH characters."
