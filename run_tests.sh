@@ -254,9 +254,8 @@ stage_pep8() {
     "$NOVA34/bin/lint-imports" --no-logo --no-cache || status=1
     PATH=$NOVA34/bin:$PATH tools/shellcheck.sh || status=1
     "$NOVA34/bin/codespell" || status=1
-    "$NOVA34/bin/sphinx-lint" README.rst CONTRIBUTING.rst \
-        HACKING.rst doc/source \
-        releasenotes || status=1
+    "$NOVA34/bin/sphinx-lint" --enable=default-role README.rst \
+        CONTRIBUTING.rst HACKING.rst doc/source releasenotes || status=1
     return "$status"
 }
 
