@@ -11,7 +11,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """Check the line coverage of each package by the unit tests.
 
 Reads the report of ``coverage json`` and prints the share of lines of each

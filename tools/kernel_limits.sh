@@ -12,9 +12,9 @@
 #    under the License.
 
 # kernel_limits.sh raise|restore RECORD: the kernel's limits that hundreds of
-# containers with systemd reach. RECORD is a file that remembers the values of
-# before, one "NAME OLD NEW" a line. Limits are never lowered. Prints the names
-# of those that cannot be changed, which is no error. Runs as root.
+# containers with systemd reach. RECORD is a file with the values before and
+# after the change, one "NAME OLD NEW" a line. Limits are never lowered. Prints
+# the names of those that cannot be changed, which is no error. Runs as root.
 
 set -eu
 
