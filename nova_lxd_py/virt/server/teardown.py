@@ -76,11 +76,11 @@ class TeardownOps:
             found = self._guests.of(instance)
             guest = next((one for one in found
                           if one.role == roles.SERVER), None)
-            if guest is None:
+            if not found:
                 LOG.warning('LXD has no instance of this server; removing '
                             'volumes, disks and ports only',
                             instance=instance)
-            elif _is_reverted_here(instance, guest):
+            elif guest is not None and _is_reverted_here(instance, guest):
                 LOG.info('Keeping LXD instance %s: the resize is reverted on '
                          'this host', guest.name, instance=instance)
                 if lxd_devices.of_guest(guest):

@@ -59,7 +59,9 @@ class MigrateTest(two_hosts_case.TwoHostsTestCase):
         self.assertNotIn('user.nova.complete', config)
         self.assertEqual('moved', self.config(server)['user.nova.role'])
         self.ports = ()
+        log = self.useFixture(fixtures.FakeLogger(level='WARNING'))
         move.confirm()
+        self.assertEqual('', log.output)
         self.assertEqual({}, self.host.own())
         self.assertEqual(power_state.RUNNING, self.other.state(server))
 
