@@ -18,7 +18,7 @@
 
 # Variables that the scripts of this repository and the programs that they run
 # read; sudo removes them unless told not to.
-readonly AS_ROOT_KEPT='(QUICKSTART|NOVA_LXD|LXD|PIP|KERNEL)_.*'\
+readonly AS_ROOT_KEPT='(QUICKSTART|NOVA_LXD|LXD|CAMPAIGN|PIP|KERNEL)_.*'\
 '|UV_(DEFAULT_INDEX|INDEX_URL|NO_CACHE)|.*_proxy|.*_PROXY|PYTHON|CI|KEEP_CLOUD'\
 '|(SSL_CERT|REQUESTS_CA|CURL_CA)_(FILE|BUNDLE)|MEMORY|DISK|CPUS|ACCEL'
 

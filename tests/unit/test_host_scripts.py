@@ -10,18 +10,34 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Scripts that change settings of a host and restore them."""
+"""Scripts that run as root: they change settings of a host, and restore them.
+"""
 
 from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 
 from oslotest import base
 
 from tests.fixtures.devstack_shell import Files
 from tests.fixtures.devstack_shell import REPO
+from tests.fixtures.devstack_shell import run
+
+
+class AsRootTestCase(base.BaseTestCase):
+    """tools/as_root.sh."""
+
+    def test_sudo_keeps_what_tests_read(self):
+        names = {name for path in (REPO / 'tests').rglob('*.py')
+                 for name in re.findall(r"environ\.get\(\s*'([A-Z_]+)'",
+                                        path.read_text())}
+        self.assertIn('NOVA_LXD_TEST_SEED', names)
+        self.assertEqual('', run(
+            f'. tools/as_root.sh\nfor name in {" ".join(sorted(names))}; do\n'
+            f'[[ $name =~ ^($AS_ROOT_KEPT)$ ]] || echo "$name"\ndone'))
 
 
 class UdevRuleTestCase(base.BaseTestCase):
