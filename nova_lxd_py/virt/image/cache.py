@@ -376,7 +376,7 @@ class ImageStore:
                 if self._age(image, ids, used):
                     removed.append(image['fingerprint'])
             except errors.LXDError as exc:
-                LOG.warning('Could not age LXD image %s: %s',
+                LOG.warning('Could not check the use of LXD image %s: %s',
                             image['fingerprint'], exc)
         return removed
 

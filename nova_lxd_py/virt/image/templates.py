@@ -184,9 +184,10 @@ class TemplateStore:
         return self._range_config(self._isolation(instance), instance)
 
     def prune(self) -> list[str]:
-        """Delete templates that are not needed any more: those of images that
-        are gone, incomplete ones, and after a time (``[image_cache]
-        remove_unused_original_minimum_age_seconds``) those without servers.
+        """Delete templates and holders of uid ranges that are not needed any
+        more: templates of images that are gone, incomplete ones, and after a
+        time (``[image_cache] remove_unused_original_minimum_age_seconds``)
+        those without servers.
 
         :returns: LXD's names of what was deleted.
         """
@@ -200,8 +201,8 @@ class TemplateStore:
             with (contextlib.suppress(errors.NotFound),
                   uid_ranges.lock(guest.name)):
                 if self._is_spent(guest.reload(), guests, images):
-                    LOG.info('Deleting %s, which no server needs any more',
-                             guest.name)
+                    LOG.info('Deleting auxiliary LXD instance %s, which no '
+                             'server needs any more', guest.name)
                     guest.delete()
                     deleted.append(guest.name)
         return deleted
@@ -324,7 +325,8 @@ class TemplateStore:
         try:
             guest.start()
         except (errors.OperationFailed, errors.InvalidRequest) as exc:
-            LOG.debug('%s was not started, as intended: %s', guest.name, exc)
+            LOG.debug('Template %s was not started, as intended: %s',
+                      guest.name, exc)
         config = guest.reload().config
         if guest.status != 'Stopped':
             raise _Impossible('it runs, although it must not')
