@@ -30,8 +30,7 @@ from urllib import parse
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import operations
 from nova_lxd_py.virt.lxd import session as lxd
-
-DEFAULT_PORT = 8443
+from nova_lxd_py.virt.lxd import tls
 
 #: Pool drivers whose transfers LXD does not make incremental: it sends a
 #: whole volume with the tools of the driver, if both pools have it.
@@ -62,7 +61,7 @@ def server_address(address: str) -> str:
         address = f'[{address}]'
     url = parse.urlsplit(f'//{address}')
     # The property raises ValueError for a port that is not a number.
-    port = url.port or DEFAULT_PORT
+    port = url.port or tls.DEFAULT_PORT
     if not url.hostname or url.path or url.query or '@' in address:
         raise ValueError(f'"{address}" is not an address')
     host = f'[{url.hostname}]' if ':' in url.hostname else url.hostname

@@ -64,8 +64,7 @@ class Session:
     """
 
     def __init__(self, conf: cfg.ConfigOpts.GroupAttr) -> None:
-        self._conf = conf
-        #: The ``[lxd]`` option group, for everything that has the session.
+        #: The ``[lxd]`` option group.
         self.options = conf
         self._client: pylxd.Client | None = None
         self._connecting = threading.Lock()
@@ -85,8 +84,8 @@ class Session:
     @property
     def endpoint(self) -> str:
         """The configured or detected endpoint: a path or an https URL."""
-        if self._conf.endpoint:
-            return self._conf.endpoint.removeprefix('unix://')
+        if self.options.endpoint:
+            return self.options.endpoint.removeprefix('unix://')
         for path in server_kind.WELL_KNOWN_SOCKETS:
             if os.path.exists(path):
                 return path
@@ -119,18 +118,19 @@ class Session:
         if self.is_local:
             url, http = unix_adapter.session(endpoint)
         else:
-            tls.check_files(self._conf)
+            tls.check_files(self.options)
             url = endpoint.rstrip('/')
             http = pylxd.client.get_session_for_url(
-                url, verify=self._conf.server_certificate,
-                cert=(self._conf.client_certificate, self._conf.client_key))
+                url, verify=self.options.server_certificate,
+                cert=(self.options.client_certificate,
+                      self.options.client_key))
         # Otherwise requests would replace the pinned certificate by
         # REQUESTS_CA_BUNDLE, and use the proxies of the environment.
         http.trust_env = False
         try:
             return pylxd.Client(
                 endpoint=url, session=http,
-                timeout=(CONNECT_TIMEOUT, self._conf.request_timeout))
+                timeout=(CONNECT_TIMEOUT, self.options.request_timeout))
         except (pylxd_exceptions.ClientConnectionFailed,
                 *transport_errors.ALL) as exc:
             raise self._transport_error('connect', exc) from exc
@@ -282,7 +282,7 @@ class Session:
         """
         if self._client is None:
             self.connect()
-        timeout = timeout or self._conf.request_timeout
+        timeout = timeout or self.options.request_timeout
 
         def attempt(left: float) -> requests.Response:
             return self._send(method, path, data=data, timeout=left, **kwargs)
@@ -335,7 +335,7 @@ class Session:
                                                   errors.ConnectionFailed):
                 # LXD may have accepted the request nevertheless.
                 operations.wait_for_all(self, CONNECT_TIMEOUT,
-                                        self._conf.request_timeout)
+                                        self.options.request_timeout)
             raise error from exc
         self._outage.end()
         return response
@@ -369,7 +369,7 @@ class Session:
         :returns: metadata of the operation.
         :raises errors.LXDError: if the transfer or the operation fails.
         """
-        timeout = timeout or self._conf.image_timeout
+        timeout = timeout or self.options.image_timeout
         began = time.monotonic()
         source = streams.UploadSource(chunks, began + timeout)
         try:
@@ -459,7 +459,7 @@ class Session:
         self.request_count += 1
         what = responses.describe('websocket', path)
         try:
-            return websockets.connect(self.endpoint, self._conf,
+            return websockets.connect(self.endpoint, self.options,
                                       f'ws://lxd{where}?{query}',
                                       CONNECT_TIMEOUT, timeout)
         except websocket.WebSocketBadStatusException as exc:
@@ -480,4 +480,4 @@ class Session:
     def _transport_error(self, what: str, exc: BaseException,
                          reads: bool = False) -> errors.LXDError:
         return transport_errors.convert(
-            exc, what, self.endpoint, self._conf.server_certificate, reads)
+            exc, what, self.endpoint, self.options.server_certificate, reads)
