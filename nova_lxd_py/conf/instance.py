@@ -85,8 +85,8 @@ this label and read it themselves.
 The flavor extra spec ``lxd:config_drive_device`` takes precedence, then the
 image property ``lxd_config_drive_device``; both are ``true`` or ``false``.
 
-Each device takes a loop device of the host and half a megabyte below
-``$state_path``, or up to 64 MB with ``[DEFAULT] config_drive_format=vfat``.
+Each device takes a loop device of the host and half a MiB below
+``$state_path``, or up to 64 MiB with ``[DEFAULT] config_drive_format=vfat``.
 The host needs genisoimage, or the program in ``[DEFAULT] mkisofs_cmd``; for
 ``vfat``, dosfstools and mtools. LXD must be reached through its unix socket.
 """),
