@@ -57,7 +57,6 @@ from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.server import outgoing as outgoing_ops
 from nova_lxd_py.virt.server import power as power_ops
 from nova_lxd_py.virt.server import resize as resize_ops
-from nova_lxd_py.virt.server import rollback
 from nova_lxd_py.virt.server import teardown as teardown_ops
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import mappings
@@ -150,8 +149,8 @@ class MigrateOps:
                 self._outgoing.discard(context, instance,
                                        record.dest_compute, record.id)
             if stopped:
-                self._restart(context, instance, network_info,
-                              block_device_info)
+                self._power.start_again(context, instance, network_info,
+                                        block_device_info)
             elif began:
                 # LXD freezes a running guest at the end of a copy, and until
                 # it notices that nobody takes it.
@@ -261,31 +260,6 @@ class MigrateOps:
             guest.update(config={
                 lxd_guest.KEY_ROLE: roles.MOVED,
                 lxd_guest.KEY_MIGRATION: str(shipment.migration_id)})
-
-    def _restart(self, context: nova_context.RequestContext,
-                 instance: objects.Instance, network_info: Any,
-                 block_device_info: _BlockDeviceInfo) -> None:
-        """Start a guest that was stopped for a migration that then failed."""
-        deadline = time.monotonic() + rollback.PATIENCE
-        while True:
-            try:
-                self._power.power_on(context, instance, network_info,
-                                     block_device_info)
-                return
-            except (errors.Unreachable, errors.OperationLost) as exc:
-                if time.monotonic() < deadline:
-                    LOG.warning('LXD does not answer after a failed '
-                                'migration: %s', exc, instance=instance)
-                    time.sleep(rollback.INTERVAL)
-                    continue
-                LOG.exception('Guest does not start after a failed migration',
-                              instance=instance)
-                return
-            except (errors.LXDError, exception.NovaException):
-                # The error that led here has to stay the one raised.
-                LOG.exception('Guest does not start after a failed migration',
-                              instance=instance)
-                return
 
 
 def is_between_hosts(migration: objects.Migration) -> bool:

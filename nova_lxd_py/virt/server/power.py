@@ -21,6 +21,7 @@ from typing import Any
 
 from nova.compute import power_state
 from nova import context as nova_context
+from nova import exception
 from nova import objects
 from oslo_config import cfg
 from oslo_log import log as logging
@@ -32,6 +33,7 @@ from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.server import local_disks
 from nova_lxd_py.virt.server import rescue
+from nova_lxd_py.virt.server import rollback
 from nova_lxd_py.virt.storage import ephemeral_disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import manager as vif_manager
@@ -130,6 +132,34 @@ class PowerOps:
             else:
                 guest.unfreeze()
                 self._clear_suspended(guest)
+
+    def start_again(self, context: nova_context.RequestContext,
+                    instance: objects.Instance, network_info: Any,
+                    block_device_info: dict[str, Any] | None) -> None:
+        """Start an instance that was stopped for a resize or migration that
+        then failed.
+
+        Waits for an LXD that does not answer. Errors are logged only: the one
+        that led here has to stay the one raised.
+        """
+        deadline = time.monotonic() + rollback.PATIENCE
+        while True:
+            try:
+                self.power_on(context, instance, network_info,
+                              block_device_info)
+                return
+            except (errors.Unreachable, errors.OperationLost) as exc:
+                if time.monotonic() >= deadline:
+                    LOG.exception('Guest does not start after a failed resize '
+                                  'or migration', instance=instance)
+                    return
+                LOG.warning('LXD does not answer after a failed resize or '
+                            'migration: %s', exc, instance=instance)
+                time.sleep(rollback.INTERVAL)
+            except (errors.LXDError, exception.NovaException):
+                LOG.exception('Guest does not start after a failed resize or '
+                              'migration', instance=instance)
+                return
 
     def _active(self, instance: objects.Instance) -> lxd_guest.Guest:
         """Find the LXD instance that acts as a server, also if a migration

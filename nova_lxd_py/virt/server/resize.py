@@ -143,23 +143,11 @@ class ResizeOps:
                         {'flavor': flavor.name, 'error': exc},
                         instance=instance)
             if stopped_here:
-                self._restart(context, instance, network_info,
-                              block_device_info)
+                self._power.start_again(context, instance, network_info,
+                                        block_device_info)
             raise exception.InstanceFaultRollback(
                 public_error(instance, exc)) from exc
         return {'in_place': True}
-
-    def _restart(self, context: nova_context.RequestContext,
-                 instance: objects.Instance, network_info: Any,
-                 block_device_info: dict[str, Any] | None) -> None:
-        """Start a guest that was stopped for a resize that then failed."""
-        try:
-            self._power.power_on(context, instance, network_info,
-                                 block_device_info)
-        except (errors.LXDError, exception.NovaException):
-            # The error that led here has to stay the one raised.
-            LOG.exception('Guest does not start after a failed resize',
-                          instance=instance)
 
     def finish(self, context: nova_context.RequestContext,
                migration: objects.Migration, instance: objects.Instance,

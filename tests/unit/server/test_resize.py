@@ -80,6 +80,18 @@ class RefusedResizeTest(fake_driver_host.FakeDriverTestCase):
         self.assertIsInstance(self.prepare(), exception.MigrationError)
         self.assert_rolled_back()
 
+    def test_lxd_that_does_not_answer(self) -> None:
+        """The guest is started when LXD can be reached again."""
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.server.rollback.INTERVAL', 0.1))
+        self.storage.fail('brick.disconnect', OSError('busy'))
+        fault = self.lxd.drop_connection(
+            'PUT', f'/1.0/instances/{self.server.name}/state',
+            where={'action': 'start'})
+        self.assertIsInstance(self.prepare(), exception.ResizeError)
+        self.assertEqual(1, fault.hits)
+        self.assert_rolled_back()
+
     def test_guest_that_does_not_start_again(self) -> None:
         self.storage.fail('brick.disconnect', OSError('busy'))
         self.lxd.fail_operation(
