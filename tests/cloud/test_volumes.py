@@ -139,6 +139,20 @@ class VolumeCases(cloud_volumes.VolumeTools):
 class BlockCases(VolumeCases):
     """Tests for back ends with block devices."""
 
+    def test_shelved(self) -> None:
+        """Attached while no host has the server."""
+        server = self.boot()
+        self.cloud.compute.shelve_server(server.id)
+        self.wait_status(server.id, 'SHELVED_OFFLOADED')
+        volume = self.make_volume()
+        self.attach(server, volume)
+        self.cloud.compute.unshelve_server(server.id)
+        self.wait_status(server.id, 'ACTIVE')
+        written = self.write(server)
+        self.assertEqual(written, self.read(server))
+        self.detach(server, volume)
+        self.assert_released(volume.id)
+
     def test_extend(self) -> None:
         server = self.boot()
         volume = self.make_volume()

@@ -27,6 +27,8 @@ LEFT_OUT = {
         r'volumes\.test_attach_volume\.AttachVolumeMultiAttachTest'
         r'\.(test_boot_from_multiattach_volume'
         r'|test_snapshot_volume_backed_multiattach)',
+        r'volumes\.test_attach_volume\.AttachVolumeShelveTestJSON'
+        r'\.test_attach_volume_shelved_or_offload_server',
         r'admin\.test_create_server\.ServersWithSpecificFlavorTestJSON'
         r'\.test_verify_created_server_ephemeral_disk',
     )
