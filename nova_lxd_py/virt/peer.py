@@ -196,7 +196,7 @@ class PeerClient:
     def complete(self, context: nova_context.RequestContext, host: str,
                  instance: objects.Instance, migration_id: int,
                  volumes: list[str]) -> None:
-        """Tell a host that everything has been transferred.
+        """Report to a host that everything has been transferred.
 
         :param volumes: names of the custom volumes that it must have.
         :raises nova.exception.MigrationError: if something is missing.

@@ -119,8 +119,8 @@ class ImageStore:
         if disk_gb is None:
             disk_gb = instance.flavor.root_gb
         _check_min_disk(image_meta, disk_gb)
-        image, _new = self._have(context, image_meta,
-                                 instance.trusted_certs, instance, source)
+        image, _new = self._find_or_transfer(
+            context, image_meta, instance.trusted_certs, instance, source)
         _check_size(image, disk_gb)
         return image['fingerprint']
 
@@ -142,12 +142,12 @@ class ImageStore:
         :returns: True if it had to be transferred, False if it was there.
         :raises nova.exception.NovaException: as in :meth:`ensure`.
         """
-        return self._have(context, self.describe(context, image_id), None,
-                          None)[1]
+        return self._find_or_transfer(
+            context, self.describe(context, image_id), None, None)[1]
 
-    def _have(self, context: Any, meta: objects.ImageMeta,
-              trusted_certs: Any, instance: Any, source: Any = None
-              ) -> tuple[dict[str, Any], bool]:
+    def _find_or_transfer(self, context: Any, meta: objects.ImageMeta,
+                          trusted_certs: Any, instance: Any, source: Any = None
+                          ) -> tuple[dict[str, Any], bool]:
         """Find an image, or transfer it.
 
         :returns: LXD's description of it, and whether it is new.

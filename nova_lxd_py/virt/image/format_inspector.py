@@ -392,14 +392,14 @@ class Inspector:
         return None
 
     def _program(self, content: bytes) -> None:
-        """Note which processors a program is for."""
+        """Record which processors a program is for."""
         if content.startswith(b'\x7fELF') and len(content) == _ELF_HEADER:
             machine = int.from_bytes(
                 content[18:20], 'big' if content[5] == 2 else 'little')
             self._programs.update(_ELF_MACHINES.get(machine, ()))
 
     def _metadata(self, content: bytes) -> None:
-        """Note the architecture that metadata.yaml states."""
+        """Record the architecture that metadata.yaml states."""
         try:
             # Not the loader in C: deep nesting would crash the process.
             stated = yaml.safe_load(content)['architecture']

@@ -49,7 +49,7 @@ class Inspection:
         self._thread.start()
 
     def feed(self, part: bytes) -> None:
-        """Give the next part, waiting until there is room for it.
+        """Inspect the next part, waiting until there is room for it.
 
         :param part: any number of bytes.
         :raises format_inspector.UnacceptableImage: if no container can be

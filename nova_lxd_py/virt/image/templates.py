@@ -220,7 +220,7 @@ class TemplateStore:
             can_clone=self._options.fast_spawn and self._pool_clones())
 
     def _clones_pay(self) -> bool:
-        """Whether a clone of a template is faster than a launch."""
+        """Return whether a clone of a template is faster than a launch."""
         return (self._options.fast_spawn and self._shift_is_free is not True
                 and self._pool_clones())
 
@@ -279,7 +279,7 @@ class TemplateStore:
                 raise _Impossible(str(exc)) from exc
 
     def _is_new(self, fingerprint: str) -> bool:
-        """Whether LXD has never made anything from an image."""
+        """Return whether LXD has never made anything from an image."""
         image = self._session.get('images', fingerprint)
         return image['last_used_at'].startswith(_NEVER)
 
@@ -375,8 +375,8 @@ class TemplateStore:
 
 
 def _is_complete(template: lxd_guest.Guest) -> bool:
-    """Whether a template can be cloned; a crash can leave an incomplete one.
-    """
+    """Return whether a template can be cloned, and is not the leftover of a
+    crash."""
     config = template.config
     return (_OBSTACLE not in template.devices and
             config.get(_SHIFTED, '') not in _UNSHIFTED and
@@ -384,8 +384,8 @@ def _is_complete(template: lxd_guest.Guest) -> bool:
 
 
 def _needs(guest: lxd_guest.Guest, template: lxd_guest.Guest) -> bool:
-    """Whether another LXD instance is a reason to keep a template, or a range
-    holder."""
+    """Return whether another LXD instance needs a template, or a holder of a
+    uid range."""
     if guest.name == template.name:
         return False
     owner = template.config.get(lxd_guest.KEY_PROJECT, '')

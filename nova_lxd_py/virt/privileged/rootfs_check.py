@@ -31,7 +31,7 @@ _OPEN = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @privileged.context.entrypoint_with_timeout(command.TIMEOUT)
 def find_as_root(pool: str, container: str) -> str:
-    """Do :func:`find` where only root can look."""
+    """Call :func:`find` as root."""
     return find(pool, container)
 
 
