@@ -123,12 +123,14 @@ class Reconciler:
             return
         unused = found - _attached(self._guests.all())
         for identifier in sorted(unused):
+            connection = known.get(identifier)
             try:
-                self._remove(identifier, known.get(identifier))
+                self._remove(identifier, connection)
             except exception.NovaException as error:
                 LOG.error('Volume %(volume)s, which no guest has, stays '
                           'connected: %(error)s',
-                          {'volume': identifier, 'error': error})
+                          {'volume': identifier, 'error': error},
+                          instance=connection and connection.instance)
 
     def _remove(self, identifier: str,
                 connection: connections.Connection | None) -> None:
