@@ -137,6 +137,7 @@ class OperationTestCase(session_case.SessionTestCase):
         self.assertEqual('Running', self.status())
 
     def test_cancel_is_no_promise(self):
+        self.use_short_timeout()
         self.lxd.hang_operation('PUT', '*/state')
         operation = self.session.submit('put', *STATE, body=START)
         operation.cancel()

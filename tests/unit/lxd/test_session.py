@@ -268,6 +268,7 @@ class TransportTestCase(session_case.SessionTestCase):
             self.session.patch('instances', 'c1', body={'config': {}})
 
     def test_down(self):
+        self.use_short_timeout()
         self.session.get('instances')
         self.lxd.stop()
         for _ in range(2):

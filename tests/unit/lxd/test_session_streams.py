@@ -184,6 +184,8 @@ class StreamsTestCase(session_case.SessionTestCase):
         self.assertIn("fingerprints don't match", str(error))
 
     def test_lxd_hangs_up_in_the_middle_of_an_upload(self):
+        self.use_short_timeout()
+
         def source():
             for number, chunk in enumerate(self.chunks()):
                 if number == 3:
