@@ -24,6 +24,7 @@ from nova.compute import power_state
 from nova import exception
 
 from tests.fixtures import concurrent_calls
+from tests.fixtures import driver_host
 from tests.fixtures import two_hosts_case
 
 
@@ -112,6 +113,8 @@ class StallTest(two_hosts_case.TwoHostsTestCase):
         slots = self.other.driver._services.peer_server._receiver._slots
         self.other_lxd.wait_for(lambda: not slots.is_busy_with(server), 20)
         self.other_lxd.wait_for(lambda: not self.other.own(), 20)
+        # A busy machine may take longer than that for a whole transfer.
+        driver_host.CONF.set_override('migration_progress_timeout', 60, 'lxd')
         self.move(server).whole()
         self.assertEqual(power_state.RUNNING, self.other.state(server))
 
