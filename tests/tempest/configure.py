@@ -37,6 +37,9 @@ MATRIX = REPO / 'doc' / 'source' / 'support-matrix.ini'
 SKIPS = pathlib.Path(__file__).with_name('skips.yaml')
 ADMIN_CLOUD = 'nova-lxd-admin'
 
+# Name of the first volume in a guest, if the user does not give one.
+VOLUME_DEVICE = 'sdb'
+
 # Some tests need a second image with an SSH server.
 SECOND_IMAGE = 'tempest-second'
 
@@ -200,6 +203,7 @@ class Cloud:
                 'max_microversion': 'latest',
                 'build_timeout': 180,
                 'hypervisor_type': 'lxd',
+                'volume_device_name': VOLUME_DEVICE,
             },
             'compute-feature-enabled': {
                 **features(),
@@ -286,6 +290,7 @@ def print_features() -> None:
     """Print section, option and value of each flag, one a line."""
     for option, value in sorted({**features(), **LIMITS}.items()):
         print('compute-feature-enabled', option, value)
+    print('compute', 'volume_device_name', VOLUME_DEVICE)
     print('volume-feature-enabled', 'extend_attached_volume', True)
 
 
