@@ -133,7 +133,7 @@ class SnapshotTestCase(session_case.SessionTestCase):
 
     def test_packing_takes_too_long(self):
         self.session.options = _Options(
-            image_timeout=1, snapshot_compression='zstd', directory='')
+            self.session.options, image_timeout=1, snapshot_compression='zstd')
         snapshots = snapshot.SnapshotOps(
             self.session, self.guests, self.glance,
             quiesce.Quiescer(self.session.options, self.guests, volumes=None))
@@ -266,7 +266,11 @@ class SnapshotTestCase(session_case.SessionTestCase):
 
 
 class _Options:
-    """The options that matter, below the limits that operators have."""
+    """Options, some of them below the limits that operators have."""
 
-    def __init__(self, **values):
+    def __init__(self, options, **values):
+        self._options = options
         self.__dict__.update(values)
+
+    def __getattr__(self, name):
+        return getattr(self._options, name)
