@@ -14,9 +14,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import json
 import time
 from typing import Any
+import uuid
 
 import websocket
 
@@ -55,6 +57,21 @@ class EventContract(contract.ContractTest):
                 'context': metadata.get('context'),
                 'requestor': 'requestor' in metadata,
                 'project': event['project']})
+
+    def _until_heard(self, channel: websocket.WebSocket,
+                     change: Callable[[], Any]) -> Any:
+        """Make a change until an event reports it.
+
+        Neither server says when it has added the listener, which is after its
+        answer.
+        """
+        deadline = time.monotonic() + 10
+        while True:
+            change()
+            try:
+                return json.loads(channel.recv())
+            except websocket.WebSocketTimeoutException:
+                self.assertLess(time.monotonic(), deadline)
 
     def _collect_until(self, action: str) -> list[Any]:
         """Collect events of the real LXD up to one, and those soon after it.
@@ -154,11 +171,11 @@ class EventContract(contract.ContractTest):
                 'all-projects': 'true', 'type': 'lifecycle',
                 'project': None})
             self.addCleanup(everything.close)
-            everything.settimeout(5)
-            api.must('PATCH', '/1.0/profiles/default', {
-                'config': {'user.seen': ''}},
-                params={'project': 'default'})
-            event = json.loads(everything.recv())
+            everything.settimeout(1)
+            event = self._until_heard(everything, lambda api=api: api.must(
+                'PATCH', '/1.0/profiles/default', {
+                    'config': {'user.seen': str(uuid.uuid4())}},
+                params={'project': 'default'}))
             self.assertEqual(
                 ('profile-updated', 'default', '/1.0/profiles/default'),
                 (event['metadata']['action'], event['project'],
