@@ -87,6 +87,12 @@ POWER_STATES = {
 
 #: Seconds between attempts while another operation holds an instance.
 BUSY_POLL = 0.1
+
+# Parts of error texts that say that an instance has the wanted state: of LXD's
+# own check, and of liblxc if the state changes after that.
+_RUNNING = ('already running', 'container is not frozen')
+_STOPPED = ('already stopped', 'container is not running')
+_FROZEN = ('already frozen',)
 #: Attempts at an update that collides with other updates (ETag mismatch).
 UPDATE_ATTEMPTS = 10
 
@@ -246,7 +252,7 @@ class Guest:
         """
         self.show_disks()
         try:
-            self._change_state('start', 'already running')
+            self._change_state('start', _RUNNING)
         except errors.OperationFailed:
             changes = mount_points.resolve(self._session, self.name,
                                            self.devices)
@@ -256,7 +262,7 @@ class Guest:
                      '%s of LXD instance %s', ', '.join(changes), self.name,
                      instance_uuid=self.uuid)
             self.update(devices=changes)
-            self._change_state('start', 'already running')
+            self._change_state('start', _RUNNING)
 
     def shut_down(self, timeout: int) -> None:
         """Ask the guest to shut down and wait for it.
@@ -264,7 +270,7 @@ class Guest:
         :param timeout: seconds to wait.
         :raises errors.OperationFailed: if it still runs then.
         """
-        self._change_state('stop', 'already stopped', timeout=timeout)
+        self._change_state('stop', _STOPPED, timeout=timeout)
 
     def stop(self) -> None:
         """Stop the guest by force; a stopped one is a success.
@@ -272,7 +278,7 @@ class Guest:
         :raises errors.LXDError: if it cannot be stopped.
         """
         try:
-            self._change_state('stop', 'already stopped', force=True)
+            self._change_state('stop', _STOPPED, force=True)
         except errors.LXDError as exc:
             # LXD stops a guest with a full root disk, and then cannot write.
             if (not root_quota.is_exceeded(exc) or
@@ -285,18 +291,18 @@ class Guest:
         :param timeout: seconds to wait for the shutdown.
         :raises errors.OperationFailed: if it still runs then.
         """
-        self._change_state('restart', '', timeout=timeout)
+        self._change_state('restart', (), timeout=timeout)
 
     def freeze(self) -> None:
         """Freeze all processes of the guest; a frozen one is a success."""
-        self._change_state('freeze', 'already frozen')
+        self._change_state('freeze', _FROZEN)
 
     def unfreeze(self) -> None:
         """Thaw the processes of the guest; a running one is a success."""
-        self._change_state('unfreeze', 'already running')
+        self._change_state('unfreeze', _RUNNING)
 
-    def _change_state(self, action: str, already: str, force: bool = False,
-                      timeout: int = -1) -> None:
+    def _change_state(self, action: str, already: tuple[str, ...],
+                      force: bool = False, timeout: int = -1) -> None:
         body = {'action': action, 'force': force, 'timeout': timeout}
         # The guest's time plus LXD's own.
         patience = self._session.operation_timeout + max(timeout, 0)
@@ -306,7 +312,7 @@ class Guest:
                 self._session.put('instances', self.name, 'state', body=body,
                                   timeout=patience)
             except (errors.InvalidRequest, errors.OperationFailed) as exc:
-                if not already or already not in exc.message:
+                if not any(text in exc.message for text in already):
                     raise
         # LXD reports an instance as stopped before it has cleaned up after
         # it, and refuses to start it until then.

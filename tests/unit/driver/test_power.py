@@ -52,6 +52,19 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
 
     # -- off ----------------------------------------------------------------
 
+    def test_guest_ends_while_it_is_stopped(self) -> None:
+        """LXD's check has seen it running, and liblxc does not."""
+        server = self.host.spawn()
+        self.break_(server, 'stop', error='container is not running',
+                    after=True)
+        self.driver.power_off(server)
+        self.assert_state(power_state.SHUTDOWN, server)
+        self.driver.power_on(self.host.context, server, [])
+        self.break_(server, 'stop', error='container is not running',
+                    after=True)
+        self.driver.reboot(self.host.context, server, [], 'HARD')
+        self.assert_state(power_state.RUNNING, server)
+
     def test_by_force(self) -> None:
         server = self.host.spawn()
         self.lxd.clear_requests()
@@ -301,6 +314,15 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
         for _time in range(2):
             self.driver.unpause(server)
             self.assert_state(power_state.RUNNING, server)
+
+    def test_guest_is_thawed_meanwhile(self) -> None:
+        """As LXD does at the end of a copy."""
+        server = self.host.spawn()
+        self.driver.pause(server)
+        self.break_(server, 'unfreeze', error='container is not frozen',
+                    after=True)
+        self.driver.unpause(server)
+        self.assert_state(power_state.RUNNING, server)
 
     def test_pause_of_a_stopped_server(self) -> None:
         server = self.host.spawn(power_on=False)
