@@ -148,8 +148,13 @@ class BlockCases(VolumeCases):
         self.attach(server, volume)
         self.cloud.compute.unshelve_server(server.id)
         self.wait_status(server.id, 'ACTIVE')
-        written = self.write(server)
-        self.assertEqual(written, self.read(server))
+        # Nova drops the wanted name and asks the driver for one.
+        path = self.cloud.compute.get_volume_attachment(
+            server.id, volume.id).device
+        self.assertEqual('yes', self.execute(
+            server, f'[ -b {path} ] && echo yes || echo no'))
+        written = self.write(server, path)
+        self.assertEqual(written, self.read(server, path))
         self.detach(server, volume)
         self.assert_released(volume.id)
 
