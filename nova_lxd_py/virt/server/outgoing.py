@@ -258,10 +258,12 @@ class OutgoingOps:
 
         :param what: what it pulls, for the log.
         :param operation: the operation on this host.
-        :raises nova.exception.MigrationError: if it fails or stalls. In the
-            latter case the call goes on, since LXD cannot cancel it.
+        :raises nova.exception.MigrationError: if it fails or stalls, or LXD
+            on this host ends meanwhile. If it stalls the call goes on, since
+            LXD cannot cancel it.
         """
         outcome: futures.Future[None] = futures.Future()
+        process = self._lxd_process()
 
         def run() -> None:
             try:
@@ -278,6 +280,13 @@ class OutgoingOps:
         while not futures.wait([outcome], _POLL).done:
             progress.check()
         outcome.result()
+        # The destination's LXD takes a stream that ends early for the whole.
+        if self._lxd_process() != process:
+            raise exception.MigrationError(
+                reason=f'LXD restarted during the transfer of {what}')
+
+    def _lxd_process(self) -> Any:
+        return self._session.get().get('environment', {}).get('server_pid')
 
     def _timeout(self) -> int:
         # The peer gives up first, and says why.

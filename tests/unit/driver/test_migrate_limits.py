@@ -25,6 +25,7 @@ from nova import exception
 
 from tests.fixtures import concurrent_calls
 from tests.fixtures import driver_host
+from tests.fixtures.fake_lxd import server as fake_server
 from tests.fixtures import two_hosts_case
 
 
@@ -151,4 +152,18 @@ class StallTest(two_hosts_case.TwoHostsTestCase):
             lambda operation: (0, f'c1: {next(numbers)}MB')))
         self.other_lxd.daemon.transfer_time = 2.5
         self.move(server).whole()
+        self.assertEqual(power_state.RUNNING, self.other.state(server))
+
+    def test_source_restarts_meanwhile(self) -> None:
+        """What has come until then is not taken for the whole."""
+        log = self.useFixture(fixtures.FakeLogger(level='INFO'))
+        server = self.make()
+        environment = fake_server._ENVIRONMENT
+        self.addCleanup(environment.update, server_pid=4711)
+        self.useFixture(fixtures.MonkeyPatch(
+            'tests.fixtures.fake_lxd.migration.time', types.SimpleNamespace(
+                sleep=lambda seconds: environment.update(server_pid=4712))))
+        self.move(server).whole()
+        self.assertIn('LXD restarted during the transfer of the root disk',
+                      log.output)
         self.assertEqual(power_state.RUNNING, self.other.state(server))
