@@ -26,7 +26,7 @@ This module is imported by the privileged daemon: it must not import nova.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import ctypes
 import dataclasses
@@ -77,6 +77,8 @@ _DELETED = ' (deleted)'
 _ATTEMPTS = 32
 #: Seconds to wait for the kernel to release a device.
 _PATIENCE = 5.0
+#: The same for one that may be in use for long.
+_MOMENT = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,15 +122,22 @@ def is_own(file: str, directory: str) -> bool:
 
 def _find(label: bytes, directory: str) -> _Loop | None:
     """Find the loop device of a volume whose file is below a directory."""
-    return next((device for found, device in _labelled()
-                 if found == label and is_own(_backing_file(
-                     os.path.basename(device.path)), directory)), None)
+    return next((device for found, device in _labelled(
+        lambda file: is_own(file, directory)) if found == label), None)
 
 
-def _labelled() -> Iterator[tuple[bytes, _Loop]]:
-    """List all loop devices with their labels."""
+def _labelled(wanted: Callable[[str], bool]
+              ) -> Iterator[tuple[bytes, _Loop]]:
+    """List loop devices with their labels.
+
+    The other ones are not opened: the kernel does not detach a device from
+    its file while another process has it open, if only for a moment.
+
+    :param wanted: whether to list a device, by the path of its file.
+    """
     for name in os.listdir('/sys/block'):
-        if not os.path.exists(f'/sys/block/{name}/loop/backing_file'):
+        file = _backing_file(name)
+        if not file or not wanted(file):
             continue
         path = f'/dev/{name}'
         answer = bytearray(_INFO.size)
@@ -215,7 +224,8 @@ def detach(volume_id: str, force: bool, directory: str) -> bool:
     """Detach the loop device of a volume.
 
     :param volume_id: Cinder's id of the volume.
-    :param force: if the device is in use, detach it as soon as it is not.
+    :param force: if the device is in use, detach it as soon as it is not;
+        wait only a moment for that.
     :param directory: the directory of this nova-compute that has its file.
     :returns: whether there was a loop device.
     :raises OSError: with errno EBUSY if it is in use, without force.
@@ -232,9 +242,13 @@ def detach(volume_id: str, force: bool, directory: str) -> bool:
         os.fsync(device)
         with contextlib.suppress(OSError):
             fcntl.ioctl(device, _CLR_FD)
-    deadline = time.monotonic() + _PATIENCE
-    while _find(label, directory) is not None and not force:
+    # A process that looks at all devices, such as udev, blkid or losetup, may
+    # have it open.
+    deadline = time.monotonic() + (_MOMENT if force else _PATIENCE)
+    while _find(label, directory) is not None:
         if time.monotonic() > deadline:
+            if force:
+                break
             raise OSError(errno.EBUSY, 'The loop device is still in use',
                           found.path)
         time.sleep(0.02)
@@ -252,7 +266,8 @@ def share_path(volume_id: str, directory: str) -> str | None:
         the volume has no loop device.
     """
     found = _find(_label(volume_id), directory)
-    return _share(found) if found else None
+    return _share(_backing_file(os.path.basename(found.path))
+                  ) if found else None
 
 
 @privileged.context.entrypoint_with_timeout(TIMEOUT)
@@ -268,12 +283,14 @@ def volumes(directory: str) -> dict[str, str]:
     :returns: paths of loop devices by volume IDs.
     :raises OSError: if a share does not answer in time.
     """
+    def is_below(file: str) -> bool:
+        share = _share(file)
+        return share is not None and os.path.dirname(share) == directory
+
     found = {}
-    for label, device in _labelled():
+    for label, device in _labelled(is_below):
         volume_id = label.decode('ascii', 'replace').removeprefix(_LABEL)
-        share = _share(device)
         if (label.startswith(_LABEL.encode()) and _UUID.fullmatch(volume_id)
-                and share and os.path.dirname(share) == directory
                 and _has_file(device)):
             found[volume_id] = device.path
     return found
@@ -290,9 +307,9 @@ def _has_file(device: _Loop) -> bool:
     return (about.st_dev, about.st_ino) == (device.device, device.inode)
 
 
-def _share(device: _Loop) -> str | None:
+def _share(file: str) -> str | None:
     """Return the mount of the share on which a loop device's file lies."""
-    path = os.path.dirname(_backing_file(os.path.basename(device.path)))
+    path = os.path.dirname(file)
     return path if _SHARE.fullmatch(path) else None
 
 

@@ -102,6 +102,14 @@ class LoopTest(base.BaseTestCase):
         self.assertEqual([0], list(self.kernel.devices))
         self.assertTrue(self.detach(VOLUME, True))
 
+    def test_detach_of_one_that_is_read(self) -> None:
+        """Another process opens all devices and looks at them."""
+        for force in (False, True):
+            self.attach(self.file(), VOLUME, False)
+            self.kernel.read[0] = 2
+            self.assertTrue(self.detach(VOLUME, force))
+            self.assertEqual({}, self.kernel.devices)
+
     def test_size(self) -> None:
         self.assertRaises(FileNotFoundError, loop.update_size, VOLUME,
                           self.here)
@@ -159,11 +167,14 @@ class LoopTest(base.BaseTestCase):
         loop.attach(self.file(f'there/{share}/volume'), VOLUME, False, other)
         self.here = os.path.join(self.kernel.directory, 'here')
         self.assertEqual([VOLUME], list(loop.volumes(other)))
+        self.kernel.opened.clear()
         self.assertEqual({}, loop.volumes(self.here))
         self.assertFalse(self.detach(VOLUME, True))
         self.assertIsNone(loop.share_path(VOLUME, self.here))
         self.assertRaises(FileNotFoundError, loop.update_size, VOLUME,
                           self.here)
+        # It could not detach it meanwhile.
+        self.assertEqual(set(), self.kernel.opened)
         self.assertEqual('/dev/loop1', self.attach(
             self.file(f'here/{share}/volume'), VOLUME, True))
         self.assertTrue(self.detach(VOLUME))
