@@ -116,6 +116,9 @@ class Services:
         """
         preflight.check(self.session, conf.CONF)
         self.directory_locks.take(host)
+        # LXD continues what a nova-compute that was killed has requested,
+        # such as a shutdown, and would undo what is done meanwhile.
+        self.session.wait_for_operations()
         # The mounts of volumes come before the guests frozen for a snapshot
         # are thawed and use them.
         self.volume_reconciler.run()

@@ -290,6 +290,7 @@ class KilledDriverTest(RestartCases, unittest.TestCase):
         began = time.monotonic()
         killed_process.run(lambda: action(self.host.make_driver()),
                            lambda: time.monotonic() > began + seconds)
-        # LXD completes the requests that it has got.
-        self.daemon.wait_for_operations()
+        # nova-compute takes longer to start than LXD to begin with what it
+        # has got.
+        time.sleep(0.5)
         self.host.restart_driver()

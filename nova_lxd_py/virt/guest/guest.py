@@ -93,6 +93,9 @@ BUSY_POLL = 0.1
 _RUNNING = ('already running', 'container is not frozen')
 _STOPPED = ('already stopped', 'container is not running')
 _FROZEN = ('already frozen',)
+# The same of an instance that has stopped since its state was read, such as
+# by a request of a driver that was killed.
+_NOT_RUNNING = ("isn't running", 'is not running')
 #: Attempts at an update that collides with other updates (ETag mismatch).
 UPDATE_ATTEMPTS = 10
 
@@ -294,11 +297,19 @@ class Guest:
         self._change_state('restart', (), timeout=timeout)
 
     def freeze(self) -> None:
-        """Freeze all processes of the guest; a frozen one is a success."""
+        """Freeze all processes of the guest; a frozen one is a success.
+
+        :raises errors.NotRunning: if it does not run.
+        :raises errors.LXDError: if it cannot be frozen.
+        """
         self._change_state('freeze', _FROZEN)
 
     def unfreeze(self) -> None:
-        """Thaw the processes of the guest; a running one is a success."""
+        """Thaw the processes of the guest; a running one is a success.
+
+        :raises errors.NotRunning: if it does not run.
+        :raises errors.LXDError: if it cannot be thawed.
+        """
         self._change_state('unfreeze', _RUNNING)
 
     def _change_state(self, action: str, already: tuple[str, ...],
@@ -312,8 +323,11 @@ class Guest:
                 self._session.put('instances', self.name, 'state', body=body,
                                   timeout=patience)
             except (errors.InvalidRequest, errors.OperationFailed) as exc:
-                if not any(text in exc.message for text in already):
-                    raise
+                if any(text in exc.message for text in already):
+                    return
+                if any(text in exc.message for text in _NOT_RUNNING):
+                    raise errors.NotRunning(exc.message, exc.code) from exc
+                raise
         # LXD reports an instance as stopped before it has cleaned up after
         # it, and refuses to start it until then.
         if action == 'stop':

@@ -87,6 +87,11 @@ class DiskFull(OperationFailed):
     as far as it may be."""
 
 
+class NotRunning(OperationFailed):
+    """An instance does not run, so its processes cannot be frozen or thawed.
+    """
+
+
 class OperationLost(OperationFailed):
     """LXD does not know the operation any more; its outcome is unknown.
 

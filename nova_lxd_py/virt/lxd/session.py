@@ -334,11 +334,17 @@ class Session:
             if method != 'get' and not isinstance(error,
                                                   errors.ConnectionFailed):
                 # LXD may have accepted the request nevertheless.
-                operations.wait_for_all(self, CONNECT_TIMEOUT,
-                                        self.options.request_timeout)
+                self.wait_for_operations()
             raise error from exc
         self._outage.end()
         return response
+
+    def wait_for_operations(self) -> None:
+        """Wait until LXD has finished the operations that it runs now, for at
+        most ``[lxd] request_timeout``; their results and errors are ignored.
+        """
+        operations.wait_for_all(self, CONNECT_TIMEOUT,
+                                self.options.request_timeout)
 
     def _decoded(self, method: str, path: tuple[str, ...],
                  response: requests.Response) -> dict[str, Any]:

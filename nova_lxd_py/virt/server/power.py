@@ -104,7 +104,8 @@ class PowerOps:
                    timeout: int, retry_interval: int) -> None:
         """Ask the guest to shut down until it has or the time is over."""
         # A frozen guest could not act on the request.
-        guest.unfreeze()
+        with contextlib.suppress(errors.NotRunning):
+            guest.unfreeze()
         deadline = time.monotonic() + timeout
         while (left := round(deadline - time.monotonic())) > 0:
             try:
@@ -126,12 +127,14 @@ class PowerOps:
         """
         with self._guests.changing(instance):
             guest = self._active(instance)
-            if guest.power_state == power_state.SHUTDOWN:
-                self._start(context, instance, guest, network_info,
-                            block_device_info)
-            else:
-                guest.unfreeze()
-                self._clear_suspended(guest)
+            if guest.power_state != power_state.SHUTDOWN:
+                with contextlib.suppress(errors.NotRunning):
+                    guest.unfreeze()
+                    self._clear_suspended(guest)
+                    return
+                guest.reload()
+            self._start(context, instance, guest, network_info,
+                        block_device_info)
 
     def start_again(self, context: nova_context.RequestContext,
                     instance: objects.Instance, network_info: Any,
@@ -241,7 +244,7 @@ class PowerOps:
         with self._guests.changing(instance):
             guest = self._guests.active(instance)
             guest.update(config={lxd_guest.KEY_SUSPENDED: 'true'})
-            if guest.power_state != power_state.SHUTDOWN:
+            with contextlib.suppress(errors.NotRunning):
                 guest.freeze()
 
     def resume(self, context: nova_context.RequestContext,

@@ -202,11 +202,13 @@ class Quiescer:
     @staticmethod
     def _freeze(guest: lxd_guest.Guest) -> None:
         guest.update(config={lxd_guest.KEY_QUIESCED: 'true'})
-        guest.freeze()
+        with contextlib.suppress(errors.NotRunning):
+            guest.freeze()
 
     @staticmethod
     def _unfreeze(guest: lxd_guest.Guest) -> None:
-        guest.unfreeze()
+        with contextlib.suppress(errors.NotRunning):
+            guest.unfreeze()
         guest.update(config={lxd_guest.KEY_QUIESCED: None})
 
 

@@ -65,6 +65,21 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
         self.driver.reboot(self.host.context, server, [], 'HARD')
         self.assert_state(power_state.RUNNING, server)
 
+    def stop_before(self, server: objects.Instance, action: str) -> None:
+        """Stop the guest after the driver has read its state, and before LXD
+        carries out an action."""
+        self.lxd.before('PUT', f'/1.0/instances/{server.name}/state',
+                        lambda _request: self.lxd.guest_poweroff(server.name),
+                        where={'action': action})
+
+    def test_guest_ends_before_it_is_asked(self) -> None:
+        for timeout in (0, 10):
+            server = self.host.spawn()
+            self.driver.pause(server)
+            self.stop_before(server, 'unfreeze')
+            self.driver.power_off(server, timeout=timeout, retry_interval=5)
+            self.assert_state(power_state.SHUTDOWN, server)
+
     def test_by_force(self) -> None:
         server = self.host.spawn()
         self.lxd.clear_requests()
@@ -323,6 +338,31 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
                     after=True)
         self.driver.unpause(server)
         self.assert_state(power_state.RUNNING, server)
+
+    def test_guest_ends_before_it_is_thawed(self) -> None:
+        server = self.host.spawn()
+        for wake in (self.driver.power_on, self.driver.resume):
+            self.driver.suspend(self.context, server)
+            self.stop_before(server, 'unfreeze')
+            wake(self.context, server, [])
+            self.assert_state(power_state.RUNNING, server)
+            self.driver.pause(server)
+            self.assert_state(power_state.PAUSED, server)
+            self.driver.unpause(server)
+
+    def test_guest_ends_before_it_is_suspended(self) -> None:
+        server = self.host.spawn()
+        self.stop_before(server, 'freeze')
+        self.driver.suspend(self.context, server)
+        self.assertEqual('true', self.config(server)['user.nova.suspended'])
+        self.driver.resume(self.context, server, [])
+        self.assert_state(power_state.RUNNING, server)
+
+    def test_guest_ends_before_it_is_paused(self) -> None:
+        server = self.host.spawn()
+        self.stop_before(server, 'freeze')
+        self.assertRaises(exception.NovaException, self.driver.pause, server)
+        self.assert_state(power_state.SHUTDOWN, server)
 
     def test_pause_of_a_stopped_server(self) -> None:
         server = self.host.spawn(power_on=False)

@@ -169,6 +169,24 @@ class QuiesceTest(fake_driver_host.FakeDriverTestCase):
         return [thread for thread in threading.enumerate()
                 if isinstance(thread, threading.Timer)]
 
+    def test_stopped_meanwhile(self) -> None:
+        """It is not running, and not left with the key."""
+        server, image = self.quiesced()
+        self.lxd.guest_poweroff(server.name)
+        self.driver.unquiesce(self.context, server, image)
+        self.assertNotIn('user.nova.quiesced', self.config(server))
+        self.assert_state(power_state.SHUTDOWN, server)
+
+    def test_ends_before_it_is_quiesced(self) -> None:
+        image = self.host.image(os_require_quiesce='yes')
+        server = self.host.spawn(self.host.instance(image), image)
+        self.lxd.before('PUT', f'/1.0/instances/{server.name}/state',
+                        lambda _request: self.lxd.guest_poweroff(server.name),
+                        where={'action': 'freeze'})
+        self.driver.quiesce(self.context, server, image)
+        self.driver.unquiesce(self.context, server, image)
+        self.assertNotIn('user.nova.quiesced', self.config(server))
+
     def test_thawed_periodically(self) -> None:
         server, image = self.quiesced()
         self.lxd.fail_operation('PUT', '/1.0/instances/*/state', 'no',

@@ -110,6 +110,22 @@ class RestartTest(RestartTestCase):
             self.context, volume.connection(), server, '/dev/vdb')
         self.assertNotIn(attach_notes.KEY_ATTACHING, self.config(server))
 
+    def test_killed_while_it_shuts_down(self) -> None:
+        """What is asked of the next nova-compute comes after the shutdown."""
+        server = self.host.spawn()
+        self.host.fake(server).guest.shutdown_time = 0.5
+        self.lxd.api.request('PUT', f'/1.0/instances/{server.name}/state',
+                             {'action': 'stop', 'timeout': 10},
+                             params={'project': self.host.project})
+        self.host.restart_driver()
+        self.host.driver.power_on(self.context, server, [])
+        self.assertEqual(power_state.RUNNING,
+                         self.host.driver.get_info(server).state)
+        self.lxd.wait_for(lambda: 'running' not in self.lxd.api.must(
+            'GET', '/1.0/operations',
+            params={'project': self.host.project}))
+        self.assertEqual(power_state.RUNNING, self.host.state(server))
+
     def test_killed_before_it_attaches(self) -> None:
         server, volume = self.host.spawn(), self.storage.volume()
         self.kill_while_attaching(server, volume,
