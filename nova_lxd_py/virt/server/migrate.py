@@ -184,7 +184,7 @@ class MigrateOps:
                         self._guests.reclaim(instance) is None):
                     raise exception.MigrationError(reason=(
                         'the server has not come to this host completely'))
-        self._resize.finish(context, migration, instance, network_info,
+        self._resize.finish(context, instance, network_info,
                             block_device_info, power_on)
 
     def confirm(self, migration: objects.Migration,
@@ -197,7 +197,7 @@ class MigrateOps:
             # Ports and volumes have been disconnected in the migration.
             self._teardown.destroy(instance, None, None, True)
         else:
-            self._resize.confirm(migration, instance)
+            self._resize.confirm(instance)
 
     def revert(self, context: nova_context.RequestContext,
                instance: objects.Instance, network_info: Any,
@@ -213,7 +213,7 @@ class MigrateOps:
         :param power_on: whether to start it.
         """
         if not is_between_hosts(migration):
-            self._resize.revert(context, instance, network_info, migration,
+            self._resize.revert(context, instance, network_info,
                                 block_device_info, power_on)
             return
         with self._guests.changing(instance):

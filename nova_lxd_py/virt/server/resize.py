@@ -150,14 +150,13 @@ class ResizeOps:
         return {'in_place': True}
 
     def finish(self, context: nova_context.RequestContext,
-               migration: objects.Migration, instance: objects.Instance,
-               network_info: Any, block_device_info: dict[str, Any] | None,
-               power_on: bool) -> None:
+               instance: objects.Instance, network_info: Any,
+               block_device_info: dict[str, Any] | None, power_on: bool
+               ) -> None:
         """Apply the new flavor of an instance.
 
         See :meth:`nova.virt.driver.ComputeDriver.finish_migration`.
 
-        :param migration: Nova's record of the resize.
         :param instance: the instance, which has the new flavor by now.
         :param power_on: whether to start it.
         """
@@ -169,8 +168,7 @@ class ResizeOps:
         LOG.info('Resized to flavor %s', instance.flavor.name,
                  instance=instance)
 
-    def confirm(self, migration: objects.Migration,
-                instance: objects.Instance) -> None:
+    def confirm(self, instance: objects.Instance) -> None:
         """Mark a resize as confirmed, so that it cannot be reverted.
 
         See :meth:`nova.virt.driver.ComputeDriver.confirm_migration`.
@@ -191,7 +189,6 @@ class ResizeOps:
 
     def revert(self, context: nova_context.RequestContext,
                instance: objects.Instance, network_info: Any,
-               migration: objects.Migration,
                block_device_info: dict[str, Any] | None,
                power_on: bool) -> None:
         """Apply the old flavor of an instance again, however far the resize
@@ -200,7 +197,6 @@ class ResizeOps:
         See :meth:`nova.virt.driver.ComputeDriver.finish_revert_migration`.
 
         :param instance: the instance, which has the old flavor again.
-        :param migration: Nova's record of the resize.
         :param power_on: whether to start it.
         """
         guest = self._guests.get(instance)

@@ -74,15 +74,6 @@ class VIFPlugin(abc.ABC):
         :returns: configuration of the LXD device.
         """
 
-    def owned_devices(self, vif: model.VIF) -> list[str]:
-        """List the host's network devices that belong to a plugged port.
-
-        :param vif: the port.
-        :returns: their names, beginning with the device whose counters are
-            the port's traffic (``devname``).
-        """
-        return [devname(vif)]
-
 
 def devname(vif: model.VIF) -> str:
     """Return the name of a port's network device on the host.

@@ -304,9 +304,6 @@ class VethPlugin(base.VIFPlugin):
             'mtu': str(base.mtu(vif)),
         }
 
-    def owned_devices(self, vif: model.VIF) -> list[str]:
-        return VethPair(vif).names
-
     def create_devices(self, instance: objects.Instance, vif: model.VIF,
                        limits: qos.Limits) -> None:
         """Create the port's devices, replacing existing ones.
