@@ -146,6 +146,7 @@ class EventWatcher:
             try:
                 self._channel = self._connect()
                 try:
+                    self._wait_for_listener(self._channel)
                     # Events from here on are queued, so nothing is missed.
                     self._seed()
                     if was_interrupted and self.on_reconnect is not None:
@@ -181,6 +182,22 @@ class EventWatcher:
             LOG.debug('LXD does not show its log to nova-compute')
             return self._session.websocket(
                 'events', params={'type': 'lifecycle'}, timeout=QUIET)
+
+    @staticmethod
+    def _wait_for_listener(channel: websocket.WebSocket) -> None:
+        """Wait until LXD sends events: it adds the listener after it has
+        accepted the connection, and answers a ping after that.
+
+        Events that come before the answer are in the states read afterwards.
+        """
+        channel.ping()
+        while True:
+            opcode, _data = channel.recv_data(control_frame=True)
+            if opcode == websocket.ABNF.OPCODE_PONG:
+                return
+            if opcode == websocket.ABNF.OPCODE_CLOSE:
+                raise websocket.WebSocketConnectionClosedException(
+                    'LXD closed the event stream')
 
     def _read(self, channel: websocket.WebSocket) -> None:
         asked = False

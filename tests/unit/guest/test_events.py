@@ -73,6 +73,19 @@ class MemoryTest(fake_driver_host.FakeDriverTestCase):
         self.assertEqual(1, self.lxd.count('GET', '/1.0/instances/foreign'))
         self.assertEqual(0, self.lxd.count('GET', '/1.0/events'))
 
+    def test_nothing_is_missed_until_lxd_sends_events(self):
+        server = self.host.spawn()
+        watcher = self.watcher()
+        self.lxd.wait_for(lambda: watcher._connected)
+        self.lxd.daemon.events.listening_delay = 0.3
+        first = watcher._channel
+        self.lxd.close_websockets()
+        self.lxd.wait_for(lambda: watcher._connected and
+                          watcher._channel is not first)
+        self.lxd.guest_poweroff(server.name)
+        self.lxd.wait_for(lambda: self.host.events and
+                          self.host.events[-1].get_transition() == STOPPED)
+
     def test_quiet_connection_is_kept(self):
         """Nothing happens for long: the driver asks whether LXD is there."""
         for name, seconds in (('QUIET', 0.1), ('RECONNECT_FIRST', 0.01)):
