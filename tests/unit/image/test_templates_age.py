@@ -26,6 +26,7 @@ from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import uid_ranges
 from nova_lxd_py.virt.image import templates
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import retry
 from tests.fixtures import template_case
 
 BASE = template_case.BASE
@@ -38,8 +39,11 @@ class CrashTestCase(template_case.TemplateTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        # The session waits so long for an LXD that drops connections.
-        self.cfg.config(group='lxd', request_timeout=1)
+        # The session waits so long for an LXD that drops connections, and
+        # longer for the answers of a busy one.
+        outage = retry.Outage
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.lxd.retry.Outage', lambda patience: outage(1)))
         self.use_new_session()
 
     def crash(self) -> None:
