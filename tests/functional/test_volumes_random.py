@@ -55,7 +55,8 @@ class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
     """One server and three volumes."""
 
     kind = lab_volumes.FileVolume
-    options = {'volume_filesystems': ['ext4']}
+    # The seconds that an operation waits for an LXD that has been killed.
+    options = {'volume_filesystems': ['ext4'], 'request_timeout': 10}
     modes = ('block', 'filesystem', 'block')
     paths = ('/dev/vdb', '/dev/vdc', '/dev/vdd')
 
