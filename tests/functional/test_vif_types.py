@@ -179,10 +179,18 @@ class OtherTypesTestCase(lab.VIFTestCase):
         subprocess.run(['ip', 'address', 'add', '10.9.0.254/24', 'dev',
                         guest.pair.outer], check=True)
         guest.start()
-        guest.run('ping -c 1 -W 2 10.9.0.254')
+        self.assert_reaches(guest, '10.9.0.254')
         guest.restart()
-        guest.run('ping -c 1 -W 2 10.9.0.254')
+        self.assert_reaches(guest, '10.9.0.254')
         guest.plug()
+
+    def assert_reaches(self, guest: lab.Guest, address: str) -> None:
+        """Check that packets get through when init has set the address."""
+        deadline = time.monotonic() + 60
+        while guest.run(f'ping -c 1 -W 2 {address} >/dev/null 2>&1 && '
+                        'echo yes || echo no').strip() != 'yes':
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.1)
 
     def test_bridge(self) -> None:
         """Ports of Linux bridges, which Nova supports up to release 33."""
