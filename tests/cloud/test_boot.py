@@ -148,9 +148,10 @@ class BootTest(cloud.CloudTestCase):
         first, second = (self.wait_status(
             server.id, 'ACTIVE', cloud.BOOT_TIMEOUT) for server in servers)
         address = self.floating_ip(first.id)
-        output = self.ssh(
-            address, f'ping -c 3 -W 2 {self.fixed_ip(second)}', user='root')
-        self.assertIn('3 packets received', output)
+        # The second one may still be getting its address.
+        ping = f'ping -c 3 -W 2 {self.fixed_ip(second)} || true'
+        cloud.wait_for('all packets', lambda: (
+            '3 packets received' in self.ssh(address, ping, user='root')), 60)
 
     def test_config_drive(self) -> None:
         model = self.admin.compute.find_flavor('lxd.tiny',

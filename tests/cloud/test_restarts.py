@@ -89,8 +89,10 @@ class RestartTest(cloud.CloudTestCase):
             'SHUTOFF', compute.get_server(self.stopped.id).status)
         compute.start_server(self.stopped)
         self.wait_status(self.stopped.id, 'ACTIVE', 90)
-        self.ssh(self.address, f'ping -c 3 -W 3 {self.fixed_ip(self.stopped)}',
-                 user='root')
+        # It is getting its address.
+        ping = f'ping -c 3 -W 3 {self.fixed_ip(self.stopped)} || true'
+        cloud.wait_for('all packets', lambda: '3 packets received' in self.ssh(
+            self.address, ping, user='root'), 60)
         # The driver receives events again.
         self.try_ssh(self.address, 'poweroff', 'root', timeout=10)
         self.wait_status(self.running.id, 'SHUTOFF', 30)
