@@ -297,17 +297,20 @@ class CrashCases:
                                           args=(lxd, server))
                 killer.start()
                 move = self.move(server)
+                sent = True
                 try:
                     move.send()
                 except exception.InstanceFaultRollback:
+                    sent = False
                     server.task_state = None
-                else:
+                finally:
+                    # LXD may be killed only now, and is running after that.
+                    killer.join()
+                if sent:
                     # The transfer was begun once more when LXD was back.
                     move.finish()
                     self.assert_big_file(server)
                     move.revert()
-                finally:
-                    killer.join()
                 self.assert_runs(self.host, server)
         # The next attempt replaces an incomplete copy.
         self.move(server).whole()
