@@ -74,6 +74,13 @@ class SerialConsoleTest(unittest.TestCase):
         return [thread.name for thread in threading.enumerate()
                 if thread.name.startswith('serial-')]
 
+    def wait_for_threads(self, names: list[str]) -> None:
+        """Wait until only the threads with some names are left."""
+        deadline = time.monotonic() + 60
+        while self.threads() != names and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.assertEqual(names, self.threads())
+
     def test_terminal(self) -> None:
         with Terminal(self.console()) as terminal:
             # Input before the process has started is not lost.
@@ -87,12 +94,12 @@ class SerialConsoleTest(unittest.TestCase):
         with Terminal(self.console()) as terminal:
             terminal.log_in()
             terminal.type('\x1b[8;50;132t')
-            terminal.run('sleep 1; busybox stty size', '50 132')
+            terminal.expect_size(50, 132)
             # In pieces.
             for columns in range(90, 121):
                 terminal.type('\x1b[8;3')
                 terminal.type(f'0;{columns}t')
-            terminal.run('sleep 1; busybox stty size', '30 120')
+            terminal.expect_size(30, 120)
             terminal.type('exit\n')
             terminal.expect('Press Enter')
             terminal.type('\n')
@@ -104,7 +111,7 @@ class SerialConsoleTest(unittest.TestCase):
             with Terminal(self.console()) as terminal:
                 terminal.type(f'\x1b[8;{rows};132t')
                 terminal.log_in()
-                terminal.run('busybox stty size', f'{rows} 132')
+                terminal.expect_size(rows, 132)
 
     def test_resized_in_the_guest(self) -> None:
         with Terminal(self.console()) as terminal:
@@ -154,7 +161,7 @@ class SerialConsoleTest(unittest.TestCase):
         self.wait_until_nobody_is_logged_in()
 
     def wait_until_nobody_is_logged_in(self) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while 'login' in self.host.run(self.server, 'ps'):
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.2)
@@ -196,7 +203,7 @@ class SerialConsoleTest(unittest.TestCase):
         before = self.sockets()
         for _round in range(rounds):
             one()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         # The number of HTTP connections to LXD may vary.
         while self.sockets() >= before + rounds:
             self.assertLess(time.monotonic(), deadline)
@@ -204,9 +211,9 @@ class SerialConsoleTest(unittest.TestCase):
 
     def test_guest_reboots(self) -> None:
         with Terminal(self.console()) as terminal:
-            terminal.log_in()
+            begun = terminal.log_in()
             terminal.type('reboot\n')
-            terminal.log_in()
+            terminal.log_in(previous=begun)
             terminal.run('echo $((7 * 7))', '49')
 
     def test_stopped_and_started_meanwhile(self) -> None:
@@ -255,7 +262,7 @@ class SerialConsoleTest(unittest.TestCase):
         began = time.monotonic()
         self.destroy(self.server)
         self.assertLess(time.monotonic() - began, BLOCKED)
-        self.assertEqual([], self.threads())
+        self.wait_for_threads([])
 
     def test_much_output(self) -> None:
         size = 6_000_000
@@ -331,7 +338,7 @@ class SerialConsoleTest(unittest.TestCase):
         self.assertEqual(set(), nova_serial.ALLOCATED_PORTS)
         with self.assertRaises(ConnectionRefusedError):
             Terminal(console)
-        self.assertEqual([], self.threads())
+        self.wait_for_threads([])
 
     def test_ports_of_several_servers(self) -> None:
         other = self.host.spawn(image=self.image)
@@ -362,7 +369,7 @@ class SerialConsoleTest(unittest.TestCase):
             terminal.log_in()
             self.host.driver.cleanup_host(CONF.host)
             self.assertTrue(terminal.is_closed())
-        self.assertEqual([], self.threads())
+        self.wait_for_threads([])
         nova_serial.ALLOCATED_PORTS.clear()
         self.host.restart_driver()
         self.assertEqual({('127.0.0.1', first.port),
@@ -416,10 +423,7 @@ class SerialConsoleTest(unittest.TestCase):
             Terminal(console).__exit__()
         with Terminal(console) as terminal:
             terminal.log_in()
-        deadline = time.monotonic() + 10
-        while len(self.threads()) > 1 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        self.assertEqual([f'serial-{self.server.name}'], self.threads())
+        self.wait_for_threads([f'serial-{self.server.name}'])
 
 
 @unittest.skipIf(NO_LXD, NO_LXD or '')
