@@ -39,27 +39,27 @@ PROGRESS_TIMEOUT = 10
 
 class LimitsCase(test_migrate.MigrateTestCase):
 
-    def setUp(self) -> None:
-        CONF.set_override('migration_progress_timeout', PROGRESS_TIMEOUT,
-                          'lxd')
-        self.addCleanup(CONF.clear_override, 'migration_progress_timeout',
-                        'lxd')
-        super().setUp()
-
     def during_copy(self, server: objects.Instance,
                     action: Callable[[], None]) -> threading.Thread:
-        """Do something as soon as the other LXD copies a server."""
+        """Do something as soon as the other LXD receives the large file of a
+        server."""
         def wait_and_act() -> None:
             deadline = time.monotonic() + 60
-            while (server.name not in self.other.lxd_instances() and
+            while (not self.receives(server) and
                    time.monotonic() < deadline):
                 time.sleep(0.02)
-            time.sleep(0.3)
             action()
 
         thread = threading.Thread(target=wait_and_act)
         thread.start()
         return thread
+
+    def receives(self, server: objects.Instance) -> bool:
+        """Whether rsync writes the large file on the other host."""
+        with contextlib.suppress(FileNotFoundError):
+            return any(path.stat().st_size for path in self.root(
+                self.other, server).glob('.large.*'))
+        return False
 
     def rules(self, action: str) -> None:
         """Add or delete rules that drop all packets of the transfers."""
@@ -123,6 +123,13 @@ class BtrfsTest(LimitsCase):
 @unittest.skipIf(NO_LXD, NO_LXD or '')
 class DirTest(LimitsCase):
     pools = ('dir', 'dir')
+
+    def setUp(self) -> None:
+        CONF.set_override('migration_progress_timeout', PROGRESS_TIMEOUT,
+                          'lxd')
+        self.addCleanup(CONF.clear_override, 'migration_progress_timeout',
+                        'lxd')
+        super().setUp()
 
     def limit_rate(self, rate: str) -> None:
         self.lxds[0].api.must('PATCH', '/1.0/storage-pools/default', {
