@@ -18,6 +18,7 @@ in two ways: LXD refuses it, or LXD carries it out and the answer is lost.
 
 from __future__ import annotations
 
+import itertools
 import unittest
 
 from nova import exception
@@ -42,8 +43,7 @@ class SpawnFailureTest(unittest.TestCase):
         self.proxy.setUp()
         self.addCleanup(self.proxy.cleanUp)
         self.host = driver_host.DriverHost(
-            lxd, self.proxy.path, operation_timeout=20, request_timeout=10,
-            **self.options)
+            lxd, self.proxy.path, operation_timeout=60, **self.options)
         self.host.setUp()
         self.addCleanup(self.host.cleanUp)
 
@@ -70,7 +70,8 @@ class SpawnFailureTest(unittest.TestCase):
         steps = self._count_changes(image)
         self.assertGreaterEqual(steps, 3)
         failed = 0
-        for number in range(self._count_changes(image)):
+        # A build may send a request once more, or not.
+        for number in itertools.count():
             server = self._instance(image)
             self.proxy.spoil(number, how)
             try:
@@ -82,11 +83,13 @@ class SpawnFailureTest(unittest.TestCase):
                 self._assert_nothing_left(what)
                 # The same instance can be built on this host afterwards.
                 self.host.spawn(server, image)
-            else:
-                self.assertIsNotNone(self.proxy.spoilt)
+            spoilt = self.proxy.spoilt
             self.proxy.behave()
             self.host.driver.destroy(self.host.context, server, [])
             self._assert_nothing_left(f'destroy after {how.name}')
+            if spoilt is None:
+                break
+        self.assertGreaterEqual(number, 3)
         self.assertGreater(failed, 1)
 
     def test_lxd_refuses(self) -> None:
