@@ -14,12 +14,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import fcntl
 import mmap
 import os
 import shutil
 import struct
 import subprocess
+import tempfile
 import time
 import unittest
 
@@ -249,6 +252,19 @@ class Ext4VolumeTest(FilesystemCases, unittest.TestCase):
     'test_read_only', 'test_destroy_while_it_is_used')
 class XfsVolumeTest(FilesystemCases, unittest.TestCase):
     filesystem = 'xfs'
+    COPY = r'''
+while read -r _ _ _ _ target _; do
+    case $target in
+    *"$1"*) ;;
+    "$2"/*|/run/nova-*) targets="$target $targets" ;;
+    esac
+done </proc/self/mountinfo
+for target in $targets; do
+    umount --lazy "$target"
+done
+echo ready
+exec sleep 4
+'''
 
     def shut_down_filesystem(self, volume: lab_volumes.Volume) -> None:
         """Shut down xfs, as the kernel does if it cannot write the log."""
@@ -260,6 +276,18 @@ class XfsVolumeTest(FilesystemCases, unittest.TestCase):
                         struct.pack('I', XFS_FSOP_GOING_FLAGS_NOLOGFLUSH))
         finally:
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def copy_of_mount(self, volume: lab_volumes.Volume) -> Iterator[None]:
+        """Let a process keep a copy of the mount for a while, as LXD's helpers
+        in the guest do, but not of the mounts of tests in other processes."""
+        with subprocess.Popen(
+                ['unshare', '--mount', '--propagation', 'private', 'sh', '-c',
+                 self.COPY, 'sh', volume.id, tempfile.gettempdir()],
+                stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            self.assertEqual(b'ready\n', process.stdout.readline())
+            yield
 
     def test_shut_down_filesystem(self) -> None:
         """It is unmounted, and usable again after that."""
@@ -279,10 +307,7 @@ class XfsVolumeTest(FilesystemCases, unittest.TestCase):
                 self.detach(server, connection)
                 self.host.driver.power_on(self.host.context, server, [])
             elif way == 'reboot':
-                # As LXD's helpers in the guest do, a process keeps a copy of
-                # the mount for a while.
-                with subprocess.Popen(['unshare', '--mount', '--propagation',
-                                       'private', 'sleep', '4']):
+                with self.copy_of_mount(volume):
                     self.reboot(server, disks.described(mapping))
                 self.host.run(server, 'touch', f'{self.directory}/again')
                 self.detach(server, connection)
