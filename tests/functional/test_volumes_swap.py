@@ -361,11 +361,21 @@ class FilesystemSwapTest(SwapCases, unittest.TestCase):
         filled = self.fill(server)
         self.host.driver.pause(server)
         empty = second.file.stat().st_blocks
+        copied = block_copy.copy
+
+        def copy_and_hang(*args: Any) -> None:
+            copied(*args)
+            time.sleep(60)
+
+        def swap() -> None:
+            with fixtures.MonkeyPatch(
+                    'nova_lxd_py.virt.privileged.block_copy.copy',
+                    copy_and_hang):
+                self.host.make_driver().swap_volume(
+                    self.host.context, dict(old), second.connection(), server,
+                    PATH, 0)
         self.assertTrue(killed_process.run(
-            lambda: self.host.make_driver().swap_volume(
-                self.host.context, dict(old), second.connection(), server,
-                PATH, 0),
-            lambda: second.file.stat().st_blocks > empty))
+            swap, lambda: second.file.stat().st_blocks > empty))
         self.host.lxd.api.must(
             'PATCH', f'/1.0/instances/{other.name}',
             {'config': {'user.nova.volume_swap': 'nonsense'}},
