@@ -19,6 +19,7 @@ import json
 import pathlib
 import shutil
 import subprocess
+import time
 import types
 from typing import Any
 import unittest
@@ -131,6 +132,10 @@ class ConfigDriveDeviceCase(unittest.TestCase):
         for path in self.loops():
             subprocess.run(['losetup', '--detach',
                             f'/dev/{path.split("/")[3]}'], check=True)
+        # The kernel waits for whoever looks at the devices at the moment.
+        deadline = time.monotonic() + 20
+        while self.loops() and time.monotonic() < deadline:
+            time.sleep(0.05)
         self.assertEqual(set(), self.loops())
 
     def assert_fails_in(self, server: objects.Instance, script: str) -> str:
