@@ -145,11 +145,12 @@ class InterfaceTest(driver_case.NetworkCase, unittest.TestCase):
         for command in (RENAME, DELETE):
             vif = self.attach(2)
             self.host.run(self.server, 'sh', '-c', command)
+            self.host.wait_for_init(self.server)
             before = self.started()
             # The command may be killed before it returns.
             with contextlib.suppress(AssertionError):
                 self.host.run(self.server, 'reboot')
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while self.started() in (before, None):
                 self.assertLess(time.monotonic(), deadline)
                 time.sleep(0.2)
@@ -159,10 +160,11 @@ class InterfaceTest(driver_case.NetworkCase, unittest.TestCase):
     def test_guest_stops_after_rename(self) -> None:
         self.attach(2)
         self.host.run(self.server, 'sh', '-c', RENAME)
+        self.host.wait_for_init(self.server)
         del self.host.events[:]
         with contextlib.suppress(AssertionError):
             self.host.run(self.server, 'poweroff')
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not [event for event in self.host.events if event.transition ==
                    virt_event.EVENT_LIFECYCLE_STOPPED]:
             self.assertLess(time.monotonic(), deadline)
