@@ -66,32 +66,39 @@ class RequestsTest(fake_driver_host.FakeDriverTestCase):
                        .replace(server.name, 'NAME')
                        .replace(server.uuid, 'UUID')) for entry in recorded]
 
-    def assert_independent(
-            self, action: Callable[[objects.Instance], Any],
-            prepare: Callable[[objects.Instance], Any]) -> list[str]:
-        """Check that an action on one server makes the same requests when
-        there are many others."""
-        found = []
-        for others in (0, OTHERS):
-            for _number in range(others):
-                self.spawn(self.instance())
-            server = self.instance()
-            prepare(server)
-            found.append(self.requests(server, lambda: action(server)))
-        self.assertEqual(*found)
-        return found[0]
+    def of_actions(self) -> dict[str, list[str]]:
+        """Return the requests of actions on a new server, by the action."""
+        server, second = self.instance(), self.instance()
 
-    def test_destroy(self) -> None:
-        requests = self.assert_independent(
-            lambda server: self.driver.destroy(
-                self.context, server, self.host.ports(1), self.info),
-            self.spawn)
+        def cycle() -> None:
+            self.driver.power_off(server)
+            self.driver.power_on(self.context, server, self.host.ports(1),
+                                 self.info)
+            self.driver.reboot(self.context, server, self.host.ports(1),
+                               'HARD', self.info)
+
+        found = {'spawn': self.requests(server, lambda: self.spawn(server)),
+                 'power': self.requests(server, cycle)}
+        self.spawn(second)
+        found['destroy'] = self.requests(
+            second, lambda: self.driver.destroy(
+                self.context, second, self.host.ports(1), self.info))
+        return found
+
+    def test_other_servers(self) -> None:
+        """Actions on one server make the same requests when there are many
+        others."""
+        found = self.of_actions()
+        for _number in range(OTHERS):
+            self.spawn(self.instance())
+        self.assertEqual(found, self.of_actions())
         self.assertEqual(2, sum(
             request.startswith('DELETE /1.0/storage-pools/default/volumes/'
-                               'custom/ephemeral-') for request in requests))
+                               'custom/ephemeral-')
+            for request in found['destroy']))
         # Three to find the disks, and two to delete each; one for the config
         # drive.
-        self.assertLessEqual(len(requests), 13)
+        self.assertLessEqual(len(found['destroy']), 13)
 
     def deletion(self, server: objects.Instance) -> list[str]:
         return self.requests(server, lambda: self.driver.destroy(
@@ -118,15 +125,3 @@ class RequestsTest(fake_driver_host.FakeDriverTestCase):
             'DELETE /1.0/instances/NAME',
             'GET /1.0/operations/ID/wait',
         ], self.deletion(server))
-
-    def test_spawn(self) -> None:
-        self.assert_independent(self.spawn, lambda server: None)
-
-    def test_power(self) -> None:
-        def cycle(server: objects.Instance) -> None:
-            self.driver.power_off(server)
-            self.driver.power_on(self.context, server, self.host.ports(1),
-                                 self.info)
-            self.driver.reboot(self.context, server, self.host.ports(1),
-                               'HARD', self.info)
-        self.assert_independent(cycle, self.spawn)
