@@ -144,7 +144,7 @@ class RandomStepsTest(volume_host.VolumeHost, unittest.TestCase):
             killed_process.run(
                 lambda: begin(self.host.make_driver()),
                 lambda: time.monotonic() > began + patience)
-            self.daemon_of_its_own.wait_for_operations()
+            self.daemon_of_its_own.wait_for_operations(self.proxy.path)
             self.host.restart_driver()
         else:
             self.kill_lxd(lambda: begin(self.host.driver), patience)
