@@ -319,7 +319,11 @@ class Session:
         if data is not None:
             kwargs['data'] = data
         if stream:
-            kwargs.update(stream=True, is_api=False)
+            kwargs['stream'] = True
+        if method == 'get':
+            # pylxd would decode the answer, which may be a long list, only to
+            # check its type, as _decoded() does.
+            kwargs['is_api'] = False
         self.request_count += 1
         what = responses.describe(method, path)
         try:
@@ -353,7 +357,8 @@ class Session:
             answer = response.json()
         except ValueError:
             answer = None
-        if not isinstance(answer, dict) or 'metadata' not in answer:
+        if (not isinstance(answer, dict) or 'metadata' not in answer or
+                response.status_code == 200 and answer.get('type') != 'sync'):
             raise self._not_lxd(responses.describe(method, path))
         return answer
 

@@ -21,11 +21,13 @@ import time
 from unittest import mock
 
 import fixtures
+import requests
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import server_kind
 from nova_lxd_py.virt.lxd import session
+from tests.fixtures.fake_lxd import routing
 from tests.fixtures import session_case
 
 STATE = ('instances', 'c1', 'state')
@@ -118,6 +120,22 @@ class ConnectionTestCase(session_case.SessionTestCase):
             self.assertRaises(errors.LXDError,
                               session.Session(conf.CONF.lxd).connect)
             thread.join(5)
+
+    def test_answer_of_another_type(self):
+        self.session.connect()
+        self.useFixture(fixtures.MonkeyPatch(
+            'tests.fixtures.fake_lxd.routing.sync',
+            lambda metadata, **kwargs: routing.json_response(
+                200, routing.envelope('async', metadata=metadata))))
+        self.refused(errors.Unreachable, self.session.get, 'instances')
+
+    def test_answers_are_decoded_once(self):
+        self.session.connect()
+        decode = requests.Response.json
+        with mock.patch.object(requests.Response, 'json', autospec=True,
+                               side_effect=decode) as decoded:
+            self.session.get('instances')
+        self.assertEqual(1, decoded.call_count)
 
     def test_connects_again_after_a_failed_attempt(self):
         self.lxd.stop()
