@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import websocket
@@ -176,9 +177,20 @@ class GuestContract(contract.InstanceContractTest):
                 for name, secret in answer.metadata['metadata'][
                     'fds'].items()}
             self.assertEqual({'0', 'control'}, set(channels))
-            time.sleep(0.3)
-            channels['0'].send_binary(b'abc')
-            self.assertEqual(b'abc', channels['0'].recv())
+            if api is self.real_api:
+                self.until_booted()
+            channels['0'].settimeout(1)
+            deadline = time.monotonic() + 60
+            shown = b''
+            # What a guest prints when it boots may come first, and what comes
+            # before the console is attached may be discarded.
+            while b'abc' not in shown:
+                self.assertLess(time.monotonic(), deadline, shown)
+                channels['0'].send_binary(b'abc')
+                with contextlib.suppress(
+                        websocket.WebSocketTimeoutException):
+                    shown += channels['0'].recv()
+            channels['0'].settimeout(60)
             api.must('PUT', '/1.0/instances/c1/state', {
                 'action': 'stop', 'force': True})
             while channels['0'].recv():
