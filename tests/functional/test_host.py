@@ -108,10 +108,10 @@ class HostTest(driver_case.DriverCase, unittest.TestCase):
 
     def test_cost_does_not_grow_with_servers(self) -> None:
         def cost() -> int:
-            before = self.driver._services.session.request_count
-            self.driver.get_available_resource(self.node)
-            self.driver.update_provider_tree(self.tree(), self.node)
-            return self.driver._services.session.request_count - before
+            with self.host.requests() as sent:
+                self.driver.get_available_resource(self.node)
+                self.driver.update_provider_tree(self.tree(), self.node)
+            return len(sent)
         cost()
         empty = cost()
         image = self.host.image()
@@ -224,11 +224,7 @@ class RemoteTest(unittest.TestCase):
         lxd = lxd_daemon.RealLXD('dir')
         self.api = lxd.__enter__().api
         self.addCleanup(lxd.close)
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            address = '127.0.0.1:%d' % free.getsockname()[1]
-        self.api.must('PUT', '/1.0', {
-            'config': {'core.https_address': address}})
+        address = self.listen()
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         self.path = directory.name
@@ -248,6 +244,22 @@ class RemoteTest(unittest.TestCase):
                             ('instances_path', self.path)):
             CONF.set_override(name, value)
             self.addCleanup(CONF.clear_override, name)
+
+    def listen(self) -> str:
+        """Have LXD listen on a free port.
+
+        :returns: its address.
+        """
+        for _attempt in range(20):
+            with socket.socket() as free:
+                free.bind(('127.0.0.1', 0))
+                address = '127.0.0.1:%d' % free.getsockname()[1]
+            # Another process may take the port first.
+            answer = self.api.call('PUT', '/1.0', {
+                'config': {'core.https_address': address}})
+            if not answer.error:
+                return address
+        raise AssertionError(answer.error)
 
     def set(self, name: str, value: object) -> None:
         CONF.set_override(name, value, 'lxd')
