@@ -69,8 +69,8 @@ class GuestDisksHost(volume_host.VolumeHost):
         :returns: what it says of each disk, by name.
         """
         found = json.loads(self.host.run(server, *host_programs.command(
-            'lsblk', '-J', '-b', '-o', 'NAME,MAJ:MIN,SIZE,RO,TYPE,MOUNTPOINT',
-            '2>&1')))
+            'lsblk', '-J', '-b', '-o',
+            'NAME,MAJ:MIN,SIZE,RO,TYPE,MOUNTPOINT')))
         return {disk['name']: disk for disk in found['blockdevices']}
 
     def sizes(self, server: Any) -> dict[str, int]:
@@ -150,8 +150,9 @@ class GuestDisksTest(GuestDisksHost, unittest.TestCase):
             self.assertEqual(found, self.sizes(server))
         # The guest reboots itself where an operator has removed the files.
         shutil.rmtree(disk_view.directory(server.name))
-        self.host.lxd.client('restart', '--force', server.name, '--project',
-                             self.host.project)
+        done = self.host.lxd.client('restart', '--force', server.name,
+                                    '--project', self.host.project)
+        self.assertEqual(0, done.returncode, done.stderr)
         self.host.wait_for_state(server, power_state.RUNNING)
         self.assertIn('loop', self.sizes(server))
         self.host.driver.power_off(server)
