@@ -59,6 +59,7 @@ class GuestRebootsTest(unittest.TestCase):
         image = self.host.image()
         self.servers = [self.host.spawn(self.host.instance(image), image)
                         for _number in range(GUESTS)]
+        self.host.record(*self.servers)
         for server in self.servers:
             self.host.wait_for_init(server)
         before = self.started()

@@ -362,6 +362,7 @@ class LifecycleTest(driver_case.DriverCase, unittest.TestCase):
 
     def test_guest_reboots_itself(self) -> None:
         server = self.host.spawn()
+        self.host.record(server)
         self._wait_for(server, virt_event.EVENT_LIFECYCLE_STARTED)
         self.host.events.clear()
         self._from_within(server, 'reboot')
