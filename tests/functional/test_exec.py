@@ -74,7 +74,8 @@ class RunTest(driver_case.DriverCase, unittest.TestCase):
 
     def test_deadline(self) -> None:
         with self.assertRaises(errors.DeadlineExceeded):
-            self.run_in('sleep', '1234', timeout=1)
+            # A busy LXD needs some of it to start the command.
+            self.run_in('sleep', '1234', timeout=5)
         deadline = time.monotonic() + 60
         while 'sleep 1234' in self.host.run(self.server, 'ps'):
             self.assertLess(time.monotonic(), deadline,

@@ -83,11 +83,11 @@ class HostileTestCase(volume_host.VolumeHost):
             ).splitlines() if str(self.canary) in line])
 
     def assert_refused(self, volume: lab_volumes.Volume, reason: str) -> None:
-        """Attaching fails in a few seconds and leaves nothing."""
+        """Attaching fails before what hangs is killed, and leaves nothing."""
         begin = time.monotonic()
         self.assertRaisesRegex(exception.VolumeAttachFailed, reason,
                                self.attach, self.server, volume)
-        self.assertLess(time.monotonic() - begin, 30)
+        self.assertLess(time.monotonic() - begin, 90)
         self.assertEqual({}, self.devices(self.server))
         self.assertEqual(set(), self.storage.left_on_host())
 
