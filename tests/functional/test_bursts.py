@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from concurrent import futures
 import functools
-import threading
+import time
+from typing import Any
 import unittest
 
 from nova import objects
@@ -49,27 +50,40 @@ class BurstTest(unittest.TestCase):
             return list(pool.map(
                 lambda server: self.host.spawn(server, self.image), servers))
 
-    def destroy(self, servers: list[objects.Instance]) -> None:
-        """Delete all servers at once, as Nova does."""
-        self.assertEqual([None] * len(servers), concurrent_calls.run_all([
+    def delete_all(self, servers: list[objects.Instance]) -> list[Any]:
+        """Delete all servers at once, as Nova does.
+
+        :returns: what each deletion has raised, or None.
+        """
+        return concurrent_calls.run_all([
             functools.partial(self.host.driver.destroy, self.host.context,
-                              server, []) for server in servers]))
+                              server, []) for server in servers])
+
+    def assert_gone(self) -> None:
         self.assertEqual({}, self.host.own())
         self.assertEqual([], self.host.driver.list_instances())
 
     def test_sixty_deletions(self) -> None:
-        self.destroy(self.servers(60))
+        self.assertEqual([None] * 60, self.delete_all(self.servers(60)))
+        self.assert_gone()
 
     def test_restart_of_lxd_meanwhile(self) -> None:
         servers = self.servers(20)
 
         def restart() -> None:
+            # Once the first guest has been stopped: LXD is deleting it, and
+            # stopping others.
+            deadline = time.monotonic() + 60
+            while [entry['status'] for entry in self.host.own().values()
+                   ] == ['Running'] * len(servers):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.01)
             self.daemon.kill()
             self.daemon.start()
 
-        timer = threading.Timer(1, restart)
-        timer.start()
-        try:
-            self.destroy(servers)
-        finally:
-            timer.join()
+        with futures.ThreadPoolExecutor(1) as pool:
+            restarted = pool.submit(restart)
+            failed = self.delete_all(servers)
+            restarted.result()
+        self.assertEqual([None] * len(servers), failed)
+        self.assert_gone()
