@@ -21,7 +21,6 @@ from typing import Any
 
 from nova.compute import power_state
 from nova import context as nova_context
-from nova import exception
 from nova import objects
 from oslo_config import cfg
 from oslo_log import log as logging
@@ -145,24 +144,10 @@ class PowerOps:
         Waits for an LXD that does not answer. Errors are logged only: the one
         that led here has to stay the one raised.
         """
-        deadline = time.monotonic() + rollback.PATIENCE
-        while True:
-            try:
-                self.power_on(context, instance, network_info,
-                              block_device_info)
-                return
-            except (errors.Unreachable, errors.OperationLost) as exc:
-                if time.monotonic() >= deadline:
-                    LOG.exception('Guest does not start after a failed resize '
-                                  'or migration', instance=instance)
-                    return
-                LOG.warning('LXD does not answer after a failed resize or '
-                            'migration: %s', exc, instance=instance)
-                time.sleep(rollback.INTERVAL)
-            except (errors.LXDError, exception.NovaException):
-                LOG.exception('Guest does not start after a failed resize or '
-                              'migration', instance=instance)
-                return
+        with rollback.Rollback(instance, 'resize or migration',
+                               'hard reboot the server') as undo:
+            undo.step('start the guest', lambda: self.power_on(
+                context, instance, network_info, block_device_info))
 
     def _active(self, instance: objects.Instance) -> lxd_guest.Guest:
         """Find the LXD instance that acts as a server, also if a migration

@@ -31,8 +31,8 @@ PATIENCE = 120.0
 #: Seconds between attempts.
 INTERVAL = 1.0
 
-#: What removes the leftovers; a server that was built on another host may
-#: exist for long.
+#: What removes the leftovers of a build; a server that was built on another
+#: host may exist for long.
 _REMEDY = ('Nova does it when the server has been deleted ([DEFAULT] '
            'running_deleted_instance_action)')
 
@@ -45,10 +45,15 @@ class Rollback:
     one raised.
 
     :param instance: the instance.
+    :param operation: what has failed then, for the log.
+    :param remedy: what does it where this cannot, for the log.
     """
 
-    def __init__(self, instance: objects.Instance) -> None:
+    def __init__(self, instance: objects.Instance, operation: str = 'build',
+                 remedy: str = _REMEDY) -> None:
         self._instance = instance
+        self._operation = operation
+        self._remedy = remedy
         self._stack = contextlib.ExitStack()
         self._deadline: float | None = None
 
@@ -78,13 +83,15 @@ class Rollback:
                 return
             except (errors.Unreachable, errors.OperationLost):
                 if self._is_over():
-                    LOG.exception('Could not %s after a failed build, since '
-                                  'LXD does not answer; %s', what, _REMEDY,
+                    LOG.exception('Could not %s after a failed %s, since LXD '
+                                  'does not answer; %s', what,
+                                  self._operation, self._remedy,
                                   instance=self._instance)
                     return
             except Exception:
-                LOG.exception('Could not %s after a failed build; %s', what,
-                              _REMEDY, instance=self._instance)
+                LOG.exception('Could not %s after a failed %s; %s', what,
+                              self._operation, self._remedy,
+                              instance=self._instance)
                 return
             time.sleep(INTERVAL)
 
@@ -92,7 +99,7 @@ class Rollback:
         now = time.monotonic()
         if self._deadline is None:
             LOG.warning('LXD does not answer; waiting up to %d seconds to '
-                        'roll back a failed build', PATIENCE,
+                        'roll back a failed %s', PATIENCE, self._operation,
                         instance=self._instance)
             self._deadline = now + PATIENCE
         return now > self._deadline
