@@ -210,7 +210,7 @@ def build(virtapi: nova_virtapi.VirtAPI,
             outgoing_ops.OutgoingOps(session, peer.PeerClient()), power,
             teardown, vifs, serial_consoles, volumes),
         peer_server=peer.PeerServer(incoming_ops.IncomingOps(
-            session, guests, guest_configs, template_store, disks, volumes)),
+            session, guests, guest_configs, template_store, disks)),
         rescue=rescue, snapshot=snapshot, quiescer=quiescer,
         orphans=orphan_ops.OrphanSweeper(session, guests, disks),
         repin=repin_ops.RepinOps(guests, guest_configs),

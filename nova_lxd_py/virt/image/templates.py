@@ -40,6 +40,7 @@ from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import uid_ranges
 from nova_lxd_py.virt.host import subordinate_ids
+from nova_lxd_py.virt.image import placeholder
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
 
@@ -172,6 +173,15 @@ class TemplateStore:
                         'instead: %s', source['source'], exc,
                         instance=instance)
             return make({'type': 'image', 'fingerprint': fingerprint}, config)
+
+    def placeholder_source(self) -> dict[str, str]:
+        """Return what the LXD instance of a volume-backed server is made from.
+
+        :returns: the ``source`` for LXD's ``POST /1.0/instances``.
+        :raises errors.LXDError: if LXD does not accept the image for it.
+        """
+        return {'type': 'image',
+                'fingerprint': placeholder.ensure(self._session)}
 
     def uid_range(self, instance: objects.Instance) -> dict[str, str]:
         """Return the uid range of a server that comes from elsewhere than an

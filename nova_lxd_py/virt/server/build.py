@@ -190,7 +190,7 @@ class SpawnOps:
         own root disk stays empty and has no quota."""
         root = wanted.devices[root_disk.DEVICE]
         return self._guests.create(
-            roles.lxd_name(instance), self._volumes.placeholder_source(),
+            roles.lxd_name(instance), self._templates.placeholder_source(),
             {**wanted.config, **self._templates.uid_range(instance),
              **volume_config},
             {**wanted.devices, **devices, root_disk.DEVICE: {

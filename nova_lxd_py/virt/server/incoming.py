@@ -42,7 +42,6 @@ from nova_lxd_py.virt.server import local_disks
 from nova_lxd_py.virt.server import transfer_slots
 from nova_lxd_py.virt.storage import ephemeral_disks
 from nova_lxd_py.virt.storage import root_disk
-from nova_lxd_py.virt.volume import server_volumes
 
 LOG = logging.getLogger(__name__)
 
@@ -59,23 +58,20 @@ class IncomingOps:
     :param session: the LXD session.
     :param guests: the driver's LXD instances.
     :param guest_configs: what LXD instances have to look like.
-    :param template_store: chooses uid ranges.
+    :param template_store: chooses uid ranges and has the placeholder.
     :param disks: config drives and ephemeral disks.
-    :param volumes: Cinder volumes.
     """
 
     def __init__(self, session: lxd.Session, guests: registry.GuestRegistry,
                  guest_configs: guest_config.GuestConfigBuilder,
                  template_store: templates.TemplateStore,
-                 disks: local_disks.LocalDisks,
-                 volumes: server_volumes.ServerVolumes) -> None:
+                 disks: local_disks.LocalDisks) -> None:
         self._session = session
         self._options = session.options
         self._guests = guests
         self._guest_configs = guest_configs
         self._templates = template_store
         self._disks = disks
-        self._volumes = volumes
         self._slots = transfer_slots.IncomingSlots(
             self._options.max_concurrent_migrations)
 
@@ -160,7 +156,7 @@ class IncomingOps:
                 config[lxd_guest.KEY_ROOT_VOLUME] = wanted['root_volume']
             self._guests.create(
                 roles.lxd_name(instance),
-                wanted['source'] or self._volumes.placeholder_source(),
+                wanted['source'] or self._templates.placeholder_source(),
                 config, {root_disk.DEVICE: root},
                 timeout=self._options.migration_timeout,
                 architecture=wanted['architecture'])

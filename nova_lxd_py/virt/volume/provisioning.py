@@ -53,7 +53,6 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.image import cache as image_cache
-from nova_lxd_py.virt.image import placeholder
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.privileged import mounts
@@ -96,15 +95,6 @@ class VolumeProvisioner:
         self._guests = guests
         self._images = image_store
         self._cinder = cinder.API()
-
-    def placeholder_source(self) -> dict[str, str]:
-        """Return what the LXD instance of a volume-backed server is made from.
-
-        :returns: the ``source`` for LXD's ``POST /1.0/instances``.
-        :raises errors.LXDError: if LXD does not take the image for it.
-        """
-        return {'type': 'image',
-                'fingerprint': placeholder.ensure(self._session)}
 
     def prepare(self, context: nova_context.RequestContext,
                 instance: objects.Instance,

@@ -142,14 +142,6 @@ class ServerVolumes:
                 lxd_guest.KEY_ROOT_COUNTERS,
                 base.device_path(root['connection_info']) or ''))
 
-    def placeholder_source(self) -> dict[str, str]:
-        """Return what the LXD instance of a volume-backed server is made from.
-
-        :returns: the ``source`` for LXD's ``POST /1.0/instances``.
-        :raises errors.LXDError: if the request fails.
-        """
-        return self._provisioner.placeholder_source()
-
     def mount(self, instance: objects.Instance, guest: lxd_guest.Guest,
               block_device_info: mappings.BlockDeviceInfo) -> None:
         """Mount the connected volumes that the guest has as filesystems, and
