@@ -137,7 +137,8 @@ class VolumeProvisioner:
         failure = (instance, identifier, exception.VolumeAttachFailed)
         with contextlib.ExitStack() as undo:
             with connections.map_exceptions('mount', *failure):
-                staging = first.open()
+                staging = rootfs.open_staging(first.path, first.kind,
+                                              first.target)
             undo.callback(first.close)
             undo.callback(self.drop_pool, identifier)
             pool = POOL_PREFIX + identifier
@@ -155,7 +156,7 @@ class VolumeProvisioner:
                                           'progress': progress},
                          instance=instance)
             try:
-                guest = self._guests.create(
+                self._guests.create(
                     roles.lxd_name(instance, roles.UNPACKED),
                     {'type': 'image', 'fingerprint': fingerprint},
                     {lxd_guest.KEY_UUID: instance.uuid,
@@ -169,21 +170,12 @@ class VolumeProvisioner:
                     raise first.refusal(_TOO_SMALL) from exc
                 raise self._images.explain_create_failure(
                     exc, instance, first.image) from exc
-            undo.callback(self._discard, guest)
             with connections.map_exceptions('complete', *failure):
-                first.complete()
+                rootfs.complete(first.target)
         LOG.info('Made the root filesystem on volume %(volume)s of image '
                  '%(image)s in %(seconds).1f seconds',
                  {'volume': identifier, 'image': first.image.id,
                   'seconds': time.monotonic() - began}, instance=instance)
-
-    @staticmethod
-    def _discard(guest: lxd_guest.Guest) -> None:
-        try:
-            guest.delete()
-        except errors.LXDError as exc:
-            LOG.warning('Could not delete LXD instance %s: %s', guest.name,
-                        exc, instance_uuid=guest.uuid)
 
     # -- leftovers ----------------------------------------------------------
 
@@ -205,7 +197,7 @@ class VolumeProvisioner:
 
     def drop_pool(self, identifier: str) -> None:
         """Delete the storage pool through which an image was being unpacked to
-        a volume, if there is one.
+        a volume, if there is one, with the LXD instance in it.
 
         :param identifier: Cinder's ID of the volume.
         """
@@ -246,14 +238,14 @@ class _FirstBoot:
         self._images = image_store
         self._instance = instance
         self._identifier = identifier
-        self._path = path
+        self.path = path
         self._size_gb = volume.get('size')
         self._about: Mapping[str, str] = (
             volume.get('volume_image_metadata') or {})
         if not uuidutils.is_uuid_like(self._about.get('image_id')):
             # The owner of the volume can write anything there.
             self._about = {}
-        self._target = mounted_modes.mount_directory(options, identifier)
+        self.target = mounted_modes.mount_directory(options, identifier)
         self._holds_image = False
         #: The filesystem on the volume, once there is one.
         self.kind = ''
@@ -277,10 +269,10 @@ class _FirstBoot:
         :raises OSError: if the volume cannot be read.
         """
         allowed = self._options.volume_filesystems
-        found = probe.content(self._path)
+        found = probe.content(self.path)
         if found in allowed:
             self.kind = found
-            state = rootfs.root_state(self._path, found, self._target)
+            state = rootfs.root_state(self.path, found, self.target)
             if state == rootfs.OTHER:
                 raise self.refusal('its filesystem has files, but no root '
                                    'filesystem of a system')
@@ -304,7 +296,7 @@ class _FirstBoot:
         LOG.info('Comparing volume %(volume)s with image %(image)s',
                  {'volume': self._identifier,
                   'image': self._about['image_id']}, instance=self._instance)
-        return rootfs.contains_image(self._path, size, checksum)
+        return rootfs.contains_image(self.path, size, checksum)
 
     def _checksum(self) -> tuple[str, int]:
         size = str(self._about.get('size') or '')
@@ -348,7 +340,7 @@ class _FirstBoot:
             'size': size, 'name': self._about.get(
                 'image_name') or image_id, 'properties': {}})
         if self._holds_image:
-            return _CopyOnVolume(self._path, size)
+            return _CopyOnVolume(self.path, size)
         if self._images.has(self.image.id):
             return None
         raise self.refusal(
@@ -364,31 +356,16 @@ class _FirstBoot:
             return
         if self._holds_image:
             checksum, size = self._checksum()
-            rootfs.wipe_image(self._path, size, checksum)
+            rootfs.wipe_image(self.path, size, checksum)
         self.kind = self._options.volume_filesystems[0]
-        mounts.make_filesystem(self._path, self.kind,
+        mounts.make_filesystem(self.path, self.kind,
                                self._identifier[:mounts.LABEL_LENGTH])
-
-    def open(self) -> str:
-        """Mount the volume for unpacking.
-
-        :returns: path of an empty directory on it.
-        :raises OSError: if it cannot be mounted.
-        """
-        return rootfs.open_staging(self._path, self.kind, self._target)
-
-    def complete(self) -> None:
-        """Make what LXD has unpacked the root filesystem.
-
-        :raises OSError: if that fails.
-        """
-        rootfs.complete(self._target)
 
     def close(self) -> None:
         """Unmount the volume; an error is logged only, since it is raised
         again when the root filesystem is mounted."""
         try:
-            rootfs.close_staging(self._target)
+            rootfs.close_staging(self.target)
         except OSError as error:
             LOG.warning('Could not unmount volume %(volume)s after unpacking: '
                         '%(error)s',
