@@ -232,18 +232,17 @@ class LXDDriver(driver.ComputeDriver):
 
     def attach_volume(self, context, connection_info, instance, mountpoint,
                       disk_bus=None, device_type=None, encryption=None):
-        self._services.volume_ops.attach(context, instance, connection_info,
-                                         mountpoint, encryption)
+        self._services.volumes.attach(context, instance, connection_info,
+                                      mountpoint, encryption)
 
     def detach_volume(self, context, connection_info, instance, mountpoint,
                       encryption=None):
-        self._services.volume_ops.detach(instance, connection_info,
-                                         mountpoint)
+        self._services.volumes.detach(instance, connection_info, mountpoint)
 
     def extend_volume(self, context, connection_info, instance,
                       requested_size):
-        self._services.volume_ops.extend(context, instance, connection_info,
-                                         requested_size)
+        self._services.volumes.extend(context, instance, connection_info,
+                                      requested_size)
 
     def swap_volume(self, context, old_connection_info, new_connection_info,
                     instance, mountpoint, resize_to):

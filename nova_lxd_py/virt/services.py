@@ -68,7 +68,6 @@ from nova_lxd_py.virt.volume import server_volumes
 from nova_lxd_py.virt.volume import statistics
 from nova_lxd_py.virt.volume import swap
 from nova_lxd_py.virt.volume import usage
-from nova_lxd_py.virt.volume import volume_ops
 
 LOG = logging.getLogger(__name__)
 
@@ -85,7 +84,6 @@ class Services:
     vifs: vif_manager.VIFManager
     interfaces: interfaces.InterfaceOps
     volumes: server_volumes.ServerVolumes
-    volume_ops: volume_ops.VolumeOps
     volume_swapper: swap.VolumeSwapper
     volume_reconciler: reconcile.Reconciler
     volume_statistics: statistics.VolumeStatistics
@@ -169,8 +167,8 @@ def build(virtapi: nova_virtapi.VirtAPI,
     swapper = swap.VolumeSwapper(guests, attacher)
     reconciler = reconcile.Reconciler(guests, host_connections, volume_usage,
                                       attacher, swapper, provisioner)
-    volumes = server_volumes.ServerVolumes(host_connections, volume_usage,
-                                           attacher, provisioner)
+    volumes = server_volumes.ServerVolumes(guests, host_connections,
+                                           volume_usage, attacher, provisioner)
     config_drives = config_drive.ConfigDriveManager(session)
     ephemeral = ephemeral_disks.EphemeralDiskManager(session)
     disks = local_disks.LocalDisks(config_drives, ephemeral)
@@ -197,7 +195,6 @@ def build(virtapi: nova_virtapi.VirtAPI,
         guests=guests, watcher=watcher, host=host,
         vifs=vifs, interfaces=interfaces.InterfaceOps(guests, vifs),
         volumes=volumes,
-        volume_ops=volume_ops.VolumeOps(guests, host_connections, attacher),
         volume_swapper=swapper, volume_reconciler=reconciler,
         volume_statistics=statistics.VolumeStatistics(guests),
         images=images, templates=template_store,

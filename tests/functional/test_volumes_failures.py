@@ -128,7 +128,7 @@ class VolumeFailureCases(volume_host.VolumeHost):
 
         def attach_and_hang() -> None:
             with fixtures.MonkeyPatch(
-                    'nova_lxd_py.virt.volume.attachment.add_device',
+                    'nova_lxd_py.virt.volume.lxd_devices.add',
                     lambda *args: time.sleep(60)):
                 self.host.make_driver().attach_volume(
                     self.host.context, volume.connection(), server,

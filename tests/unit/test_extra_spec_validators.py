@@ -69,7 +69,7 @@ class ExtraSpecValidatorsTestCase(base.BaseTestCase):
         lxd_flavor.instance_config(flavor, conf.CONF.lxd)
         mode_selection.ModeSelection(conf.CONF.lxd).choose(
             objects.Instance(flavor=flavor, metadata={}, system_metadata={}),
-            {}, VOLUME, dict)
+            {'serial': VOLUME, 'data': {}}, dict)
 
     def test_all_have_values_here(self) -> None:
         self.assertEqual(set(extra_specs.EXTRA_SPECS), set(VALUES))

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import contextlib
 import hashlib
+import json
 import time
 from typing import Any
 
@@ -158,6 +159,28 @@ class ProjectUIDRanges:
                 holder.delete()
                 freed = True
         return freed
+
+
+def of_guest(guest: lxd_guest.Guest) -> tuple[int, int, int] | None:
+    """Return which IDs of the host a guest has, or gets at its next start.
+
+    :param guest: the guest, just read.
+    :returns: first user ID, first group ID, and how many; 0 for a guest with
+        the IDs of the host; None if LXD has not assigned any.
+    """
+    if guest.config.get('security.privileged') == 'true':
+        return 0, 0, 0
+    entries = json.loads(guest.config.get('volatile.idmap.next') or '[]')
+    first = {}
+    for entry in entries:
+        if entry['Nsid'] == 0:
+            for flag, kind in (('Isuid', 'uid'), ('Isgid', 'gid')):
+                if entry[flag]:
+                    first[kind] = entry
+    if set(first) != {'uid', 'gid'}:
+        return None
+    return (first['uid']['Hostid'], first['gid']['Hostid'],
+            min(entry['Maprange'] for entry in first.values()))
 
 
 def auxiliary_name(options: cfg.ConfigOpts.GroupAttr, kind: str,

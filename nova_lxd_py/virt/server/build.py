@@ -40,7 +40,6 @@ from nova_lxd_py.virt.server import rollback
 from nova_lxd_py.virt.storage import ephemeral_disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import manager as vif_manager
-from nova_lxd_py.virt.volume import mappings
 from nova_lxd_py.virt.volume import server_volumes
 
 LOG = logging.getLogger(__name__)
@@ -98,7 +97,8 @@ class SpawnOps:
             files.check(injected_files)
             self._disks.check(instance)
             self._remove_leftovers(instance)
-            on_volume = mappings.root(block_device_info) is not None
+            on_volume = server_volumes.root_mapping(
+                block_device_info) is not None
             fingerprint = '' if on_volume else self._images.ensure(
                 context, image_meta, instance)
             # Blocks until Neutron has allocated the ports, which it does

@@ -37,7 +37,7 @@ from nova_lxd_py.virt.lxd import session as lxd
 from nova_lxd_py.virt.metadata import cloud_init
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import manager as vif_manager
-from nova_lxd_py.virt.volume import modes
+from nova_lxd_py.virt.volume import lxd_devices
 
 #: Keys that LXD itself keeps, or that were decided when the instance was made.
 _KEPT_KEYS = ('volatile.', 'image.', 'security.idmap.')
@@ -181,7 +181,7 @@ def config_changes(guest: lxd_guest.Guest, wanted: GuestConfig,
     """
     config: dict[str, str | None] = dict(wanted.config)
     kept_keys = _STATE_KEYS + \
-        (modes.ROOT_KEYS if lxd_guest.root_volume(guest) else ())
+        (lxd_devices.ROOT_KEYS if lxd_guest.root_volume(guest) else ())
     for key in guest.config:
         if (key not in config and not key.startswith(_KEPT_KEYS) and
                 key not in kept_keys):

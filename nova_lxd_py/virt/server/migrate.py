@@ -59,7 +59,6 @@ from nova_lxd_py.virt.server import power as power_ops
 from nova_lxd_py.virt.server import resize as resize_ops
 from nova_lxd_py.virt.server import teardown as teardown_ops
 from nova_lxd_py.virt.vif import manager as vif_manager
-from nova_lxd_py.virt.volume import mappings
 from nova_lxd_py.virt.volume import server_volumes
 
 CONF = nova_conf.CONF
@@ -252,7 +251,7 @@ class MigrateOps:
         instance = shipment.instance
         with self._guests.changing(instance):
             guest = shipment.guest.reload()
-            if mappings.volumes(block_device_info):
+            if server_volumes.mappings(block_device_info):
                 self._volumes.release(instance, guest, block_device_info)
             self._vifs.unplug_all(instance, network_info, guest.devices)
             self._serial_consoles.remove(instance)

@@ -50,7 +50,6 @@ from nova_lxd_py.virt.server import power as power_ops
 from nova_lxd_py.virt.storage import ephemeral_disks as disks
 from nova_lxd_py.virt.storage import root_disk
 from nova_lxd_py.virt.vif import manager as vif_manager
-from nova_lxd_py.virt.volume import mappings
 from nova_lxd_py.virt.volume import server_volumes
 
 CONF = nova_conf.CONF
@@ -119,7 +118,7 @@ class ResizeOps:
             config = self._guest_configs.config(flavor, _claimed(instance))
             devices = self._guest_configs.flavor_devices(flavor)
             self.check_disks(instance, guest, flavor, block_device_info)
-            if running and (mappings.volumes(block_device_info) or
+            if running and (server_volumes.mappings(block_device_info) or
                             _must_restart(guest, config) or
                             _range_changes(instance.flavor, flavor)):
                 LOG.info('Stopping the guest for the new flavor %s',
@@ -128,7 +127,7 @@ class ResizeOps:
                 self._power.power_off(instance, timeout, retry_interval)
             with self._guests.changing(instance):
                 self._refuse_too_little_memory(guest.reload(), flavor)
-                if mappings.volumes(block_device_info):
+                if server_volumes.mappings(block_device_info):
                     # First, since a start of the guest undoes it.
                     self._volumes.release(instance, guest, block_device_info)
                     guest.reload()
@@ -203,7 +202,7 @@ class ResizeOps:
         config = self._guest_configs.config(instance.flavor,
                                             instance.numa_topology)
         unmarked = {lxd_guest.KEY_RESIZE: None}
-        if (mappings.volumes(block_device_info) or
+        if (server_volumes.mappings(block_device_info) or
                 _must_restart(guest, config) or
                 _range_changes(instance.flavor, instance.new_flavor)):
             self._stop(instance)
@@ -280,7 +279,8 @@ class ResizeOps:
         """
         old = instance.flavor
         root = self._guest_configs.root_device(flavor)
-        if flavor.root_gb and mappings.root(block_device_info) is None:
+        on_volume = server_volumes.root_mapping(block_device_info) is not None
+        if flavor.root_gb and not on_volume:
             if flavor.root_gb < old.root_gb:
                 raise exception.ResizeError(reason=(
                     f'its root disk cannot be made smaller, from '

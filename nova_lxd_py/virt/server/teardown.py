@@ -29,7 +29,6 @@ from nova_lxd_py.virt.server import local_disks
 from nova_lxd_py.virt.server import snapshot
 from nova_lxd_py.virt.vif import manager as vif_manager
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import modes
 from nova_lxd_py.virt.volume import server_volumes
 
 LOG = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ class TeardownOps:
                 guest.update(devices={
                     name: None for name, device in guest.devices.items()
                     if device.get('path') != '/'},
-                    config=modes.DISCONNECTED)
+                    config=lxd_devices.DISCONNECTED)
             # Not earlier: a console may be requested until the guest is gone.
             self._serial_consoles.remove(instance)
             # Nova makes the volumes available in Cinder next, so that the

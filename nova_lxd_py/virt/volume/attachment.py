@@ -18,7 +18,7 @@ device is added last and removed first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import contextlib
 import functools
 from typing import Any
@@ -39,48 +39,15 @@ from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import in_use
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import mappings
 from nova_lxd_py.virt.volume import mode_selection
 from nova_lxd_py.virt.volume import modes
-from nova_lxd_py.virt.volume import mounted_modes
 from nova_lxd_py.virt.volume import usage
 
 LOG = logging.getLogger(__name__)
 
-#: Makes the path of a device one that does not exist on any host.
-_MISSING = '.nothing'
-#: Messages of LXD where a crash has left the node or the mount of a device.
-_LEFTOVER = ('file exists', 'device or resource busy')
 #: Errors after which it is unknown what LXD has done.
 UNANSWERED = (errors.Unreachable, errors.OperationLost,
               errors.DeadlineExceeded)
-
-
-class CinderVolume:
-    """What Cinder knows of a volume; asked once, and only if needed.
-
-    :param context: for the request to Cinder.
-    :param connection_info: Cinder's description of the connection.
-    """
-
-    def __init__(self, context: nova_context.RequestContext,
-                 connection_info: dict[str, Any]) -> None:
-        self._context = context
-        # Not the ID that the volume had when the host was connected.
-        self._identifier = block_device.get_volume_id(connection_info)
-
-    @functools.cached_property
-    def _volume(self) -> Mapping[str, Any]:
-        return cinder.API().get(self._context, self._identifier)
-
-    @property
-    def size_gb(self) -> int | None:
-        """Size of the volume in GiB."""
-        return self._volume.get('size')
-
-    def metadata(self) -> Mapping[str, str]:
-        """Return the metadata of the volume, which its owner can set."""
-        return self._volume.get('volume_metadata') or {}
 
 
 class VolumeAttacher:
@@ -109,7 +76,7 @@ class VolumeAttacher:
                 size_gb: int | None, undo: contextlib.ExitStack, *,
                 root: bool = False, probed: bool = False,
                 encryption: dict[str, Any] | None = None
-                ) -> modes.GuestChanges:
+                ) -> lxd_devices.GuestChanges:
         """Connect the host to a volume and prepare the volume for its guest.
 
         :param context: for requests to Cinder and the key manager.
@@ -130,14 +97,19 @@ class VolumeAttacher:
         """
         self._connections.check_supported(connection_info)
         identifier = connections.volume_id(connection_info)
-        cinder_volume = CinderVolume(context, connection_info)
+
+        @functools.cache
+        def ask_cinder() -> Mapping[str, Any]:
+            # Not by the ID that the volume had when the host was connected.
+            return cinder.API().get(
+                context, block_device.get_volume_id(connection_info))
+
         if size_gb is None:
-            size_gb = cinder_volume.size_gb
+            size_gb = ask_cinder().get('size')
         mode: modes.Mode = self.modes.root
         if not root:
-            mode = self.modes.choose(instance, connection_info, identifier,
-                                     cinder_volume.metadata)
-        mode.check(instance, connection_info, identifier)
+            mode = self.modes.choose(instance, connection_info, ask_cinder)
+        mode.check(instance, connection_info)
         sharing = bool(connection_info.get('multiattach'))
         if not sharing:
             self._reclaim(context, instance, connection_info)
@@ -146,7 +118,8 @@ class VolumeAttacher:
             instance, connection_info, size_gb, context=context,
             encryption_metadata=encryption, shared=attached)
         if not attached:
-            undo.callback(self.drop, instance, connection_info, force=True)
+            undo.callback(self.drop, instance, identifier, connection_info,
+                          force=True)
         self._usage.check_device_conflict(instance, identifier, path)
         if connection_info['data'].get('qos_specs'):
             LOG.warning('Volume %s has front-end QoS limits, which LXD cannot '
@@ -155,8 +128,8 @@ class VolumeAttacher:
         connection_info[modes.KEY_MODE] = mode.name
         with connections.map_exceptions('prepare', instance, identifier,
                                         exception.VolumeAttachFailed):
-            mode.prepare(connection_info, identifier, probed)
-        return mode.describe(connection_info, identifier, mountpoint)
+            mode.prepare(connection_info, probed)
+        return mode.describe(connection_info, mountpoint)
 
     def _reclaim(self, context: nova_context.RequestContext,
                  instance: objects.Instance, connection_info: dict[str, Any]
@@ -172,8 +145,8 @@ class VolumeAttacher:
         """
         identifier = connections.volume_id(connection_info)
         for guest in self._usage.other_users(instance, identifier):
-            device = lxd_devices.of_guest(guest)[lxd_devices.name(identifier)]
-            if device['type'] == modes.ROOT or mappings.recorded(
+            device = lxd_devices.of_guest(guest)[identifier]
+            if device['type'] == modes.ROOT or usage.recorded(
                     context.elevated(), guest.uuid, identifier):
                 continue
             LOG.warning('Detaching volume %(volume)s from %(guest)s, to which '
@@ -183,9 +156,11 @@ class VolumeAttacher:
             try:
                 self.detach_device(
                     instance, guest, {**connection_info,
-                                      **mode_selection.connection_of(device)},
+                                      **mode_selection.connection_of(
+                                          identifier, device)},
                     device['path'])
-                self.drop(instance, dict(connection_info), force=False)
+                self.drop(instance, identifier, dict(connection_info),
+                          force=False)
             except (errors.LXDError, exception.DeviceDetachFailed,
                     exception.VolumeDetachFailed) as error:
                 LOG.error('Could not detach volume %(volume)s from %(guest)s: '
@@ -210,8 +185,7 @@ class VolumeAttacher:
         identifier = connections.volume_id(connection_info)
         with connections.map_exceptions('mount', instance, identifier,
                                         exception.VolumeAttachFailed):
-            self.modes.of(connection_info).mount(guest, connection_info,
-                                                 identifier)
+            self.modes.of(connection_info).mount(guest, connection_info)
 
     def disconnect(self, instance: objects.Instance,
                    connection_info: dict[str, Any], *, force: bool) -> None:
@@ -233,35 +207,29 @@ class VolumeAttacher:
                          guest.name for guest in others)},
                      instance=instance)
             return
-        self.drop(instance, connection_info, force=force)
+        self.drop(instance, identifier, connection_info, force=force)
 
-    def drop(self, instance: objects.Instance,
-             connection_info: dict[str, Any], *, force: bool) -> None:
-        """Unmount a volume that no guest has and disconnect the host. See
-        :meth:`disconnect`.
-        """
-        identifier = connections.volume_id(connection_info)
-        mode = self.modes.of(connection_info)
-        if mode is self.modes.block:
-            # An earlier process may have mounted it before that was recorded.
-            mode = self.modes.filesystem
-        with _unmounting(instance, identifier, force):
-            mode.unmount(identifier, force)
-        self._connections.disconnect(instance, connection_info, force=force)
+    def drop(self, instance: objects.Instance | None, identifier: str,
+             connection_info: dict[str, Any] | None, *, force: bool) -> None:
+        """Unmount a volume that no guest has and disconnect the host.
 
-    def forget(self, instance: objects.Instance | None, identifier: str, *,
-               force: bool) -> None:
-        """Disconnect the host from a volume of which only the ID is known.
-
-        :param instance: the instance that had it and is gone, if known.
+        :param instance: the instance that had it, if known.
         :param identifier: Cinder's ID of the volume.
+        :param connection_info: Cinder's description of the connection; None if
+            only the ID of the volume is known.
         :param force: log errors only, and remove what is in use as soon as it
             is released.
         :raises nova.exception.VolumeDetachFailed: if something is left of it.
         """
-        with _unmounting(instance, identifier, force):
-            self.modes.unmount_all(identifier, force)
-        self._connections.forget(instance, identifier, force=force)
+        with connections.map_exceptions(
+                'unmount', instance, identifier, exception.VolumeDetachFailed,
+                log_only=force):
+            self.modes.unmount(identifier, connection_info, force)
+        if connection_info is None:
+            self._connections.forget(instance, identifier, force=force)
+        else:
+            self._connections.disconnect(instance, connection_info,
+                                         force=force)
 
     # -- the guest ----------------------------------------------------------
 
@@ -282,14 +250,14 @@ class VolumeAttacher:
         name = lxd_devices.name(identifier)
         before = guest.devices.get(name)
         try:
-            add_device(guest, name, device)
+            lxd_devices.add(guest, name, device)
         except errors.LXDError as failure:
             with excutils.save_and_reraise_exception():
                 try:
                     guest.update(devices={name: before})
                     if before is None and isinstance(failure, UNANSWERED):
                         # It may have crashed in the middle, and be back.
-                        clear_leftover(guest, name, device)
+                        lxd_devices.clear_leftover(guest, name, device)
                 except errors.LXDError as error:
                     if not _has_been_undone(guest, name, before, error):
                         undo.pop_all()
@@ -313,7 +281,7 @@ class VolumeAttacher:
         """
         identifier = connections.volume_id(connection_info)
         name = lxd_devices.name(identifier)
-        device = lxd_devices.of_guest(guest).get(name)
+        device = lxd_devices.of_guest(guest).get(identifier)
         if device is None:
             self.clear(guest, connection_info, mountpoint)
             return
@@ -321,11 +289,11 @@ class VolumeAttacher:
             # By now its block device is another volume's.
             guest.update(devices={name: None})
             return
-        init = in_use.init_process(guest, identifier, device)
-        in_use.check(guest, init, device, mountpoint)
+        use = in_use.VolumeUse(guest, identifier, device, mountpoint)
+        use.check()
         guest.update(devices={name: None})
         try:
-            self.check_released(guest, init, identifier, device, mountpoint)
+            self.check_released(use)
         except exception.DeviceDetachFailed:
             with excutils.save_and_reraise_exception():
                 self.mount(instance, guest, connection_info)
@@ -333,24 +301,18 @@ class VolumeAttacher:
                 LOG.info('Attached volume %s to the guest again, which uses '
                          'it', identifier, instance=instance)
 
-    def check_released(self, guest: lxd_guest.Guest, init: int,
-                       identifier: str, device: Mapping[str, str],
-                       mountpoint: str) -> None:
+    def check_released(self, use: in_use.VolumeUse) -> None:
         """Check that a guest has not begun to use a volume at the moment when
         its device was removed, and unmount the volume.
 
-        :param guest: the guest.
-        :param init: its first process.
-        :param identifier: Cinder's ID of the volume.
-        :param device: the LXD device that was removed.
-        :param mountpoint: device name of the volume.
+        :param use: the guest's use of the volume, since before that.
         :raises nova.exception.DeviceDetachFailed: if the guest uses it.
         """
-        if device['type'] == 'disk':
+        if use.device['type'] == 'disk':
             self.modes.filesystem.release(
-                identifier, lxd_devices.source(device), mountpoint)
+                use.identifier, lxd_devices.source(use.device), use.mountpoint)
         else:
-            in_use.check(guest, init, device, mountpoint)
+            use.check()
 
     def clear(self, guest: lxd_guest.Guest,
               connection_info: dict[str, Any], mountpoint: str) -> None:
@@ -375,7 +337,7 @@ class VolumeAttacher:
         usable = True
         if mounted.is_prepared(identifier):
             device = {'type': 'disk', 'source': mounted.target(identifier),
-                      'path': mounted_modes.guest_directory(path)}
+                      'path': lxd_devices.mounted_path(path)}
             usable = mounted.is_mounted(identifier)
         else:
             known = self._connections.known().get(identifier)
@@ -387,28 +349,8 @@ class VolumeAttacher:
                for other in guest.devices.values()):
             return
         if usable:
-            in_use.check(guest,
-                         in_use.init_process(guest, identifier, device),
-                         device, mountpoint)
-        clear_leftover(guest, lxd_devices.name(identifier), device)
-
-    def is_prepared(self, identifier: str) -> bool:
-        """Whether a volume has been mounted, or is about to be, as the
-        filesystem of a guest."""
-        return self.modes.filesystem.is_prepared(identifier)
-
-
-@contextlib.contextmanager
-def _unmounting(instance: objects.Instance | None, identifier: str,
-                force: bool) -> Iterator[None]:
-    """Convert errors of unmounting a volume, or log them only with force."""
-    try:
-        with connections.map_exceptions('unmount', instance, identifier,
-                                        exception.VolumeDetachFailed):
-            yield
-    except exception.VolumeDetachFailed:
-        if not force:
-            raise
+            in_use.VolumeUse(guest, identifier, device, mountpoint).check()
+        lxd_devices.clear_leftover(guest, lxd_devices.name(identifier), device)
 
 
 def _has_been_undone(guest: lxd_guest.Guest, name: str,
@@ -422,40 +364,3 @@ def _has_been_undone(guest: lxd_guest.Guest, name: str,
         return guest.reload().devices.get(name) == before
     except errors.LXDError:
         return False
-
-
-def add_device(guest: lxd_guest.Guest, name: str, device: Mapping[str, str]
-               ) -> None:
-    """Add an LXD device to a guest, also where LXD has left the node or the
-    mount of an earlier one when it crashed.
-
-    :param guest: the guest.
-    :param name: name of the LXD device.
-    :param device: the LXD device.
-    :raises errors.LXDError: if LXD refuses it.
-    """
-    try:
-        guest.add_devices({name: device})
-    except errors.OperationFailed as error:
-        if not any(sign in error.message for sign in _LEFTOVER):
-            raise
-        clear_leftover(guest, name, device)
-        guest.add_devices({name: device})
-
-
-def clear_leftover(guest: lxd_guest.Guest, name: str,
-                   device: Mapping[str, str]) -> None:
-    """Make LXD remove the node or the mount of a device that it was about to
-    add to a guest when it crashed: it would not make it again before the guest
-    is restarted.
-
-    :param guest: the guest.
-    :param name: name of the LXD device.
-    :param device: the LXD device.
-    """
-    # A device without a source is not made, but removed with all that bears
-    # its name.
-    guest.add_devices({name: {
-        **device, 'source': device['source'] + _MISSING,
-        'required': 'false'}})
-    guest.update(devices={name: None})

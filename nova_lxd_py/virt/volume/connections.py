@@ -20,9 +20,10 @@ converts errors to Nova's exceptions, without the secrets of a connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import re
 import threading
 from typing import Any
@@ -51,7 +52,8 @@ NAMESPACE = 'nova_lxd_py.volume'
 #: Cinder may have given it another one since.
 LOCAL_ID = 'lxd_volume_id'
 
-_UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+#: IDs of volumes; they become names of files and LXD devices.
+UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
 class UnsupportedVolume(exception.VolumeDriverNotFound):
@@ -89,11 +91,6 @@ class VolumeConnections:
         self._encryption = encryption.VolumeEncryption(options)
         self._lock = threading.Lock()
         self._known: dict[str, Connection] = {}
-
-    @property
-    def supported_types(self) -> list[str]:
-        """List the connection types that there is a plugin for."""
-        return sorted(self._plugins)
 
     def check_supported(self, connection_info: dict[str, Any]) -> None:
         """Check that there is a plugin for a connection.
@@ -204,12 +201,12 @@ class VolumeConnections:
         with self._lock:
             self._known.pop(identifier, None)
 
-    def disconnect(self, instance: objects.Instance,
+    def disconnect(self, instance: objects.Instance | None,
                    connection_info: dict[str, Any], *,
                    force: bool = False) -> None:
         """Disconnect the host from a volume; success if it is not connected.
 
-        :param instance: the instance that had the volume.
+        :param instance: the instance that had the volume, if known.
         :param connection_info: Cinder's description of the connection.
         :param force: log errors only.
         :raises nova.exception.VolumeDetachFailed: if something is left of it.
@@ -275,18 +272,15 @@ class VolumeConnections:
             devices in use as soon as they are released.
         :raises nova.exception.VolumeDetachFailed: if something is left of it.
         """
-        steps: list[Callable[[str], None]] = [self._encryption.forget]
+        steps: list[Callable[[str], None]] = [
+            functools.partial(self._encryption.close, {})]
         if not force:
             steps.append(self._check_released)
         steps += [plugin.forget for plugin in self._plugins.values()]
         for step in steps:
-            try:
-                with map_exceptions('disconnect', instance, identifier,
-                                    exception.VolumeDetachFailed):
-                    step(identifier)
-            except exception.VolumeDetachFailed:
-                if not force:
-                    raise
+            with map_exceptions('disconnect', instance, identifier,
+                                exception.VolumeDetachFailed, log_only=force):
+                step(identifier)
         self._remove_record(identifier)
 
     def _check_released(self, identifier: str) -> None:
@@ -299,11 +293,11 @@ class VolumeConnections:
         kind = connection_info.get('driver_volume_type') or 'unknown'
         if kind not in self._plugins:
             raise UnsupportedVolume(driver_type=kind, supported=', '.join(
-                self.supported_types) or 'none')
+                sorted(self._plugins)) or 'none')
         return self._plugins[kind]
 
 
-def volume_id(connection_info: dict[str, Any]) -> str:
+def volume_id(connection_info: Mapping[str, Any]) -> str:
     """Return the ID of the volume that a connection leads to.
 
     :param connection_info: as Nova passes it.
@@ -312,7 +306,7 @@ def volume_id(connection_info: dict[str, Any]) -> str:
     """
     identifier = (connection_info.get(LOCAL_ID) or
                   block_device.get_volume_id(connection_info))
-    if not identifier or not _UUID.fullmatch(identifier):
+    if not identifier or not UUID.fullmatch(identifier):
         raise exception.InvalidVolume(
             reason='the connection does not say which volume it leads to')
     return identifier
@@ -320,8 +314,8 @@ def volume_id(connection_info: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def map_exceptions(what: str, instance: objects.Instance | None,
-                   identifier: str, kind: type[exception.NovaException]
-                   ) -> Iterator[None]:
+                   identifier: str, kind: type[exception.NovaException], *,
+                   log_only: bool = False) -> Iterator[None]:
     """Log whatever fails, and raise it as an exception for the volume's owner.
 
     :param what: what is being done, for the log.
@@ -329,6 +323,7 @@ def map_exceptions(what: str, instance: objects.Instance | None,
     :param identifier: Cinder's ID of the volume.
     :param kind: the exception to raise, which takes ``volume_id`` and
         ``reason``.
+    :param log_only: whether to go on instead.
     """
     try:
         yield
@@ -340,8 +335,10 @@ def map_exceptions(what: str, instance: objects.Instance | None,
                    'kind': type(error).__name__,
                    'error': strutils.mask_password(str(error))},
                   instance=instance)
-        # The cause may hold the secrets of the connection.
-        raise kind(volume_id=identifier, reason=public_reason(error)) from None
+        if not log_only:
+            # The cause may hold the secrets of the connection.
+            raise kind(volume_id=identifier,
+                       reason=public_reason(error)) from None
 
 
 def public_reason(error: Exception) -> str:

@@ -141,7 +141,8 @@ class VolumeEncryption:
         """Close a volume before the host is disconnected; success if it is
         not open.
 
-        :param connection_info: Cinder's description of the connection.
+        :param connection_info: Cinder's description of the connection; empty
+            if only the ID of the volume is known.
         :param identifier: Cinder's ID of the volume.
         :raises Exception: if something uses it.
         """
@@ -149,15 +150,6 @@ class VolumeEncryption:
         # If nova-compute has crashed there is a link without a record.
         if provider or os.path.lexists(self._link(identifier)):
             self._close(identifier, provider or encryptors.LUKS)
-
-    def forget(self, identifier: str) -> None:
-        """Close a volume of which only the ID is known, if it is open.
-
-        :param identifier: Cinder's ID of the volume.
-        :raises Exception: if something uses it.
-        """
-        if os.path.lexists(self._link(identifier)):
-            self._close(identifier, encryptors.LUKS)
 
     def opened(self) -> list[str]:
         """List the volumes that may be open.

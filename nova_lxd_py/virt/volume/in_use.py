@@ -32,27 +32,90 @@ from nova_lxd_py.virt.volume import device_identity
 LOG = logging.getLogger(__name__)
 
 
-def init_process(guest: lxd_guest.Guest, identifier: str,
-                 device: Mapping[str, str]) -> int:
-    """Find the first process of a guest that has a volume.
+class VolumeUse:
+    """The use of a volume by the processes of a guest.
 
     :param guest: the guest, just read.
     :param identifier: Cinder's ID of the volume.
     :param device: the LXD device of the volume.
-    :returns: its process ID on the host; 0 if nothing runs there.
+    :param mountpoint: device name of the volume.
     """
-    if guest.power_state == power_state.SHUTDOWN:
-        return 0
-    with contextlib.suppress(OSError):
-        found = fuser.find_init(
-            guest.container, identifier, os.stat(device['source']).st_dev
-            if device['type'] == 'disk' else 0)
-        if found:
-            return found
-    try:
-        return max(guest.state()['pid'], 0)
-    except errors.NotFound:
-        return 0
+
+    def __init__(self, guest: lxd_guest.Guest, identifier: str,
+                 device: Mapping[str, str], mountpoint: str) -> None:
+        self.identifier = identifier
+        self.device = device
+        self.mountpoint = mountpoint
+        self._guest = guest
+        # It is not found by the volume after the device has been removed.
+        self._init = self._find_init()
+
+    def _find_init(self) -> int:
+        """Find the first process of the guest.
+
+        :returns: its process ID on the host; 0 if nothing runs there.
+        """
+        if self._guest.power_state == power_state.SHUTDOWN:
+            return 0
+        with contextlib.suppress(OSError):
+            found = fuser.find_init(
+                self._guest.container, self.identifier,
+                os.stat(self.device['source']).st_dev
+                if self.device['type'] == 'disk' else 0)
+            if found:
+                return found
+        try:
+            return max(self._guest.state()['pid'], 0)
+        except errors.NotFound:
+            return 0
+
+    def check(self) -> None:
+        """Check that no process of the guest uses the volume.
+
+        :raises nova.exception.DeviceDetachFailed: if one does, or if the
+            mounted filesystem has shut itself down.
+        """
+        if not self._init:
+            return
+        number = filesystem = 0
+        try:
+            if self.device['type'] == 'disk':
+                filesystem = os.stat(self.device['source']).st_dev
+            else:
+                number = device_identity.device_number(self.device['source'])
+        except (device_identity.WrongDevice, OSError) as error:
+            if self.device['type'] == 'disk' and getattr(
+                    error, 'errno', None) == errno.EIO:
+                # LXD could neither unmount it in the guest nor mount it again.
+                raise self._refusal(
+                    'its filesystem has shut itself down after an error of '
+                    'the storage; stop or hard reboot the server '
+                    'first') from error
+            # What does not exist cannot be in use.
+            return
+        try:
+            using = fuser.find_users(self._init, number, filesystem)
+        except OSError as error:
+            LOG.warning('Processes of %(guest)s that use %(device)s cannot be '
+                        'determined: %(error)s', {
+                            'device': self.mountpoint,
+                            'guest': self._guest.name, 'error': error},
+                        instance_uuid=self._guest.uuid)
+            raise self._refusal(
+                'its processes have too many open files to check whether '
+                'they use the volume') from error
+        if using:
+            LOG.info('%(device)s of %(guest)s is open in processes %(pids)s '
+                     'of the host', {'device': self.mountpoint,
+                                     'guest': self._guest.name,
+                                     'pids': using},
+                     instance_uuid=self._guest.uuid)
+            raise self._refusal(f'{len(using)} processes of the server use '
+                                f'it; end them first')
+
+    def _refusal(self, reason: str) -> exception.DeviceDetachFailed:
+        return exception.DeviceDetachFailed(device=self.mountpoint,
+                                            reason=reason)
 
 
 def check_root(instance: objects.Instance, guest: lxd_guest.Guest) -> None:
@@ -66,54 +129,3 @@ def check_root(instance: objects.Instance, guest: lxd_guest.Guest) -> None:
         raise exception.DeviceDetachFailed(
             device=instance.root_device_name or 'root',
             reason='the server runs from it; stop it first')
-
-
-def check(guest: lxd_guest.Guest, init: int, device: Mapping[str, str],
-          mountpoint: str) -> None:
-    """Check that no process of a guest uses a volume.
-
-    :param guest: the guest.
-    :param init: its first process.
-    :param device: the LXD device of the volume.
-    :param mountpoint: device name of the volume.
-    :raises nova.exception.DeviceDetachFailed: if one does, or if the mounted
-        filesystem has shut itself down.
-    """
-    if not init:
-        return
-    number = filesystem = 0
-    try:
-        if device['type'] == 'disk':
-            filesystem = os.stat(device['source']).st_dev
-        else:
-            number = device_identity.device_number(device['source'])
-    except (device_identity.WrongDevice, OSError) as error:
-        if device['type'] == 'disk' and getattr(
-                error, 'errno', None) == errno.EIO:
-            # LXD could neither unmount it in the guest nor mount it again.
-            raise exception.DeviceDetachFailed(
-                device=mountpoint,
-                reason='its filesystem has shut itself down after an error of '
-                       'the storage; stop or hard reboot the server '
-                       'first') from error
-        # What does not exist cannot be in use.
-        return
-    try:
-        using = fuser.find_users(init, number, filesystem)
-    except OSError as error:
-        LOG.warning('Processes of %(guest)s that use %(device)s cannot be '
-                    'determined: %(error)s', {
-                        'device': mountpoint, 'guest': guest.name,
-                        'error': error}, instance_uuid=guest.uuid)
-        raise exception.DeviceDetachFailed(
-            device=mountpoint,
-            reason='its processes have too many open files to check whether '
-                   'they use the volume') from error
-    if using:
-        LOG.info('%(device)s of %(guest)s is open in processes %(pids)s of '
-                 'the host', {'device': mountpoint, 'guest': guest.name,
-                              'pids': using}, instance_uuid=guest.uuid)
-        raise exception.DeviceDetachFailed(
-            device=mountpoint,
-            reason=f'{len(using)} processes of the server use it; end them '
-                   f'first')

@@ -10,11 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""LXD devices of volumes: their names and paths."""
+"""What an LXD instance has of its volumes: LXD devices, and configuration keys
+for the one that it boots from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import dataclasses
 import itertools
 import pathlib
 import re
@@ -26,6 +29,7 @@ from nova import exception
 
 from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.lxd import errors
 
 #: Prefix of the names of LXD devices, before the volume's ID.
 PREFIX = 'volume-'
@@ -37,8 +41,20 @@ KEY_SOURCE = disk_view.KEY_DEVICE
 KEY_BOOT = 'user.nova.boot'
 
 #: Key of an LXD device: counters of the block device when the volume was
-#: attached, see :mod:`.io_counters`.
+#: attached, see :mod:`.statistics`.
 KEY_COUNTERS = 'user.nova.counters'
+
+#: Configuration key of LXD with options for liblxc.
+KEY_RAW = 'raw.lxc'
+
+#: Configuration keys of a guest that boots from a volume.
+ROOT_KEYS = (KEY_RAW, lxd_guest.KEY_ROOT_VOLUME, lxd_guest.KEY_ROOT_DEVICE,
+             lxd_guest.KEY_ROOT_BOOT, lxd_guest.KEY_ROOT_COUNTERS)
+
+#: Changes to these keys when the host is disconnected from the volume.
+DISCONNECTED: Mapping[str, str | None] = {
+    lxd_guest.KEY_ROOT_DEVICE: None, lxd_guest.KEY_ROOT_BOOT: None,
+    lxd_guest.KEY_ROOT_COUNTERS: None}
 
 _BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 
@@ -49,6 +65,24 @@ ROOT = 'root'
 #: Paths in the guest that tenants may request: names of disks, not /dev/null
 #: and the like.
 _GUEST_PATH = re.compile(r'/dev/(?:sd|vd|hd|xvd)[a-z]{1,2}(?:[1-9][0-9]?)?')
+
+#: Makes the path of a device one that does not exist on any host.
+_MISSING = '.nothing'
+#: Messages of LXD where a crash has left the node or the mount of a device.
+_LEFTOVER = ('file exists', 'device or resource busy')
+
+
+@dataclasses.dataclass(frozen=True)
+class GuestChanges:
+    """What the LXD instance needs for a connected volume.
+
+    :ivar config: LXD configuration keys.
+    :ivar devices: LXD devices by name.
+    """
+
+    config: dict[str, str] = dataclasses.field(default_factory=dict)
+    devices: dict[str, dict[str, str]] = dataclasses.field(
+        default_factory=dict)
 
 
 def name(identifier: str) -> str:
@@ -78,16 +112,16 @@ def of_guest(guest: lxd_guest.Guest
     """Find the volumes that a guest has.
 
     :param guest: the guest, just read.
-    :returns: LXD devices by name. Copies of a server's root disk have empty
-        ones of the same names, which do not count. The volume that it has
+    :returns: LXD devices by Cinder's IDs of the volumes. Copies of a server's
+        root disk have empty ones, which do not count. The volume that it has
         booted from is among them, with the type ROOT.
     """
     found: dict[str, Mapping[str, str]] = {
-        key: device for key, device in guest.devices.items()
+        volume(key): device for key, device in guest.devices.items()
         if key.startswith(PREFIX) and device['type'] != 'none'}
     path = guest.config.get(lxd_guest.KEY_ROOT_DEVICE)
     if path:
-        found[name(guest.config[lxd_guest.KEY_ROOT_VOLUME])] = {
+        found[guest.config[lxd_guest.KEY_ROOT_VOLUME]] = {
             'type': ROOT, 'source': path,
             KEY_BOOT: guest.config.get(lxd_guest.KEY_ROOT_BOOT, ''),
             KEY_COUNTERS: guest.config.get(lxd_guest.KEY_ROOT_COUNTERS, '')}
@@ -104,8 +138,7 @@ def volumes(guest: lxd_guest.Guest | None) -> set[str]:
     if guest is None:
         return set()
     root = lxd_guest.root_volume(guest)
-    return {volume(key) for key in of_guest(guest)} | ({root} if root
-                                                       else set())
+    return set(of_guest(guest)) | ({root} if root else set())
 
 
 def boot_id() -> str:
@@ -134,8 +167,70 @@ def connected(guest: lxd_guest.Guest) -> dict[str, Mapping[str, str]]:
     :param guest: the guest, just read.
     :returns: those of :func:`of_guest` that :func:`is_current` holds for.
     """
-    return {key: device for key, device in of_guest(guest).items()
-            if is_current(guest, device)}
+    return {identifier: device for identifier, device
+            in of_guest(guest).items() if is_current(guest, device)}
+
+
+def keep_counters(guest: lxd_guest.Guest | None, changes: GuestChanges
+                  ) -> None:
+    """Keep the stored counters of volumes that a guest has had before.
+
+    The guest's usage of a volume is counted from when it was attached, and an
+    LXD device that has not changed is not attached again.
+
+    :param guest: the guest, just read; None if it does not exist yet.
+    :param changes: what it needs for its connected volumes, which is changed.
+    """
+    if guest is None:
+        return
+    for key, device in changes.devices.items():
+        _keep_key(KEY_COUNTERS, guest.devices.get(key, {}), device)
+    had = {key: guest.config[key] for key in (
+        *changes.config, lxd_guest.KEY_ROOT_COUNTERS) if key in guest.config}
+    _keep_key(lxd_guest.KEY_ROOT_COUNTERS, had, changes.config)
+
+
+def _keep_key(key: str, before: Mapping[str, str], after: dict[str, str]
+              ) -> None:
+    """Copy a key if nothing else differs."""
+    if key in before and {**after, key: before[key]} == before:
+        after[key] = before[key]
+
+
+def add(guest: lxd_guest.Guest, key: str, device: Mapping[str, str]) -> None:
+    """Add an LXD device to a guest, also where LXD has left the node or the
+    mount of an earlier one when it crashed.
+
+    :param guest: the guest.
+    :param key: name of the LXD device.
+    :param device: the LXD device.
+    :raises errors.LXDError: if LXD refuses it.
+    """
+    try:
+        guest.add_devices({key: device})
+    except errors.OperationFailed as error:
+        if not any(sign in error.message for sign in _LEFTOVER):
+            raise
+        clear_leftover(guest, key, device)
+        guest.add_devices({key: device})
+
+
+def clear_leftover(guest: lxd_guest.Guest, key: str,
+                   device: Mapping[str, str]) -> None:
+    """Make LXD remove the node or the mount of a device that it was about to
+    add to a guest when it crashed: it would not make it again before the guest
+    is restarted.
+
+    :param guest: the guest.
+    :param key: name of the LXD device.
+    :param device: the LXD device.
+    """
+    # A device without a source is not made, but removed with all that bears
+    # its name.
+    guest.add_devices({key: {
+        **device, 'source': device['source'] + _MISSING,
+        'required': 'false'}})
+    guest.update(devices={key: None})
 
 
 def guest_path(mountpoint: str) -> str:
@@ -149,6 +244,15 @@ def guest_path(mountpoint: str) -> str:
     if not _GUEST_PATH.fullmatch(path):
         raise exception.InvalidDevicePath(path=mountpoint)
     return path
+
+
+def mounted_path(path: str) -> str:
+    """Return where the guest finds a mounted volume.
+
+    :param path: device name of the volume, which has been validated.
+    :returns: a directory of the same name below ``/mnt``.
+    """
+    return '/mnt/' + path.removeprefix('/dev/')
 
 
 def choose_path(requested: str | None, taken: Iterable[str | None]) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import os
-import re
 from typing import Any
 
 from nova import exception
@@ -25,14 +24,12 @@ from oslo_config import cfg
 
 from nova_lxd_py import extra_specs
 from nova_lxd_py.virt.volume import base
+from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import modes
-from nova_lxd_py.virt.volume import mounted_modes
 
 #: Key of metadata by which tenants and administrators choose a mode.
 METADATA = 'lxd_volume_mode'
-
-_UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
 class ModeSelection:
@@ -44,8 +41,8 @@ class ModeSelection:
     def __init__(self, options: cfg.ConfigOpts.GroupAttr) -> None:
         self._options = options
         self.block = modes.BlockMode(options)
-        self.filesystem = mounted_modes.FilesystemMode(options)
-        self.root = mounted_modes.RootMode(options)
+        self.filesystem = modes.FilesystemMode(options)
+        self.root = modes.RootMode(options)
         self._by_name: dict[str, modes.Mode] = {
             mode.name: mode for mode in (self.block, self.filesystem,
                                          self.root)}
@@ -54,15 +51,9 @@ class ModeSelection:
         """Return the mode in which a volume has been attached."""
         return self._by_name[connection_info.get(modes.KEY_MODE, modes.BLOCK)]
 
-    def of_device(self, device: Mapping[str, str]) -> modes.Mode:
-        """Return the mode of a volume by its LXD device, see
-        :func:`.lxd_devices.of_guest`."""
-        return {'disk': self.filesystem, lxd_devices.ROOT: self.root}.get(
-            device['type'], self.block)
-
     def choose(self, instance: objects.Instance,
-               connection_info: Mapping[str, Any], identifier: str,
-               metadata: Callable[[], Mapping[str, str]]) -> modes.Mode:
+               connection_info: Mapping[str, Any],
+               ask_cinder: Callable[[], Mapping[str, Any]]) -> modes.Mode:
         """Choose the mode of a data volume, unless it has one already.
 
         The metadata of the volume takes precedence over that of the instance,
@@ -71,8 +62,7 @@ class ModeSelection:
 
         :param instance: the instance that is to have the volume.
         :param connection_info: Cinder's description of the connection.
-        :param identifier: Cinder's ID of the volume.
-        :param metadata: returns the metadata of the volume.
+        :param ask_cinder: returns Cinder's description of the volume.
         :raises nova.exception.VolumeAttachFailed: if there is no such mode.
         """
         if connection_info.get(modes.KEY_MODE) in (modes.BLOCK,
@@ -80,28 +70,38 @@ class ModeSelection:
             return self.of(connection_info)
         if not self._options.volume_filesystems:
             return self.block
-        name = (metadata().get(METADATA) or
+        metadata = ask_cinder().get('volume_metadata') or {}
+        name = (metadata.get(METADATA) or
                 instance.metadata.get(METADATA) or
                 instance.flavor.extra_specs.get(extra_specs.VOLUME_MODE) or
                 instance.system_metadata.get(f'image_{METADATA}') or
                 self._options.volume_mode)
         if name not in (modes.BLOCK, modes.FILESYSTEM):
             raise exception.VolumeAttachFailed(
-                volume_id=identifier,
+                volume_id=connections.volume_id(connection_info),
                 reason=f'{METADATA} is "{name}", which is neither '
                        f'"{modes.BLOCK}" nor "{modes.FILESYSTEM}"')
         return self._by_name[name]
 
-    def unmount_all(self, identifier: str, force: bool) -> None:
-        """Unmount a volume of which only the ID is known.
+    def unmount(self, identifier: str,
+                connection_info: Mapping[str, Any] | None, force: bool
+                ) -> None:
+        """Unmount a volume, if it is mounted.
 
         :param identifier: Cinder's ID of the volume.
+        :param connection_info: Cinder's description of the connection; None if
+            only the ID of the volume is known.
         :param force: even while something uses it.
         :raises OSError: if something uses it, without force.
         """
-        # The first one also unmounts where a first boot was interrupted.
-        self.filesystem.unmount(identifier, force)
-        self.root.unmount(identifier, force)
+        known = connection_info and self.of(connection_info)
+        if known is not self.root:
+            # Also a block device: an earlier process may have mounted it
+            # before that was recorded. Where nothing is known, this unmounts
+            # it after an interrupted first boot as well.
+            self.filesystem.unmount(identifier, force)
+        if not known or known is self.root:
+            self.root.unmount(identifier, force)
 
     def mounted(self) -> set[str]:
         """List the volumes that are mounted on the host.
@@ -113,21 +113,25 @@ class ModeSelection:
             for line in stream:
                 path = line.split()[4]
                 identifier = os.path.basename(path)
-                if _UUID.fullmatch(identifier) and path in (
+                if connections.UUID.fullmatch(identifier) and path in (
                         self.filesystem.target(identifier),
                         self.root.target(identifier)):
                     found.add(identifier)
         return found
 
 
-def connection_of(device: Mapping[str, str]) -> dict[str, Any]:
+def connection_of(identifier: str, device: Mapping[str, str]
+                  ) -> dict[str, Any]:
     """Describe the connection of a volume by its LXD device.
 
-    :param device: the LXD device of a connected data volume.
-    :returns: as much as :meth:`.modes.Mode.mount` needs.
+    :param identifier: Cinder's ID of the volume.
+    :param device: the LXD device, see :func:`.lxd_devices.of_guest`.
+    :returns: as much as a mode needs for a connected volume.
     """
-    return {modes.KEY_MODE: (modes.FILESYSTEM if device['type'] == 'disk'
-                             else modes.BLOCK),
+    return {connections.LOCAL_ID: identifier,
+            modes.KEY_MODE: {'disk': modes.FILESYSTEM,
+                             lxd_devices.ROOT: modes.ROOT}.get(
+                                 device['type'], modes.BLOCK),
             base.DEVICE_PATH: lxd_devices.source(device),
             'data': {'access_mode': 'ro' if device.get('readonly') == 'true'
                      else 'rw'}}

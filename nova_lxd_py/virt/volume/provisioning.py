@@ -61,7 +61,6 @@ from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import modes
-from nova_lxd_py.virt.volume import mounted_modes
 
 LOG = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ class VolumeProvisioner:
         :raises errors.LXDError: if LXD cannot unpack the image.
         """
         identifier = connections.volume_id(connection_info)
-        path = base.device_path(connection_info) or ''
+        path = connection_info[base.DEVICE_PATH]
         with connections.lock(identifier):
             first = _FirstBoot(
                 self._options, self._images, instance, identifier, path,
@@ -245,7 +244,7 @@ class _FirstBoot:
         if not uuidutils.is_uuid_like(self._about.get('image_id')):
             # The owner of the volume can write anything there.
             self._about = {}
-        self.target = mounted_modes.mount_directory(options, identifier)
+        self.target = modes.mount_directory(options, identifier)
         self._holds_image = False
         #: The filesystem on the volume, once there is one.
         self.kind = ''
@@ -283,9 +282,9 @@ class _FirstBoot:
             self._holds_image = self._is_the_image()
             if not self._holds_image:
                 raise self.refusal(
-                    mounted_modes.root_refusal(found, allowed))
+                    modes.root_refusal(found, allowed))
         elif not self._about.get('image_id'):
-            raise self.refusal(mounted_modes.root_refusal('', allowed))
+            raise self.refusal(modes.root_refusal('', allowed))
         return False
 
     def _is_the_image(self) -> bool:

@@ -20,7 +20,6 @@ its instances have, when nova-compute starts and when LXD is reached again.
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 
 from nova import exception
@@ -29,7 +28,6 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
-from nova_lxd_py.virt.volume import attach_notes
 from nova_lxd_py.virt.volume import attachment
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import lxd_devices
@@ -38,9 +36,6 @@ from nova_lxd_py.virt.volume import swap
 from nova_lxd_py.virt.volume import usage
 
 LOG = logging.getLogger(__name__)
-
-#: Names of LXD devices in the note of a swap.
-_VOLUME = re.compile(lxd_devices.PREFIX + '([0-9a-f-]{36})')
 
 
 class Reconciler:
@@ -104,16 +99,16 @@ class Reconciler:
     def _clear_notes(self) -> None:
         """Clear notes of volumes that are attached or not connected."""
         for guest in self._guests.all():
-            if attach_notes.read(guest) is None:
+            if usage.read_note(guest) is None:
                 continue
             # An operation that attaches a volume has the lock.
             with self._guests.lock(guest.uuid):
-                pending = attach_notes.read(guest.reload())
+                pending = usage.read_note(guest.reload())
                 if pending and (connections.volume_id(pending) in
                                 _attached([guest]) or
                                 connections.volume_id(pending) not in
                                 self._connections.known()):
-                    attach_notes.clear(guest)
+                    usage.clear_note(guest)
 
     def _remove_unused(self) -> None:
         known = self._usage.connections()
@@ -146,19 +141,15 @@ class Reconciler:
                 return
             LOG.warning('Disconnecting volume %s, which no guest has',
                         identifier, instance=instance)
-            if connection is not None and connection.connection_info:
-                assert instance is not None
-                self._attacher.drop(instance, connection.connection_info,
-                                    force=False)
-            else:
-                self._attacher.forget(None, identifier, force=False)
+            self._attacher.drop(
+                instance, identifier,
+                connection.connection_info if connection else None,
+                force=False)
 
 
 def _attached(guests: list[lxd_guest.Guest]) -> set[str]:
     """List the volumes that guests have, or had before an interrupted swap."""
     found: set[str] = set()
     for guest in guests:
-        found.update(lxd_devices.volume(name)
-                     for name in lxd_devices.of_guest(guest))
-        found.update(_VOLUME.findall(guest.config.get(swap.KEY_SWAP, '')))
+        found |= set(lxd_devices.of_guest(guest)) | swap.noted(guest)
     return found

@@ -10,12 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Usage of attached volumes, for Nova's ``volume.usage`` notifications."""
+
+"""What has been read from and written to the volumes of servers.
+
+Nova asks for it, for its ``volume.usage`` notifications. The kernel counts the
+requests to a block device as long as the device exists, which may be longer
+than a volume is attached: loop devices are reused. So the counters at the time
+when a volume is attached are stored with its LXD device, and subtracted from
+later ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from nova import block_device
 from nova import objects
@@ -24,15 +32,96 @@ from oslo_log import log as logging
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.lxd import errors
-from nova_lxd_py.virt.volume import io_counters
+from nova_lxd_py.virt.volume import device_identity
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import mounted_modes
 
 LOG = logging.getLogger(__name__)
 
+#: The unit of the kernel's ``stat`` file, whatever the device's is.
+_SECTOR = 512
 #: libvirt's value for the number of errors, which its hypervisors and the
 #: kernel do not count. Nova ignores it.
 _NO_ERRORS_COUNTED = -1
+
+
+class Counters(NamedTuple):
+    """Completed requests to a block device, and their bytes; Nova's names."""
+
+    rd_req: int
+    rd_bytes: int
+    wr_req: int
+    wr_bytes: int
+
+    def since(self, baseline: Counters) -> Counters:
+        """Return what has been added to earlier counters of the device.
+
+        :param baseline: the earlier counters.
+        :returns: the differences; these counters if they are lower, since the
+            device has been recreated then.
+        """
+        pairs = list(zip(self, baseline, strict=True))
+        if any(now < before for now, before in pairs):
+            return self
+        return Counters(*(now - before for now, before in pairs))
+
+
+def parse_stat(text: str) -> Counters:
+    """Parse the kernel's ``/sys/dev/block/<number>/stat``.
+
+    Its fields are described in the kernel's ``Documentation/block/stat.rst``.
+    Newer kernels have more of them, at the end, for discarded sectors and
+    flushes.
+
+    :param text: content of the file.
+    :raises ValueError: if it is something else.
+    """
+    fields = [int(word) for word in text.split()]
+    if len(fields) < 11:
+        raise ValueError(f'not the statistics of a block device: {text!r}')
+    (read_requests, _merged, read_sectors, _milliseconds,
+     written_requests, _merged, written_sectors) = fields[:7]
+    return Counters(read_requests, read_sectors * _SECTOR,
+                    written_requests, written_sectors * _SECTOR)
+
+
+def read(path: str) -> Counters | None:
+    """Read the counters of a block device; needs no privileges.
+
+    :param path: path of the device on the host.
+    :returns: None if there is no such device, or the kernel has no counters
+        of it.
+    """
+    try:
+        return parse_stat(device_identity.statistics(path) or '')
+    except (device_identity.WrongDevice, ValueError):
+        return None
+
+
+def store(key: str, path: str) -> dict[str, str]:
+    """Return the key of an LXD object that :func:`since_stored` needs.
+
+    :param key: name of the key.
+    :param path: path of a block device on the host.
+    :returns: the key with the present counters; nothing if there are none.
+    """
+    counters = read(path)
+    return {} if counters is None else {
+        key: ' '.join(map(str, counters))}
+
+
+def since_stored(stored: str | None, path: str) -> Counters | None:
+    """Return what has happened to a block device since :func:`store`.
+
+    :param stored: value of the key.
+    :param path: path of the device on the host.
+    :returns: None if the key is missing, or the device.
+    """
+    try:
+        baseline = Counters(*(int(word) for word in (stored or '').split()))
+    except (TypeError, ValueError):
+        return None
+    counters = read(path)
+    return None if counters is None else counters.since(baseline)
 
 
 class VolumeStatistics:
@@ -72,12 +161,8 @@ class VolumeStatistics:
                     LOG.debug('No counters of volume %s', bdm.volume_id,
                               instance=instance)
                     continue
-                found.append({
-                    'volume': bdm.volume_id, 'instance': instance,
-                    'rd_req': counters.read_requests,
-                    'rd_bytes': counters.read_bytes,
-                    'wr_req': counters.written_requests,
-                    'wr_bytes': counters.written_bytes})
+                found.append({'volume': bdm.volume_id, 'instance': instance,
+                              **counters._asdict()})
         return found
 
     def of_disk(self, instance: objects.Instance, disk: str
@@ -100,14 +185,11 @@ class VolumeStatistics:
                         {'disk': disk, 'error': error}, instance=instance)
             return None
         counters = _since_attached(guest, instance, disk)
-        return None if counters is None else [
-            counters.read_requests, counters.read_bytes,
-            counters.written_requests, counters.written_bytes,
-            _NO_ERRORS_COUNTED]
+        return None if counters is None else [*counters, _NO_ERRORS_COUNTED]
 
 
 def _since_attached(guest: lxd_guest.Guest | None, instance: objects.Instance,
-                    disk: str | None) -> io_counters.Counters | None:
+                    disk: str | None) -> Counters | None:
     """Read the counters of the volume that Nova knows by a device name.
 
     Not by its ID: a volume that Cinder has moved to other storage keeps the ID
@@ -120,8 +202,8 @@ def _since_attached(guest: lxd_guest.Guest | None, instance: objects.Instance,
         known = device.get('path')
         if device['type'] == lxd_devices.ROOT:
             known = block_device.prepend_dev(instance.root_device_name)
-        if known in (path, mounted_modes.guest_directory(path)):
-            return io_counters.since_stored(
+        if known in (path, lxd_devices.mounted_path(path)):
+            return since_stored(
                 device.get(lxd_devices.KEY_COUNTERS),
                 lxd_devices.source(device))
     return None

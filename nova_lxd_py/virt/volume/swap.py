@@ -46,10 +46,10 @@ from nova_lxd_py.virt.volume import base
 from nova_lxd_py.virt.volume import connections
 from nova_lxd_py.virt.volume import device_identity
 from nova_lxd_py.virt.volume import in_use
-from nova_lxd_py.virt.volume import io_counters
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import mode_selection
 from nova_lxd_py.virt.volume import modes
+from nova_lxd_py.virt.volume import statistics
 
 LOG = logging.getLogger(__name__)
 
@@ -119,8 +119,8 @@ class VolumeSwapper:
                 _copy(instance, lxd_devices.source(before),
                       lxd_devices.source(device), size)
             # The instance has not written the copy.
-            device.update(io_counters.store(lxd_devices.KEY_COUNTERS,
-                                            lxd_devices.source(device)))
+            device.update(statistics.store(lxd_devices.KEY_COUNTERS,
+                                           lxd_devices.source(device)))
             self._attacher.mount(instance, guest, new)
             guest.update(devices={lxd_devices.name(coming): device},
                          config={KEY_SWAP: None})
@@ -148,8 +148,8 @@ class VolumeSwapper:
         :param undo: gets what attaches it again.
         """
         leaving, coming = identifiers
-        init = in_use.init_process(guest, leaving, before)
-        in_use.check(guest, init, before, mountpoint)
+        use = in_use.VolumeUse(guest, leaving, before, mountpoint)
+        use.check()
         note: dict[str, Any] = {
             'old': lxd_devices.name(leaving),
             'new': lxd_devices.name(coming), 'device': dict(before)}
@@ -164,7 +164,7 @@ class VolumeSwapper:
                                           note['new']: None})
                     for name, each in ((note['new'], device),
                                        (note['old'], before)):
-                        attachment.clear_leftover(guest, name, each)
+                        lxd_devices.clear_leftover(guest, name, each)
                 self._restore(guest, note)
             except (errors.LXDError, exception.NovaException) as error:
                 # Neither may be disconnected.
@@ -178,7 +178,7 @@ class VolumeSwapper:
         undo.push(attach_again)
         guest.update(devices={note['old']: None},
                      config={KEY_SWAP: json.dumps(note)})
-        self._attacher.check_released(guest, init, leaving, before, mountpoint)
+        self._attacher.check_released(use)
 
     def restore(self, guest: lxd_guest.Guest) -> None:
         """Attach the old volume again where a swap was interrupted.
@@ -188,10 +188,9 @@ class VolumeSwapper:
         :param guest: the guest, just read.
         :raises Exception: if it cannot be attached.
         """
-        kept = guest.config.get(KEY_SWAP)
-        if not kept:
+        note = _note(guest)
+        if not note:
             return
-        note = json.loads(kept)
         LOG.warning('Attaching %(old)s to %(guest)s again: swapping it with '
                     '%(new)s was interrupted',
                     {'guest': guest.name, 'old': note['old'],
@@ -208,13 +207,27 @@ class VolumeSwapper:
         identifier = lxd_devices.volume(note['old'])
         device = note['device']
         guest.update(devices={note['new']: None, note['old']: None})
-        connection_info = mode_selection.connection_of(device)
+        connection_info = mode_selection.connection_of(identifier, device)
         with connections.map_exceptions('mount', None, identifier,
                                         exception.VolumeAttachFailed):
             self._attacher.modes.of(connection_info).mount(
-                guest, connection_info, identifier)
-        attachment.add_device(guest, note['old'], device)
+                guest, connection_info)
+        lxd_devices.add(guest, note['old'], device)
         guest.update(config={KEY_SWAP: None})
+
+
+def _note(guest: lxd_guest.Guest) -> dict[str, Any]:
+    return json.loads(guest.config.get(KEY_SWAP, '{}'))
+
+
+def noted(guest: lxd_guest.Guest) -> set[str]:
+    """List the volumes that a guest has, or had before, while it has neither.
+
+    :param guest: the guest, just read.
+    :returns: Cinder's IDs of the volumes of an unfinished swap.
+    """
+    note = _note(guest)
+    return {lxd_devices.volume(note[key]) for key in ('old', 'new') if note}
 
 
 def _device_to_swap(guest: lxd_guest.Guest, identifier: str
@@ -224,7 +237,7 @@ def _device_to_swap(guest: lxd_guest.Guest, identifier: str
     :raises nova.exception.InvalidVolume: if it cannot.
     """
     reason = ''
-    device = lxd_devices.of_guest(guest).get(lxd_devices.name(identifier))
+    device = lxd_devices.of_guest(guest).get(identifier)
     if device is None:
         reason = 'the server does not have the old volume'
     elif guest.power_state == power_state.SHUTDOWN:

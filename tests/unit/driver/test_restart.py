@@ -26,7 +26,7 @@ from nova.virt import event as virt_event
 
 from nova_lxd_py.virt.guest import events
 from nova_lxd_py.virt.guest import guest as lxd_guest
-from nova_lxd_py.virt.volume import attach_notes
+from nova_lxd_py.virt.volume import usage
 from tests.fixtures import disks
 from tests.fixtures import fake_driver_host
 from tests.fixtures import memory_cinder
@@ -90,25 +90,25 @@ class RestartTest(RestartTestCase):
             raise _Killed()
         package = 'nova_lxd_py.virt.volume'
         with fixtures.MonkeyPatch(f'{package}.{step}', killed), \
-            fixtures.MonkeyPatch(f'{package}.attach_notes.clear',
+            fixtures.MonkeyPatch(f'{package}.usage.clear_note',
                                  lambda guest: None), \
             fixtures.MonkeyPatch(f'{package}.attachment.VolumeAttacher.drop',
                                  lambda *args, **kwargs: None):
             self.assertRaises(_Killed, self.driver.attach_volume, self.context,
                               volume.connection(), server, '/dev/vdb')
-        note = self.config(server)[attach_notes.KEY_ATTACHING]
+        note = self.config(server)[usage.KEY_ATTACHING]
         self.host.restart_driver()
         return note
 
     def test_killed_while_it_attaches(self) -> None:
         """Nova and the host do not know to which volume the device belongs."""
         server, volume = self.host.spawn(), self.storage.volume()
-        self.kill_while_attaching(server, volume, 'attachment.add_device')
+        self.kill_while_attaching(server, volume, 'lxd_devices.add')
         self.assertEqual(set(), self.storage.left())
-        self.assertNotIn(attach_notes.KEY_ATTACHING, self.config(server))
+        self.assertNotIn(usage.KEY_ATTACHING, self.config(server))
         self.host.driver.attach_volume(
             self.context, volume.connection(), server, '/dev/vdb')
-        self.assertNotIn(attach_notes.KEY_ATTACHING, self.config(server))
+        self.assertNotIn(usage.KEY_ATTACHING, self.config(server))
 
     def test_killed_while_it_shuts_down(self) -> None:
         """What is asked of the next nova-compute comes after the shutdown."""
@@ -130,24 +130,24 @@ class RestartTest(RestartTestCase):
         server, volume = self.host.spawn(), self.storage.volume()
         self.kill_while_attaching(server, volume,
                                   'attachment.VolumeAttacher.connect')
-        self.assertNotIn(attach_notes.KEY_ATTACHING, self.config(server))
+        self.assertNotIn(usage.KEY_ATTACHING, self.config(server))
 
     def test_killed_when_it_has_attached(self) -> None:
         server, volume = self.host.spawn(), self.storage.volume()
         with fixtures.MonkeyPatch(
-                'nova_lxd_py.virt.volume.attach_notes.clear',
+                'nova_lxd_py.virt.volume.usage.clear_note',
                 lambda guest: None):
             self.driver.attach_volume(
                 self.context, volume.connection(), server, '/dev/vdb')
         left = self.storage.left()
         self.host.restart_driver()
         self.assertEqual(left, self.storage.left())
-        self.assertNotIn(attach_notes.KEY_ATTACHING, self.config(server))
+        self.assertNotIn(usage.KEY_ATTACHING, self.config(server))
 
     def test_note_of_a_connection_has_no_credentials(self) -> None:
         server, volume = self.host.spawn(), self.storage.volume()
         note = self.kill_while_attaching(server, volume,
-                                         'attachment.add_device')
+                                         'lxd_devices.add')
         self.assertIn(f'example:{volume.id}', note)
         self.assertNotIn('open-sesame', note)
 

@@ -25,7 +25,7 @@ from nova import exception
 from oslo_utils import units
 
 from nova_lxd_py.virt.guest import events
-from nova_lxd_py.virt.volume import attach_notes
+from nova_lxd_py.virt.volume import usage
 from tests.fixtures import volume_case
 
 
@@ -122,7 +122,7 @@ class ReconcileTest(volume_case.VolumeTestCase):
         """If nova-compute ends now, nothing else tells of the volume."""
         def connect() -> None:
             self.reconcile()
-            notes.append(attach_notes.KEY_ATTACHING in
+            notes.append(usage.KEY_ATTACHING in
                          self.config(self.server))
         notes: list[bool] = []
         self.storage.before('brick.connect', connect)

@@ -14,9 +14,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import fixtures
+from oslotest import base
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import guest as lxd_guest
@@ -87,3 +89,26 @@ class ProjectTestCase(session_case.SessionTestCase):
         self.assertEqual({'p2', 'p4'}, {
             guest.config[lxd_guest.KEY_PROJECT] for guest in
             self.guests.all()})
+
+
+class OfGuestTestCase(base.BaseTestCase):
+
+    def guest(self, idmap: list | None, **config: str) -> lxd_guest.Guest:
+        if idmap is not None:
+            config['volatile.idmap.next'] = json.dumps(idmap)
+        return lxd_guest.Guest(None, {'config': config, 'name': 'x',
+                                      'devices': {}})
+
+    def entry(self, uid: bool, gid: bool, host: int) -> dict:
+        return {'Isuid': uid, 'Isgid': gid, 'Hostid': host, 'Nsid': 0,
+                'Maprange': 65536}
+
+    def test_ranges(self) -> None:
+        self.assertEqual((100, 200, 65536), uid_ranges.of_guest(self.guest(
+            [self.entry(True, False, 100), self.entry(False, True, 200)])))
+        self.assertEqual((100, 100, 65536), uid_ranges.of_guest(self.guest(
+            [self.entry(True, True, 100)])))
+        self.assertEqual((0, 0, 0), uid_ranges.of_guest(self.guest(
+            None, **{'security.privileged': 'true'})))
+        for idmap in (None, [], [self.entry(True, False, 100)]):
+            self.assertIsNone(uid_ranges.of_guest(self.guest(idmap)))

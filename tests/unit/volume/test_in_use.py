@@ -39,22 +39,25 @@ class InUseTestCase(base.BaseTestCase):
         directory = self.useFixture(fixtures.TempDir()).path
         self.useFixture(fixtures.MockPatchObject(
             fuser, 'find_users', find_users))
-        in_use.check(
-            types.SimpleNamespace(name='guest', uuid=''), 1,
-            {'type': 'disk', 'source': directory}, '/dev/sdb')
+        self.use({'type': 'disk', 'source': directory}).check()
 
-    def init_process(self, found: object, pid: int, state: int) -> int:
+    def use(self, device: dict[str, str], found: object = 1, pid: int = 1,
+            state: int = power_state.RUNNING) -> in_use.VolumeUse:
         def find_init(*args: object) -> object:
             if isinstance(found, Exception):
                 raise found
             return found
 
         with fixtures.MockPatchObject(fuser, 'find_init', find_init):
-            return in_use.init_process(
+            return in_use.VolumeUse(
                 types.SimpleNamespace(
-                    power_state=state, container='p_guest',
-                    state=lambda: {'pid': pid}),
-                'volume', {'type': 'unix-block', 'source': '/dev/sdb'})
+                    name='guest', uuid='', power_state=state,
+                    container='p_guest', state=lambda: {'pid': pid}),
+                'volume', device, '/dev/sdb')
+
+    def init_process(self, *args: object) -> int:
+        return self.use({'type': 'unix-block', 'source': '/dev/sdb'},
+                        *args)._init
 
     def test_init(self) -> None:
         """LXD is asked where the host does not show it."""
@@ -79,9 +82,8 @@ class InUseTestCase(base.BaseTestCase):
 
         with fixtures.MonkeyPatch('os.stat', stat):
             error = self.assertRaises(
-                exception.DeviceDetachFailed, in_use.check,
-                types.SimpleNamespace(name='guest', uuid=''), 1,
-                {'type': 'disk', 'source': '/mnt'}, '/dev/sdb')
+                exception.DeviceDetachFailed,
+                self.use({'type': 'disk', 'source': '/mnt'}).check)
         self.assertIn('shut itself down', str(error))
 
     def test_too_many_files(self) -> None:

@@ -115,7 +115,7 @@ class UsageTestCase(session_case.SessionTestCase):
         self.attacher = attachment.VolumeAttacher(
             options, self.connections, self.usage)
         self.volumes = server_volumes.ServerVolumes(
-            self.connections, self.usage, self.attacher,
+            self.guests, self.connections, self.usage, self.attacher,
             provisioning.VolumeProvisioner(self.session, self.guests, None))
 
     def make(self, uuid: str, device: dict[str, str] | None = None,
@@ -193,7 +193,7 @@ class UsageTestCase(session_case.SessionTestCase):
         self.assertFalse(self.usage.check_exclusive(self.server(SERVER),
                                                     VOLUME))
         self.assertEqual({}, lxd_devices.connected(guest))
-        self.assertEqual([lxd_devices.name(VOLUME)],
+        self.assertEqual([VOLUME],
                          list(lxd_devices.of_guest(guest)))
 
     def test_running_server_has_what_it_has(self) -> None:
@@ -238,7 +238,7 @@ class UsageTestCase(session_case.SessionTestCase):
     def test_detached_after_a_reboot(self) -> None:
         """A mount of another server does not keep it attached."""
         self.patch_root('mounts.is_in_use', lambda path: True)
-        self.patch('mounted_modes._RELEASE_TIMEOUT', 0)
+        self.patch('modes._RELEASE_TIMEOUT', 0)
         for boot in ('first', 'second'):
             guest = self.make(SERVER, {
                 'type': 'disk', 'path': '/mnt/vdb', 'source': '/x',
@@ -255,6 +255,22 @@ class UsageTestCase(session_case.SessionTestCase):
             else:
                 detach_device()
                 self.assertEqual({}, lxd_devices.of_guest(guest.reload()))
+
+    def test_root_is_left_when_a_rescue_ends(self) -> None:
+        """Nova's records name it with the others."""
+        guest = self.make(SERVER, {lxd_devices.KEY_BOOT: 'first'})
+        data = _Volume(connection_info={**self.connection(VOLUME),
+                                        modes.KEY_MODE: modes.BLOCK},
+                       boot_index=None, mount_device='/dev/vdb')
+        info = self.root_info(OTHER)
+        info['block_device_mapping'].append(data)
+        self.patch('server_volumes.virt_driver.get_block_device_info',
+                   lambda *args: info)
+        self.useFixture(fixtures.MockPatchObject(
+            objects.BlockDeviceMappingList, 'get_by_instance_uuid'))
+        self.assertEqual([lxd_devices.name(VOLUME)],
+                         list(self.volumes.reconnect(
+                             None, self.server(SERVER), guest)))
 
     # -- failures -----------------------------------------------------------
 
@@ -282,3 +298,20 @@ class UsageTestCase(session_case.SessionTestCase):
     @staticmethod
     def fail_once(*_args: Any) -> None:
         raise exception.VolumeAttachFailed(volume_id=VOLUME, reason='test')
+
+
+class NotesTestCase(session_case.SessionTestCase):
+
+    def guest(self) -> lxd_guest.Guest:
+        return lxd_guest.Guest(self.session,
+                               self.session.get('instances', 'c1'))
+
+    def test_note_that_cannot_be_removed(self) -> None:
+        """It does no harm, and what is under way goes on."""
+        self.create(**{usage.KEY_ATTACHING: '{"serial": "v"}'})
+        self.assertEqual({'serial': 'v'}, usage.read_note(self.guest()))
+        self.lxd.fail_next('PUT', '/1.0/instances/c1', 400, 'x')
+        usage.clear_note(self.guest())
+        self.assertEqual({'serial': 'v'}, usage.read_note(self.guest()))
+        usage.clear_note(self.guest())
+        self.assertIsNone(usage.read_note(self.guest()))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from oslotest import base
 
-from nova_lxd_py.virt.volume import mappings
+from nova_lxd_py.virt.volume import server_volumes
 
 DATA, ROOT = {'boot_index': None}, {'boot_index': 0}
 
@@ -25,14 +25,13 @@ class MappingsTestCase(base.BaseTestCase):
 
     def test_volume_backed(self) -> None:
         info = {'block_device_mapping': [DATA, ROOT]}
-        self.assertEqual([DATA, ROOT], mappings.volumes(info))
-        self.assertIs(ROOT, mappings.root(info))
-        self.assertEqual([DATA], mappings.data(info))
+        self.assertEqual([DATA, ROOT], server_volumes.mappings(info))
+        self.assertIs(ROOT, server_volumes.root_mapping(info))
 
     def test_no_root_volume(self) -> None:
         for found in (None, {}, {'block_device_mapping': [DATA]}):
-            self.assertIsNone(mappings.root(found))
+            self.assertIsNone(server_volumes.root_mapping(found))
 
     def test_nothing(self) -> None:
         for found in (None, {}, {'block_device_mapping': []}):
-            self.assertEqual([], mappings.data(found))
+            self.assertEqual([], server_volumes.mappings(found))

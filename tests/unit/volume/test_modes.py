@@ -25,7 +25,7 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.server import guest_config
 from nova_lxd_py.virt.volume import lxd_devices
-from nova_lxd_py.virt.volume import mounted_modes
+from nova_lxd_py.virt.volume import modes
 
 objects.register_all()
 
@@ -56,14 +56,12 @@ class RootModeTestCase(base.BaseTestCase):
         self.assertIsNone(lxd_guest.root_volume(None))
 
     def test_counts_as_attached_while_connected(self) -> None:
-        self.assertIn(f'volume-{VOLUME}',
-                      lxd_devices.connected(self.placeholder))
+        self.assertIn(VOLUME, lxd_devices.connected(self.placeholder))
         found = lxd_devices.of_guest(self.placeholder)
-        self.assertEqual({f'volume-{VOLUME}', f'volume-{OTHER}'}, set(found))
-        self.assertEqual('/dev/y',
-                         lxd_devices.source(found[f'volume-{VOLUME}']))
+        self.assertEqual({VOLUME, OTHER}, set(found))
+        self.assertEqual('/dev/y', lxd_devices.source(found[VOLUME]))
         released = guest(**{lxd_guest.KEY_ROOT_VOLUME: VOLUME})
-        self.assertNotIn(f'volume-{VOLUME}', lxd_devices.connected(released))
+        self.assertNotIn(VOLUME, lxd_devices.connected(released))
         for each in (self.placeholder, released):
             self.assertEqual({VOLUME, OTHER}, lxd_devices.volumes(each))
         self.assertEqual({OTHER}, lxd_devices.volumes(guest()))
@@ -80,23 +78,23 @@ class RootModeTestCase(base.BaseTestCase):
 
     def test_refusals(self) -> None:
         options = mock.Mock(volume_filesystems=['ext4'])
-        mode = mounted_modes.RootMode(options)
+        mode = modes.RootMode(options)
         server = objects.Instance(uuid=OTHER)
-        mode.check(server, {'data': {}}, VOLUME)
+        mode.check(server, {'data': {}})
         for info, allowed, reason in (
                 ({'data': {'access_mode': 'ro'}}, ['ext4'], 'read-only'),
                 ({'data': {}, 'multiattach': True}, ['xfs'], 'multiattach'),
                 ({'data': {}}, [], 'volume_filesystems')):
             options.volume_filesystems = allowed
             error = self.assertRaises(exception.BuildAbortException,
-                                      mode.check, server, info, VOLUME)
+                                      mode.check, server, info)
             self.assertIn(reason, str(error))
 
     def test_target(self) -> None:
-        target = mounted_modes.RootMode(conf.CONF.lxd).target(VOLUME)
+        target = modes.RootMode(conf.CONF.lxd).target(VOLUME)
         self.assertEqual(target, rootfs._root_target(target))
 
     def test_reasons_name_the_content(self) -> None:
-        self.assertIn('it is empty', mounted_modes.root_refusal('', ['ext4']))
+        self.assertIn('it is empty', modes.root_refusal('', ['ext4']))
         self.assertIn(
-            'it holds dos', mounted_modes.root_refusal('dos', ['ext4', 'xfs']))
+            'it holds dos', modes.root_refusal('dos', ['ext4', 'xfs']))
