@@ -173,11 +173,11 @@ class VolumeAttacher:
                            'failed, may have it; hard reboot that server, or '
                            'attach the volume to it and detach it') from None
 
-    def mount(self, instance: objects.Instance, guest: lxd_guest.Guest,
-              connection_info: dict[str, Any]) -> None:
+    def mount(self, instance: objects.Instance | None,
+              guest: lxd_guest.Guest, connection_info: dict[str, Any]) -> None:
         """Mount a connected volume for a guest, if its mode needs it.
 
-        :param instance: the instance.
+        :param instance: the instance, if known.
         :param guest: its LXD instance, just read.
         :param connection_info: as :meth:`connect` left it.
         :raises nova.exception.VolumeAttachFailed: if it cannot be mounted.

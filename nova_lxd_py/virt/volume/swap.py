@@ -208,10 +208,7 @@ class VolumeSwapper:
         device = note['device']
         guest.update(devices={note['new']: None, note['old']: None})
         connection_info = mode_selection.connection_of(identifier, device)
-        with connections.map_exceptions('mount', None, identifier,
-                                        exception.VolumeAttachFailed):
-            self._attacher.modes.of(connection_info).mount(
-                guest, connection_info)
+        self._attacher.mount(None, guest, connection_info)
         lxd_devices.add(guest, note['old'], device)
         guest.update(config={KEY_SWAP: None})
 
@@ -236,7 +233,6 @@ def _device_to_swap(guest: lxd_guest.Guest, identifier: str
 
     :raises nova.exception.InvalidVolume: if it cannot.
     """
-    reason = ''
     device = lxd_devices.of_guest(guest).get(identifier)
     if device is None:
         reason = 'the server does not have the old volume'
@@ -245,9 +241,9 @@ def _device_to_swap(guest: lxd_guest.Guest, identifier: str
         reason = 'the server does not run; start it first'
     elif device['type'] == modes.ROOT:
         reason = 'the server runs from it'
-    if device is None or reason:
-        raise exception.InvalidVolume(reason=reason)
-    return device
+    else:
+        return device
+    raise exception.InvalidVolume(reason=reason)
 
 
 def _adopt_mode(old: Mapping[str, Any], new: dict[str, Any]) -> None:
