@@ -111,7 +111,11 @@ class ConnectionsTestCase(base.BaseTestCase):
     def test_force_ignores_errors(self) -> None:
         self.connections.disconnect(None, self.connection(), force=True)
         self.assertIn('may be left on this host', self.log.output)
+        self.plugin.forget = mock.Mock(side_effect=OSError('no way'))
+        self.assertRaises(exception.VolumeDetachFailed,
+                          self.connections.forget, None, VOLUME, force=False)
         self.connections.forget(None, VOLUME, force=True)
+        self.assertIn('no way', self.log.output)
 
     def test_what_cannot_be_closed(self) -> None:
         """It stays open; with force, the host is disconnected all the same."""

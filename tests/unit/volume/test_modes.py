@@ -10,20 +10,24 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Root mode, and the guests that boot from volumes."""
+"""The modes of volumes, and the guests that boot from volumes."""
 
 from __future__ import annotations
 
+import errno
 from unittest import mock
 
+import fixtures
 from nova import exception
 from nova import objects
 from oslotest import base
 
 from nova_lxd_py import conf
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.privileged import mounts
 from nova_lxd_py.virt.privileged import rootfs
 from nova_lxd_py.virt.server import guest_config
+from nova_lxd_py.virt.volume import base as volume_base
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import modes
 
@@ -38,6 +42,27 @@ def guest(**config: str) -> lxd_guest.Guest:
         'name': 'g', 'config': config,
         'devices': {f'volume-{OTHER}': {'type': 'unix-block',
                                         'source': '/dev/x'}}})
+
+
+class MountTestCase(base.BaseTestCase):
+
+    def mount(self, **config: str) -> None:
+        modes.FilesystemMode(conf.CONF.lxd).mount(guest(**config), {
+            'serial': VOLUME, 'data': {}, modes.KEY_KIND: 'ext4',
+            volume_base.DEVICE_PATH: '/dev/x'})
+
+    def test_guest_without_ids(self) -> None:
+        error = self.assertRaises(volume_base.Refused, self.mount)
+        self.assertIn('range of user ids', str(error))
+
+    def test_kernel_without_mapped_mounts(self) -> None:
+        for number, kind in ((errno.EINVAL, volume_base.Refused),
+                             (errno.ENOSYS, volume_base.Refused),
+                             (errno.EIO, OSError)):
+            with fixtures.MockPatchObject(
+                    mounts, 'mount', side_effect=OSError(number, 'x')):
+                self.assertRaises(kind, self.mount,
+                                  **{'security.privileged': 'true'})
 
 
 class RootModeTestCase(base.BaseTestCase):
