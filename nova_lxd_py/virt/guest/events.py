@@ -183,15 +183,15 @@ class EventWatcher:
             return self._session.websocket(
                 'events', params={'type': 'lifecycle'}, timeout=QUIET)
 
-    @staticmethod
-    def _wait_for_listener(channel: websocket.WebSocket) -> None:
+    def _wait_for_listener(self, channel: websocket.WebSocket) -> None:
         """Wait until LXD sends events: it adds the listener after it has
         accepted the connection, and answers a ping after that.
 
         Events that come before the answer are in the states read afterwards.
         """
         channel.ping()
-        while True:
+        # stop() shuts down only a channel that it has seen.
+        while not self._stopping.is_set():
             opcode, _data = channel.recv_data(control_frame=True)
             if opcode == websocket.ABNF.OPCODE_PONG:
                 return

@@ -18,8 +18,9 @@ import contextlib
 import socket
 import threading
 import time
+from typing import Any
 
-from nova.compute import power_state
+import websocket
 
 from nova_lxd_py.virt.console import serial_session
 from nova_lxd_py.virt.guest import events
@@ -40,8 +41,7 @@ class ConsoleTestCase(websocket_proxy.ProxyTestCase):
         self.watcher.start()
         self.addCleanup(self.watcher.stop)
         self.server = serial_session.InstanceRef('a', 'c1')
-        self.lxd.wait_for(lambda: self.watcher.power_state(self.server) ==
-                          power_state.RUNNING)
+        self.lxd.wait_for(lambda: self.watcher._connected)
 
     def threads(self, prefix: str) -> list[str]:
         return [thread.name for thread in threading.enumerate()
@@ -72,6 +72,26 @@ class SilentLXDTestCase(ConsoleTestCase):
         self.assertLess(time.monotonic() - began, 4)
         self.assertEqual([], self.threads('lxd-events'))
         self.watcher.stop()
+
+    def test_watcher_that_is_connecting(self) -> None:
+        connect, connected = self.session.websocket, threading.Event()
+
+        def late(*args: Any, **kwargs: Any) -> websocket.WebSocket:
+            channel = connect(*args, **kwargs)
+            connected.set()
+            self.watcher._stopping.wait(10)
+            # Until stop() waits for the thread.
+            time.sleep(0.2)
+            return channel
+
+        self.patch(self.session, 'websocket', late)
+        self.proxy.fall_silent()
+        self.proxy.close_websockets()
+        self.assertTrue(connected.wait(10))
+        began = time.monotonic()
+        self.watcher.stop()
+        self.assertLess(time.monotonic() - began, 4)
+        self.assertEqual([], self.threads('lxd-events'))
 
     def test_serial_console(self) -> None:
         console, far = self.open_console()

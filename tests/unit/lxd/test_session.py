@@ -131,11 +131,14 @@ class ConnectionTestCase(session_case.SessionTestCase):
 
     def test_answers_are_decoded_once(self):
         self.session.connect()
-        decode = requests.Response.json
-        with mock.patch.object(requests.Response, 'json', autospec=True,
-                               side_effect=decode) as decoded:
-            self.session.get('instances')
-        self.assertEqual(1, decoded.call_count)
+        decode, decoded = requests.Response.json, []
+
+        def count(response, **kwargs):
+            decoded.append(response)
+            return decode(response, **kwargs)
+        self.patch(requests.Response, 'json', count)
+        self.session.get('instances')
+        self.assertEqual(1, len(decoded))
 
     def test_connects_again_after_a_failed_attempt(self):
         self.lxd.stop()
