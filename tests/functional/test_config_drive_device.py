@@ -132,7 +132,7 @@ class ConfigDriveDeviceCase(unittest.TestCase):
         for path in self.loops():
             subprocess.run(['losetup', '--detach',
                             f'/dev/{path.split("/")[3]}'], check=True)
-        # The kernel waits for whoever looks at the devices at the moment.
+        # The kernel waits for processes that look at the devices just now.
         deadline = time.monotonic() + 20
         while self.loops() and time.monotonic() < deadline:
             time.sleep(0.05)
