@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import subprocess
@@ -25,6 +24,7 @@ from unittest import mock
 
 from nova_lxd_py.virt.privileged import fuser
 from nova_lxd_py.virt.privileged import user_namespaces
+from tests.fixtures import descriptors
 from tests.fixtures import lab_volumes
 from tests.fixtures import lxd_daemon
 
@@ -92,14 +92,10 @@ class NamespacesTest(unittest.TestCase):
         with user_namespaces.user_namespace(base, base, 65536) as namespace:
             return os.readlink(f'/proc/self/fd/{namespace}')
 
-    def open_namespaces(self) -> int:
+    @staticmethod
+    def open_namespaces() -> int:
         """Count the user namespaces that this process has open."""
-        found = 0
-        for descriptor in os.listdir('/proc/self/fd'):
-            with contextlib.suppress(OSError):
-                found += os.readlink(
-                    f'/proc/self/fd/{descriptor}').startswith('user:')
-        return found
+        return len(descriptors.opened('user:'))
 
     def test_kept(self) -> None:
         with (mock.patch.object(user_namespaces, '_NAMESPACES_KEPT', 2),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import socket
 import threading
 import time
@@ -29,6 +28,7 @@ from nova import exception
 
 from nova_lxd_py.virt.console import serial
 from tests.fixtures import busybox_image
+from tests.fixtures import descriptors
 from tests.fixtures import driver_host
 from tests.fixtures import lxd_daemon
 from tests.fixtures import serial_terminal
@@ -175,14 +175,10 @@ class SerialConsoleTest(unittest.TestCase):
             terminal.type('\r')
             terminal.log_in()
 
-    def sockets(self) -> int:
+    @staticmethod
+    def sockets() -> int:
         """Count the open sockets of this process."""
-        found = 0
-        for descriptor in os.listdir('/proc/self/fd'):
-            with contextlib.suppress(OSError):
-                found += os.readlink(
-                    f'/proc/self/fd/{descriptor}').startswith('socket:')
-        return found
+        return len(descriptors.opened('socket:'))
 
     def test_nothing_stays_open(self) -> None:
         console = self.console()
