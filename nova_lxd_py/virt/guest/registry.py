@@ -248,6 +248,39 @@ class GuestRegistry:
         # LXD may create it whatever becomes of the request.
         self._note(name, config)
         patience = timeout or self._session.operation_timeout
+        try:
+            self._create(name, config, body, patience, progress)
+        except errors.AlreadyExists as exc:
+            # LXD repeats a transaction that its database reports as failed.
+            # If it had succeeded, LXD stumbles over its own record.
+            if not self._delete_record(name, config):
+                raise
+            LOG.warning('Creating LXD instance %s again, which LXD has '
+                        'recorded and not created: %s', name, exc,
+                        instance_uuid=config[lxd_guest.KEY_UUID])
+            self._create(name, config, body, patience, progress)
+        return self.by_name(name)
+
+    def _delete_record(self, name: str, config: Mapping[str, str]) -> bool:
+        """Delete what LXD has of an instance that it failed to create for a
+        server.
+
+        :returns: False if there is another instance, or one that runs.
+        """
+        with contextlib.suppress(errors.InstanceNotFound):
+            guest = self.by_name(name)
+            if (lxd_guest.KEY_UUID not in config or
+                    guest.power_state != power_state.SHUTDOWN or
+                    any(guest.config.get(key) != config.get(key) for key in (
+                        lxd_guest.KEY_UUID, lxd_guest.KEY_ROLE,
+                        lxd_guest.KEY_LXD_NAME))):
+                return False
+            guest.delete()
+        return lxd_guest.KEY_UUID in config
+
+    def _create(self, name: str, config: Mapping[str, str],
+                body: dict[str, Any], patience: float,
+                progress: operations.Progress | None) -> None:
         with self.pending.expected(name, config) as announced:
             if config.get('security.idmap.isolated') != 'true':
                 self._session.post('instances', timeout=patience, body=body,
@@ -266,7 +299,6 @@ class GuestRegistry:
                         pending.wait_for_range(self._session, name, operation,
                                                announced, patience)
                     operation.wait(patience, progress)
-        return self.by_name(name)
 
     def delete_all(self, instance: Any,
                    guests: Iterable[lxd_guest.Guest] | None = None) -> None:

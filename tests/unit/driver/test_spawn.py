@@ -190,8 +190,17 @@ class SpawnTest(fake_driver_host.FakeDriverTestCase):
                              else {'action': 'start'})
                     fault = self.lxd.fail_operation(
                         method, path, after=after, where=where)
-                    self.assertRaises(exception.NovaException,
-                                      self.host.spawn, **arguments)
+                    if after and method == 'POST' and self.server == 'lxd':
+                        # The clone that LXD has made nevertheless is deleted,
+                        # and the server made from its image. This Incus has
+                        # no template to clone.
+                        self.driver.destroy(
+                            self.context, self.host.spawn(**arguments),
+                            arguments['network_info'],
+                            arguments['block_device_info'])
+                    else:
+                        self.assertRaises(exception.NovaException,
+                                          self.host.spawn, **arguments)
                     self.assertEqual(1, fault.hits)
                     self.assert_nothing_left()
 
@@ -288,6 +297,22 @@ class SpawnTest(fake_driver_host.FakeDriverTestCase):
             'profiles': [], 'config': config, 'devices': {'root': {
                 'type': 'disk', 'path': '/', 'pool': 'default'}}},
             params={'project': self.host.project})
+
+    def test_lxd_stumbles_over_its_own_record(self) -> None:
+        """Its database has reported a transaction as failed that was not."""
+        for specs in ({}, {'lxd:isolated': 'true'}):
+            image = self.host.image()
+            server = self.host.instance(image, extra_specs=specs)
+            self.lxd.fail_operation(
+                'POST', '/1.0/instances', 'Failed creating instance record: '
+                'Add instance info to the database: This "instances" entry '
+                'already exists', after=True, where={'name': server.name})
+            self.host.spawn(server, image)
+            self.assert_state(power_state.RUNNING, server)
+            self.assertEqual(2, sum(
+                entry.method == 'POST' and entry.path == '/1.0/instances' and
+                entry.body.get('name') == server.name
+                for entry in self.lxd.requests))
 
     def test_stranger_of_the_same_name(self) -> None:
         image = self.host.image()
