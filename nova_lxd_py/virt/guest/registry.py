@@ -267,16 +267,17 @@ class GuestRegistry:
 
         :returns: False if there is another instance, or one that runs.
         """
+        if lxd_guest.KEY_UUID not in config:
+            return False
         with contextlib.suppress(errors.InstanceNotFound):
             guest = self.by_name(name)
-            if (lxd_guest.KEY_UUID not in config or
-                    guest.power_state != power_state.SHUTDOWN or
+            if (guest.power_state != power_state.SHUTDOWN or
                     any(guest.config.get(key) != config.get(key) for key in (
                         lxd_guest.KEY_UUID, lxd_guest.KEY_ROLE,
                         lxd_guest.KEY_LXD_NAME))):
                 return False
             guest.delete()
-        return lxd_guest.KEY_UUID in config
+        return True
 
     def _create(self, name: str, config: Mapping[str, str],
                 body: dict[str, Any], patience: float,
