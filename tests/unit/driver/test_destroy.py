@@ -90,10 +90,9 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
         """Nova releases ports after a deletion that LXD did not answer."""
         for ports in ([], None):
             server = self.make()
-            self.lxd.stop()
-            self.assertRaises(exception.HypervisorUnavailable, self.destroy,
-                              server)
-            self.lxd.start()
+            with self.host.lxd_down():
+                self.assertRaises(exception.HypervisorUnavailable,
+                                  self.destroy, server)
             self.ports = ports
             self.destroy(server)
             self.assert_gone(server)
@@ -302,13 +301,12 @@ class DestroyTest(fake_driver_host.FakeDriverTestCase):
 
     def test_lxd_is_gone(self) -> None:
         server = self.make()
-        self.lxd.stop()
-        self.assertRaises(exception.HypervisorUnavailable, self.destroy,
-                          server)
-        # Nothing that the guest still uses is taken away.
-        self.assertNotEqual(set(), self.storage.left())
-        self.assertNotEqual(set(), self.network.names())
-        self.lxd.start()
+        with self.host.lxd_down():
+            self.assertRaises(exception.HypervisorUnavailable, self.destroy,
+                              server)
+            # Nothing that the guest still uses is taken away.
+            self.assertNotEqual(set(), self.storage.left())
+            self.assertNotEqual(set(), self.network.names())
         self.destroy(server)
         self.assert_gone(server)
 

@@ -113,11 +113,10 @@ class InterfacesTest(fake_driver_host.FakeDriverTestCase):
 
     def test_lxd_is_gone(self) -> None:
         self.attach(self.second)
-        self.lxd.stop()
-        for call in (self.attach, self.detach):
-            self.assertRaises(exception.HypervisorUnavailable, call,
-                              self.second)
-        self.lxd.start()
+        with self.host.lxd_down():
+            for call in (self.attach, self.detach):
+                self.assertRaises(exception.HypervisorUnavailable, call,
+                                  self.second)
         self.detach(self.second)
         self.assert_on_host(self.first)
 

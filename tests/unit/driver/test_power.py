@@ -430,10 +430,9 @@ class PowerTest(fake_driver_host.FakeDriverTestCase):
 
     def test_lxd_is_gone(self) -> None:
         server = self.host.spawn()
-        self.lxd.stop()
-        for call in self.calls(server):
-            self.assertRaises(exception.HypervisorUnavailable, call)
-        self.lxd.start()
+        with self.host.lxd_down():
+            for call in self.calls(server):
+                self.assertRaises(exception.HypervisorUnavailable, call)
         self.assert_state(power_state.RUNNING, server)
 
     def test_operations_on_one_server_do_not_interleave(self) -> None:

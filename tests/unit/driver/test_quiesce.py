@@ -22,7 +22,6 @@ from nova import exception
 from nova import objects
 
 from tests.fixtures import disks
-from tests.fixtures import driver_host
 from tests.fixtures import fake_driver_host
 from tests.fixtures import memory_cinder
 
@@ -123,11 +122,10 @@ class QuiesceTest(fake_driver_host.FakeDriverTestCase):
 
     def test_lxd_is_back_long_after_unquiesce(self) -> None:
         server, image = self.quiesced()
-        driver_host.CONF.set_override('request_timeout', 1, 'lxd')
-        self.lxd.stop()
-        self.assertRaises(exception.HypervisorUnavailable,
-                          self.driver.unquiesce, self.context, server, image)
-        self.lxd.start()
+        with self.host.lxd_down():
+            self.assertRaises(exception.HypervisorUnavailable,
+                              self.driver.unquiesce, self.context, server,
+                              image)
         self.assert_thawed(server)
 
     def test_frozen_until_unquiesce_although_lxd_restarts(self) -> None:

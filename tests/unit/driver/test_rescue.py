@@ -202,9 +202,9 @@ class RescueTest(fake_driver_host.FakeDriverTestCase):
 
     def test_lxd_is_gone(self) -> None:
         server = self.make()
-        self.lxd.stop()
-        self.assertRaises(exception.HypervisorUnavailable, self.rescue,
-                          server)
+        with self.host.lxd_down():
+            self.assertRaises(exception.HypervisorUnavailable, self.rescue,
+                              server)
 
     def test_interrupted_rescue_ends_with_a_hard_reboot(self) -> None:
         server = self.make()

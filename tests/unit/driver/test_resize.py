@@ -253,10 +253,9 @@ class ResizeTest(ResizeTestCase):
         server = self.make()
         flavor = self.flavor(memory_mb=256)
         disk_info = self.prepare(server, flavor)
-        self.lxd.stop()
-        self.assertRaises(exception.HypervisorUnavailable, self.finish,
-                          server, flavor, disk_info)
-        self.lxd.start()
+        with self.host.lxd_down():
+            self.assertRaises(exception.HypervisorUnavailable, self.finish,
+                              server, flavor, disk_info)
         self.host.restart_driver()
         server.flavor = server.old_flavor
         self.finish(server, flavor, disk_info)

@@ -196,14 +196,13 @@ class RestartTest(RestartTestCase):
     def test_lxd_restarts(self) -> None:
         server, other = self.host.spawn(), self.host.spawn()
         self.driver.get_info(other)
-        self.lxd.stop()
-        # It stops without an event.
-        self.lxd.guest_poweroff(other.name)
-        self.host.fake(other).config['boot.autostart'] = 'false'
-        self.assertRaises(exception.HypervisorUnavailable,
-                          self.driver.get_info, server)
-        self.host.events.clear()
-        self.lxd.start()
+        with self.host.lxd_down():
+            # It stops without an event.
+            self.lxd.guest_poweroff(other.name)
+            self.host.fake(other).config['boot.autostart'] = 'false'
+            self.assertRaises(exception.HypervisorUnavailable,
+                              self.driver.get_info, server)
+            self.host.events.clear()
         self.wait_for(other, STOPPED)
         self.assertEqual(power_state.RUNNING,
                          self.driver.get_info(server).state)

@@ -183,8 +183,9 @@ class SnapshotTest(fake_driver_host.FakeDriverTestCase):
 
     def test_lxd_is_gone(self) -> None:
         server = self.host.spawn()
-        self.lxd.stop()
-        self.assertRaises(exception.HypervisorUnavailable, self.take, server)
+        with self.host.lxd_down():
+            self.assertRaises(exception.HypervisorUnavailable, self.take,
+                              server)
 
     # -- what crashes leave -------------------------------------------------
 

@@ -206,12 +206,11 @@ class SpawnTest(fake_driver_host.FakeDriverTestCase):
 
     def test_lxd_is_gone(self) -> None:
         arguments = self.everything()
-        self.lxd.stop()
-        self.assertRaises(exception.HypervisorUnavailable, self.host.spawn,
-                          **arguments)
-        self.assertEqual(set(), self.network.names())
-        self.assertEqual(set(), self.storage.left())
-        self.lxd.start()
+        with self.host.lxd_down():
+            self.assertRaises(exception.HypervisorUnavailable, self.host.spawn,
+                              **arguments)
+            self.assertEqual(set(), self.network.names())
+            self.assertEqual(set(), self.storage.left())
         self.assert_nothing_left()
 
     def test_an_answer_of_lxd_is_lost(self) -> None:
