@@ -72,6 +72,20 @@ class UntracedTest(base.BaseTestCase):
         self.assertNotIn('left_out', self.called)
         self.assertIn('called_after', self.called)
 
+    def test_traced_again(self) -> None:
+        def left_out() -> None:
+            untraced.traced(asked_for)
+
+        def asked_for() -> None:
+            pass
+
+        before = threading.gettrace()
+        threading.settrace(self._trace)  # type: ignore[arg-type]
+        self.addCleanup(threading.settrace, before)  # type: ignore[arg-type]
+        self.trace(untraced.untraced(left_out))
+        self.assertNotIn('left_out', self.called)
+        self.assertIn('asked_for', self.called)
+
     def send(self, **kwargs: Any) -> None:
         with untraced.UntracedRequests(), requests.Session() as session:
             session.mount('test://', _Adapter())
