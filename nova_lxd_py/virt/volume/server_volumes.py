@@ -140,6 +140,9 @@ class ServerVolumes:
         :raises nova.exception.VolumeDetachFailed: if the host cannot be
             disconnected.
         """
+        if not connection_info:
+            self._detach_unrecorded(instance, mountpoint)
+            return
         identifier = connections.volume_id(connection_info)
         with self._guests.changing(instance), connections.lock(identifier):
             if connection_info.get(modes.KEY_MODE) == modes.ROOT:
@@ -150,6 +153,38 @@ class ServerVolumes:
                                                  connection_info, mountpoint)
             self._attacher.disconnect(instance, connection_info, force=False)
         LOG.info('Detached volume %s', identifier, instance=instance)
+
+    def _detach_unrecorded(self, instance: objects.Instance, mountpoint: str
+                           ) -> None:
+        """Detach a volume of which Nova has only the device name.
+
+        Nova records the connection when the driver has attached the volume: it
+        has none if nova-compute or its database ended meanwhile.
+        """
+        path = lxd_devices.guest_path(mountpoint)
+        paths = (path, lxd_devices.mounted_path(path))
+        with self._guests.changing(instance):
+            for guest in self._instances_of(instance):
+                for identifier, device in lxd_devices.of_guest(guest).items():
+                    if device.get('path') in paths:
+                        self._detach_by_device(instance, guest, identifier,
+                                               device, mountpoint)
+
+    def _detach_by_device(self, instance: objects.Instance,
+                          guest: lxd_guest.Guest, identifier: str,
+                          device: Mapping[str, str], mountpoint: str) -> None:
+        """Detach a volume that only its LXD device describes."""
+        with connections.lock(identifier):
+            self._attacher.detach_device(
+                instance, guest,
+                mode_selection.connection_of(identifier, device), mountpoint)
+            if not self._usage.other_users(instance, identifier):
+                known = self._usage.connections().get(identifier)
+                self._attacher.drop(
+                    instance, identifier,
+                    known.connection_info if known else None, force=False)
+        LOG.info('Detached volume %s, whose attachment Nova has not recorded',
+                 identifier, instance=instance)
 
     def _detach_root(self, instance: objects.Instance, identifier: str
                      ) -> None:

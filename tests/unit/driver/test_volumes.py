@@ -83,6 +83,16 @@ class VolumeCases:
         self.detach(connection)
         self.assert_detached()
 
+    def test_nova_has_no_connection(self) -> None:
+        """Its database ended while the volume was being attached."""
+        self.attach()
+        # Another device name.
+        self.detach({}, path='/dev/vdc')
+        self.assertEqual([self.volume.id], list(self.given()))
+        for _time in range(2):
+            self.detach({})
+            self.assert_detached()
+
     def test_another_server_has_it(self) -> None:
         connection = self.attach()
         other = self.host.spawn()
@@ -299,15 +309,17 @@ class BlockTest(VolumeCases, volume_case.VolumeTestCase):
 
     def test_shared(self) -> None:
         other = self.host.spawn()
-        connections = []
-        for server in (self.server, other):
-            connection = {**self.volume.connection(), 'multiattach': True}
-            self.driver.attach_volume(self.context, connection, server, PATH)
-            connections.append(connection)
-        self.detach(connections[0])
-        self.assertIsNotNone(self.storage.device_of(self.volume))
-        self.detach(connections[1], other)
-        self.assertEqual(set(), self.storage.left())
+        for recorded in (True, False):
+            connections = []
+            for server in (self.server, other):
+                connection = {**self.volume.connection(), 'multiattach': True}
+                self.driver.attach_volume(self.context, connection, server,
+                                          PATH)
+                connections.append(connection)
+            self.detach(connections[0] if recorded else {})
+            self.assertIsNotNone(self.storage.device_of(self.volume))
+            self.detach(connections[1], other)
+            self.assertEqual(set(), self.storage.left())
 
     def test_after_a_reboot_of_the_host(self) -> None:
         """The name of the device may be another volume's by now."""
@@ -337,6 +349,12 @@ class ShareFileTest(VolumeCases, volume_case.VolumeTestCase):
     """Files on a share, through loop devices."""
 
     kind = 'nfs'
+
+    def test_nova_compute_ended_before_nova_had_the_connection(self) -> None:
+        self.attach()
+        self.host.restart_driver()
+        self.detach({})
+        self.assert_detached()
     connect, disconnect = 'loop.attach', 'loop.detach'
 
     def test_format(self) -> None:
