@@ -90,7 +90,7 @@ class LimitTestCase(session_case.SessionTestCase):
         hung = self.occupy()
         sent = self.lxd.count(method, path) - before
         self.begin(action)
-        time.sleep(0.3)
+        time.sleep(0.1)
         self.assertEqual(sent, self.lxd.count(method, path) - before)
         self.finish(hung)
         self.assertEqual(sent + 1, self.lxd.count(method, path) - before)
@@ -121,7 +121,7 @@ class LimitTestCase(session_case.SessionTestCase):
         hung = self.occupy()
         self.lxd.clear_requests()
         self.begin(lambda: guests.delete_all(server))
-        time.sleep(0.3)
+        time.sleep(0.1)
         self.assertEqual(0, self.lxd.count('*', '/1.0/instances/*'))
         self.finish(hung)
         self.assertNotIn(server.name, self.lxd.instances)

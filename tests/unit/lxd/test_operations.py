@@ -20,6 +20,7 @@ import time
 import fixtures
 
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import retry
 from tests.fixtures import fake_lxd
 from tests.fixtures import session_case
 
@@ -70,14 +71,14 @@ class OperationTestCase(session_case.SessionTestCase):
 
     def test_an_operation_that_ends_just_in_time(self):
         fault = self.lxd.hang_operation('PUT', '*/state')
-        timer = threading.Timer(0.3, fault.release)
+        timer = threading.Timer(0.1, fault.release)
         timer.start()
         self.session.put(*STATE, body=START, timeout=5)
         self.assertEqual('Running', self.status())
 
     def test_waiting_is_one_request(self):
         fault = self.lxd.hang_operation('PUT', '*/state')
-        threading.Timer(0.3, fault.release).start()
+        threading.Timer(0.1, fault.release).start()
         with self.lxd.recording() as recorded:
             self.session.put(*STATE, body=START, timeout=10)
         self.assertEqual(2, len(recorded), [str(r) for r in recorded])
@@ -137,7 +138,7 @@ class OperationTestCase(session_case.SessionTestCase):
         self.assertEqual('Running', self.status())
 
     def test_cancel_is_no_promise(self):
-        self.use_short_timeout()
+        self.session._outage = retry.Outage(0.2)
         self.lxd.hang_operation('PUT', '*/state')
         operation = self.session.submit('put', *STATE, body=START)
         operation.cancel()
