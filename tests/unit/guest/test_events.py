@@ -15,8 +15,6 @@
 
 from __future__ import annotations
 
-import time
-
 import fixtures
 from nova.compute import power_state
 from nova import exception
@@ -28,6 +26,13 @@ STOPPED = virt_event.EVENT_LIFECYCLE_STOPPED
 
 
 class MemoryTest(fake_driver_host.FakeDriverTestCase):
+
+    def setUp(self):
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.guest.events.RECONNECT_FIRST', 0.01))
+        super().setUp()
+        # No guest reboots here.
+        self.watcher()._shutdown_delay = 0.05
 
     def watcher(self):
         return self.driver._services.watcher
@@ -50,13 +55,16 @@ class MemoryTest(fake_driver_host.FakeDriverTestCase):
         """LXD's event of it may come later than Nova asks."""
         server = self.host.spawn()
         path = f'/1.0/instances/{server.name}'
-        self.driver.get_info(server)
-        self.lxd.clear_requests()
-        self.driver.get_info(server)
-        self.assertEqual(0, self.lxd.count('GET', path))
+
+        def questions():
+            self.lxd.clear_requests()
+            self.driver.get_info(server)
+            return self.lxd.count('GET', path)
+
+        # Until the last event of the creation has come.
+        self.lxd.wait_for(lambda: questions() == 0, timeout=30)
         self.watcher().forget(server)
-        self.driver.get_info(server)
-        self.assertEqual(1, self.lxd.count('GET', path))
+        self.assertEqual(1, questions())
 
     def test_instances_of_others_are_met_without_an_error(self):
         """An error would make the driver connect again and read all."""
@@ -88,19 +96,34 @@ class MemoryTest(fake_driver_host.FakeDriverTestCase):
 
     def test_quiet_connection_is_kept(self):
         """Nothing happens for long: the driver asks whether LXD is there."""
-        for name, seconds in (('QUIET', 0.1), ('RECONNECT_FIRST', 0.01)):
-            self.useFixture(fixtures.MonkeyPatch(
-                f'nova_lxd_py.virt.guest.events.{name}', seconds))
-        watcher = self.watcher()
-        self.lxd.wait_for(lambda: watcher._connected)
-        first = watcher._channel
+        session, pings = self.driver._services.session, []
+        connect = session.websocket
+
+        def websocket(*path, **kwargs):
+            channel = connect(*path, **kwargs)
+            ping, receive = channel.ping, channel.recv_data
+
+            def ping_patiently():
+                channel.settimeout(30)
+                pings.append(channel)
+                ping()
+
+            def receive_impatiently(**options):
+                received = receive(**options)
+                channel.settimeout(0.05)
+                return received
+
+            channel.ping = ping_patiently
+            channel.recv_data = receive_impatiently
+            return channel
+
+        self.lxd.wait_for(lambda: self.watcher()._connected)
+        self.useFixture(fixtures.MockPatchObject(
+            session, 'websocket', websocket))
         self.lxd.close_websockets()
-        self.lxd.wait_for(lambda: watcher._connected and
-                          watcher._channel is not first)
-        self.lxd.clear_requests()
-        time.sleep(1)
-        self.assertEqual(0, self.lxd.count('GET', '/1.0/events'))
-        self.assertTrue(watcher._connected)
+        self.lxd.wait_for(lambda: len(pings) > 4, timeout=30)
+        self.assertEqual(1, len(set(pings)))
+        self.assertTrue(self.watcher()._connected)
 
     def test_only_changes_are_reported_after_an_interruption(self):
         servers = [self.host.spawn() for _number in range(2)]
@@ -110,9 +133,10 @@ class MemoryTest(fake_driver_host.FakeDriverTestCase):
         for server in servers:
             self.driver.get_info(server)
         self.host.events.clear()
-        self.lxd.clear_requests()
+        first = self.watcher()._channel
         self.lxd.close_websockets(False)
-        self.lxd.wait_for(lambda: self.lxd.count('GET', '/1.0/instances'))
+        self.lxd.wait_for(lambda: self.watcher()._connected and
+                          self.watcher()._channel is not first)
         self.lxd.guest_poweroff(servers[1].name)
         self.lxd.wait_for(lambda: self.host.events)
         self.assertEqual(

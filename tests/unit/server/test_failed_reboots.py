@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import fixtures
@@ -30,7 +31,12 @@ from tests.fixtures import fake_driver_host
 class FailedRebootsTest(fake_driver_host.FakeDriverTestCase):
 
     def setUp(self) -> None:
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_lxd_py.virt.guest.events.RECONNECT_FIRST', 0.01))
         super().setUp()
+        self.watcher = self.driver._services.watcher
+        # Few guests are started again here.
+        self.watcher._shutdown_delay = 0.05
         self.moved = self.lxd.daemon.interface_moved
         self.ports = self.host.ports()
         self.instance = self.host.spawn(network_info=self.ports)
@@ -61,8 +67,10 @@ class FailedRebootsTest(fake_driver_host.FakeDriverTestCase):
 
     def test_reboot(self) -> None:
         self.lose_device()
-        self.lxd.guest_reboot(self.instance.name)
-        self.assert_state(power_state.SHUTDOWN, self.instance)
+        # The recovery waits for the lock.
+        with self.driver._services.guests.changing(self.instance):
+            self.lxd.guest_reboot(self.instance.name)
+            self.assert_state(power_state.SHUTDOWN, self.instance)
         self.lxd.wait_for(self.reported)
         self.assertEqual([virt_event.EVENT_LIFECYCLE_STARTED],
                          self.reported())
@@ -70,8 +78,10 @@ class FailedRebootsTest(fake_driver_host.FakeDriverTestCase):
 
     def test_shutdown(self) -> None:
         """Also after an earlier reboot."""
+        self.watcher._shutdown_delay = 30
         self.lxd.guest_reboot(self.instance.name)
         self.lxd.wait_for(self.reported)
+        self.watcher._shutdown_delay = 0.05
         self.host.events.clear()
         self.lose_device()
         self.lxd.guest_poweroff(self.instance.name)
@@ -111,17 +121,18 @@ class FailedRebootsTest(fake_driver_host.FakeDriverTestCase):
 
     def test_reboot_while_nova_stops_it(self) -> None:
         self.lose_device()
-        self.lxd.guest_reboot(self.instance.name)
+        begun, recover = threading.Event(), self.watcher.on_failed_reboot
+        self.watcher.on_failed_reboot = lambda uuid: (begun.set(),
+                                                      recover(uuid))[1]
         with self.driver._services.guests.changing(self.instance):
-            # The recovery waits for the lock meanwhile.
-            self.lxd.wait_for(lambda: not self.driver._services.watcher
-                              ._delayed)
+            self.lxd.guest_reboot(self.instance.name)
+            # The recovery waits for the lock.
+            self.assertTrue(begun.wait(30))
             self.instance.vm_state = vm_states.STOPPED
         self.assert_reported_as_stopped()
 
     def test_log_is_not_shown(self) -> None:
         """Without the permission the rest works as before."""
-        watcher = self.driver._services.watcher
         session = self.driver._services.session
         original = session.websocket
 
@@ -132,10 +143,10 @@ class FailedRebootsTest(fake_driver_host.FakeDriverTestCase):
 
         self.useFixture(fixtures.MockPatchObject(
             session, 'websocket', websocket))
-        first = watcher._channel
+        first = self.watcher._channel
         self.lxd.close_websockets()
-        self.lxd.wait_for(lambda: watcher._connected and
-                          watcher._channel is not first)
+        self.lxd.wait_for(lambda: self.watcher._connected and
+                          self.watcher._channel is not first)
         self.lose_device()
         self.lxd.guest_reboot(self.instance.name)
         self.assert_reported_as_stopped()
