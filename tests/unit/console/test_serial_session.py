@@ -98,7 +98,7 @@ class SilentLXDTestCase(ConsoleTestCase):
         self.lxd.wait_for(lambda: self.threads('serial-control'))
         self.proxy.fall_silent()
         # More than the buffers hold, so that the writer blocks.
-        far.settimeout(1)
+        far.settimeout(0.3)
         with contextlib.suppress(TimeoutError):
             while True:
                 far.sendall(bytes(1 << 16))

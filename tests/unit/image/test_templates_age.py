@@ -43,7 +43,7 @@ class CrashTestCase(template_case.TemplateTestCase):
         # longer for the answers of a busy one.
         outage = retry.Outage
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_lxd_py.virt.lxd.retry.Outage', lambda patience: outage(1)))
+            'nova_lxd_py.virt.lxd.retry.Outage', lambda patience: outage(0.2)))
         self.use_new_session()
 
     def crash(self) -> None:

@@ -25,6 +25,7 @@ from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
 from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.lxd import errors
+from nova_lxd_py.virt.lxd import retry
 from nova_lxd_py.virt.server import quiesce
 from nova_lxd_py.virt.server import snapshot
 from tests.fixtures import memory_glance
@@ -176,6 +177,7 @@ class SnapshotTestCase(session_case.SessionTestCase):
         self.assert_clean()
 
     def test_lxd_breaks_off_the_download(self):
+        self.session._outage = retry.Outage(0.2)
         self.lxd.drop_connection('GET', '/1.0/images/*/export', times=None)
         self.assertRaises(errors.LXDError, self.take)
         self.assert_clean()
