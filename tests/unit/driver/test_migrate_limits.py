@@ -150,7 +150,8 @@ class StallTest(two_hosts_case.TwoHostsTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             'nova_lxd_py.virt.lxd.migration.sent',
             lambda operation: (0, f'c1: {next(numbers)}MB')))
-        self.other_lxd.daemon.transfer_time = 2.5
+        # Longer than the timeout.
+        self.other_lxd.daemon.transfer_time = 1.5
         self.move(server).whole()
         self.assertEqual(power_state.RUNNING, self.other.state(server))
 

@@ -26,7 +26,7 @@ from tests.fixtures import fake_driver_host
 #: Lists whose length grows with the number of servers.
 LISTS = ('/1.0/instances', '/1.0/images', '/1.0/images/aliases',
          '/1.0/storage-pools/default/volumes/custom')
-OTHERS = 12
+OTHERS = 4
 
 
 class RequestsTest(fake_driver_host.FakeDriverTestCase):
