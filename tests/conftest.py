@@ -22,6 +22,7 @@ Environment variables:
 """
 
 import collections
+import itertools
 import os
 import pathlib
 import random
@@ -42,8 +43,6 @@ LONG = ('test_volumes_random.py', 'test_guest_reboots.py',
 
 #: Changes what the other tests in its directory need.
 LAST = ('test_two_hosts.py',)
-
-_claimed: dict[str, bool] = {}
 
 
 def pytest_configure(config):
@@ -66,22 +65,33 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item, nextitem):
-    """Leave out the files that another process has claimed."""
-    if SHARE and not _claim(item.nodeid.partition('::')[0].replace('/', '.')):
-        return True
-    return None
+def pytest_runtestloop(session):
+    """Leave out the files that another process has claimed.
+
+    pytest's own loop tears down what the next test does not need, which would
+    be one of a file that is left out.
+    """
+    if not SHARE or session.testsfailed or session.config.option.collectonly:
+        return None
+    for name, items in itertools.groupby(
+            session.items, lambda item: item.nodeid.partition('::')[0]):
+        if not _claim(name.replace('/', '.')):
+            continue
+        for item, following in itertools.pairwise([*items, None]):
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.shouldfail:
+                raise session.Failed(session.shouldfail)
+            if session.shouldstop:
+                raise session.Interrupted(session.shouldstop)
+    return True
 
 
 def _claim(name):
-    if name not in _claimed:
-        try:
-            pathlib.Path(SHARE, name).touch(exist_ok=False)
-        except FileExistsError:
-            _claimed[name] = False
-        else:
-            _claimed[name] = True
-    return _claimed[name]
+    try:
+        pathlib.Path(SHARE, name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 @pytest.hookimpl(optionalhook=True)
