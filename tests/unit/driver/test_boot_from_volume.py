@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 from typing import Any
 import uuid
 
@@ -26,48 +25,11 @@ from nova import objects
 from oslo_utils import units
 
 from nova_lxd_py.virt.privileged import rootfs
+from tests.fixtures import boot_volume_case
 from tests.fixtures import disks
-from tests.fixtures import fake_driver_host
-from tests.fixtures.fake_lxd import fixture
 
 
-class BootFromVolumeTest(fake_driver_host.FakeDriverTestCase):
-
-    options = {'volume_filesystems': ['ext4']}
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.data = fixture.unified_image()
-        self.image = self.host.image(self.data)
-        # As Cinder makes a volume of an image.
-        self.volume = self.made_of(self.image, self.data)
-
-    def made_of(self, image: objects.ImageMeta, data: bytes) -> Any:
-        volume = self.storage.volume(
-            content='unknown', volume_image_metadata={
-                'image_id': image.id, 'size': str(len(data)),
-                'image_name': 'tiny', 'checksum': hashlib.md5(
-                    data, usedforsecurity=False).hexdigest()})
-        volume.disk.data = data + b'\0' * 512
-        return volume
-
-    def info(self, *others: Any, **connection: Any) -> dict[str, Any]:
-        return disks.described(
-            self.volume.mapping('/dev/sda', 0, **connection), *others)
-
-    def spawn(self, info: dict[str, Any] | None = None, **kwargs: Any
-              ) -> objects.Instance:
-        server = self.host.instance(None, id=1, image_ref='')
-        return self.host.spawn(server, objects.ImageMeta.from_dict(
-            {'properties': {}}), block_device_info=info or self.info(),
-            **kwargs)
-
-    def pools(self) -> set[str]:
-        return set(self.lxd.daemon.store.pools)
-
-    def assert_clean(self) -> None:
-        self.assertEqual({'default'}, self.pools())
-        self.assert_nothing_left()
+class BootFromVolumeTest(boot_volume_case.BootVolumeTestCase):
 
     def test_discard(self) -> None:
         self.spawn()
