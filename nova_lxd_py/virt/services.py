@@ -179,6 +179,7 @@ def build(virtapi: nova_virtapi.VirtAPI,
     snapshot = snapshot_ops.SnapshotOps(session, guests, image_api, quiescer)
     watcher.on_reconnect = functools.partial(_reconnected, reconciler,
                                              quiescer)
+    watcher.on_restart = reconciler.restore_limits
     watcher.on_failed_reboot = failed_reboots.RebootCompleter(
         guests, vifs).complete
     rescue = rescue_ops.RescueOps(session, guests, guest_configs, vifs,

@@ -115,6 +115,9 @@ class EventWatcher:
         #: Called with the UUID of a server whose guest has begun to reboot
         #: and was not started; returns whether it runs now.
         self.on_failed_reboot: Callable[[str], bool] | None = None
+        #: Called in a thread of its own with name and UUID of an instance that
+        #: LXD has restarted, also at the request of its guest.
+        self.on_restart: Callable[[str, str], None] | None = None
 
     # -- life of the listener -----------------------------------------------
 
@@ -282,6 +285,9 @@ class EventWatcher:
             with contextlib.suppress(errors.NotFound):
                 self._remember(self._new_guest(name), changes, fresh=False)
             return
+        if action == 'instance-restarted' and self.on_restart is not None:
+            threading.Thread(target=self.on_restart, args=(name, known.uuid),
+                             name='lxd-restart', daemon=True).start()
         transition = TRANSITIONS.get(action)
         if transition is not None:
             self._report(name, known, transition)

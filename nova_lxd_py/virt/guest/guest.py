@@ -33,6 +33,7 @@ from nova_lxd_py.virt.guest import roles
 from nova_lxd_py.virt.guest import root_check
 from nova_lxd_py.virt.guest import root_extension
 from nova_lxd_py.virt.guest import root_quota
+from nova_lxd_py.virt.guest import volume_limits
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.lxd import metrics
 from nova_lxd_py.virt.lxd import session as lxd
@@ -266,6 +267,7 @@ class Guest:
                      instance_uuid=self.uuid)
             self.update(devices=changes)
             self._change_state('start', _RUNNING)
+        volume_limits.apply(self)
 
     def shut_down(self, timeout: int) -> None:
         """Ask the guest to shut down and wait for it.
@@ -399,6 +401,7 @@ class Guest:
                     raise
                 continue
             self._info = {**info, **wanted}
+            volume_limits.apply(self, info)
             return
 
     def add_devices(self, devices: Mapping[str, Mapping[str, str]]) -> None:
@@ -420,12 +423,13 @@ class Guest:
                                 timeout=self._session.operation_timeout)
 
         self._extender.with_space(lambda: self._when_free(add))
-        self._info = {**self._info, 'devices': {**self.devices, **added}}
+        before = self._info
+        self._info = {**before, 'devices': {**self.devices, **added}}
+        volume_limits.apply(self, before)
         self.show_disks()
 
     def show_disks(self) -> None:
-        """Show the guest in its sysfs the disks that it had when last read.
-        """
+        """Show the guest in its sysfs its disks as they were last read."""
         disk_view.show(self.name, self.config, self.devices, self.uuid)
 
     def delete(self) -> None:

@@ -41,6 +41,7 @@ from nova_lxd_py.virt.volume import in_use
 from nova_lxd_py.virt.volume import lxd_devices
 from nova_lxd_py.virt.volume import mode_selection
 from nova_lxd_py.virt.volume import modes
+from nova_lxd_py.virt.volume import qos
 from nova_lxd_py.virt.volume import usage
 
 LOG = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class VolumeAttacher:
         if not root:
             mode = self.modes.choose(instance, connection_info, ask_cinder)
         mode.check(instance, connection_info)
+        qos.check(instance, connection_info)
         sharing = bool(connection_info.get('multiattach'))
         if not sharing:
             self._reclaim(context, instance, connection_info)
@@ -121,15 +123,13 @@ class VolumeAttacher:
             undo.callback(self.drop, instance, identifier, connection_info,
                           force=True)
         self._usage.check_device_conflict(instance, identifier, path)
-        if connection_info['data'].get('qos_specs'):
-            LOG.warning('Volume %s has front-end QoS limits, which LXD cannot '
-                        'apply; use the limits of the storage (consumer: '
-                        'back-end)', identifier, instance=instance)
         connection_info[modes.KEY_MODE] = mode.name
         with connections.map_exceptions('prepare', instance, identifier,
                                         exception.VolumeAttachFailed):
             mode.prepare(connection_info, probed)
-        return mode.describe(connection_info, mountpoint)
+        changes = mode.describe(connection_info, mountpoint)
+        qos.add(changes, connection_info)
+        return changes
 
     def _reclaim(self, context: nova_context.RequestContext,
                  instance: objects.Instance, connection_info: dict[str, Any]

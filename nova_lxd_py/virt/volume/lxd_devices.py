@@ -29,6 +29,7 @@ from nova import exception
 
 from nova_lxd_py.virt.guest import disk_view
 from nova_lxd_py.virt.guest import guest as lxd_guest
+from nova_lxd_py.virt.guest import volume_limits
 from nova_lxd_py.virt.lxd import errors
 
 #: Prefix of the names of LXD devices, before the volume's ID.
@@ -44,17 +45,20 @@ KEY_BOOT = 'user.nova.boot'
 #: attached, see :mod:`.statistics`.
 KEY_COUNTERS = 'user.nova.counters'
 
+_LIMITS = (volume_limits.KEY_LIMITS, volume_limits.KEY_ROOT_LIMITS)
+
 #: Configuration key of LXD with options for liblxc.
 KEY_RAW = 'raw.lxc'
 
 #: Configuration keys of a guest that boots from a volume.
 ROOT_KEYS = (KEY_RAW, lxd_guest.KEY_ROOT_VOLUME, lxd_guest.KEY_ROOT_DEVICE,
-             lxd_guest.KEY_ROOT_BOOT, lxd_guest.KEY_ROOT_COUNTERS)
+             lxd_guest.KEY_ROOT_BOOT, lxd_guest.KEY_ROOT_COUNTERS,
+             volume_limits.KEY_ROOT_LIMITS)
 
 #: Changes to these keys when the host is disconnected from the volume.
 DISCONNECTED: Mapping[str, str | None] = {
     lxd_guest.KEY_ROOT_DEVICE: None, lxd_guest.KEY_ROOT_BOOT: None,
-    lxd_guest.KEY_ROOT_COUNTERS: None}
+    lxd_guest.KEY_ROOT_COUNTERS: None, volume_limits.KEY_ROOT_LIMITS: None}
 
 _BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 
@@ -192,8 +196,12 @@ def keep_counters(guest: lxd_guest.Guest | None, changes: GuestChanges
 
 def _keep_key(key: str, before: Mapping[str, str], after: dict[str, str]
               ) -> None:
-    """Copy a key if nothing else differs."""
-    if key in before and {**after, key: before[key]} == before:
+    """Copy a key if nothing else differs but limits, which may change."""
+    rest = {name: value for name, value in before.items()
+            if name not in _LIMITS}
+    if key in before and rest == {
+            **{name: value for name, value in after.items()
+               if name not in _LIMITS}, key: before[key]}:
         after[key] = before[key]
 
 

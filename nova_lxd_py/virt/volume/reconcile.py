@@ -27,6 +27,7 @@ from oslo_log import log as logging
 
 from nova_lxd_py.virt.guest import guest as lxd_guest
 from nova_lxd_py.virt.guest import registry
+from nova_lxd_py.virt.guest import volume_limits
 from nova_lxd_py.virt.lxd import errors
 from nova_lxd_py.virt.volume import attachment
 from nova_lxd_py.virt.volume import connections
@@ -39,7 +40,8 @@ LOG = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Removes what no guest uses and rolls back interrupted swaps.
+    """Removes what no guest uses, rolls back interrupted swaps, and restores
+    the limits of volumes.
 
     :param guests: the driver's LXD instances.
     :param host_connections: records what the host is connected to.
@@ -72,6 +74,7 @@ class Reconciler:
             self._roll_back_swaps()
             self._remove_unused()
             self._clear_notes()
+            self._restore_limits()
         except errors.LXDError as error:
             LOG.warning('Could not reconcile volumes, since LXD does not list '
                         'its instances: %s', error)
@@ -95,6 +98,27 @@ class Reconciler:
                               'guest': guest.name,
                               'kind': type(error).__name__, 'error': error},
                           instance_uuid=guest.uuid)
+
+    def restore_limits(self, name: str, uuid: str) -> None:
+        """Limit a guest that was restarted; errors are logged only.
+
+        :param name: LXD's name of the instance.
+        :param uuid: UUID of the server.
+        """
+        try:
+            # An operation that changes its volumes has the lock.
+            with self._guests.lock(uuid):
+                volume_limits.apply(self._guests.by_name(name))
+        except errors.LXDError as error:
+            LOG.warning('Could not apply the QoS limits of volumes to '
+                        '%(guest)s: %(error)s',
+                        {'guest': name, 'error': error}, instance_uuid=uuid)
+
+    def _restore_limits(self) -> None:
+        """Limit guests that may have been restarted meanwhile."""
+        for guest in self._guests.all():
+            if volume_limits.find(guest.config, guest.devices):
+                self.restore_limits(guest.name, guest.uuid)
 
     def _clear_notes(self) -> None:
         """Clear notes of volumes that are attached or not connected."""
