@@ -164,6 +164,81 @@ class LifeTestCase(lab.VIFTestCase):
         self.assert_connected(guest, other)
 
 
+class FrozenTestCase(lab.VIFTestCase):
+    """Nothing of the host answers for a guest that is frozen."""
+
+    def link_view(self, guest: lab.Guest) -> tuple[str, ...]:
+        """Return the state of the port that Neutron's agents and the guest
+        see."""
+        return (*self.switch_view(guest),
+                lab.OVS.interface(guest.pair.outer, 'link_state'),
+                lab.OVS.interface(guest.pair.outer, 'admin_state'),
+                guest.run('cat /sys/class/net/eth0/carrier_changes; '
+                          'ip address; ip route'))
+
+    def assert_unreachable(self, guest: lab.Guest, other: lab.Guest) -> None:
+        for _time in range(3):
+            self.assertFalse(other.reaches(guest))
+
+    def check(self, guest: lab.Guest, other: lab.Guest) -> None:
+        before = self.link_view(guest)
+        lab.LXD.set_state(guest.name, 'freeze')
+        # This is why it is needed.
+        other.run(f'ping -c 1 -W 30 {guest.address}')
+        self.vifs.block(guest.instance)
+        self.assert_unreachable(guest, other)
+        # A new driver finds the ports on the host.
+        self.vifs = manager.VIFManager()
+        guest.plug()
+        # Open vSwitch configures its ports again when one is added.
+        third = lab.Guest(self, 3)
+        third.plug()
+        self.addCleanup(third.unplug)
+        self.assert_unreachable(guest, other)
+        self.vifs.unblock(guest.instance)
+        lab.LXD.set_state(guest.name, 'unfreeze')
+        self.assert_connected(guest, other)
+        self.assertEqual(before, self.link_view(guest))
+
+    def test_open_vswitch(self) -> None:
+        self.check(*self.make_guests())
+
+    def test_bandwidth_limits(self) -> None:
+        self.check(*self.make_guests(
+            **{'quota:vif_outbound_average': '1000'}))
+
+    def test_qos_of_open_vswitch_is_kept(self) -> None:
+        """ML2/OVS limits what a port receives with it."""
+        guest, other = self.make_guests()
+        lab.OVS.vsctl(
+            '--id=@qos', 'create', 'QoS', 'type=linux-htb',
+            'other-config:max-rate=1000000', '--', 'set', 'Port',
+            guest.pair.outer, 'qos=@qos')
+        self.addCleanup(lab.OVS.vsctl, '--all', 'destroy', 'QoS')
+        self.addCleanup(lab.OVS.vsctl, 'clear', 'Port', guest.pair.outer,
+                        'qos')
+        before = self.qdiscs(guest)
+        self.assertIn('htb', before)
+        self.vifs.block(guest.instance)
+        self.assertEqual(before, self.qdiscs(guest))
+        self.vifs.unblock(guest.instance)
+        self.assertEqual(before, self.qdiscs(guest))
+
+    def qdiscs(self, guest: lab.Guest) -> str:
+        return subprocess.run(
+            ['tc', 'qdisc', 'show', 'dev', guest.pair.outer],
+            stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    def test_open_vswitch_restarts(self) -> None:
+        """It removes the block, which is no error at the thaw."""
+        guest, other = self.make_guests()
+        self.vifs.block(guest.instance)
+        lab.OVS.stop_vswitchd()
+        lab.OVS.start_vswitchd()
+        self.vifs.unblock(guest.instance)
+        self.assert_connected(guest, other)
+
+
 class ForgottenTestCase(lab.VIFTestCase):
     """Ports that Nova has released in Neutron are removed all the same."""
 

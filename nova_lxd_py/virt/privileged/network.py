@@ -305,3 +305,40 @@ def remove_limit(name: str) -> None:
         # EINVAL and ENOENT: there is no limit.
         with _tolerate(errno.ENOENT, errno.EINVAL):
             netlink.tc('del', 'htb', index, handle=_ROOT)
+
+
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+def block(name: str) -> None:
+    """Drop all packets that the host sends to a device. Idempotent.
+
+    The qdisc ``blackhole`` is part of every kernel that has qdiscs. The other
+    end of a veth pair keeps its carrier.
+
+    :param name: name of the device.
+    :raises OSError: if there is no such device or the kernel refuses; with
+        errno EEXIST if the device has a root qdisc of something else.
+    """
+    with _netlink() as netlink:
+        index = _index(netlink, _device(name))
+        try:
+            netlink.tc('add', 'blackhole', index, handle=_ROOT)
+        except netlink_exceptions.NetlinkError:
+            if 'blackhole' not in [qdisc.get_attr('TCA_KIND') for qdisc
+                                   in netlink.get_qdiscs(index)]:
+                raise
+
+
+@privileged.network_context.entrypoint_with_timeout(NETWORK_TIMEOUT)
+def unblock(name: str) -> None:
+    """Undo :func:`block`. Idempotent; other qdiscs are kept.
+
+    :param name: name of the device, which need not exist.
+    :raises OSError: if the kernel refuses.
+    """
+    with _netlink() as netlink:
+        index = _find(netlink, _device(name))
+        # EINVAL and ENOENT: it is not blocked. EOPNOTSUPP: the kernel has no
+        # qdiscs.
+        with _tolerate(errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):
+            if index is not None:
+                netlink.tc('del', 'blackhole', index, handle=_ROOT)

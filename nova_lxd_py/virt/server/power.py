@@ -21,6 +21,7 @@ from typing import Any
 
 from nova.compute import power_state
 from nova import context as nova_context
+from nova import exception
 from nova import objects
 from oslo_config import cfg
 from oslo_log import log as logging
@@ -98,11 +99,12 @@ class PowerOps:
                 LOG.warning('Nothing to power off: %s', exc,
                             instance=instance)
 
-    @staticmethod
-    def _shut_down(instance: objects.Instance, guest: lxd_guest.Guest,
+    def _shut_down(self, instance: objects.Instance, guest: lxd_guest.Guest,
                    timeout: int, retry_interval: int) -> None:
         """Ask the guest to shut down until it has or the time is over."""
-        # A frozen guest could not act on the request.
+        # A frozen guest could not act on the request. One without network may.
+        with contextlib.suppress(exception.VirtualInterfacePlugException):
+            self._vifs.unblock(instance)
         with contextlib.suppress(errors.NotRunning):
             guest.unfreeze()
         deadline = time.monotonic() + timeout
@@ -128,7 +130,7 @@ class PowerOps:
             guest = self._active(instance)
             if guest.power_state != power_state.SHUTDOWN:
                 with contextlib.suppress(errors.NotRunning):
-                    guest.unfreeze()
+                    self._thaw(instance, guest)
                     self._clear_suspended(guest)
                     return
                 guest.reload()
@@ -209,7 +211,9 @@ class PowerOps:
         See :meth:`nova.virt.driver.ComputeDriver.pause`.
         """
         with self._guests.changing(instance):
-            self._guests.active(instance).freeze()
+            guest = self._guests.active(instance)
+            guest.freeze()
+            self._block(instance, guest)
 
     def unpause(self, instance: objects.Instance) -> None:
         """Let the processes of a paused instance continue.
@@ -217,7 +221,7 @@ class PowerOps:
         See :meth:`nova.virt.driver.ComputeDriver.unpause`.
         """
         with self._guests.changing(instance):
-            self._guests.active(instance).unfreeze()
+            self._thaw(instance, self._guests.active(instance))
 
     def suspend(self, instance: objects.Instance) -> None:
         """Keep an instance from running until it is resumed.
@@ -231,6 +235,27 @@ class PowerOps:
             guest.update(config={lxd_guest.KEY_SUSPENDED: 'true'})
             with contextlib.suppress(errors.NotRunning):
                 guest.freeze()
+                self._block(instance, guest)
+
+    def _block(self, instance: objects.Instance, guest: lxd_guest.Guest
+               ) -> None:
+        """Keep packets from a guest that has just been frozen."""
+        # One that is quiesced is thawed by the Quiescer, whatever it is else.
+        if lxd_guest.KEY_QUIESCED not in guest.config:
+            self._vifs.block(instance)
+
+    def _thaw(self, instance: objects.Instance, guest: lxd_guest.Guest
+              ) -> None:
+        """Thaw a guest; it never runs without its network.
+
+        If LXD fails, it is still frozen, and answers pings.
+
+        :raises nova.exception.VirtualInterfacePlugException: if it would have
+            no network.
+        :raises errors.LXDError: as :meth:`.guest.Guest.unfreeze`.
+        """
+        self._vifs.unblock(instance)
+        guest.unfreeze()
 
     def resume(self, context: nova_context.RequestContext,
                instance: objects.Instance, network_info: Any,

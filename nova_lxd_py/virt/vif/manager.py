@@ -38,6 +38,7 @@ from nova_lxd_py.virt.vif import base
 from nova_lxd_py.virt.vif import labels
 from nova_lxd_py.virt.vif import port_index
 from nova_lxd_py.virt.vif import qos
+from nova_lxd_py.virt.vif import veth
 
 CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
@@ -141,6 +142,46 @@ class VIFManager:
             cannot be plugged.
         """
         self.plug(instance, [self._as_bound(vif)], guest_stopped=True)
+
+    def block(self, instance: objects.Instance) -> None:
+        """Drop all packets to a guest that has been frozen.
+
+        Otherwise the host's kernel, which the network stack of a container
+        belongs to, goes on answering for it. Errors are logged only: the guest
+        is frozen nevertheless.
+
+        :param instance: the instance. Its ports are found on the host.
+        """
+        for vif in self._index.ports(instance):
+            try:
+                with _lock(vif):
+                    veth.VethPair(vif).block()
+            except Exception as error:
+                LOG.warning('Port %(port)s of the frozen server still answers '
+                            'pings, since packets to it could not be blocked: '
+                            '%(error)s', {'port': vif['id'], 'error': error},
+                            instance=instance)
+
+    def unblock(self, instance: objects.Instance) -> None:
+        """Undo :meth:`block`, before the guest is thawed. Idempotent.
+
+        :param instance: the instance.
+        :raises nova.exception.VirtualInterfacePlugException: if packets to a
+            port are still dropped.
+        """
+        for vif in self._index.ports(instance):
+            try:
+                with _lock(vif):
+                    veth.VethPair(vif).unblock()
+            except Exception as error:
+                LOG.error('Packets to port %(port)s are still blocked: '
+                          '%(error)s', {'port': vif['id'], 'error': error},
+                          instance=instance)
+                raise exception.VirtualInterfacePlugException(_(
+                    'Packets to port %(port)s are still blocked (%(kind)s); '
+                    'the log of nova-compute has the details') % {
+                        'port': vif['id'],
+                        'kind': type(error).__name__}) from error
 
     def unplug(self, instance: objects.Instance,
                network_info: Iterable[model.VIF] | None) -> None:

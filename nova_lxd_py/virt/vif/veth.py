@@ -218,6 +218,23 @@ class VethPair:
         if attribute(self.outer, 'ifalias') != label:
             network.set_alias(self.outer, label)
 
+    def block(self) -> None:
+        """Drop all packets to the guest, which is frozen. Idempotent.
+
+        The guest does not notice it. Its addresses are answered for by the
+        host's kernel otherwise, whether its processes run or not.
+
+        :raises OSError: if the kernel refuses.
+        """
+        network.block(self.outer)
+
+    def unblock(self) -> None:
+        """Undo :meth:`block`. Idempotent.
+
+        :raises OSError: if the kernel refuses.
+        """
+        network.unblock(self.outer)
+
     def remove(self) -> None:
         """Delete the devices that exist on the host."""
         for name in self.names:
@@ -262,6 +279,9 @@ class VethPlugin(base.VIFPlugin):
                          instance=instance)
             self._create_and_connect(instance, vif, limits)
             return
+        if guest_stopped:
+            # The guest may have been frozen when it was stopped.
+            pair.unblock()
         pair.update_mtu()
         pair.set_label(labels.text(instance, vif))
         if pair.is_limited:

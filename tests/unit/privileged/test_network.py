@@ -44,6 +44,8 @@ class InputTestCase(base.BaseTestCase):
                     lambda: network.join(INNER, name),
                     lambda: network.set_limit(name, 1, 1, 1),
                     lambda: network.remove_limit(name),
+                    lambda: network.block(name),
+                    lambda: network.unblock(name),
                     lambda: network.create_veth(name, INNER, MAC, 1500,
                                                 False),
                     lambda: network.create_veth(OUTER, name, MAC, 1500,
@@ -149,3 +151,30 @@ class DeviceTestCase(base.BaseTestCase):
         self.host.lacks = {'htb'}
         self.assertRaises(FileNotFoundError, network.set_limit, OUTER,
                           1000, 1000, 4096)
+
+    def test_block(self) -> None:
+        self.host.add(OUTER)
+        for _time in range(2):
+            network.block(OUTER)
+            self.assertEqual({OUTER}, self.host.blocked())
+        for _time in range(2):
+            network.unblock(OUTER)
+            self.assertEqual(set(), self.host.blocked())
+
+    def test_block_keeps_other_qdiscs(self) -> None:
+        device = self.host.add(OUTER)
+        network.set_limit(OUTER, 1000, 2000, 4096)
+        before = dict(device.qdiscs)
+        self.assertRaises(FileExistsError, network.block, OUTER)
+        network.unblock(OUTER)
+        self.assertEqual(before, device.qdiscs)
+
+    def test_block_of_a_missing_device(self) -> None:
+        self.assertRaises(FileNotFoundError, network.block, OUTER)
+        network.unblock(OUTER)
+
+    def test_block_by_a_kernel_without_qdiscs(self) -> None:
+        self.host.add(OUTER)
+        self.host.lacks = {'blackhole'}
+        self.assertRaises(OSError, network.block, OUTER)
+        network.unblock(OUTER)
