@@ -24,13 +24,13 @@ from tests.campaign import plan
 from tests.campaign.project import Failed
 from tests.campaign.project import patiently
 from tests.campaign.project import Project
+from tests.campaign.project import Stuck
 from tests.campaign.project import TIMEOUT
+from tests.campaign.project import VOLUME_TIMEOUT
 from tests.fixtures import cloud
 
 #: Seconds after which a server that does nothing will not do it any more.
 IDLE = 30 * cloud.PATIENCE
-#: Seconds for what Cinder or Glance do.
-VOLUME_TIMEOUT = 60 * cloud.PATIENCE
 #: Seconds in which a guest can be reached, also while LXD starts again.
 GUEST_TIMEOUT = 60 * cloud.PATIENCE
 
@@ -46,10 +46,12 @@ class Actions:
     """What is done with servers and volumes.
 
     :param project: the project.
+    :param timeout: seconds in which a server gets into a status.
     """
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, timeout: float = TIMEOUT) -> None:
         self._project = project
+        self._timeout = timeout
         self._host = cloud.Host()
         self._image = cloud.CloudTestCase.image_id(
             project.operator, cloud.TINY)
@@ -74,8 +76,13 @@ class Actions:
             return None
 
     def wait(self, slot: plan.Slot, status: str) -> None:
-        """Wait for a status."""
-        deadline = time.monotonic() + TIMEOUT
+        """Wait for a status.
+
+        :raises Failed: if it is not reached.
+        :raises Stuck: if the server has been in another task for so long that
+            Nova must have lost it.
+        """
+        deadline = time.monotonic() + self._timeout
         idle: float | None = None
         while True:
             server = self.server(slot)
@@ -96,7 +103,8 @@ class Actions:
             else:
                 idle = None
             if now > deadline:
-                raise Failed(f'{state} after {TIMEOUT} s, not {status}')
+                raise Stuck(f'{state} after {self._timeout:.0f} s, '
+                            f'not {status}')
             time.sleep(0.5)
 
     def _until(self, what: str, condition: Callable[[], Any],
@@ -131,7 +139,10 @@ class Actions:
     # -- servers
 
     def create(self, slot: plan.Slot) -> None:
-        self._boot(slot, image_id=self._image)
+        self.create_from(slot, self._image)
+
+    def create_from(self, slot: plan.Slot, image: str) -> None:
+        self._boot(slot, image_id=image)
 
     def create_from_volume(self, slot: plan.Slot) -> None:
         self._boot(slot, block_device_mapping=[{

@@ -87,11 +87,13 @@ class Campaign:
     :param servers: how many there are at a time.
     :param workers: how many are worked on at a time.
     :param every: average number of operations between two faults.
+    :param timeout: seconds in which an operation of a server ends.
     """
 
     def __init__(self, seed: int, operations: int, seconds: float = 3600,
-                 servers: int = 10, workers: int = 4, every: int = 10
-                 ) -> None:
+                 servers: int = 10, workers: int = 6, every: int = 10,
+                 timeout: float = project.TIMEOUT) -> None:
+        self._timeout = timeout
         self._operations = operations
         self._seconds = seconds
         self._workers = workers
@@ -106,9 +108,9 @@ class Campaign:
         """Run it, delete everything and compare the host with before."""
         print(f'\nNOVA_LXD_TEST_SEED={self.report.seed}', flush=True)
         placement = cloud.connect(cloud.ADMIN_CLOUD).placement
-        before = census.take(self._host, placement)
+        before = self._census(placement)
         project_ = project.Project(len(self._slots))
-        self._actions = actions.Actions(project_)
+        self._actions = actions.Actions(project_, self._timeout)
         self._repair = repair.Repair(project_, self._actions)
         begin = time.monotonic()
         try:
@@ -170,11 +172,13 @@ class Campaign:
         begin = time.monotonic()
         before, server = slot.status, slot.server
         failure = ''
+        stuck = False
         lost: list[str] = []
         try:
             self._actions.perform(slot, operation)
             lost = self._actions.check(slot)
         except Exception as error:
+            stuck = isinstance(error, project.Stuck)
             failure = f'{type(error).__name__}: {error}'
         end = time.monotonic()
         reasons = self._faults.between(begin, end)
@@ -192,7 +196,7 @@ class Campaign:
                     f'{title}: {failure} [{", ".join(reasons)}]')
         else:
             self._wrong(title, [f'{failure} although no daemon was away'])
-        self._mend(slot, operation, title)
+        self._mend(slot, operation, title, stuck)
 
     def _wrong(self, title: str, texts: list[str]) -> None:
         for text in texts:
@@ -200,14 +204,14 @@ class Campaign:
             with self._lock:
                 self.report.wrong.append(f'{title}: {text}')
 
-    def _mend(self, slot: plan.Slot, operation: plan.Operation, title: str
-              ) -> None:
+    def _mend(self, slot: plan.Slot, operation: plan.Operation, title: str,
+              stuck: bool) -> None:
         how: list[str] = []
         for attempt in range(REPAIRS):
             self._faults.wait()
             begin = time.monotonic()
             try:
-                how += self._repair.run(slot, operation)
+                how += self._repair.run(slot, operation, stuck)
                 if attempt:
                     how += self._repair.reboot(slot)
                 lost = self._actions.check(slot)
@@ -230,6 +234,18 @@ class Campaign:
         with self._lock:
             self.report.repairs.update(how)
         self._wrong(title, lost)
+
+    def _census(self, placement: object) -> census.Census:
+        """List what the host has when nothing of earlier tests vanishes."""
+        deadline = time.monotonic() + CLEAN_TIMEOUT
+        found = census.take(self._host, placement)
+        while time.monotonic() < deadline:
+            time.sleep(2)
+            again = census.take(self._host, placement)
+            if again == found:
+                break
+            found = again
+        return found
 
     def _compare(self, before: census.Census, placement: object) -> list[str]:
         deadline = time.monotonic() + CLEAN_TIMEOUT

@@ -28,6 +28,7 @@ Census = Mapping[str, frozenset[str]]
 
 LISTENER = 'listening port of nova-compute'
 
+_PREFIX = f'{cloud.PREFIX}/'
 #: Listening sockets in /proc/net/tcp.
 _LISTEN = '0A'
 
@@ -78,18 +79,17 @@ def _images(host: cloud.Host) -> set[str]:
 
 
 def _loops() -> set[str]:
-    """List the backing files of loop devices.
+    """List the files of the cloud behind loop devices.
 
-    A container sees those of its host and of other containers as well, so
-    that only files that it has count there.
+    Tests that run at the same time have others, and a container sees those of
+    its host.
     """
-    inside = pathlib.Path('/run/systemd/container').exists()
     found = set()
     for path in pathlib.Path('/sys/block').glob('loop*/loop/backing_file'):
         # Others come and go.
         with contextlib.suppress(OSError):
             name = path.read_text().strip()
-            if not inside or pathlib.Path(name).exists():
+            if name.startswith(_PREFIX):
                 found.add(name)
     return found
 
@@ -103,13 +103,10 @@ def _device_mapper() -> set[str]:
 
 
 def _mounts() -> set[str]:
-    """List the mount points, without those of network namespaces."""
-    found = set()
-    for line in pathlib.Path('/proc/self/mountinfo').read_text().splitlines():
-        target = line.split()[4]
-        if not target.startswith('/run/netns'):
-            found.add(target)
-    return found
+    """List the mount points of the cloud, whose daemons have no others."""
+    lines = pathlib.Path('/proc/self/mountinfo').read_text().splitlines()
+    return {target for target in (line.split()[4] for line in lines)
+            if target.startswith(_PREFIX)}
 
 
 def _listeners() -> set[str]:

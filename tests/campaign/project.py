@@ -22,6 +22,7 @@ from keystoneauth1 import exceptions as keystone_exceptions
 import openstack
 from openstack import connection
 from openstack import exceptions
+from oslo_utils import timeutils
 
 from tests.fixtures import cloud
 
@@ -31,12 +32,18 @@ T = TypeVar('T')
 API_TIMEOUT = 120 * cloud.PATIENCE
 #: Seconds for what one operation starts.
 TIMEOUT = 120 * cloud.PATIENCE
+#: Seconds for what Cinder or Glance do.
+VOLUME_TIMEOUT = 60 * cloud.PATIENCE
 #: Seconds in which everything of one kind is deleted at the end.
 END_TIMEOUT = 240 * cloud.PATIENCE
 
 
 class Failed(Exception):
     """An operation did not do what it should."""
+
+
+class Stuck(Failed):
+    """An operation did not end in time."""
 
 
 def patiently(call: Callable[[], T], timeout: float = API_TIMEOUT) -> T:
@@ -156,8 +163,10 @@ class Project:
     def _delete_volume(self, identifier: str) -> None:
         """Delete a volume, also one that a fault has left reserved."""
         volume = self.api.block_storage.get_volume(identifier)
-        if volume.status in ('reserved', 'attaching', 'detaching'):
-            # No server is left to which it could belong.
+        if volume.status in ('reserved', 'attaching', 'detaching') or (
+                volume.status == 'creating' and
+                timeutils.is_older_than(volume.created_at, VOLUME_TIMEOUT)):
+            # No server is left to which it could belong, or that waits for it.
             self.operator.block_storage.reset_volume_status(
                 identifier, 'available', 'detached')
             self.resets += 1

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
 from typing import Any
 
@@ -24,6 +26,7 @@ from tests.campaign.project import Failed
 from tests.campaign.project import patiently
 from tests.campaign.project import Project
 from tests.fixtures import cloud
+from tests.fixtures import other_host
 
 #: Seconds after which Nova is taken to have lost a task.
 STUCK = 30 * cloud.PATIENCE
@@ -41,9 +44,13 @@ class Repair:
         self._project = project
         self._actions = actions_
 
-    def run(self, slot: plan.Slot, operation: plan.Operation) -> list[str]:
+    def run(self, slot: plan.Slot, operation: plan.Operation,
+            stuck: bool = False) -> list[str]:
         """Bring a server back into a status from which it goes on.
 
+        :param slot: the server.
+        :param operation: what was done with it.
+        :param stuck: whether it has been waited for long enough.
         :returns: what was necessary.
         :raises Failed: if it does not get there.
         """
@@ -53,7 +60,7 @@ class Repair:
             self._volumes(slot, [])
             return []
         how: list[str] = []
-        server = self._settled(slot, how)
+        server = self._settled(slot, how, 0 if stuck else STUCK)
         if server is not None and operation.name == 'delete':
             how.append('deleted again')
             self._project.api.compute.delete_server(slot.server)
@@ -89,9 +96,10 @@ class Repair:
         self._actions.reboot_hard(slot)
         return ['hard rebooted']
 
-    def _settled(self, slot: plan.Slot, how: list[str]) -> Any:
+    def _settled(self, slot: plan.Slot, how: list[str], timeout: float
+                 ) -> Any:
         """Wait until Nova does nothing with a server, or has lost the task."""
-        deadline = time.monotonic() + STUCK
+        deadline = time.monotonic() + timeout
         while True:
             server = self._actions.server(slot)
             if server is None or (
@@ -101,11 +109,11 @@ class Repair:
             if time.monotonic() > deadline:
                 break
             time.sleep(1)
-        how.append(f'reset from {server.status}/{server.task_state}')
         if server.status == 'BUILD':
-            patiently(lambda: self._project.operator.compute.
-                      reset_server_state(slot.server, 'error'))
-        elif server.status == 'SHELVED' and server.task_state is None:
+            # Nova cannot reset what no cell has.
+            return server
+        how.append(f'reset from {server.status}/{server.task_state}')
+        if server.status == 'SHELVED' and server.task_state is None:
             self._project.operator.compute.post(
                 f'/servers/{slot.server}/action',
                 json={'shelveOffload': None})
@@ -120,6 +128,11 @@ class Repair:
         """Repair a server in ERROR."""
         slot.status = plan.ACTIVE
         if operation.name == 'rebuild':
+            # Nova detaches volumes for it and attaches them again.
+            for volume in slot.attached():
+                if self._steady(volume).status not in _STEADY:
+                    how.append('volume reset')
+                    self._reset(slot, volume)
             how.append('rebuilt again')
             self._actions.rebuild(slot)
             return
@@ -127,14 +140,58 @@ class Repair:
             self._actions.reboot_hard(slot)
             how.append('hard rebooted')
         except (Failed, exceptions.SDKException):
-            if operation.name != 'unshelve':
+            if operation.name in ('resize', 'revert'):
+                self._refresh(slot, how)
+            elif operation.name in ('shelve', 'unshelve') and (
+                    not slot.from_volume):
+                # Nova has lost its place in it: the root is in the image.
+                self._from_image(slot)
+                how.append('created from the shelved image')
+            else:
                 raise
-            # Killed before the root was complete: it is in the image.
-            self._actions.rebuild_from(slot, patiently(
-                lambda: self._project.api.image.find_image(
-                    f'campaign-{slot.number}-shelved',
-                    ignore_missing=False)).id)
-            how.append('rebuilt from the shelved image')
+
+    def _from_image(self, slot: plan.Slot) -> None:
+        """Create a server from the image of a shelved one, and delete that.
+
+        :raises Failed: if there is no image.
+        """
+        # An interrupted shelve may have left another one.
+        images = patiently(lambda: [
+            image.id for image in self._project.api.image.images(
+                name=f'campaign-{slot.number}-shelved', status='active',
+                sort='created_at:desc')
+            if image.instance_uuid == slot.server])
+        if not images:
+            raise Failed('there is no image of the shelved server')
+        data = slot.data
+        self.give_up(slot)
+        self._actions.create_from(slot, images[0])
+        slot.status, slot.data = plan.ACTIVE, data
+
+    def _refresh(self, slot: plan.Slot, how: list[str]) -> None:
+        """Let Cinder connect the volumes of a server again.
+
+        Nova disconnects them in the middle of a resize, and only its second
+        half or this procedure connects them again.
+
+        :raises Failed: if the server has no volumes.
+        """
+        assert slot.server
+        volumes = patiently(lambda: [
+            attachment.volume_id for attachment in
+            self._project.api.compute.volume_attachments(slot.server)])
+        if not volumes:
+            raise Failed('no hard reboot repairs it, and it has no volumes')
+        patiently(lambda: self._project.operator.compute.
+                  reset_server_state(slot.server, 'active'))
+        self._actions.stop(slot)
+        with tempfile.NamedTemporaryFile('w+') as connector:
+            connector.write(_nova_manage('get_connector', '--json'))
+            connector.flush()
+            for volume in volumes:
+                _nova_manage('refresh', slot.server, volume, connector.name)
+        self._actions.start(slot)
+        how.append('volume attachments refreshed')
 
     def _adopt(self, slot: plan.Slot, server: Any) -> None:
         """Go on from a status that Nova says."""
@@ -147,14 +204,16 @@ class Repair:
     def _volumes(self, slot: plan.Slot, how: list[str]) -> None:
         """Find out which volumes a server has."""
         for volume in list(slot.volumes):
-            deadline = time.monotonic() + STUCK
-            while (found := self._actions.volume(volume.identifier)
-                   ).status not in _STEADY:
-                if time.monotonic() > deadline:
-                    how.append(f'volume reset from {found.status}')
-                    self._reset(slot, volume)
-                    break
-                time.sleep(1)
+            found = self._steady(volume)
+            if found.status not in _STEADY:
+                how.append(f'volume reset from {found.status}')
+                self._reset(slot, volume)
+                self._detach(slot, volume)
+            elif found.status == 'available' and self._is_known(slot, volume):
+                # Nova has lost the end of attaching it.
+                how.append('volume detached that Cinder has not attached')
+                self._reset(slot, volume)
+                self._detach(slot, volume)
             found = self._actions.volume(volume.identifier)
             mine = [attachment for attachment in found.attachments
                     if attachment['server_id'] == slot.server]
@@ -164,18 +223,34 @@ class Repair:
             elif volume.path is None:
                 volume.path = mine[0]['device']
 
-    def _reset(self, slot: plan.Slot, volume: plan.Volume) -> None:
-        """Detach a volume that neither Nova nor Cinder goes on with."""
-        storage = self._project.operator.block_storage
-        known = patiently(lambda: [
+    def _steady(self, volume: plan.Volume) -> Any:
+        """Wait for a volume with which nothing is done, or not any more.
+
+        :returns: the volume.
+        """
+        deadline = time.monotonic() + STUCK
+        while (found := self._actions.volume(volume.identifier)
+               ).status not in _STEADY and time.monotonic() < deadline:
+            time.sleep(1)
+        return found
+
+    def _is_known(self, slot: plan.Slot, volume: plan.Volume) -> bool:
+        """Whether Nova takes a volume for one of the server's."""
+        return bool(slot.server) and volume.identifier in patiently(lambda: [
             attachment.volume_id for attachment in
-            self._project.api.compute.volume_attachments(slot.server)
-        ]) if slot.server else []
-        attached = volume.identifier in known
-        patiently(lambda: storage.reset_volume_status(
-            volume.identifier, 'in-use' if attached else 'available',
-            'attached' if attached else 'detached'))
-        if attached:
+            self._project.api.compute.volume_attachments(slot.server)])
+
+    def _reset(self, slot: plan.Slot, volume: plan.Volume) -> None:
+        """Let Cinder say about a volume what Nova says."""
+        attached = self._is_known(slot, volume)
+        patiently(lambda: self._project.operator.block_storage.
+                  reset_volume_status(
+                      volume.identifier, 'in-use' if attached else 'available',
+                      'attached' if attached else 'detached'))
+
+    def _detach(self, slot: plan.Slot, volume: plan.Volume) -> None:
+        """Detach a volume from the server that has it for Nova, if any."""
+        if self._is_known(slot, volume):
             self._project.api.compute.delete_volume_attachment(
                 slot.server, volume.identifier)
             self._actions.wait_volume(volume.identifier, 'available')
@@ -196,9 +271,18 @@ class Repair:
         slot.data = slot.server = slot.address = None
         if server is None:
             return
-        patiently(lambda: self._project.operator.compute.reset_server_state(
-            server, 'error'))
+        with contextlib.suppress(exceptions.SDKException):
+            self._project.operator.compute.reset_server_state(server, 'error')
         patiently(lambda: self._project.api.compute.delete_server(
             server, ignore_missing=True))
         # Those may not be usable for a while, or for ever.
         slot.volumes = slot.free()
+
+
+def _nova_manage(*arguments: str) -> str:
+    """Run ``nova-manage volume_attachment`` as an operator on the host."""
+    files = [f'--config-file={other_host.ETC / name}'
+             for name in ('nova.conf', 'nova-compute.conf')]
+    return cloud.run(
+        str(other_host.BIN / 'nova-manage'), *files, 'volume_attachment',
+        *arguments, env=other_host.THREADS).stdout
