@@ -41,8 +41,8 @@ SHARE = os.environ.get('NOVA_LXD_TEST_SHARE')
 LONG = ('test_volumes_random.py', 'test_guest_reboots.py',
         'test_cloud_init_keys.py', 'test_many.py')
 
-#: Changes what the other tests in its directory need.
-LAST = ('test_two_hosts.py',)
+#: Change or kill what the other tests in their directory need.
+LAST = ('test_campaign.py', 'test_two_hosts.py')
 
 
 def pytest_configure(config):
