@@ -122,6 +122,9 @@ class Campaign:
             if project_.resets:
                 self.report.repairs['volume reset at the end'] = (
                     project_.resets)
+            if project_.allocations:
+                self.report.repairs['allocation of a resize deleted'] = (
+                    project_.allocations)
         # What a crash leaves is removed when nova-compute starts.
         cloud.quickstart('restart', 'nova-compute')
         self.report.wrong += self._compare(before, placement)

@@ -72,6 +72,9 @@ class Project:
         self._local = threading.local()
         #: How many volumes had to be reset at the end.
         self.resets = 0
+        #: How many allocations were left of resizes.
+        self.allocations = 0
+        self._migrations: set[str] = set()
         self.admin = cloud.connect(cloud.ADMIN_CLOUD)
         identity = self.admin.identity
         self.name = cloud.CloudTestCase.unique('campaign')
@@ -134,6 +137,7 @@ class Project:
         :returns: what could not be deleted.
         """
         left = self._delete_servers()
+        self._delete_allocations()
         left += self._delete_each(
             'image', lambda: self.api.image.images(
                 visibility='private', owner=self.project.id),
@@ -176,6 +180,31 @@ class Project:
         return self._delete_each(
             'server', lambda: self.api.compute.servers(details=True),
             self.api.compute.delete_server)
+
+    def note_migrations(self, server: str) -> None:
+        """Remember the migrations of a server whose resize was interrupted.
+
+        Nova deletes the allocations of the server, and does not list the
+        migrations of a deleted one.
+        """
+        def listed() -> list[dict[str, Any]]:
+            answer = self.operator.compute.get(
+                '/os-migrations', microversion='2.59',
+                params={'instance_uuid': server})
+            exceptions.raise_from_response(answer)
+            return answer.json()['migrations']
+
+        self._migrations.update(
+            migration['uuid'] for migration in patiently(listed))
+
+    def _delete_allocations(self) -> None:
+        """Delete the allocations that interrupted resizes have left."""
+        placement = self.operator.placement
+        for migration in self._migrations:
+            path = f'/allocations/{migration}'
+            if placement.get(path).json()['allocations']:
+                exceptions.raise_from_response(placement.delete(path))
+                self.allocations += 1
 
     def _delete_each(self, kind: str, find: Callable[[], Any],
                      delete: Callable[[str], Any]) -> list[str]:

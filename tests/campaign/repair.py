@@ -60,6 +60,8 @@ class Repair:
             self._volumes(slot, [])
             return []
         how: list[str] = []
+        if operation.name in ('resize', 'confirm', 'revert', 'delete'):
+            self._project.note_migrations(slot.server)
         server = self._settled(slot, how, 0 if stuck else STUCK)
         if server is not None and operation.name == 'delete':
             how.append('deleted again')
