@@ -52,7 +52,7 @@ class SharingTestCase(base.BaseTestCase):
                             ('two/test_c.py', 1)):
             self.write(name, tests)
         (self.share / 'one.test_b.py').touch()
-        self.assertIn('4 passed in', self.run_tests())
+        self.assertIn('4 passed', self.run_tests())
         self.assertEqual(
             {'one.test_a.py', 'one.test_b.py', 'two.test_c.py'},
             {path.name for path in self.share.iterdir()})
