@@ -46,8 +46,10 @@ ip -6 address add {GUEST6}/126 dev eth0
 ip -6 route add default via {HOST6}
 """
 
-# What the loss of the carrier may change, and the kernel's counter of these.
+# What the loss of the carrier may change, and the kernel's counter of these,
+# when the kernel has checked the new IPv6 addresses.
 _VIEW = """\
+while ip address | grep -q tentative; do sleep 0.1; done
 ip link show eth0; ip address show eth0; ip route; ip -6 route
 cat /sys/class/net/eth0/carrier_changes /sys/class/net/eth0/operstate
 """

@@ -173,7 +173,9 @@ class FrozenTestCase(lab.VIFTestCase):
         return (*self.switch_view(guest),
                 lab.OVS.interface(guest.pair.outer, 'link_state'),
                 lab.OVS.interface(guest.pair.outer, 'admin_state'),
-                guest.run('cat /sys/class/net/eth0/carrier_changes; '
+                # The kernel is still checking a new IPv6 address.
+                guest.run('while ip address | grep -q tentative; do sleep 0.1;'
+                          ' done; cat /sys/class/net/eth0/carrier_changes; '
                           'ip address; ip route'))
 
     def assert_unreachable(self, guest: lab.Guest, other: lab.Guest) -> None:
