@@ -212,10 +212,11 @@ class Repair:
                 self._reset(slot, volume)
                 self._detach(slot, volume)
             elif found.status == 'available' and self._is_known(slot, volume):
-                # Nova has lost the end of attaching it.
-                how.append('volume detached that Cinder has not attached')
-                self._reset(slot, volume)
-                self._detach(slot, volume)
+                # Nova has lost the end of attaching it, and neither Nova nor
+                # Cinder offers a way out.
+                how.append('volume left alone that only Nova lists')
+                slot.volumes.remove(volume)
+                continue
             found = self._actions.volume(volume.identifier)
             mine = [attachment for attachment in found.attachments
                     if attachment['server_id'] == slot.server]
