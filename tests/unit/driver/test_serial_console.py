@@ -15,6 +15,7 @@ makes it."""
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from typing import Any
@@ -30,6 +31,13 @@ from tests.fixtures import driver_host
 from tests.fixtures import fake_driver_host
 from tests.fixtures.fake_lxd import interactive
 from tests.fixtures.fake_lxd import state
+
+
+# A port that is free while the driver restarts must not be taken by a process
+# that runs the same tests meanwhile; those that begin together have numbers
+# close to each other.
+FIRST_PORT = 20000 + os.getpid() % 100 * 100
+PORTS = f'{FIRST_PORT}:{FIRST_PORT + 99}'
 
 
 class Terminal:
@@ -66,7 +74,7 @@ class SerialConsoleTest(fake_driver_host.FakeDriverTestCase):
     def setUp(self) -> None:
         # Before the driver is made.
         cfg = driver_host.CONF
-        for name, value in (('enabled', True), ('port_range', '10000:20000'),
+        for name, value in (('enabled', True), ('port_range', PORTS),
                             ('proxyclient_address', '127.0.0.1')):
             cfg.set_override(name, value, 'serial_console')
             self.addCleanup(cfg.clear_override, name, 'serial_console')
