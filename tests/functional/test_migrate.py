@@ -289,8 +289,7 @@ class CrashCases:
 
     def test_crash_of_either_lxd(self: Any) -> None:
         server = self.make()
-        self.host.run(server, 'sh', '-c',
-                      'dd if=/dev/urandom of=/big bs=1M count=200; sync')
+        self.host.write_random(server, '/big', 200)
         for lxd in reversed(self.lxds):
             with self.subTest(lxd=self.lxds.index(lxd)):
                 killer = threading.Thread(target=self._kill_during_copy,
@@ -353,8 +352,7 @@ class DirTest(MigrateCases, CrashCases, MigrateTestCase):
 
     def test_only_changes_after_the_stop(self) -> None:
         server = self.make()
-        self.host.run(server, 'sh', '-c',
-                      'dd if=/dev/urandom of=/big bs=1M count=300; sync')
+        self.host.write_random(server, '/big', 300)
         with self.assertLogs('nova_lxd_py.virt.server.migrate', 'INFO'
                              ) as logs:
             self.move(server).send()

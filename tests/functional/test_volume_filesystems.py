@@ -124,10 +124,9 @@ class FilesystemCases(volume_host.FilesystemHost):
         server = self.host.spawn()
         volume = self.storage.volume()
         connection = self.attach(server, volume)
-        self.host.run(server, 'sh', '-c', f'dd if=/dev/urandom bs=1M count=64 '
-                      f'of={self.directory}/data conv=fsync')
+        self.host.write_random(server, f'{self.directory}/data', 70)
         filled = volume.file.stat().st_blocks * 512
-        self.assertGreater(filled, 64 * units.Mi)
+        self.assertGreater(filled, 70 * units.Mi)
         self.host.run(server, 'rm', f'{self.directory}/data')
         # The kernel discards when the journal is written.
         deadline = time.monotonic() + 60
