@@ -387,9 +387,8 @@ class Actions:
         deadline = time.monotonic() + GUEST_TIMEOUT
         while True:
             try:
-                return self._host.lxc(
-                    'exec', self._host.name_of(slot.server), '--', 'sh',
-                    '-c', script).strip()
+                return self._host.execute(
+                    self._host.name_of(slot.server), script).strip()
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 if time.monotonic() > deadline:
                     raise Failed(f'in the guest: {error}') from None

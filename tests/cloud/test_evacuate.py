@@ -158,7 +158,6 @@ class EvacuateFromVolumeTest(
 
         def check() -> None:
             [found] = self.there(server)
-            self.assertEqual(filled, self.host.lxc(
-                'exec', found['name'], '--project', PROJECT, '--', 'sh', '-c',
-                'sha256sum </root/data').strip())
+            self.assertEqual(filled, self.host.execute(
+                found['name'], 'sha256sum </root/data', PROJECT).strip())
         self.evacuate(server, check)

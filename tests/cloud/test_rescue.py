@@ -25,8 +25,8 @@ class RescueTest(cloud.CloudTestCase):
 
     def execute(self, server: Any, script: str, suffix: str = '') -> str:
         """Run a shell script in a server's container, or the rescue one."""
-        return self.host.lxc('exec', self.host.name_of(server.id) + suffix,
-                             '--', 'sh', '-c', script).strip()
+        return self.host.execute(self.host.name_of(server.id) + suffix,
+                                 script).strip()
 
     def rescue(self, server: Any, **arguments: Any) -> None:
         self.cloud.compute.rescue_server(server.id, **arguments)
