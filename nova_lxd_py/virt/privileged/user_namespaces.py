@@ -72,8 +72,9 @@ def _new_namespace(uid_base: int, gid_base: int, size: int) -> int:
     process = os.fork()
     if not process:
         try:
-            if _libc.unshare(_CLONE_NEWUSER) == 0:
-                os.write(writing, b'!')
+            failed = _libc.unshare(_CLONE_NEWUSER) and ctypes.get_errno()
+            os.write(writing, bytes([failed]))
+            if not failed:
                 # The parent kills it long before.
                 signal.alarm(_LIFETIME)
                 signal.pause()
@@ -81,8 +82,11 @@ def _new_namespace(uid_base: int, gid_base: int, size: int) -> int:
             os._exit(0)
     try:
         os.close(writing)
-        if not os.read(reading, 1):
-            raise OSError(errno.EPERM, 'The kernel refuses user namespaces')
+        # A child that was killed has written nothing.
+        [failed] = os.read(reading, 1) or [errno.ESRCH]
+        if failed:
+            raise OSError(failed, 'The kernel refuses a user namespace: '
+                          f'{os.strerror(failed)}')
         directory = f'/proc/{process}'
         for name, base in (('uid', uid_base), ('gid', gid_base)):
             with open(f'{directory}/{name}_map', 'w',

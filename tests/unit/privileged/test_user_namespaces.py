@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import pathlib
 from unittest import mock
@@ -44,7 +46,7 @@ class NamespaceTestCase(base.BaseTestCase):
     def descriptors() -> int:
         return len(list(pathlib.Path('/proc/self/fd').iterdir()))
 
-    def assert_refused(self) -> None:
+    def assert_refused(self) -> OSError:
         """Check that nothing is left of a namespace that is refused."""
         def enter() -> None:
             with user_namespaces.user_namespace(BASE, BASE, SIZE):
@@ -57,17 +59,26 @@ class NamespaceTestCase(base.BaseTestCase):
             pids.append(pid)
             return pid
         with mock.patch.object(os, 'fork', noted):
-            self.assertRaises(OSError, enter)
+            error = self.assertRaises(OSError, enter)
         self.assertEqual({}, user_namespaces._namespaces)
         self.assertEqual(self.before, self.descriptors())
         # The child is gone, not even a zombie.
         self.assertEqual(1, len(pids))
         self.assertRaises(ProcessLookupError, os.kill, pids[0], 0)
+        return error
 
     def test_kernel_has_none(self) -> None:
+        def unshare(flags: int) -> int:
+            ctypes.set_errno(errno.ENOSPC)
+            return -1
         with mock.patch.object(user_namespaces, '_libc') as libc:
-            libc.unshare = lambda flags: -1
-            self.assert_refused()
+            libc.unshare = unshare
+            self.assertEqual(errno.ENOSPC, self.assert_refused().errno)
+
+    def test_child_is_killed(self) -> None:
+        with mock.patch.object(user_namespaces, '_libc') as libc:
+            libc.unshare = lambda flags: os._exit(1)
+            self.assertEqual(errno.ESRCH, self.assert_refused().errno)
 
     def test_ids_that_may_not_be_mapped(self) -> None:
         def unshare(flags: int) -> int:
