@@ -19,6 +19,7 @@ its instances have, when nova-compute starts and when LXD is reached again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import contextlib
 import threading
 
@@ -73,8 +74,9 @@ class Reconciler:
             self._provisioner.recover()
             self._roll_back_swaps()
             self._remove_unused()
-            self._clear_notes()
-            self._restore_limits()
+            guests = self._guests.all()
+            self._clear_notes(guests)
+            self._restore_limits(guests)
         except errors.LXDError as error:
             LOG.warning('Could not reconcile volumes, since LXD does not list '
                         'its instances: %s', error)
@@ -114,15 +116,15 @@ class Reconciler:
                         '%(guest)s: %(error)s',
                         {'guest': name, 'error': error}, instance_uuid=uuid)
 
-    def _restore_limits(self) -> None:
+    def _restore_limits(self, guests: Iterable[lxd_guest.Guest]) -> None:
         """Limit guests that may have been restarted meanwhile."""
-        for guest in self._guests.all():
+        for guest in guests:
             if volume_limits.find(guest.config, guest.devices):
                 self.restore_limits(guest.name, guest.uuid)
 
-    def _clear_notes(self) -> None:
+    def _clear_notes(self, guests: Iterable[lxd_guest.Guest]) -> None:
         """Clear notes of volumes that are attached or not connected."""
-        for guest in self._guests.all():
+        for guest in guests:
             if usage.read_note(guest) is None:
                 continue
             # An operation that attaches a volume has the lock.
