@@ -28,8 +28,8 @@ readonly OVS_LOG=${QUICKSTART_PREFIX:-/opt/nova-lxd}/log/ovs-vswitchd.log
 # Of the functional tests, which mostly wait for LXD, and of those of the cloud.
 PROCESSES=${NOVA_LXD_TEST_PROCESSES:-$(($(nproc) > 2 ? 4 : 3))}
 CLOUD_PROCESSES=${NOVA_LXD_TEST_PROCESSES:-2}
-# Of the unit tests, which wait for more than half of their time; less where
-# other stages run at the same time.
+# Of the unit tests, which also wait; less where other stages run at the same
+# time.
 UNIT_PROCESSES=$(($(nproc) > 4 ? 8 : 2 * $(nproc)))
 # shellcheck source=tools/as_root.sh
 . tools/as_root.sh

@@ -107,9 +107,7 @@ def _specs(connection_info: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _number(connection_info: Mapping[str, Any], name: str) -> int:
-    """Return the value of a spec; 0, which means no limit, if it is not set.
-
-    """
+    """Return the value of a spec, 0 (no limit) if it is not set."""
     text = str(_specs(connection_info).get(name, 0))
     if not _NUMBER.fullmatch(text):
         raise exception.VolumeAttachFailed(
